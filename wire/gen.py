@@ -1,0 +1,42 @@
+"""The generator: `python -m wire.gen` writes every generated file, `--check` fails when one is stale.
+
+Each output is made by one function that returns its text; OUTPUTS names them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from wire import gen_ops
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OUTPUTS: dict[str, Callable[[], str]] = {
+    "wire/include/gen_ops.h": gen_ops.header,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m wire.gen", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
+    arguments = parser.parse_args(argv)
+    stale = []
+    for name, make in OUTPUTS.items():
+        path = ROOT / name
+        text = make()
+        if path.exists() and path.read_text() == text:
+            continue
+        stale.append(name)
+        if not arguments.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    for name in stale:
+        print(f"{'stale' if arguments.check else 'wrote'} {name}")
+    return 1 if arguments.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
