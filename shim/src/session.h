@@ -90,6 +90,15 @@ uint64_t orion_push_host(orion_session *session, uint64_t offset, uint64_t bytes
 /// before words[word] >= value. Until then orion_push_host leaves the range out: the worker's copy is the newer one.
 void orion_note_pull(orion_session *session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
 
+/// Tells the engine that host function `callback`, generation `generation`, has returned (ORION_OP_HOST_FUNCTION).
+/// Never waits and never travels through a ring, so it cannot stand behind a full one. Use this, not a plain store:
+/// over tcp the value has to be sent.
+void orion_set_client_word(orion_session *session, uint32_t callback, uint64_t generation);
+
+/// ORION_SYNC=1 uses the last ORION_THREADS dynamic words for its own markers: the API side takes dynamic words from
+/// ORION_WORD_DYNAMIC up to here.
+#define ORION_WORD_SYNC (ORION_WORDS - ORION_THREADS)
+
 /// Logging to stderr (ORION_LOG=error|warn|info|debug, default warn) and ORION_LOG_FILE.
 enum orion_log_level { ORION_LOG_ERROR, ORION_LOG_WARN, ORION_LOG_INFO, ORION_LOG_DEBUG };
 __attribute__((format(printf, 2, 3))) void orion_log(enum orion_log_level level, const char *format, ...);
