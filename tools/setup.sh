@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Makes a fresh Debian or Ubuntu machine ready: system packages (only those missing), .venv, Python packages, pycuda.
+# Repeats are cheap: nothing is done when .venv is newer than what describes it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+VENV=.venv
+STAMP=$VENV/.orion-setup
+APT_UPDATED=
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+die() {
+  say "$*"
+  exit 1
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+# need PACKAGES...: installs Debian packages, or says what to install.
+need() {
+  command -v apt-get >/dev/null || die "missing: $*; this is not Debian or Ubuntu, install their equivalents and run again"
+  if [ "$(id -u)" != 0 ] && ! sudo -n true 2>/dev/null; then
+    die "missing: $*; run as root: apt-get install -y $*"
+  fi
+  say "installing $*"
+  export DEBIAN_FRONTEND=noninteractive
+  if [ -z "$APT_UPDATED" ]; then
+    as_root apt-get update -qq
+    APT_UPDATED=1
+  fi
+  as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+usable_python() {
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    if usable_python "$candidate"; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+system_packages() {
+  local missing=() tool
+  declare -A package_of=([gcc]=gcc [g++]=g++ [cmake]=cmake [make]=make [ar]=binutils [git]=git)
+  for tool in "${!package_of[@]}"; do
+    command -v "$tool" >/dev/null || missing+=("${package_of[$tool]}")
+  done
+  command -v gcc >/dev/null && ! echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 && missing+=(libc6-dev)
+  if [ ${#missing[@]} -gt 0 ]; then need "${missing[@]}"; fi
+
+  local python version
+  python=$(find_python) || {
+    need python3
+    python=$(find_python) || die "no Python 3.11, 3.12 or 3.13 found; install one and name it with PYTHON=/path/to/python3"
+  }
+  version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || need "python$version-venv"
+  "$python" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null ||
+    need "python$version-dev"
+}
+
+virtual_environment() {
+  local python
+  if [ -e $VENV/bin/python ] && ! usable_python $VENV/bin/python; then
+    say "$VENV has an unusable Python; making it again"
+    rm -rf $VENV
+  fi
+  if [ ! -e $VENV/bin/python ]; then
+    python=$(find_python)
+    say "making $VENV with $python"
+    "$python" -m venv $VENV
+  fi
+  # The build tools first, because the project itself is then installed without a build environment of its own.
+  say "installing Python packages"
+  $VENV/bin/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=24' 'setuptools>=77,<84' 'cffi>=2.0,<3' 2>&1 | quiet_pip
+  $VENV/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]' 2>&1 | quiet_pip
+  say "building pycuda (minutes on the first run, cached afterwards)"
+  $VENV/bin/python tools/build_pycuda.py --install >/dev/null
+}
+
+# pip warns once per package when a configured index does not have it.
+quiet_pip() { grep -v 'is ignored: it is neither a file nor a directory' || true; }
+
+if [ -e $STAMP ] && [ $STAMP -nt pyproject.toml ] && [ $STAMP -nt setup.py ] && [ $STAMP -nt tools/setup.sh ] &&
+  [ $STAMP -nt tools/build_pycuda.py ] && usable_python $VENV/bin/python; then
+  exit 0
+fi
+system_packages
+virtual_environment
+touch $STAMP
+say "ready"

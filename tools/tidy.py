@@ -1,0 +1,80 @@
+"""Runs clang-tidy over the sources that the build compiles, a few at a time.
+
+A file is checked again only when it, a header, or the configuration changed: clean results are kept in build/tidy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from buildlib import job_count, recipe_key
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "build" / "tidy"
+HEADER_FOLDERS = ("shim", "softgpu", "wire", "orion_server/engine")
+
+
+def sources() -> dict[Path, list[str]]:
+    """Each source with the arguments that clang-tidy needs to find its flags."""
+    found: dict[Path, list[str]] = {}
+    for database in sorted((ROOT / "build").glob("*/compile_commands.json")):
+        for entry in json.loads(database.read_text()):
+            path = Path(entry["directory"], entry["file"]).resolve()
+            if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "build"):
+                found[path] = ["-p", str(database.parent)]
+    libzmq = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "build_libzmq.py")], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    # cffi compiles the engine without leaving a compilation database.
+    engine_flags = ["-std=c11", "-D_GNU_SOURCE", f"-I{ROOT}/wire/include", f"-I{ROOT}/orion_server/engine"]
+    engine_flags += [f"-I{libzmq}/include", f"-I{sysconfig.get_path('include')}"]
+    for path in sorted((ROOT / "orion_server" / "engine").glob("*.c")):
+        if not path.name.startswith("_engine"):
+            found[path] = ["--", *engine_flags]
+    return {path: flags for path, flags in sorted(found.items()) if not path.name.startswith("gen_")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="only these (default: all)")
+    wanted = {path.resolve() for path in parser.parse_args().files}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    headers = [
+        path.read_bytes() for folder in HEADER_FOLDERS for path in sorted((ROOT / folder).rglob("*")) if path.suffix in (".h", ".def", ".inc")
+    ]
+    common = recipe_key([(ROOT / ".clang-tidy").read_bytes(), *headers])
+    work = {path: flags for path, flags in sources().items() if not wanted or path in wanted}
+
+    def check(item: tuple[Path, list[str]]) -> bool:
+        path, flags = item
+        mark = RESULTS / recipe_key([common, str(path), path.read_bytes(), *flags])
+        if mark.exists():
+            return True
+        place = flags if flags[0] == "-p" else []
+        rest = [] if place else flags
+        done = subprocess.run(
+            ["clang-tidy", "--quiet", *place, str(path), *rest], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        if done.returncode == 0:
+            mark.touch()
+            return True
+        print(done.stdout, end="", flush=True)
+        if "error:" not in done.stdout:
+            print(done.stderr, end="", file=sys.stderr, flush=True)
+        return False
+
+    with ThreadPoolExecutor(job_count()) as pool:
+        results = list(pool.map(check, work.items()))
+    print(f"clang-tidy: {results.count(True)} of {len(results)} files clean")
+    if not work or not all(results):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
