@@ -1,0 +1,49 @@
+// What every file that defines CUDA functions includes: visibility, entry checks, the default stream.
+#ifndef ORION_SHIM_API_H
+#define ORION_SHIM_API_H
+
+#include "cuda_types.h"
+#include "state.h"
+
+#define ORION_API __attribute__((visibility("default")))
+
+/// What a NULL stream means inside the current call: 0 or CU_STREAM_PER_THREAD. The `_ptds` and `_ptsz` variants set it
+/// around the call of the base function.
+extern _Thread_local uintptr_t orion_default_stream_override;
+
+/// Generated: newest ABI variant of `name` for `cuda_version`; status 0 found, 1 unknown, 2 version not sufficient.
+const void *orion_lookup_symbol(const char *name, int cuda_version, uint64_t flags, int *status);
+
+/// Why no call can be served now: not initialised, forked, exiting, or inside a host function.
+CUresult orion_enter(void);
+
+#define ORION_ENTER()                              \
+  do {                                             \
+    const CUresult entered_ = orion_enter();       \
+    if (entered_ != CUDA_SUCCESS) return entered_; \
+  } while (0)
+
+/// Enters and binds `context` to the calling thread's usable current context.
+#define ORION_ENTER_CONTEXT(context)                                 \
+  orion_context *context = NULL;                                     \
+  do {                                                               \
+    CUresult entered_ = orion_enter();                               \
+    if (entered_ == CUDA_SUCCESS) entered_ = orion_current(&context); \
+    if (entered_ != CUDA_SUCCESS) return entered_;                   \
+  } while (0)
+
+/// Enters and binds `stream` to what `handle` names (NULL, legacy, per-thread or created).
+#define ORION_ENTER_STREAM(stream, handle)                                           \
+  orion_stream *stream = NULL;                                                       \
+  do {                                                                               \
+    CUresult entered_ = orion_enter();                                               \
+    if (entered_ == CUDA_SUCCESS) entered_ = orion_resolve_stream((handle), &stream); \
+    if (entered_ != CUDA_SUCCESS) return entered_;                                   \
+  } while (0)
+
+#define ORION_REQUIRE(condition, result)  \
+  do {                                    \
+    if (!(condition)) return (result);    \
+  } while (0)
+
+#endif
