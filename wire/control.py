@@ -1,0 +1,231 @@
+"""Control messages: one msgpack map each, over ZeroMQ. See docs/protocol.md.
+
+Unknown fields are ignored. An unknown `v`, an unequal wire major, a field out of bounds: refused with a sentence, which
+`ControlError` carries together with the CUresult for the client.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 1 << 20
+CUDA_ERROR_INVALID_VALUE = 1
+CUDA_ERROR_SYSTEM_DRIVER_MISMATCH = 803
+
+U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
+U31 = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
+U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+I32 = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+Bytes63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Address = Annotated[int, Meta(ge=0, lt=1 << 47, multiple_of=1 << 21)]
+Ordinal = Annotated[int, Meta(ge=0, lt=64)]
+Text = Annotated[str, Meta(max_length=400)]
+Token = Annotated[bytes, Meta(min_length=32, max_length=32)]
+SessionId = Annotated[str, Meta(min_length=1, max_length=64)]
+Transport = Literal["shm", "tcp"]
+
+
+def _wire_version() -> tuple[int, int]:
+    header = (Path(__file__).resolve().parent / "include" / "orion_wire.h").read_text()
+    values = dict(re.findall(r"#define ORION_WIRE_(MAJOR|MINOR) (\d+)", header))
+    return int(values["MAJOR"]), int(values["MINOR"])
+
+
+WIRE_VERSION: tuple[int, int] = _wire_version()
+
+
+class ControlError(Exception):
+    """A message that is not accepted. `request_id` is None when not even the id could be read."""
+
+    def __init__(self, message: str, hint: str = "", code: int = CUDA_ERROR_INVALID_VALUE, request_id: int | None = None):
+        super().__init__(message)
+        self.hint, self.code, self.request_id = hint, code, request_id
+
+
+class _Message(msgspec.Struct, tag_field="type", kw_only=True):
+    id: U32
+    v: int = VERSION
+
+
+class Attach(_Message, tag="attach"):
+    """A client process asks for a worker."""
+
+    wire: tuple[U16, U16]
+    client: Text = ""
+    pid: U31 = 0
+    uid: U32 = 0
+    host: Text = ""
+    program: Text = ""
+    transports: Annotated[list[Transport], Meta(min_length=1, max_length=8)]
+    vgpu: Annotated[int, Meta(ge=0, le=64)] = 0
+    gmem_mib: U31 = 0
+    ratio: Annotated[int, Meta(ge=0, le=100)] = 0
+    group: Text = ""
+    env: Annotated[dict[Annotated[str, Meta(max_length=64)], Text], Meta(max_length=64)] = {}
+
+
+class Device(msgspec.Struct, kw_only=True):
+    ordinal: Ordinal
+    name: Annotated[str, Meta(max_length=255)]
+    uuid: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    pci_bus_id: Annotated[str, Meta(max_length=31)]
+    total_bytes: Bytes63
+    attributes: Annotated[dict[U16, I32], Meta(max_length=512)]
+    priority_range: tuple[I32, I32]
+    primary_flags: U32 = 0
+    slot_bytes: Bytes63
+
+
+class Attached(_Message, tag="attached"):
+    session: SessionId
+    token: Token
+    wire: tuple[U16, U16]
+    server: Text
+    device_name_kind: Literal["nvidia", "softgpu"]
+    driver_version: U31
+    runtime_validated: bool = False
+    shm_socket: Annotated[str, Meta(max_length=107)] = ""
+    tcp_ops: Text = ""
+    tcp_bulk: Text = ""
+    devices: Annotated[list[Device], Meta(max_length=64)]
+
+
+class DeviceSlot(msgspec.Struct, kw_only=True):
+    ordinal: Ordinal
+    base: Address
+    bytes: Annotated[int, Meta(gt=0, le=1 << 40, multiple_of=1 << 21)]
+
+
+class Bind(_Message, tag="bind"):
+    session: SessionId
+    token: Token
+    transport: Transport
+    host_base: Address
+    devices: Annotated[list[DeviceSlot], Meta(max_length=64)]
+
+
+class Bound(_Message, tag="bound"):
+    pass
+
+
+class Conflict(_Message, tag="conflict"):
+    host: bool
+    devices: Annotated[list[Ordinal], Meta(max_length=64)]
+
+
+class Stats(_Message, tag="stats"):
+    pass
+
+
+class GpuStats(msgspec.Struct, kw_only=True):
+    ordinal: Ordinal
+    name: Text
+    uuid: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    total_bytes: Bytes63
+    used_bytes: Bytes63
+
+
+class SessionStats(msgspec.Struct, kw_only=True):
+    session: SessionId
+    pid: U31
+    program: Text
+    transport: str
+    devices: list[Ordinal]
+    used_bytes: Bytes63
+    since: float
+
+
+class StatsAnswer(_Message, tag="stats"):
+    server: Text
+    name: Text
+    gpus: Annotated[list[GpuStats], Meta(max_length=64)]
+    sessions: Annotated[list[SessionStats], Meta(max_length=4096)]
+
+
+class Drain(_Message, tag="drain"):
+    pass
+
+
+class Drained(_Message, tag="drained"):
+    pass
+
+
+class Error(_Message, tag="error"):
+    code: Annotated[int, Meta(gt=0, lt=1000)]
+    message: Text
+    hint: Text = ""
+
+
+Request = Attach | Bind | Stats | Drain
+Answer = Attached | Bound | Conflict | StatsAnswer | Drained | Error
+
+_encoder = msgspec.msgpack.Encoder()
+Decoded = TypeVar("Decoded")
+
+
+@cache
+def boot_id() -> str:
+    """Names this boot of this host: equal on both ends means that shared memory may work."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def encode(message: Request | Answer) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """The request in `data`, every field within its bounds; ControlError otherwise."""
+    request = _decode(data, _request_decoder)
+    if isinstance(request, Attach) and request.wire[0] != WIRE_VERSION[0]:
+        raise ControlError(
+            f"the client speaks wire {request.wire[0]}.{request.wire[1]}, this server {WIRE_VERSION[0]}.{WIRE_VERSION[1]}",
+            "install the same release on both sides",
+            CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
+            request.id,
+        )
+    return request
+
+
+def decode_answer(data: bytes) -> Answer:
+    """The answer in `data`; ControlError when it is not one."""
+    return _decode(data, _answer_decoder)
+
+
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+class _Head(msgspec.Struct):
+    v: Any = None
+    id: Any = None
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
+
+
+def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[Decoded]) -> Decoded:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ControlError(f"a control message of {len(data)} bytes: at most {MAX_MESSAGE_BYTES} are accepted")
+    try:
+        head = _head_decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise ControlError(f"not a control message: {error}", "is this the control port of an orion-server?") from error
+    request_id = head.id if isinstance(head.id, int) and 0 <= head.id <= 0xFFFFFFFF else None
+    if head.v != VERSION:
+        raise ControlError(
+            f"control protocol version {head.v!r:.40} is not understood, only {VERSION}",
+            "install the same release on both sides",
+            CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
+            request_id,
+        )
+    try:
+        return decoder.decode(data)
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ControlError(f"bad control message: {error}", request_id=request_id) from error
