@@ -54,7 +54,7 @@ class _Message(msgspec.Struct, tag_field="type", kw_only=True):
     v: int = VERSION
 
 
-class Attach(_Message, tag="attach"):
+class Attach(_Message, tag="attach", kw_only=True):
     """A client process asks for a worker."""
 
     wire: tuple[U16, U16]
@@ -83,7 +83,7 @@ class Device(msgspec.Struct, kw_only=True):
     slot_bytes: Bytes63
 
 
-class Attached(_Message, tag="attached"):
+class Attached(_Message, tag="attached", kw_only=True):
     session: SessionId
     token: Token
     wire: tuple[U16, U16]
@@ -103,7 +103,7 @@ class DeviceSlot(msgspec.Struct, kw_only=True):
     bytes: Annotated[int, Meta(gt=0, le=1 << 40, multiple_of=1 << 21)]
 
 
-class Bind(_Message, tag="bind"):
+class Bind(_Message, tag="bind", kw_only=True):
     session: SessionId
     token: Token
     transport: Transport
@@ -111,16 +111,16 @@ class Bind(_Message, tag="bind"):
     devices: Annotated[list[DeviceSlot], Meta(max_length=64)]
 
 
-class Bound(_Message, tag="bound"):
+class Bound(_Message, tag="bound", kw_only=True):
     pass
 
 
-class Conflict(_Message, tag="conflict"):
+class Conflict(_Message, tag="conflict", kw_only=True):
     host: bool
     devices: Annotated[list[Ordinal], Meta(max_length=64)]
 
 
-class Stats(_Message, tag="stats"):
+class Stats(_Message, tag="stats", kw_only=True):
     pass
 
 
@@ -142,22 +142,22 @@ class SessionStats(msgspec.Struct, kw_only=True):
     since: float
 
 
-class StatsAnswer(_Message, tag="stats"):
+class StatsAnswer(_Message, tag="stats", kw_only=True):
     server: Text
     name: Text
     gpus: Annotated[list[GpuStats], Meta(max_length=64)]
     sessions: Annotated[list[SessionStats], Meta(max_length=4096)]
 
 
-class Drain(_Message, tag="drain"):
+class Drain(_Message, tag="drain", kw_only=True):
     pass
 
 
-class Drained(_Message, tag="drained"):
+class Drained(_Message, tag="drained", kw_only=True):
     pass
 
 
-class Error(_Message, tag="error"):
+class Error(_Message, tag="error", kw_only=True):
     code: Annotated[int, Meta(gt=0, lt=1000)]
     message: Text
     hint: Text = ""
