@@ -83,9 +83,10 @@ virtual_environment() {
   # The build tools first, because the project itself is then installed without a build environment of its own.
   say "installing Python packages"
   $VENV/bin/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=24' 'setuptools>=77,<84' 'cffi>=2.0,<3' 2>&1 | quiet_pip
-  $VENV/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]' 2>&1 | quiet_pip
+  $VENV/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation \
+    --config-settings editable_mode=compat -e '.[dev]' 2>&1 | quiet_pip
   say "building pycuda (minutes on the first run, cached afterwards)"
-  $VENV/bin/python tools/build_pycuda.py --install >/dev/null
+  $VENV/bin/python tools/build_pycuda.py --install 2>&1 >/dev/null | quiet_pip >&2
 }
 
 # pip warns once per package when a configured index does not have it.

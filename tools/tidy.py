@@ -46,7 +46,10 @@ def main() -> None:
     wanted = {path.resolve() for path in parser.parse_args().files}
     RESULTS.mkdir(parents=True, exist_ok=True)
     headers = [
-        path.read_bytes() for folder in HEADER_FOLDERS for path in sorted((ROOT / folder).rglob("*")) if path.suffix in (".h", ".def", ".inc")
+        path.read_bytes()
+        for folder in HEADER_FOLDERS
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in (".h", ".def", ".inc")
     ]
     common = recipe_key([(ROOT / ".clang-tidy").read_bytes(), *headers])
     work = {path: flags for path, flags in sources().items() if not wanted or path in wanted}
