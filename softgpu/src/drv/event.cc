@@ -1,0 +1,113 @@
+// cuEvent*.
+#include <chrono>
+
+#include "api.h"
+
+using namespace sg;
+
+namespace {
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+CUresult record_event(CUevent handle, CUstream stream_handle, bool per_thread, unsigned flags) {
+  return with_stream(stream_handle, per_thread, [&](Driver& driver, Context& context, const auto& stream) -> CUresult {
+    auto event = driver.events.get(handle);
+    if (!event || event->context.get() != &context) return CUDA_ERROR_INVALID_HANDLE;
+    if (flags > 1) return CUDA_ERROR_INVALID_VALUE;
+    if (flags == 1) return CUDA_ERROR_NOT_SUPPORTED;  // external nodes exist in captures only
+    auto record = std::make_shared<EventRecord>();
+    StreamOp op;
+    op.even_after_fault = true;
+    op.run = [record] {
+      record->time_ns = now_ns();
+      record->reached = true;
+    };
+    std::lock_guard lock(event->mutex);
+    record->ticket = context.submit(stream, std::move(op));
+    event->last = std::move(record);
+    return CUDA_SUCCESS;
+  });
+}
+
+template <class F>
+CUresult with_event(CUevent handle, F f) {
+  return with_driver([&](Driver& driver) -> CUresult {
+    auto event = driver.events.get(handle);
+    if (!event) return CUDA_ERROR_INVALID_HANDLE;
+    const int fault = event->context->fault.load();
+    if (fault != 0) return fault;
+    return f(*event);
+  });
+}
+
+bool is_complete(const EventRecord& record) { return record.ticket.stream->is_complete(record.ticket.sequence); }
+
+}  // namespace
+
+SG_API cuEventCreate(CUevent* out, unsigned flags) {
+  return with_context([&](Driver& driver, Context& context) -> CUresult {
+    if (!out || (flags & ~unsigned{CU_EVENT_FLAGS_MASK}) != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (flags & CU_EVENT_INTERPROCESS) {
+      return flags & CU_EVENT_DISABLE_TIMING ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
+    }
+    auto event = std::make_shared<Event>();
+    event->context = context.shared_from_this();
+    event->flags = flags;
+    *out = to_handle<CUevent>(driver.events.add(std::move(event)));
+    return CUDA_SUCCESS;
+  });
+}
+
+SG_API cuEventDestroy_v2(CUevent handle) {
+  return with_driver([&](Driver& driver) -> CUresult {
+    return driver.events.take(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+  });
+}
+SG_ALIAS(cuEventDestroy, cuEventDestroy_v2);
+
+SG_API cuEventRecord(CUevent event, CUstream stream) { return record_event(event, stream, false, 0); }
+SG_API cuEventRecord_ptsz(CUevent event, CUstream stream) { return record_event(event, stream, true, 0); }
+SG_API cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned flags) {
+  return record_event(event, stream, false, flags);
+}
+SG_API cuEventRecordWithFlags_ptsz(CUevent event, CUstream stream, unsigned flags) {
+  return record_event(event, stream, true, flags);
+}
+
+SG_API cuEventQuery(CUevent handle) {
+  return with_event(handle, [](Event& event) -> CUresult {
+    auto record = event.record();
+    if (record && !is_complete(*record)) return CUDA_ERROR_NOT_READY;
+    return event.context->fault.load();
+  });
+}
+
+SG_API cuEventSynchronize(CUevent handle) {
+  return with_event(handle, [](Event& event) -> CUresult {
+    if (auto record = event.record()) record->ticket.stream->wait(record->ticket.sequence, true);
+    return event.context->fault.load();
+  });
+}
+
+SG_API cuEventElapsedTime(float* milliseconds, CUevent start_handle, CUevent end_handle) {
+  return with_driver([&](Driver& driver) -> CUresult {
+    if (!milliseconds) return CUDA_ERROR_INVALID_VALUE;
+    auto start = driver.events.get(start_handle);
+    auto end = driver.events.get(end_handle);
+    if (!start || !end || start->context->device != end->context->device) return CUDA_ERROR_INVALID_HANDLE;
+    if ((start->flags | end->flags) & CU_EVENT_DISABLE_TIMING) return CUDA_ERROR_INVALID_HANDLE;
+    const int fault = start->context->fault.load();
+    if (fault != 0) return fault;
+    auto first = start->record();
+    auto second = end->record();
+    if (!first || !second) return CUDA_ERROR_INVALID_HANDLE;
+    if (!is_complete(*first) || !is_complete(*second)) return CUDA_ERROR_NOT_READY;
+    *milliseconds = static_cast<float>(static_cast<double>(second->time_ns - first->time_ns) * 1e-6);
+    return CUDA_SUCCESS;
+  });
+}
+SG_ALIAS(cuEventElapsedTime_v2, cuEventElapsedTime);
+

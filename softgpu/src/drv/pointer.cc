@@ -1,0 +1,148 @@
+// cuPointerGetAttribute(s), cuPointerSetAttribute, and advice about managed memory.
+#include <cstring>
+
+#include "api.h"
+
+using namespace sg;
+
+namespace {
+
+template <class T>
+CUresult give(void* data, T value) {
+  std::memcpy(data, &value, sizeof value);
+  return CUDA_SUCCESS;
+}
+
+/// The handle of the context that memory belongs to; VMM and pool memory belongs to none.
+CUcontext owner(Driver& driver, const Region& region) {
+  if (region.context_id == 0) return nullptr;
+  for (const auto& context : driver.contexts.all()) {
+    if (context->id == region.context_id) return to_handle<CUcontext>(context->handle);
+  }
+  return nullptr;
+}
+
+CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdeviceptr address, void* data) {
+  switch (attribute) {
+    case CU_POINTER_ATTRIBUTE_CONTEXT: return give(data, owner(driver, region));
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+      return give<unsigned>(data, region.is_host() ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE);
+    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: return give<CUdeviceptr>(data, address);
+    case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+      if (!region.is_host() && region.kind != RegionKind::managed) return CUDA_ERROR_INVALID_VALUE;
+      return give(data, reinterpret_cast<void*>(address));
+    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS: return give<bool>(data, region.sync_memops);
+    case CU_POINTER_ATTRIBUTE_BUFFER_ID: return give<uint64_t>(data, region.buffer_id);
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED: return give<bool>(data, region.kind == RegionKind::managed);
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return give<int>(data, region.device);
+    case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE: return give<bool>(data, false);
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: return give<CUdeviceptr>(data, region.begin);
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE: return give<size_t>(data, region.size_bytes());
+    case CU_POINTER_ATTRIBUTE_MAPPED: return give<bool>(data, true);
+    case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
+      return give<uint64_t>(data, region.physical && region.physical->exportable ? 1 : 0);
+    case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE: return give<bool>(data, false);
+    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: return give<unsigned>(data, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+    case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
+      return give<uint64_t>(data, region.pool && driver.pools.get(region.pool->handle) ? region.pool->handle : 0);
+    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE: return give<size_t>(data, region.size_bytes());
+    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR: return give<CUdeviceptr>(data, region.begin);
+    case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID: return give<uint64_t>(data, region.buffer_id);
+    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE: return give<bool>(data, false);
+    case CU_POINTER_ATTRIBUTE_P2P_TOKENS: return CUDA_ERROR_NOT_SUPPORTED;
+    default: return CUDA_ERROR_INVALID_VALUE;
+  }
+}
+
+/// What cuPointerGetAttributes writes for memory that is not known; it succeeds then.
+CUresult attribute_of_unknown(int attribute, void* data) {
+  switch (attribute) {
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: return give<unsigned>(data, 0);
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return give<int>(data, -2);  // CU_DEVICE_INVALID
+    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: return give<unsigned>(data, 0);
+    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+    case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+    case CU_POINTER_ATTRIBUTE_MAPPED:
+    case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
+    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE: return give<bool>(data, false);
+    default:
+      if (attribute < CU_POINTER_ATTRIBUTE_CONTEXT || attribute > CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE ||
+          attribute == CU_POINTER_ATTRIBUTE_P2P_TOKENS) {
+        return CUDA_ERROR_INVALID_VALUE;
+      }
+      return give<uint64_t>(data, 0);
+  }
+}
+
+bool managed_range(Driver& driver, CUdeviceptr address, size_t bytes) {
+  auto region = driver.map.find(address);
+  return bytes > 0 && region && region->kind == RegionKind::managed && bytes <= region->end - address;
+}
+
+/// Managed memory is in one place only, so advice and prefetching change nothing; the arguments are still checked.
+CUresult advise(CUdeviceptr address, size_t bytes, int advice) {
+  return with_context([&](Driver& driver, Context&) -> CUresult {
+    return advice >= 1 && advice <= 6 && managed_range(driver, address, bytes) ? CUDA_SUCCESS
+                                                                              : CUDA_ERROR_INVALID_VALUE;
+  });
+}
+
+CUresult prefetch(CUdeviceptr address, size_t bytes, int device, bool to_device, CUstream stream, bool per_thread) {
+  return with_stream(stream, per_thread, [&](Driver& driver, Context&, const auto&) -> CUresult {
+    if (to_device && !driver.device(device)) return CUDA_ERROR_INVALID_DEVICE;
+    return managed_range(driver, address, bytes) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  });
+}
+
+}  // namespace
+
+SG_API cuPointerGetAttribute(void* data, int attribute, CUdeviceptr address) {
+  return with_driver([&](Driver& driver) -> CUresult {
+    if (!data) return CUDA_ERROR_INVALID_VALUE;
+    auto region = driver.map.find(address);
+    return region ? attribute_of(driver, *region, attribute, address, data) : CUDA_ERROR_INVALID_VALUE;
+  });
+}
+
+SG_API cuPointerGetAttributes(unsigned count, int* attributes, void** data, CUdeviceptr address) {
+  return with_driver([&](Driver& driver) -> CUresult {
+    if (count == 0 || !attributes || !data) return CUDA_ERROR_INVALID_VALUE;
+    auto region = driver.map.find(address);
+    for (unsigned i = 0; i < count; ++i) {
+      if (!data[i]) return CUDA_ERROR_INVALID_VALUE;
+      CUresult result = CUDA_ERROR_INVALID_VALUE;
+      if (region) result = attribute_of(driver, *region, attributes[i], address, data[i]);
+      if (result == CUDA_ERROR_INVALID_VALUE) result = attribute_of_unknown(attributes[i], data[i]);
+      if (result != CUDA_SUCCESS) return result;
+    }
+    return CUDA_SUCCESS;
+  });
+}
+
+SG_API cuPointerSetAttribute(const void* value, int attribute, CUdeviceptr address) {
+  return with_driver([&](Driver& driver) -> CUresult {
+    if (!value || attribute != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS) return CUDA_ERROR_INVALID_VALUE;
+    unsigned on = 0;
+    std::memcpy(&on, value, sizeof on);
+    const bool found = driver.map.update(address, false, [on](Region& region) { region.sync_memops = on != 0; });
+    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  });
+}
+
+SG_API cuMemAdvise(CUdeviceptr address, size_t bytes, int advice, CUdevice) { return advise(address, bytes, advice); }
+SG_API cuMemAdvise_v2(CUdeviceptr address, size_t bytes, int advice, CUmemLocation) {
+  return advise(address, bytes, advice);
+}
+SG_API cuMemPrefetchAsync(CUdeviceptr address, size_t bytes, CUdevice device, CUstream s) {
+  return prefetch(address, bytes, device, device != -1, s, false);
+}
+SG_API cuMemPrefetchAsync_ptsz(CUdeviceptr address, size_t bytes, CUdevice device, CUstream s) {
+  return prefetch(address, bytes, device, device != -1, s, true);
+}
+SG_API cuMemPrefetchAsync_v2(CUdeviceptr address, size_t bytes, CUmemLocation to, unsigned, CUstream s) {
+  return prefetch(address, bytes, to.id, to.type == CU_MEM_LOCATION_TYPE_DEVICE, s, false);
+}
+SG_API cuMemPrefetchAsync_v2_ptsz(CUdeviceptr address, size_t bytes, CUmemLocation to, unsigned, CUstream s) {
+  return prefetch(address, bytes, to.id, to.type == CU_MEM_LOCATION_TYPE_DEVICE, s, true);
+}

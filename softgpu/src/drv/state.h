@@ -1,0 +1,264 @@
+// The driver's objects and how they hang together. A handle's table owns the object; whoever works with it holds a
+// shared_ptr, so a destroyed object lives until its last operation is done.
+#pragma once
+#include <array>
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "../mem/arena.h"
+#include "cuda_types.h"
+#include "handle.h"
+#include "sg.h"
+#include "stream.h"
+
+namespace sg {
+
+constexpr int kDriverVersion = 13000;
+constexpr int kMultiprocessors = 16;
+constexpr int kMaxThreadsPerBlock = 1024;
+constexpr int kMaxThreadsPerMultiprocessor = 2048;
+constexpr int kMaxBlocksPerMultiprocessor = 32;
+constexpr int kRegistersPerMultiprocessor = 65536;
+constexpr int kSharedPerBlockBytes = 48 << 10;
+constexpr int kSharedPerBlockOptinBytes = 163 << 10;
+constexpr int kSharedPerMultiprocessorBytes = 164 << 10;
+constexpr int kReservedSharedPerBlockBytes = 1 << 10;
+constexpr unsigned kMaxParamBytes = 32764;
+constexpr int kLeastStreamPriority = 0;
+constexpr int kGreatestStreamPriority = -5;
+
+/// What kernels of one context see.
+class ContextSpace : public AddressSpace {
+ public:
+  ContextSpace(int device, uint64_t context_id) : device_(device), context_id_(context_id) {}
+  bool find(uint64_t address, Range* out) const override;
+  uint64_t epoch() const override;
+  void* allocate_module_memory(size_t bytes) override;
+  void free_module_memory(void* address) override;
+  std::atomic<uint32_t> peer_mask{0};
+
+ private:
+  const int device_;
+  const uint64_t context_id_;
+};
+
+/// One recording of an event: where it stands, and when it was reached.
+struct EventRecord {
+  Ticket ticket;
+  std::atomic<bool> reached{false};
+  std::atomic<int64_t> time_ns{0};
+};
+
+struct Event {
+  uint64_t handle = 0;
+  std::shared_ptr<Context> context;
+  unsigned flags = 0;
+  std::mutex mutex;
+  std::shared_ptr<EventRecord> last;  // null: never recorded
+
+  std::shared_ptr<EventRecord> record() {
+    std::lock_guard lock(mutex);
+    return last;
+  }
+};
+
+struct Module;
+
+struct Function {
+  uint64_t handle = 0;
+  std::weak_ptr<Module> module;
+  uint64_t module_handle = 0;
+  const Kernel* kernel = nullptr;  // lives as long as the module's program
+  std::atomic<int> max_dynamic_shared_bytes{kSharedPerBlockBytes};
+  std::atomic<int> carveout{-1};
+};
+
+struct Module : std::enable_shared_from_this<Module> {
+  uint64_t handle = 0;
+  std::shared_ptr<Context> context;
+  std::shared_ptr<ContextSpace> space;  // the program frees its globals here, after the context may be gone
+  std::unique_ptr<Program> program;
+  bool owned_by_library = false;
+  std::mutex mutex;
+  std::map<std::string, std::shared_ptr<Function>, std::less<>> functions;
+  /// Finds or decodes a kernel. 500 for an unknown name, the machine's code if the PTX cannot run.
+  CUresult function(const char* name, std::shared_ptr<Function>* out);
+};
+
+struct LibraryKernel {
+  uint64_t handle = 0;
+  uint64_t library_handle = 0;
+  std::string name;
+  std::atomic<int> max_dynamic_shared_bytes{-1};  // -1: not set, the function's own value holds
+};
+
+struct Library {
+  uint64_t handle = 0;
+  std::vector<std::string> texts;
+  /// Linked without a device, for names and attributes: a library belongs to no context.
+  std::unique_ptr<AddressSpace> outline_space;
+  std::unique_ptr<Program> outline;
+  std::mutex mutex;
+  std::map<std::pair<uint64_t, uint64_t>, std::shared_ptr<Module>> modules;  // by context id and generation
+  std::map<std::string, std::shared_ptr<LibraryKernel>, std::less<>> kernels;
+  /// The library's module in `context`, loaded at first use.
+  CUresult module_in(const std::shared_ptr<Context>& context, std::shared_ptr<Module>* out, std::string* log);
+};
+
+struct LinkState {
+  uint64_t handle = 0;
+  std::shared_ptr<Context> context;
+  std::vector<CUjit_option> options;
+  void** option_values = nullptr;  // the program keeps them alive until cuLinkDestroy, as the API asks
+  std::vector<std::string> texts;
+  std::vector<uint8_t> image;
+};
+
+struct MemoryPool {
+  uint64_t handle = 0;
+  int device = 0;
+  bool is_default = false;
+  bool destroyed = false;
+  std::mutex mutex;
+  uint32_t access_mask = 0;
+  uint64_t max_size_bytes = 0;
+  uint64_t release_threshold_bytes = 0;
+  uint64_t used_bytes = 0;
+  uint64_t used_high_bytes = 0;
+  uint64_t reserved_high_bytes = 0;
+  std::array<int, 4> reuse{0, 1, 1, 1};  // by attribute number 1..3
+};
+
+struct MemoryHandle {
+  uint64_t handle = 0;
+  std::shared_ptr<PhysicalMemory> memory;
+  std::atomic<int> references{1};
+};
+
+struct Device {
+  int ordinal = 0;
+  CUuuid uuid{};
+  int pci_bus = 0;
+  std::unique_ptr<DeviceArena> arena;
+  std::shared_ptr<Context> primary;
+  std::mutex primary_mutex;
+  int primary_references = 0;
+  unsigned primary_flags = 0;
+  std::shared_ptr<MemoryPool> default_pool;
+  std::shared_ptr<MemoryPool> current_pool;
+  std::mutex pool_mutex;
+};
+
+struct Context : std::enable_shared_from_this<Context> {
+  Context(int device_ordinal, bool is_primary, unsigned context_flags);
+
+  uint64_t handle = 0;
+  const int device;
+  const bool primary;
+  const uint64_t id;
+  std::atomic<unsigned> flags;
+  std::atomic<bool> active{true};  // false: destroyed, or a primary context that nobody retains
+  std::atomic<bool> closing{false};
+  std::atomic<int> fault{0};
+  std::atomic<uint64_t> generation{1};  // grows at each reset
+  std::atomic<bool> cancel{false};
+  std::atomic<int> attach_count{1};
+  std::atomic<int> cache_config{0};
+  std::atomic<int> shared_config{1};
+  std::array<std::atomic<size_t>, CU_LIMIT_MAX> limits;
+  const std::shared_ptr<ContextSpace> space;
+
+  /// The stream behind a stream argument. 400 if it is none, or one of another context.
+  CUresult stream(CUstream handle, bool per_thread_default, std::shared_ptr<Stream>* out);
+  std::shared_ptr<Stream> legacy_stream();
+  std::shared_ptr<Stream> add_stream(StreamRole role, int priority);
+  void drop_stream(const std::shared_ptr<Stream>& stream);
+
+  /// Queues `op` with the waits that the NULL stream's rules add.
+  Ticket submit(const std::shared_ptr<Stream>& stream, StreamOp op, bool start_worker = true);
+  /// Queues, waits, and returns the context's fault if there is one.
+  CUresult run_now(const std::shared_ptr<Stream>& stream, StreamOp op);
+  /// All that a synchronisation with `stream` waits for: for the NULL stream also every blocking stream.
+  std::vector<Ticket> tickets(const std::shared_ptr<Stream>& stream);
+  std::vector<Ticket> all_tickets();
+  static void wait(const std::vector<Ticket>& tickets);
+  void synchronize() { wait(all_tickets()); }
+
+  void set_fault(CUresult code, const std::string& message);
+  /// Ends all work and frees all that belongs to the context.
+  void tear_down();
+
+ private:
+  std::mutex order_mutex_;  // submissions to the NULL stream and to blocking streams are ordered by it
+  std::vector<std::shared_ptr<Stream>> streams_;
+  std::shared_ptr<Stream> legacy_;
+};
+
+/// The whole driver. Made at the first call, never destroyed: streams may still run while the process exits.
+class Driver {
+ public:
+  static Driver& get();
+
+  CUresult init();
+  bool initialized() const { return initialized_.load(std::memory_order_acquire); }
+
+  std::vector<std::unique_ptr<Device>> devices;
+  MemoryMap map;
+  ExecGate gate;
+  unsigned op_delay_us = 0;
+  bool verbose = false;
+  int cc_major = 8;
+  int cc_minor = 0;
+
+  HandleTable<Context> contexts{HandleKind::context};
+  HandleTable<Stream> streams{HandleKind::stream};
+  HandleTable<Event> events{HandleKind::event};
+  HandleTable<Module> modules{HandleKind::module};
+  HandleTable<Function> functions{HandleKind::function};
+  HandleTable<Library> libraries{HandleKind::library};
+  HandleTable<LibraryKernel> kernels{HandleKind::kernel};
+  HandleTable<LinkState> links{HandleKind::link};
+  HandleTable<MemoryPool> pools{HandleKind::pool};
+  HandleTable<MemoryHandle> memory_handles{HandleKind::physical_memory};
+
+  Device* device(CUdevice ordinal);
+  /// Gives a region's memory back, after it was removed from the map and the gate was passed.
+  void reclaim(const Region& region);
+  /// Reclaims regions that were removed from the map, after the gate where their pages go away.
+  void release_regions(std::vector<Region> regions);
+
+ private:
+  Driver();
+  std::atomic<bool> initialized_{false};
+  std::mutex init_mutex_;
+};
+
+/// Per-thread state.
+struct ThreadState {
+  std::vector<std::shared_ptr<Context>> stack;
+  std::map<std::pair<uint64_t, uint64_t>, std::shared_ptr<Stream>> default_streams;  // by context id, generation
+  bool in_callback = false;
+  int capture_mode = 0;
+  ~ThreadState();
+};
+ThreadState& thread_state();
+
+/// The context current to this thread, usable or not.
+std::shared_ptr<Context> current_context();
+
+/// The function behind a CUfunction or a CUkernel passed as one; a kernel means its function in the current context.
+CUresult resolve_function(Driver& driver, const std::shared_ptr<Context>& context, CUfunction handle,
+                          std::shared_ptr<Function>* out);
+
+/// Loads PTX texts into a context.
+CUresult make_module(const std::shared_ptr<Context>& context, const std::vector<std::string>& texts,
+                     std::shared_ptr<Module>* out, std::string* log);
+
+}  // namespace sg
