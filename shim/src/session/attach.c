@@ -1,0 +1,424 @@
+// From nothing to sessions: once per process, at cuInit. Fork and exit end what this began.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../transport/transport.h"
+#include "attached.h"
+#include "internal.h"
+
+#ifndef ORION_CLIENT_VERSION
+#define ORION_CLIENT_VERSION "0.1.0"
+#endif
+
+enum attach_state { NEW, ATTACHED, FAILED, FORKED, EXITING };
+
+static _Atomic int state = NEW;
+static _Atomic int32_t failure;
+static pthread_mutex_t attach_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
+
+orion_session_impl *orion_sessions[ORION_SESSIONS_MAX];
+uint32_t orion_session_count;
+static orion_device **devices;
+static uint32_t device_count;
+
+// One server while it is being attached to.
+typedef struct attach_job {
+  orion_control control;
+  orion_attach_answer attached;
+  orion_session_impl *impl;
+  bool is_open, is_attached;
+  bool visible[ORION_DEVICES];  // by position in attached.devices
+  bool needed;
+  uint64_t host_base;
+} attach_job;
+
+CUresult orion_ready(void) {
+  switch (atomic_load_explicit(&state, memory_order_acquire)) {
+    case ATTACHED:
+      return CUDA_SUCCESS;
+    case EXITING:
+      return CUDA_ERROR_DEINITIALIZED;
+    default:
+      return CUDA_ERROR_NOT_INITIALIZED;
+  }
+}
+
+bool orion_attached(void) { return atomic_load_explicit(&state, memory_order_acquire) == ATTACHED; }
+
+uint32_t orion_device_count(void) { return orion_attached() ? device_count : 0; }
+
+orion_device *orion_device_at(uint32_t ordinal) {
+  return orion_attached() && ordinal < device_count ? devices[ordinal] : NULL;
+}
+
+// ------------------------------------------------------------------------------------------------- fork and exit
+
+static void after_fork_in_child(void) {
+  const int before = atomic_load(&state);
+  pthread_mutex_init(&attach_lock, NULL);
+  orion_threads_after_fork();
+  if (before == FAILED) atomic_store(&state, NEW);
+  if (before != ATTACHED && before != EXITING) return;
+  if (before == ATTACHED) atomic_store(&state, FORKED);
+  for (uint32_t i = 0; i < orion_session_count; i++) {
+    orion_session *session = &orion_sessions[i]->base;
+    atomic_store(&session->lost, CUDA_ERROR_NOT_INITIALIZED);
+    session->transport->after_fork(session);
+    // The parent's segment is not inherited. Empty pages in its place make a stray load harmless.
+    mmap(session->segment, sizeof *session->segment, PROT_READ | PROT_WRITE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  }
+  orion_api_after_fork();
+}
+
+static void at_exit(void) {
+  int expected = ATTACHED;
+  if (!atomic_compare_exchange_strong(&state, &expected, EXITING)) return;
+  for (uint32_t i = 0; i < orion_session_count; i++) {
+    orion_session *session = &orion_sessions[i]->base;
+    if (atomic_load(&session->lost) == 0) {
+      orion_op_detach detach = {.op = {.code = ORION_OP_DETACH}};
+      orion_try_push(session, &detach.op, sizeof detach, NULL, 0);
+    }
+    session->transport->close(session);
+    orion_session_lose(session, CUDA_ERROR_DEINITIALIZED, NULL);
+  }
+}
+
+static void register_handlers(void) {
+  pthread_atfork(NULL, NULL, after_fork_in_child);
+  atexit(at_exit);
+}
+
+// ------------------------------------------------------------------------------------------------- attach
+
+static void read_line(const char *path, char *out, size_t capacity) {
+  out[0] = 0;
+  FILE *file = fopen(path, "re");
+  if (!file) return;
+  if (!fgets(out, (int)capacity, file)) out[0] = 0;
+  out[strcspn(out, "\n")] = 0;
+  fclose(file);
+}
+
+static CUresult attach(attach_job *job, const orion_config *config) {
+  static const char *const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
+                                          "CUDA_MODULE_LOADING",         "CUDA_MODULE_DATA_LOADING",
+                                          "CUDA_FORCE_PTX_JIT",          "CUDA_DISABLE_PTX_JIT"};
+  enum { FORWARDED = sizeof forwarded / sizeof *forwarded };
+  uint8_t buffer[16384];
+  orion_packer p = {buffer, 0, sizeof buffer, false};
+  char host[64];
+  char program[512];
+  read_line("/proc/sys/kernel/random/boot_id", host, sizeof host);
+  const ssize_t program_bytes = readlink("/proc/self/exe", program, sizeof program - 1);
+  program[program_bytes > 0 ? program_bytes : 0] = 0;
+  orion_control_begin(&job->control, &p, "attach", 12);
+  orion_pack_string(&p, "wire");
+  orion_pack_array(&p, 2);
+  orion_pack_unsigned(&p, ORION_WIRE_MAJOR);
+  orion_pack_unsigned(&p, ORION_WIRE_MINOR);
+  orion_pack_string(&p, "client");
+  orion_pack_string(&p, ORION_CLIENT_VERSION);
+  orion_pack_string(&p, "pid");
+  orion_pack_unsigned(&p, (uint64_t)getpid());
+  orion_pack_string(&p, "uid");
+  orion_pack_unsigned(&p, getuid());
+  orion_pack_string(&p, "host");
+  orion_pack_string(&p, host);
+  orion_pack_string(&p, "program");
+  orion_pack_string(&p, program);
+  orion_pack_string(&p, "transports");
+  orion_pack_array(&p, config->transport == ORION_WISH_AUTO ? 2 : 1);
+  if (config->transport != ORION_WISH_TCP) orion_pack_string(&p, "shm");
+  if (config->transport != ORION_WISH_SHM) orion_pack_string(&p, "tcp");
+  orion_pack_string(&p, "vgpu");
+  orion_pack_unsigned(&p, config->vgpu_count);
+  orion_pack_string(&p, "gmem_mib");
+  orion_pack_unsigned(&p, config->gmem_mib);
+  orion_pack_string(&p, "ratio");
+  orion_pack_unsigned(&p, config->ratio_percent);
+  orion_pack_string(&p, "group");
+  orion_pack_string(&p, config->group);
+  orion_pack_string(&p, "env");
+  uint32_t set = 0;
+  for (int i = 0; i < FORWARDED; i++) set += getenv(forwarded[i]) != NULL;
+  orion_pack_map(&p, set);
+  for (int i = 0; i < FORWARDED; i++) {
+    const char *value = getenv(forwarded[i]);
+    if (!value) continue;
+    orion_pack_string(&p, forwarded[i]);
+    orion_pack_string(&p, value);
+  }
+  char type[32];
+  const CUresult result = orion_control_request(&job->control, &p, type, false);
+  if (result != CUDA_SUCCESS) return result;
+  const char *address = job->control.address;
+  if (strcmp(type, "attached") != 0 || !orion_attached_read(&job->control, &job->attached)) {
+    orion_log(ORION_LOG_ERROR, "%s answered the attach request with something else: check ORION_SERVER", address);
+    return CUDA_ERROR_NO_DEVICE;
+  }
+  job->is_attached = true;
+  if (job->attached.wire_major != ORION_WIRE_MAJOR) {
+    orion_log(ORION_LOG_ERROR,
+              "%s uses wire version %lld.%lld and this client %d.%d: install the same release on both sides", address,
+              (long long)job->attached.wire_major, (long long)job->attached.wire_minor, ORION_WIRE_MAJOR,
+              ORION_WIRE_MINOR);
+    return CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
+  }
+  return CUDA_SUCCESS;
+}
+
+static void tell_detach(attach_job *job) {
+  uint8_t buffer[1024];
+  orion_packer p = {buffer, 0, sizeof buffer, false};
+  orion_control_begin(&job->control, &p, "detach", 2);
+  orion_pack_string(&p, "session");
+  orion_pack_raw(&p, job->attached.session_id, job->attached.session_id_bytes);
+  orion_pack_string(&p, "token");
+  orion_pack_binary(&p, job->attached.token, sizeof job->attached.token);
+  orion_control_tell(&job->control, &p);
+}
+
+static bool reserve_device(attach_job *job, uint32_t i) {
+  orion_device *device = &job->attached.devices[i];
+  if (orion_reserve_device(device->slot_bytes, &device->slot_base)) return true;
+  orion_log(ORION_LOG_ERROR, "no free address range for device %u of %s (is RLIMIT_AS set?)", i, job->control.address);
+  return false;
+}
+
+static bool reserve_host(attach_job *job) {
+  if (orion_reserve_host(&job->host_base)) return true;
+  orion_log(ORION_LOG_ERROR, "no free address range for pinned memory of %s (is RLIMIT_AS set?)", job->control.address);
+  return false;
+}
+
+// Lets go of the ranges that the worker cannot have, and takes the next candidates. False when none is left.
+static bool next_candidates(attach_job *job) {
+  uint32_t pairs = 0;
+  orion_unpacker u = orion_control_answer(&job->control, &pairs);
+  bool any = false;
+  for (; pairs && !u.bad; pairs--) {
+    const uint8_t *key = NULL;
+    const uint32_t n = orion_unpack_bytes(&u, &key);
+    if (orion_unpack_equals(key, n, "host")) {
+      if (!orion_unpack_integer(&u) || u.bad) continue;
+      orion_unreserve(job->host_base, ORION_HOST_ARENA_BYTES);
+      job->host_base = 0;
+      if (!reserve_host(job)) return false;
+      any = true;
+    } else if (orion_unpack_equals(key, n, "devices")) {
+      for (uint32_t left = orion_unpack_array(&u); left && !u.bad; left--) {
+        const int64_t ordinal = orion_unpack_integer(&u);
+        for (uint32_t i = 0; i < job->attached.device_count && !u.bad; i++) {
+          orion_device *device = &job->attached.devices[i];
+          if (!job->visible[i] || (int64_t)device->remote_ordinal != ordinal) continue;
+          orion_unreserve(device->slot_base, device->slot_bytes);
+          device->slot_base = 0;
+          if (!reserve_device(job, i)) return false;
+          any = true;
+        }
+      }
+    } else {
+      orion_unpack_skip(&u);
+    }
+  }
+  if (!any) orion_log(ORION_LOG_ERROR, "%s names an address conflict that does not exist", job->control.address);
+  return any && !u.bad;
+}
+
+static CUresult bind_addresses(attach_job *job, const char *transport) {
+  uint32_t visible = 0;
+  if (!reserve_host(job)) return CUDA_ERROR_OUT_OF_MEMORY;
+  for (uint32_t i = 0; i < job->attached.device_count; i++) {
+    if (!job->visible[i]) continue;
+    visible++;
+    if (!reserve_device(job, i)) return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  for (uint32_t attempt = 0; attempt < ORION_CANDIDATES; attempt++) {
+    uint8_t buffer[8192];
+    orion_packer p = {buffer, 0, sizeof buffer, false};
+    orion_control_begin(&job->control, &p, "bind", 5);
+    orion_pack_string(&p, "session");
+    orion_pack_raw(&p, job->attached.session_id, job->attached.session_id_bytes);
+    orion_pack_string(&p, "token");
+    orion_pack_binary(&p, job->attached.token, sizeof job->attached.token);
+    orion_pack_string(&p, "transport");
+    orion_pack_string(&p, transport);
+    orion_pack_string(&p, "host_base");
+    orion_pack_unsigned(&p, job->host_base);
+    orion_pack_string(&p, "devices");
+    orion_pack_array(&p, visible);
+    for (uint32_t i = 0; i < job->attached.device_count; i++) {
+      if (!job->visible[i]) continue;
+      orion_pack_map(&p, 3);
+      orion_pack_string(&p, "ordinal");
+      orion_pack_unsigned(&p, job->attached.devices[i].remote_ordinal);
+      orion_pack_string(&p, "base");
+      orion_pack_unsigned(&p, job->attached.devices[i].slot_base);
+      orion_pack_string(&p, "bytes");
+      orion_pack_unsigned(&p, job->attached.devices[i].slot_bytes);
+    }
+    char type[32];
+    const CUresult result = orion_control_request(&job->control, &p, type, false);
+    if (result != CUDA_SUCCESS) return result;
+    if (strcmp(type, "bound") == 0) return CUDA_SUCCESS;
+    if (strcmp(type, "conflict") != 0) {
+      orion_log(ORION_LOG_ERROR, "%s answered the bind request with \"%s\"", job->control.address, type);
+      return CUDA_ERROR_NO_DEVICE;
+    }
+    if (!next_candidates(job)) return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  orion_log(ORION_LOG_ERROR, "%s and this process found no common address range in %u attempts", job->control.address,
+            ORION_CANDIDATES);
+  return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static CUresult connect_job(attach_job *job, const orion_config *config) {
+  const orion_attach_answer *attached = &job->attached;
+  const char *address = job->control.address;
+  int socket_fd = -1;
+  if (config->transport != ORION_WISH_TCP && attached->shm_socket[0]) {
+    socket_fd = orion_shm_connect(attached->shm_socket);
+    if (socket_fd < 0)
+      orion_log(config->transport == ORION_WISH_SHM ? ORION_LOG_ERROR : ORION_LOG_INFO,
+                "no shared memory with %s: %s: %s%s", address, attached->shm_socket, strerror(errno),
+                config->transport == ORION_WISH_SHM ? " (ORION_TRANSPORT=auto falls back to tcp)" : "; using tcp");
+  } else if (config->transport == ORION_WISH_SHM) {
+    orion_log(ORION_LOG_ERROR, "%s offers no shared memory to this process: is it on another host? (ORION_TRANSPORT=auto"
+              " falls back to tcp)", address);
+  }
+  if (socket_fd < 0 && config->transport == ORION_WISH_SHM) return CUDA_ERROR_NO_DEVICE;
+  if (socket_fd < 0 && (!attached->tcp_ops[0] || !attached->tcp_bulk[0])) {
+    orion_log(ORION_LOG_ERROR, "%s offers neither shared memory nor tcp to this process", address);
+    return CUDA_ERROR_NO_DEVICE;
+  }
+  const CUresult result = bind_addresses(job, socket_fd >= 0 ? "shm" : "tcp");
+  if (result != CUDA_SUCCESS) {
+    if (socket_fd >= 0) close(socket_fd);
+    return result;
+  }
+  orion_session *session = &job->impl->base;
+  session->host_base = (uint8_t *)(uintptr_t)job->host_base;
+  session->driver_version = attached->driver_version;
+  session->is_softgpu = attached->is_softgpu;
+  snprintf(session->server_address, sizeof session->server_address, "%s", address);
+  const bool opened = socket_fd >= 0
+                          ? orion_shm_open(session, socket_fd, attached->token, config->attach_timeout_ms)
+                          : orion_tcp_open(session, attached->tcp_ops, attached->tcp_bulk, attached->token,
+                                           config->attach_timeout_ms);
+  if (!opened) return CUDA_ERROR_NO_DEVICE;
+  if (!orion_session_start(job->impl)) return CUDA_ERROR_OUT_OF_MEMORY;
+  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s", address, attached->server_version,
+            attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name);
+  return CUDA_SUCCESS;
+}
+
+// Chooses the devices that the program sees, and with them the sessions that are needed.
+static CUresult choose_devices(attach_job *jobs, uint32_t job_count) {
+  orion_device *all[ORION_DEVICES * ORION_SESSIONS_MAX];
+  uint32_t count = 0;
+  for (uint32_t j = 0; j < job_count; j++) {
+    for (uint32_t i = 0; i < jobs[j].attached.device_count; i++) {
+      jobs[j].attached.devices[i].session = &jobs[j].impl->base;
+      all[count++] = &jobs[j].attached.devices[i];
+    }
+  }
+  devices = calloc(count + 1, sizeof(orion_device *));
+  if (!devices) return CUDA_ERROR_OUT_OF_MEMORY;
+  device_count = orion_visible_devices(all, count, getenv("CUDA_DEVICE_ORDER"), getenv("CUDA_VISIBLE_DEVICES"), devices);
+  if (device_count == 0) {
+    orion_log(count ? ORION_LOG_INFO : ORION_LOG_ERROR, "no device is visible: %s",
+              count ? "CUDA_VISIBLE_DEVICES hides them all" : "the server has none to give");
+    return CUDA_ERROR_NO_DEVICE;
+  }
+  for (uint32_t d = 0; d < device_count; d++) {
+    for (uint32_t j = 0; j < job_count; j++) {
+      if (devices[d]->session != &jobs[j].impl->base) continue;
+      jobs[j].needed = true;
+      jobs[j].visible[devices[d] - jobs[j].attached.devices] = true;
+    }
+  }
+  return CUDA_SUCCESS;
+}
+
+static void undo(attach_job *job) {
+  orion_session *session = job->impl ? &job->impl->base : NULL;
+  if (session && session->transport) {
+    session->transport->close(session);
+    munmap(session->segment, sizeof *session->segment);
+  }
+  if (job->host_base) orion_unreserve(job->host_base, ORION_HOST_ARENA_BYTES);
+  for (uint32_t i = 0; i < job->attached.device_count; i++)
+    if (job->attached.devices[i].slot_base)
+      orion_unreserve(job->attached.devices[i].slot_base, job->attached.devices[i].slot_bytes);
+  free(job->attached.devices);
+  orion_session_free(job->impl);
+}
+
+static CUresult attach_all(const orion_config *config, attach_job *jobs) {
+  CUresult result = CUDA_SUCCESS;
+  for (uint32_t j = 0; j < config->server_count && result == CUDA_SUCCESS; j++) {
+    jobs[j].impl = orion_session_new(config);
+    result = jobs[j].impl ? orion_control_open(&jobs[j].control, config->servers[j], config->server_is_default,
+                                               config->attach_timeout_ms, false)
+                          : CUDA_ERROR_OUT_OF_MEMORY;
+    jobs[j].is_open = result == CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS) result = attach(&jobs[j], config);
+  }
+  if (result == CUDA_SUCCESS) result = choose_devices(jobs, config->server_count);
+  for (uint32_t j = 0; j < config->server_count && result == CUDA_SUCCESS; j++)
+    if (jobs[j].needed) result = connect_job(&jobs[j], config);
+  for (uint32_t j = 0; j < config->server_count; j++) {
+    if (jobs[j].is_attached && (result != CUDA_SUCCESS || !jobs[j].needed)) tell_detach(&jobs[j]);
+    if (jobs[j].is_open) orion_control_close(&jobs[j].control);
+    if (result != CUDA_SUCCESS || !jobs[j].needed) {
+      undo(&jobs[j]);
+    } else {
+      orion_sessions[orion_session_count++] = jobs[j].impl;  // its devices live as long as the process
+    }
+  }
+  if (result != CUDA_SUCCESS) {
+    free(devices);
+    devices = NULL;
+    device_count = 0;
+  }
+  return result;
+}
+
+static CUresult attach_locked(void) {
+  orion_config *config = calloc(1, sizeof *config);
+  if (!config) return CUDA_ERROR_OUT_OF_MEMORY;
+  CUresult result = CUDA_ERROR_INVALID_VALUE;
+  if (orion_config_read(config)) {
+    attach_job *jobs = calloc(config->server_count, sizeof *jobs);
+    result = jobs ? attach_all(config, jobs) : CUDA_ERROR_OUT_OF_MEMORY;
+    free(jobs);
+  }
+  free(config);
+  return result;
+}
+
+CUresult orion_attach(void) {
+  int now = atomic_load_explicit(&state, memory_order_acquire);
+  if (now == NEW) {
+    pthread_once(&handlers_once, register_handlers);
+    pthread_mutex_lock(&attach_lock);
+    if (atomic_load(&state) == NEW) {
+      const CUresult result = attach_locked();
+      atomic_store(&failure, (int32_t)result);
+      atomic_store_explicit(&state, result == CUDA_SUCCESS ? ATTACHED : FAILED, memory_order_release);
+    }
+    pthread_mutex_unlock(&attach_lock);
+    now = atomic_load_explicit(&state, memory_order_acquire);
+  }
+  return now == FAILED ? (CUresult)atomic_load(&failure) : orion_ready();
+}

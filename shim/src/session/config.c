@@ -1,0 +1,164 @@
+#define _GNU_SOURCE
+#include "config.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "session.h"
+
+enum { VALUE_BYTES = 2048, CONF_FILE_MAX_BYTES = 1 << 20 };
+
+static char *trimmed(char *text) {
+  while (isspace((unsigned char)*text)) text++;
+  size_t n = strlen(text);
+  while (n && isspace((unsigned char)text[n - 1])) text[--n] = 0;
+  return text;
+}
+
+// Looks for `key` in an INI file. Sections only group keys for the reader; `#` and `;` start a comment line.
+static bool find_in_file(const char *path, const char *key, char *value) {
+  FILE *file = fopen(path, "re");
+  if (!file) return false;
+  char line[VALUE_BYTES];
+  bool found = false;
+  size_t read_bytes = 0;
+  while (!found && read_bytes < CONF_FILE_MAX_BYTES && fgets(line, sizeof line, file)) {
+    read_bytes += strlen(line);
+    char *text = trimmed(line);
+    if (!*text || *text == '#' || *text == ';' || *text == '[') continue;
+    char *equals = strchr(text, '=');
+    if (!equals) continue;
+    *equals = 0;
+    if (strcasecmp(trimmed(text), key) != 0) continue;
+    snprintf(value, VALUE_BYTES, "%s", trimmed(equals + 1));
+    found = true;
+  }
+  fclose(file);
+  return found;
+}
+
+static bool setting(const char *key, char *value) {
+  const char *from_environment = getenv(key);
+  if (from_environment && *from_environment) {
+    snprintf(value, VALUE_BYTES, "%s", from_environment);
+    return true;
+  }
+  const char *home = getenv("HOME");
+  char buffer[1024];
+  struct passwd entry;
+  struct passwd *user = NULL;
+  if (!home && getpwuid_r(getuid(), &entry, buffer, sizeof buffer, &user) == 0 && user) home = user->pw_dir;
+  if (home) {
+    char path[1024];
+    if (snprintf(path, sizeof path, "%s/.orion/client.conf", home) < (int)sizeof path &&
+        find_in_file(path, key, value))
+      return true;
+  }
+  return find_in_file("/etc/orion/client.conf", key, value);
+}
+
+static bool bad_value(const char *key, const char *value, const char *expected) {
+  char shown[128];
+  orion_printable(shown, sizeof shown, value, strlen(value));
+  orion_log(ORION_LOG_ERROR, "%s=%s is not valid: expected %s", key, shown, expected);
+  return false;
+}
+
+static bool read_number(const char *key, uint64_t least, uint64_t most, const char *expected, uint64_t *number) {
+  char value[VALUE_BYTES];
+  if (!setting(key, value)) return true;
+  char *end = NULL;
+  errno = 0;
+  unsigned long long parsed = strtoull(value, &end, 10);
+  if (!isdigit((unsigned char)value[0]) || *end || errno || parsed < least || parsed > most)
+    return bad_value(key, value, expected);
+  *number = parsed;
+  return true;
+}
+
+static bool parse_servers(orion_config *config, char *value) {
+  static const char expected[] = "host:port[,host:port...], at most 16, for example 127.0.0.1:9960";
+  char whole[VALUE_BYTES];
+  snprintf(whole, sizeof whole, "%s", value);
+  char *rest = NULL;
+  for (char *item = strtok_r(value, ",", &rest); item; item = strtok_r(NULL, ",", &rest)) {
+    item = trimmed(item);
+    char *colon = strrchr(item, ':');
+    char *end = NULL;
+    unsigned long port = 9960;
+    if (colon && !strchr(colon, ']')) {  // "[::1]" alone has its last colon inside the brackets
+      port = strtoul(colon + 1, &end, 10);
+      if (!isdigit((unsigned char)colon[1]) || *end) return bad_value("ORION_SERVER", whole, expected);
+      *colon = 0;
+    }
+    if (!*item || port < 1 || port > 65535 || strpbrk(item, " \t/") || config->server_count == ORION_SERVERS_MAX ||
+        snprintf(config->servers[config->server_count], ORION_SERVER_NAME_BYTES, "%s:%lu", item, port) >=
+            ORION_SERVER_NAME_BYTES)
+      return bad_value("ORION_SERVER", whole, expected);
+    config->server_count++;
+  }
+  return config->server_count ? true : bad_value("ORION_SERVER", whole, expected);
+}
+
+static bool read_log_settings(void) {
+  char value[VALUE_BYTES];
+  char file[VALUE_BYTES] = "";
+  int level = ORION_LOG_WARN;
+  setting("ORION_LOG_FILE", file);
+  if (setting("ORION_LOG", value)) {
+    static const char *const names[] = {"error", "warn", "info", "debug"};
+    for (level = 0; level < 4 && strcasecmp(value, names[level]) != 0; level++) continue;
+    if (level == 4) return bad_value("ORION_LOG", value, "error, warn, info or debug");
+  }
+  orion_log_configure(level, file);
+  return true;
+}
+
+bool orion_config_read(orion_config *config) {
+  memset(config, 0, sizeof *config);
+  if (!read_log_settings()) return false;
+  char value[VALUE_BYTES];
+  if (setting("ORION_SERVER", value)) {
+    if (!parse_servers(config, value)) return false;
+  } else {
+    snprintf(config->servers[0], ORION_SERVER_NAME_BYTES, "127.0.0.1:9960");
+    config->server_count = 1;
+    config->server_is_default = true;
+  }
+  if (setting("ORION_TRANSPORT", value)) {
+    static const char *const names[] = {"auto", "shm", "tcp"};
+    int wish = 0;
+    while (wish < 3 && strcasecmp(value, names[wish]) != 0) wish++;
+    if (wish == 3) return bad_value("ORION_TRANSPORT", value, "auto, shm or tcp");
+    config->transport = (enum orion_transport_wish)wish;
+  }
+  if (setting("ORION_GROUP_ID", value)) {
+    if (strlen(value) >= sizeof config->group) return bad_value("ORION_GROUP_ID", value, "at most 255 bytes");
+    snprintf(config->group, sizeof config->group, "%s", value);
+  }
+  uint64_t vgpu = 0;
+  uint64_t ratio = 0;
+  uint64_t spin = 50;
+  uint64_t timeout = 5000;
+  uint64_t sync = 0;
+  if (!read_number("ORION_VGPU", 1, ORION_DEVICES, "a count of vGPUs, 1 to 64", &vgpu) ||
+      !read_number("ORION_GMEM", 1, 1u << 30, "device memory for each vGPU in MiB", &config->gmem_mib) ||
+      !read_number("ORION_RATIO", 1, 100, "a share of compute in percent, 1 to 100", &ratio) ||
+      !read_number("ORION_SPIN_US", 0, 1000000, "microseconds to spin before sleeping, 0 to 1000000", &spin) ||
+      !read_number("ORION_ATTACH_TIMEOUT_MS", 1, 3600000, "milliseconds, 1 to 3600000", &timeout) ||
+      !read_number("ORION_SYNC", 0, 1, "0 or 1", &sync))
+    return false;
+  config->vgpu_count = (uint32_t)vgpu;
+  config->ratio_percent = (uint32_t)ratio;
+  config->spin_us = (uint32_t)spin;
+  config->attach_timeout_ms = (uint32_t)timeout;
+  config->sync = sync != 0;
+  return true;
+}

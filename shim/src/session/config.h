@@ -1,0 +1,29 @@
+// What the user configured: environment first, then ~/.orion/client.conf, then /etc/orion/client.conf.
+#ifndef ORION_SHIM_CONFIG_H
+#define ORION_SHIM_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { ORION_SERVERS_MAX = 16, ORION_SERVER_NAME_BYTES = 128 };
+enum orion_transport_wish { ORION_WISH_AUTO, ORION_WISH_SHM, ORION_WISH_TCP };
+
+typedef struct orion_config {
+  char servers[ORION_SERVERS_MAX][ORION_SERVER_NAME_BYTES];  // "host:port"
+  uint32_t server_count;
+  bool server_is_default;  // nobody named one
+  enum orion_transport_wish transport;
+  uint32_t vgpu_count;  // 0: all that the server offers
+  uint64_t gmem_mib;    // 0: the server's default
+  uint32_t ratio_percent;  // 0: the server's default
+  char group[256];
+  uint32_t spin_us;
+  bool sync;
+  uint32_t attach_timeout_ms;
+} orion_config;
+
+/// Reads the configuration, sets up logging. False after one line on stderr that names the bad value.
+bool orion_config_read(orion_config *config);
+
+#endif

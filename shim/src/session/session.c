@@ -1,0 +1,41 @@
+// The life of one session object, apart from how it came to be attached.
+#define _GNU_SOURCE
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "internal.h"
+
+static uint32_t usable_cpus(void) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  return (uint32_t)CPU_COUNT(&set);
+}
+
+orion_session_impl *orion_session_new(const orion_config *config) {
+  orion_session_impl *impl = NULL;
+  if (posix_memalign((void **)&impl, 64, sizeof *impl) != 0) return NULL;
+  memset(impl, 0, sizeof *impl);
+  // On two CPUs a spinning waiter takes the time that the worker needs to answer.
+  impl->spin_us = usable_cpus() > 2 ? config->spin_us : 0;
+  impl->sync = config->sync;
+  return impl;
+}
+
+bool orion_session_start(orion_session_impl *impl) {
+  orion_session *session = &impl->base;
+  session->main_ring = orion_main_ring(session->segment);
+  session->express_ring = orion_express_ring(session->segment);
+  impl->staging = orion_staging_new();
+  impl->arena = orion_arena_new(ORION_STAGING_BYTES, ORION_HOST_ARENA_BYTES - ORION_STAGING_BYTES);
+  return impl->staging && impl->arena;
+}
+
+void orion_session_free(orion_session_impl *impl) {
+  if (!impl) return;
+  orion_staging_free(impl->staging);
+  orion_arena_delete(impl->arena);
+  free(impl);
+}

@@ -1,0 +1,77 @@
+// The network transport in three files: tcp.c (connection, I/O thread), tcp_frames.c (what arrives), tcp_bulk.c (which
+// arena bytes are sent). Only the I/O thread touches the sockets once it runs.
+#ifndef ORION_SHIM_TCP_H
+#define ORION_SHIM_TCP_H
+
+#include <pthread.h>
+#include <zmq.h>
+
+#include "transport.h"
+
+enum {
+  TCP_BATCH_BYTES = 128 * 1024,  // operations gathered into one frame, at most
+  TCP_BULK_QUEUE = 4096,         // ranges that wait to be sent
+  TCP_OPS_HIGH_WATER = 32,       // frames
+  TCP_BULK_HIGH_WATER = 4,
+};
+
+typedef struct tcp_range {
+  uint64_t offset, bytes;
+} tcp_range;
+
+typedef struct tcp_pull {
+  uint64_t first, end, value;
+  uint32_t word;
+} tcp_pull;
+
+// A frame under construction or waiting for the socket. An operation is popped straight into it.
+typedef struct tcp_batch {
+  orion_frame header;
+  uint32_t bytes;  // of the body
+  _Alignas(8) uint8_t body[TCP_BATCH_BYTES + ORION_OP_MAX_BYTES];
+} tcp_batch;
+
+typedef struct tcp_state {
+  orion_session *session;
+  void *context, *ops, *bulk, *ops_monitor, *bulk_monitor;
+  int wake_fd;
+  pthread_t thread;
+  bool has_thread;
+  _Atomic bool stop;
+  _Atomic uint32_t stopped;  // futex
+  // Bulk to send and pulls to be expected, under `lock`.
+  pthread_mutex_t lock;
+  tcp_range queue[TCP_BULK_QUEUE];
+  uint32_t queue_first, queue_count;
+  _Atomic uint32_t queue_space;  // futex
+  _Atomic bool has_bulk;
+  uint64_t sequence_queued;  // number of the last piece queued
+  tcp_pull *pulls;
+  uint32_t pull_count, pull_capacity;
+  // Client words to send.
+  _Atomic uint64_t client_words_dirty[ORION_CLIENT_WORDS / 64];
+  _Atomic bool has_client_words;
+  // Owned by the I/O thread.
+  uint64_t main_position, express_position;
+  tcp_batch main_batch, express_batch;
+  uint64_t sequence_sent;
+  uint64_t sequence_received;
+  zmq_msg_t held;  // a words frame that came before the bulk it speaks of
+  bool has_held;
+} tcp_state;
+
+enum tcp_frame_result { TCP_FRAME_OK, TCP_FRAME_HOLD, TCP_FRAME_BAD };
+/// One message of lane 0. HOLD: the bulk that must be stored before it has not come; nothing after it may be applied.
+enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state *state, const void *data, size_t bytes);
+/// One message of lane 1.
+enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state *state, const void *data, size_t bytes);
+
+uint64_t orion_tcp_push_host(orion_session *session, uint64_t offset, uint64_t bytes);
+void orion_tcp_note_pull(orion_session *session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
+/// The next piece to send; false when there is none. Called by the I/O thread.
+bool orion_tcp_next_piece(tcp_state *state, tcp_range *piece);
+/// Takes the piece off the queue after it was sent.
+void orion_tcp_piece_sent(tcp_state *state, const tcp_range *piece);
+void orion_tcp_kick(orion_session *session, bool express);
+
+#endif

@@ -1,0 +1,66 @@
+// Frames from the worker. Every count and index is checked before it is used; the caller ends the session on BAD.
+#include <string.h>
+
+#include "tcp.h"
+
+static bool read_header(const void *data, size_t bytes, orion_frame *header, const uint8_t **body) {
+  if (bytes < sizeof *header) return false;
+  memcpy(header, data, sizeof *header);
+  *body = (const uint8_t *)data + sizeof *header;
+  return header->bytes <= ORION_FRAME_MAX_BYTES && header->bytes == bytes - sizeof *header;
+}
+
+static enum tcp_frame_result take_reply(orion_segment *segment, const orion_frame *header, const uint8_t *body) {
+  if (header->a >= ORION_REPLY_SLOTS || header->bytes > ORION_REPLY_BYTES) return TCP_FRAME_BAD;
+  orion_reply *reply = &segment->replies[header->a];
+  reply->result = (int32_t)header->b;
+  reply->bytes = header->bytes;
+  if (header->bytes) memcpy(reply->payload, body, header->bytes);
+  atomic_store_explicit(&reply->done, header->sequence, memory_order_release);
+  return TCP_FRAME_OK;
+}
+
+static enum tcp_frame_result take_words(tcp_state *state, const orion_frame *header, const uint8_t *body) {
+  if (header->bytes % sizeof(orion_word_update)) return TCP_FRAME_BAD;
+  const uint32_t count = header->bytes / (uint32_t)sizeof(orion_word_update);
+  orion_word_update update;
+  for (uint32_t i = 0; i < count; i++) {
+    memcpy(&update, body + i * sizeof update, sizeof update);
+    if (update.index >= ORION_WORDS) return TCP_FRAME_BAD;
+  }
+  if (header->sequence > state->sequence_received) return TCP_FRAME_HOLD;
+  for (uint32_t i = 0; i < count; i++) {
+    memcpy(&update, body + i * sizeof update, sizeof update);
+    atomic_store_explicit(&state->session->segment->words[update.index], update.value, memory_order_release);
+  }
+  return TCP_FRAME_OK;
+}
+
+enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state *state, const void *data, size_t bytes) {
+  orion_frame header;
+  const uint8_t *body = NULL;
+  if (!read_header(data, bytes, &header, &body)) return TCP_FRAME_BAD;
+  switch (header.type) {
+    case ORION_FRAME_CONTROL:
+      return TCP_FRAME_OK;
+    case ORION_FRAME_REPLY:
+      return take_reply(state->session->segment, &header, body);
+    case ORION_FRAME_WORDS:
+      return take_words(state, &header, body);
+    default:
+      return TCP_FRAME_BAD;
+  }
+}
+
+enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state *state, const void *data, size_t bytes) {
+  orion_frame header;
+  const uint8_t *body = NULL;
+  if (!read_header(data, bytes, &header, &body)) return TCP_FRAME_BAD;
+  if (header.type == ORION_FRAME_CONTROL) return TCP_FRAME_OK;
+  if (header.type != ORION_FRAME_BULK || header.a > ORION_HOST_ARENA_BYTES ||
+      header.bytes > ORION_HOST_ARENA_BYTES - header.a || header.sequence < state->sequence_received)
+    return TCP_FRAME_BAD;
+  if (header.bytes) memcpy(state->session->host_base + header.a, body, header.bytes);
+  state->sequence_received = header.sequence;
+  return TCP_FRAME_OK;
+}
