@@ -75,9 +75,22 @@ def vmm(cu: Driver, base: int, facts: dict[str, Any]) -> None:
         t = [time.perf_counter()]
         cu("cuMemCreate", ctypes.byref(handle), ctypes.c_size_t(chunk), ctypes.byref(props), ctypes.c_uint64(0))
         t.append(time.perf_counter())
-        cu("cuMemMap", ctypes.c_uint64(base + i * chunk), ctypes.c_size_t(chunk), ctypes.c_size_t(0), handle, ctypes.c_uint64(0))
+        cu(
+            "cuMemMap",
+            ctypes.c_uint64(base + i * chunk),
+            ctypes.c_size_t(chunk),
+            ctypes.c_size_t(0),
+            handle,
+            ctypes.c_uint64(0),
+        )
         t.append(time.perf_counter())
-        cu("cuMemSetAccess", ctypes.c_uint64(base + i * chunk), ctypes.c_size_t(chunk), ctypes.byref(access), ctypes.c_size_t(1))
+        cu(
+            "cuMemSetAccess",
+            ctypes.c_uint64(base + i * chunk),
+            ctypes.c_size_t(chunk),
+            ctypes.byref(access),
+            ctypes.c_size_t(1),
+        )
         t.append(time.perf_counter())
         cu("cuMemsetD8_v2", ctypes.c_uint64(base + i * chunk), 7, ctypes.c_size_t(chunk))
         cu("cuCtxSynchronize")

@@ -102,7 +102,11 @@ class Session:
                     answer = run(self.hidden(command) if label != "native" else command, environment, 150)
                     answer["name"] = row
                     runs[label].append(answer)
-                    value = f"{answer['value']:.4g} {answer['unit']}" if "value" in answer else f"FAILED {answer['error']}: {answer['tail'][-300:]}"
+                    value = (
+                        f"{answer['value']:.4g} {answer['unit']}"
+                        if "value" in answer
+                        else f"FAILED {answer['error']}: {answer['tail'][-300:]}"
+                    )
                     say(f"{repeat} {row} {label}: {value}")
         self.result["rows"] = runs
 

@@ -44,7 +44,9 @@ WIRE_VERSION: tuple[int, int] = _wire_version()
 class ControlError(Exception):
     """A message that is not accepted. `request_id` is None when not even the id could be read."""
 
-    def __init__(self, message: str, hint: str = "", code: int = CUDA_ERROR_INVALID_VALUE, request_id: int | None = None):
+    def __init__(
+        self, message: str, hint: str = "", code: int = CUDA_ERROR_INVALID_VALUE, request_id: int | None = None
+    ):
         super().__init__(message)
         self.hint, self.code, self.request_id = hint, code, request_id
 
