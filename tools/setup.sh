@@ -82,15 +82,20 @@ virtual_environment() {
   fi
   # The build tools first, because the project itself is then installed without a build environment of its own.
   say "installing Python packages"
-  $VENV/bin/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=24' 'setuptools>=77,<84' 'cffi>=2.0,<3' 2>&1 | quiet_pip
-  $VENV/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation \
-    --config-settings editable_mode=compat -e '.[dev]' 2>&1 | quiet_pip
+  quietly $VENV/bin/python -m pip install -q --upgrade 'pip>=24' 'setuptools>=77,<84' 'cffi>=2.0,<3'
+  quietly $VENV/bin/python -m pip install -q --no-build-isolation -e '.[dev]'
   say "building pycuda (minutes on the first run, cached afterwards)"
-  $VENV/bin/python tools/build_pycuda.py --install 2>&1 >/dev/null | quiet_pip >&2
+  quietly $VENV/bin/python tools/build_pycuda.py --install
 }
 
-# pip warns once per package when a configured index does not have it.
-quiet_pip() { grep -v 'is ignored: it is neither a file nor a directory' || true; }
+# Shows a command's output only when it fails: pip and setuptools warn at length about what is as intended.
+quietly() {
+  local log=$VENV/orion-setup.log
+  if ! "$@" >"$log" 2>&1; then
+    cat "$log" >&2
+    die "failed: $*"
+  fi
+}
 
 if [ -e $STAMP ] && [ $STAMP -nt pyproject.toml ] && [ $STAMP -nt setup.py ] && [ $STAMP -nt tools/setup.sh ] &&
   [ $STAMP -nt tools/build_pycuda.py ] && usable_python $VENV/bin/python; then
