@@ -1,0 +1,51 @@
+"""The client's configuration as the library reads it: environment, ~/.orion/client.conf, /etc/orion/client.conf."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DEFAULT_SERVER = "127.0.0.1:9960"
+DEFAULT_PORT = 9960
+
+
+class SettingError(Exception):
+    """A value that cannot be used."""
+
+
+def config_files() -> list[Path]:
+    """Files that are read, the user's first."""
+    home = os.environ.get("HOME") or str(Path("~").expanduser())
+    return [Path(home) / ".orion" / "client.conf", Path("/etc/orion/client.conf")]
+
+
+def setting(key: str) -> str | None:
+    """The value of a key and None when nobody set it. Sections of the files only group keys for the reader."""
+    if os.environ.get(key):
+        return os.environ[key]
+    for path in config_files():
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        for line in text.splitlines():
+            name, separator, value = line.strip().partition("=")
+            if separator and name[:1] not in "#;[" and name.strip().lower() == key.lower():
+                return value.strip()
+    return None
+
+
+def parse_server(text: str) -> str:
+    """`host[:port]` as host:port."""
+    host, separator, port = text.strip().rpartition(":")
+    if not separator:
+        host, port = text.strip(), str(DEFAULT_PORT)
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise SettingError(f"{text!r} is not host:port, for example {DEFAULT_SERVER}")
+    return f"{host}:{int(port)}"
+
+
+def servers() -> list[str]:
+    """Configured servers; empty when nobody named one."""
+    value = setting("ORION_SERVER")
+    return [parse_server(item) for item in value.split(",")] if value else []

@@ -1,0 +1,185 @@
+"""The command line of orion-server."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from orion_server import __version__
+from orion_server import log as log_setup
+from orion_server.config import (
+    DEFAULT_CONFIG_FILE,
+    LOG_LEVELS,
+    ConfigError,
+    Settings,
+    load_file,
+    parse_listen,
+    private_directory,
+)
+from orion_server.libcuda import Libcuda, LibcudaError, choose
+from orion_server.server import Server
+from orion_server.worker_process import WorkerError
+
+log = logging.getLogger("orion.server")
+_PR_SET_PDEATHSIG = 1
+_EXIT_SETUP = 2
+
+_HELP = """Serves this machine's GPUs to CUDA programs that run elsewhere.
+
+Each client process gets a worker process of its own, with CUDA contexts that were made beforehand. Without a GPU the
+workers use softgpu, a software GPU, so that everything can be tried anywhere.
+
+\b
+  orion-server                                the best device here, on 127.0.0.1:9960
+  orion-server --listen 127.0.0.1:0           on any free port, which is printed
+  orion-server --device softgpu --warm 2      no GPU needed, two workers kept ready
+  orion-run -- python my_cuda_program.py      on the client: run a program on it
+  orion-smi                                   who uses what
+
+SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
+at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
+libcuda, devices, warm_workers, max_sessions, drain_timeout, comm_path; [log] log_level, json); options win.
+"""
+
+app = typer.Typer(add_completion=True, rich_markup_mode=None)
+
+
+@app.command(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+def serve(
+    listen: Annotated[str | None, typer.Option(help="ADDRESS:PORT; loopback only; port 0 takes any free one.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (a GPU, else softgpu), nvidia or softgpu.")] = None,
+    libcuda: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The driver's libcuda.so.1, if not found.")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="GPUs to serve, as in CUDA_VISIBLE_DEVICES: 0,2 or UUIDs.")
+    ] = None,
+    warm: Annotated[int | None, typer.Option(min=0, max=64, help="Workers kept ready (default 1).")] = None,
+    max_sessions: Annotated[int | None, typer.Option(min=1, max=4096, help="Clients at once (default 64).")] = None,
+    null_engine: Annotated[bool, typer.Option(help="Accept and drop all work: measures the path, not a GPU.")] = False,
+    drain_timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait when draining (30).")] = None,
+    socket_dir: Annotated[
+        Path | None, typer.Option("--socket-dir", "--state-dir", help="Folder of unix sockets, mode 0700, per user.")
+    ] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Written when ready, one line: the address.")] = None,
+    ready_fd: Annotated[int | None, typer.Option(min=0, help="The same line on this descriptor, then closed.")] = None,
+    exit_with_parent: Annotated[bool, typer.Option(help="Stop when the starting process ends.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Configuration file (/etc/orion/server.conf).")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    json_log: Annotated[bool, typer.Option(help="Log one JSON object a line.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Reads the settings and serves until told to stop."""
+    if version:
+        print(f"orion-server {__version__}")
+        return
+    if exit_with_parent:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    try:
+        settings = _settings(config)
+        if listen is not None:
+            host, port = parse_listen(listen)
+            settings = replace(settings, host=host, port=port)
+        given: dict[str, Any] = {
+            "device": device,
+            "libcuda": libcuda,
+            "devices": devices,
+            "warm": warm,
+            "max_sessions": max_sessions,
+            "drain_timeout_s": drain_timeout,
+            "socket_dir": socket_dir,
+            "ready_file": ready_file,
+            "ready_fd": ready_fd,
+            "log_level": log_level,
+            "json_log": json_log or None,
+        }
+        settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
+        if settings.log_level not in LOG_LEVELS:
+            raise ConfigError(f"--log-level is one of {', '.join(LOG_LEVELS)}")
+        if settings.device not in ("auto", "nvidia", "softgpu"):
+            raise ConfigError("--device is one of auto, nvidia, softgpu")
+        folder = private_directory(settings.socket_dir)
+        chosen = choose("null" if null_engine else settings.device, settings.libcuda)
+    except (ConfigError, LibcudaError) as error:
+        print(f"orion-server: {error}", file=sys.stderr)
+        raise typer.Exit(_EXIT_SETUP) from None
+    log_setup.configure(settings.log_level, settings.json_log)
+    for key in settings.ignored:
+        log.warning("configuration: %s is not known to this version and was ignored", key)
+    raise typer.Exit(uvloop.run(_serve(settings, chosen, folder)))
+
+
+def _settings(path: Path | None) -> Settings:
+    if path is not None:
+        return load_file(path, Settings())
+    return load_file(DEFAULT_CONFIG_FILE, Settings()) if DEFAULT_CONFIG_FILE.is_file() else Settings()
+
+
+async def _serve(settings: Settings, libcuda: Libcuda, folder: Path) -> int:
+    loop = asyncio.get_running_loop()
+    stop_now = asyncio.Event()
+    drain_task: asyncio.Task[None] | None = None
+    server = Server(settings, libcuda, folder)
+
+    async def drain_then_stop() -> None:
+        try:
+            await asyncio.wait_for(server.drain(), settings.drain_timeout_s)
+        except TimeoutError:
+            log.warning("drain timed out after %g s: stopping with clients attached", settings.drain_timeout_s)
+        stop_now.set()
+
+    def on_signal() -> None:
+        nonlocal drain_task
+        if drain_task is None:
+            drain_task = asyncio.create_task(drain_then_stop())
+        else:
+            stop_now.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        starting = asyncio.ensure_future(server.start())
+        stopping = asyncio.ensure_future(stop_now.wait())
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await server.close()
+            return 0
+        starting.result()
+    except (OSError, WorkerError) as error:
+        print(f"orion-server: cannot serve: {error}", file=sys.stderr)
+        return 1
+    _announce(settings, libcuda, server)
+    await stopping
+    await server.close()
+    log.info("stopped")
+    return 0
+
+
+def _announce(settings: Settings, libcuda: Libcuda, server: Server) -> None:
+    names = ", ".join(gpu.name for gpu in server.gpus)
+    print(f"orion-server {__version__} on {server.address} ({libcuda.kind}: {names})", flush=True)
+    line = f"{server.address}\n"
+    if settings.ready_file is not None:
+        # Renamed into place: who waits for the file never reads half of it.
+        partial = settings.ready_file.with_name(settings.ready_file.name + ".part")
+        partial.write_text(line)
+        partial.replace(settings.ready_file)
+    if settings.ready_fd is not None:
+        os.write(settings.ready_fd, line.encode())
+        os.close(settings.ready_fd)
+
+
+def main() -> None:
+    """Entry of the installed command."""
+    app(prog_name="orion-server")

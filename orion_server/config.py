@@ -1,0 +1,179 @@
+"""Settings of orion-server: built-in defaults, then the configuration file, then the command line."""
+
+from __future__ import annotations
+
+import configparser
+import ipaddress
+import os
+import stat
+import tempfile
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+DEFAULT_CONFIG_FILE = Path("/etc/orion/server.conf")
+DEFAULT_PORT = 9960
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+# What a client may set for its worker. Everything else of its environment stays with it.
+CLIENT_ENVIRONMENT = frozenset(
+    {
+        "CUDA_DEVICE_MAX_CONNECTIONS",
+        "CUDA_DEVICE_DEFAULT_PERSISTING_L2_CACHE_PERCENTAGE_LIMIT",
+        "CUDA_DISABLE_PTX_JIT",
+        "CUDA_FORCE_PTX_JIT",
+        "CUDA_MODULE_DATA_LOADING",
+        "CUDA_MODULE_LOADING",
+        "CUDA_SCALE_LAUNCH_QUEUES",
+    }
+)
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used: the message names it and says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that orion-server can be told."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    device: str = "auto"
+    libcuda: str | None = None
+    devices: str | None = None
+    warm: int = 1
+    max_sessions: int = 64
+    enable_shm: bool = True
+    log_level: str = "info"
+    json_log: bool = False
+    drain_timeout_s: float = 30.0
+    bind_timeout_s: float = 10.0
+    connect_timeout_s: float = 5.0
+    worker_start_timeout_s: float = 60.0
+    socket_dir: Path | None = None
+    ready_file: Path | None = None
+    ready_fd: int | None = None
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`host:port`, `:port` or `host`; port 0 lets the system choose. Only loopback until clients authenticate."""
+    host, separator, port_text = text.rpartition(":")
+    if not separator:
+        host, port_text = text, str(DEFAULT_PORT)
+    host = host.strip("[]") or "127.0.0.1"
+    try:
+        port = int(port_text)
+    except ValueError:
+        raise ConfigError(f"--listen {text}: {port_text!r} is not a port number") from None
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--listen {text}: a port is 0 (any free one) to 65535")
+    check_loopback(host)
+    return ("127.0.0.1" if host == "localhost" else host), port
+
+
+def check_loopback(host: str) -> None:
+    """Refuses every address that another machine could reach."""
+    if host == "localhost":
+        return
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(f"{host!r} is not an IP address: use 127.0.0.1") from None
+    if not address.is_loopback:
+        raise ConfigError(
+            f"refusing to listen on {host}: clients are not authenticated yet, so anyone who reaches that address "
+            "could use the GPUs; listen on 127.0.0.1 and reach other machines through an SSH tunnel"
+        )
+    if address.version != 4:
+        raise ConfigError(f"refusing to listen on {host}: only IPv4 loopback is served in this version; use 127.0.0.1")
+
+
+# The product's file: section, key -> our field. Keys of features that are not there are named, not silently eaten.
+_FILE_KEYS: dict[tuple[str, str], str] = {
+    ("server", "listen_port"): "port",
+    ("server", "bind_addr"): "host",
+    ("server", "enable_shm"): "enable_shm",
+    ("server", "device"): "device",
+    ("server", "libcuda"): "libcuda",
+    ("server", "devices"): "devices",
+    ("server", "warm_workers"): "warm",
+    ("server", "max_sessions"): "max_sessions",
+    ("server", "drain_timeout"): "drain_timeout_s",
+    ("server", "comm_path"): "socket_dir",
+    ("server-log", "log_level"): "log_level",
+    ("log", "log_level"): "log_level",
+    ("server-log", "json"): "json_log",
+    ("log", "json"): "json_log",
+}
+_PRODUCT_LEVELS = {"warn": "warning"}
+
+
+def load_file(path: Path, base: Settings) -> Settings:
+    """Reads an INI file over `base`."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with path.open(encoding="utf-8") as file:
+            parser.read_file(file)
+    except (OSError, configparser.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    settings = base
+    ignored: list[str] = []
+    for section in parser.sections():
+        for key, raw in parser.items(section):
+            name = _FILE_KEYS.get((section, key))
+            if name is None:
+                ignored.append(f"[{section}] {key}")
+                continue
+            value = _convert(name, raw.strip().strip('"'), f"{path}: [{section}] {key}")
+            settings = replace(settings, **{name: value})
+    check_loopback(settings.host)
+    return replace(settings, ignored=tuple(ignored))
+
+
+def _convert(name: str, raw: str, where: str) -> Any:
+    default = next(f for f in fields(Settings) if f.name == name).default
+    try:
+        if name == "log_level":
+            level = _PRODUCT_LEVELS.get(raw.lower(), raw.lower())
+            if level not in LOG_LEVELS:
+                raise ValueError(raw)
+            return level
+        if name == "socket_dir":
+            return Path(raw)
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[raw.lower()]
+        if isinstance(default, int):
+            return int(raw)
+        if isinstance(default, float):
+            return float(raw)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{where} = {raw!r} is not a value for it") from None
+    return raw
+
+
+def private_directory(wanted: Path | None) -> Path:
+    """The per-user folder for the workers' unix sockets: owned by us, closed to everybody else."""
+    if wanted is None:
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        if runtime and os.access(runtime, os.W_OK):
+            wanted = Path(runtime) / "orion"
+        else:
+            wanted = Path(tempfile.gettempdir()) / f"orion-{os.geteuid()}"
+    try:
+        wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = wanted.lstat()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the socket folder {wanted}: {error.strerror}; name another with --socket-dir"
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise ConfigError(f"{wanted} is not a folder of this user: remove it or name another with --socket-dir")
+    if status.st_mode & 0o077:
+        raise ConfigError(
+            f"{wanted} is open to other users (mode {stat.S_IMODE(status.st_mode):o}): chmod 700 {wanted}"
+        )
+    if len(str(wanted)) > 60:
+        raise ConfigError(f"{wanted} is too long for a unix socket's path: name a shorter folder with --socket-dir")
+    return wanted

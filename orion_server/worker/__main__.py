@@ -1,0 +1,218 @@
+"""Entry of a worker: make contexts, wait for one session, serve it, end."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+from orion_server import log as log_setup
+from orion_server.channel import BlockingChannel
+from orion_server.worker.doorway import Doorway, sealed_memory
+from orion_server.worker.engine import BindConflict, Engine, EngineError
+
+log = logging.getLogger("orion.worker")
+
+_PR_SET_PDEATHSIG = 1
+_STOP_WAIT_S = 0.3
+
+
+class Worker:
+    """One thread that talks to the server and the client's doorway, and one that runs the engine."""
+
+    def __init__(self, channel: BlockingChannel, kind: str, libcuda: str, log_level: str) -> None:
+        self._channel = channel
+        self._kind = kind
+        self._libcuda = libcuda
+        self._log_level = log_level
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(channel.socket, selectors.EVENT_READ, self._on_channel)
+        self._engine: Engine | None = None
+        self._thread: threading.Thread | None = None
+        self._doorway: Doorway | None = None
+        self._client: socket.socket | None = None
+        self._primary_handles: list[int] = []
+        self._end_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._end_reason = ""
+        self._end: str | None = None
+
+    def warm(self) -> None:
+        """Makes the contexts and tells the server what the devices are."""
+        driver_version = 13000
+        if self._kind == "null":
+            from orion_server.worker.driver import null_snapshot
+
+            devices = null_snapshot()
+        else:
+            from orion_server.worker.driver import Driver
+
+            driver = Driver(self._libcuda)
+            devices = driver.snapshot()
+            driver_version = driver.driver_version
+            self._primary_handles = driver.primary_handles
+        self._channel.send({"type": "hello", "driver_version": driver_version, "devices": devices})
+
+    def serve(self) -> str:
+        """Handles events until the session ends; returns why it did."""
+        while self._end is None:
+            for key, _ in self._selector.select():
+                key.data()
+                if self._end is not None:
+                    break
+        return self._end
+
+    def shut(self, reason: str) -> None:
+        """Stops the engine if it can be stopped soon; the process ends in any case."""
+        if self._doorway is not None:
+            self._doorway.close()
+        if self._engine is not None and self._thread is not None:
+            self._engine.stop()
+            self._thread.join(_STOP_WAIT_S)
+        try:
+            self._channel.send({"type": "ended", "reason": reason})
+        except OSError:
+            pass  # the server went first
+
+    # ------------------------------------------------------------------------------------------ events
+
+    def _on_channel(self) -> None:
+        messages = self._channel.receive()
+        if messages is None:
+            self._end = "the server is gone"
+            return
+        for message in messages:
+            kind = message.get("type")
+            if kind == "stop":
+                self._end = "stopped by the server"
+                return
+            handler = {"prepare": self._prepare, "bind": self._bind, "stats": self._stats}[str(kind)]
+            try:
+                answer = handler(message)
+            except (EngineError, OSError) as error:
+                log.error("%s failed: %s", kind, error)
+                answer = {"ok": False, "code": getattr(error, "code", 999), "message": str(error)}
+            self._channel.send({"type": "answer", "id": message["id"], **answer})
+
+    def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
+        engine = Engine(self._kind, self._libcuda, self._primary_handles, self._log_level)
+        self._engine = engine
+        answer: dict[str, Any] = {"ok": True}
+        if message["shm_socket"]:
+            self._doorway = Doorway(message["shm_socket"], message["uid"], message["token"])
+            self._selector.register(self._doorway.listener, selectors.EVENT_READ, self._on_knock)
+        if message["tcp"]:
+            answer["tcp_ops"], answer["tcp_bulk"] = engine.open_lanes(message["token"])
+        return answer
+
+    def _bind(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self._engine is not None
+        devices = [(int(ordinal), int(base), int(size)) for ordinal, base, size in message["devices"]]
+        host_base = int(message["host_base"])
+        try:
+            if message["transport"] == "shm":
+                assert self._doorway is not None
+                segment = sealed_memory("orion-segment", self._engine.segment_bytes)
+                arena = sealed_memory("orion-arena", self._engine.arena_bytes)
+                try:
+                    self._engine.bind_shm(segment, arena, host_base, devices)
+                except BaseException:
+                    os.close(segment)
+                    os.close(arena)
+                    raise
+                self._doorway.fds = (segment, arena)
+            else:
+                if self._doorway is not None:
+                    self._selector.unregister(self._doorway.listener)
+                    self._doorway.close()
+                self._engine.bind_tcp(host_base, devices)
+        except BindConflict as conflict:
+            return {"ok": False, "conflict": [conflict.host, conflict.devices]}
+        self._selector.register(self._end_fd, selectors.EVENT_READ, self._on_engine_end)
+        self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._thread.start()
+        return {"ok": True}
+
+    def _stats(self, message: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": True, **(self._engine.stats() if self._engine is not None else {})}
+
+    def _on_knock(self) -> None:
+        assert self._doorway is not None
+        connection = self._doorway.accept()
+        if connection is None:
+            log.warning("somebody without the session's token was turned away")
+            if self._doorway.listener.fileno() < 0:
+                self._end = "too many attempts to enter the session without its token"
+            return
+        self._selector.unregister(self._doorway.listener)
+        self._doorway.close()
+        self._client = connection
+        self._selector.register(connection, selectors.EVENT_READ, self._on_client)
+        self._channel.send({"type": "connected"})
+
+    def _on_client(self) -> None:
+        # Nothing is ever sent here after the handshake: readable means that the client is gone.
+        assert self._client is not None and self._engine is not None
+        self._selector.unregister(self._client)
+        self._engine.client_lost()
+        self._thread_wait()
+
+    def _thread_wait(self) -> None:
+        assert self._thread is not None
+        self._thread.join(_STOP_WAIT_S)
+        if self._thread.is_alive():
+            self._end = "the client is gone"
+
+    def _on_engine_end(self) -> None:
+        os.eventfd_read(self._end_fd)
+        self._end = self._end_reason
+
+    def _run_engine(self) -> None:
+        assert self._engine is not None
+        try:
+            self._end_reason = self._engine.run()
+        except Exception as error:  # whatever it is, the session must end and say so
+            self._end_reason = f"engine failed: {error}"
+        os.eventfd_write(self._end_fd, 1)
+
+
+def _limit_process() -> None:
+    """Dies with the server, dumps no core (it would hold a tenant's data)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+
+
+def main() -> None:
+    """Runs one worker; started by orion-server only."""
+    parser = argparse.ArgumentParser(prog="orion_server.worker")
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--kind", required=True)
+    parser.add_argument("--libcuda", required=True)
+    parser.add_argument("--log-level", default="info")
+    arguments = parser.parse_args()
+    _limit_process()
+    log_setup.configure(arguments.log_level, False)
+    channel = BlockingChannel(socket.socket(fileno=arguments.channel_fd))
+    os.set_inheritable(arguments.channel_fd, False)
+    worker = Worker(channel, arguments.kind, arguments.libcuda, arguments.log_level)
+    try:
+        worker.warm()
+    except Exception as error:  # the server tells it to the operator; a traceback would say less
+        channel.send({"type": "failed", "message": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
+    worker.shut(worker.serve())
+    # The kernel frees everything at once; Python's and CUDA's own tear-down would only take longer.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The shm doorway: memory that both ends map, and the unix socket over which the client receives it."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import hmac
+import os
+import socket
+import struct
+
+TOKEN_BYTES = 32
+_F_ADD_SEALS = 1033
+_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
+_UCRED = struct.Struct("3i")
+# Strangers may knock (and a stale client may come late); each is turned away without ending the session.
+_MAX_REFUSALS = 16
+
+
+def sealed_memory(name: str, size_bytes: int) -> int:
+    """A sparse memfd that nobody can resize any more: a client that could shrink it would fault the engine."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Doorway:
+    """Listens on a unix socket until the one client with the token has come."""
+
+    def __init__(self, path: str, uid: int, token: bytes) -> None:
+        self._path = path
+        self._uid = uid
+        self._token = token
+        self._refusals = 0
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.listener.bind(path)
+        os.chmod(path, 0o600)
+        self.listener.listen(4)
+        self.fds: tuple[int, int] | None = None
+
+    def accept(self) -> socket.socket | None:
+        """One knock at the door; the client's connection, or None when it was turned away."""
+        connection, _ = self.listener.accept()
+        try:
+            connection.settimeout(1.0)
+            _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            token = connection.recv(TOKEN_BYTES + 1)
+            if uid != self._uid or not hmac.compare_digest(token, self._token) or self.fds is None:
+                raise PermissionError(f"uid {uid}, {len(token)} bytes of token")
+            rights = array.array("i", self.fds)
+            connection.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            connection.settimeout(None)
+        except OSError:
+            connection.close()
+            self._refusals += 1
+            if self._refusals > _MAX_REFUSALS:
+                self.close()
+            return None
+        return connection
+
+    def close(self) -> None:
+        """Shuts the door and removes the socket's file."""
+        if self.listener.fileno() >= 0:
+            self.listener.close()
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)

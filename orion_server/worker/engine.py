@@ -1,0 +1,139 @@
+"""The C engine behind a small Python face: the cffi module, its codes turned into exceptions and sentences."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from orion_server.engine._engine import ffi, lib
+
+_ENDS = {
+    1: "the client detached",
+    2: "the client is gone",
+    3: "the client broke the protocol",
+    4: "stopped",
+    5: "the engine failed",
+}
+_SPIN_US = 50
+_LOG_LEVELS = {"error": 0, "warning": 1, "info": 2, "debug": 3}
+
+
+class EngineError(Exception):
+    """The engine refused: `code` is the CUresult."""
+
+    def __init__(self, what: str, code: int) -> None:
+        super().__init__(f"{what} returned {code}")
+        self.code = code
+
+
+class BindConflict(Exception):
+    """Addresses that the client proposed are taken in this process."""
+
+    def __init__(self, host: bool, devices: list[int]) -> None:
+        super().__init__("address conflict")
+        self.host = host
+        self.devices = devices
+
+
+class Engine:
+    """One session's engine. Its transport is fixed when it is made, so each `bind` or `open_lanes` makes its own."""
+
+    def __init__(self, kind: str, libcuda: str, primary_handles: list[int], log_level: str) -> None:
+        self._kind = kind
+        self._libcuda = libcuda
+        self._primary_handles = primary_handles
+        self._log_level = _LOG_LEVELS[log_level]
+        self._engine: Any = ffi.NULL
+        self._ordinals: list[int] = []
+        self.segment_bytes: int = lib.orion_engine_segment_bytes()
+        self.arena_bytes: int = lib.orion_engine_arena_bytes()
+
+    def open_lanes(self, token: bytes) -> tuple[str, str]:
+        """Opens the two TCP lanes; returns their endpoints."""
+        self._make(lib.ORION_ENGINE_TCP)
+        ops, bulk = ffi.new("char[64]"), ffi.new("char[64]")
+        result = lib.orion_engine_tcp_listen(self._engine, token, len(token), ops, bulk)
+        if result != 0:
+            raise EngineError("orion_engine_tcp_listen", result)
+        return ffi.string(ops).decode(), ffi.string(bulk).decode()
+
+    def bind_shm(self, segment_fd: int, arena_fd: int, host_base: int, devices: list[tuple[int, int, int]]) -> None:
+        """Agrees on addresses with a client that maps the same two memfds; closes lanes that were offered."""
+        self._make(lib.ORION_ENGINE_SHM)
+        self._bind(segment_fd, arena_fd, host_base, devices)
+
+    def bind_tcp(self, host_base: int, devices: list[tuple[int, int, int]]) -> None:
+        """Agrees on addresses with a client that comes over the lanes."""
+        self._bind(-1, -1, host_base, devices)
+
+    def run(self) -> str:
+        """Serves until the session ends; says why it did."""
+        end = lib.orion_engine_run(self._engine)
+        text = ffi.new("char[256]")
+        lib.orion_engine_reason(self._engine, text, 256)
+        reason = ffi.string(text).decode(errors="replace")
+        sentence = _ENDS.get(end, f"engine ended with {end}")
+        return f"{sentence}: {reason}" if reason else sentence
+
+    def stop(self) -> None:
+        """Makes `run` return soon."""
+        lib.orion_engine_stop(self._engine)
+
+    def client_lost(self) -> None:
+        """Tells the engine that the client's end of the socket closed."""
+        lib.orion_engine_client_lost(self._engine)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the session; `used_bytes` by device ordinal."""
+        if self._engine == ffi.NULL or not self._ordinals:
+            return {}
+        stats = ffi.new("orion_engine_stats *")
+        lib.orion_engine_get_stats(self._engine, stats)
+        return {
+            "used_bytes": {ordinal: stats.mapped_bytes[i] for i, ordinal in enumerate(self._ordinals)},
+            "pinned_bytes": stats.pinned_bytes,
+            "operations": stats.operations,
+            "launches": stats.launches,
+            "late_errors": stats.late_errors,
+            "bytes_in": stats.bytes_in,
+            "bytes_out": stats.bytes_out,
+        }
+
+    def _make(self, transport: int) -> None:
+        if self._engine != ffi.NULL:
+            lib.orion_engine_free(self._engine)
+            self._engine = ffi.NULL
+        config = ffi.new("orion_engine_config *")
+        path = ffi.new("char[]", self._libcuda.encode())
+        config.libcuda_path = ffi.NULL if self._kind == "null" else path
+        config.null_engine = self._kind == "null"
+        config.transport = transport
+        config.cpu_count = len(os.sched_getaffinity(0))
+        config.spin_us = _SPIN_US
+        config.log_level = self._log_level
+        made = ffi.new("orion_engine **")
+        result = lib.orion_engine_new(config, made)
+        if result != 0:
+            raise EngineError("orion_engine_new", result)
+        self._engine = made[0]
+        for ordinal, handle in enumerate(self._primary_handles):
+            result = lib.orion_engine_set_primary(self._engine, ordinal, handle)
+            if result != 0:
+                raise EngineError("orion_engine_set_primary", result)
+
+    def _bind(self, segment_fd: int, arena_fd: int, host_base: int, devices: list[tuple[int, int, int]]) -> None:
+        request = ffi.new("orion_engine_bind_request *")
+        slots = ffi.new("orion_engine_device[]", len(devices) or 1)
+        for slot, (ordinal, base, size) in zip(slots, devices, strict=False):
+            slot.ordinal, slot.base, slot.bytes = ordinal, base, size
+        request.segment_fd, request.arena_fd = segment_fd, arena_fd
+        request.host_base, request.arena_bytes = host_base, self.arena_bytes
+        request.device_count, request.devices = len(devices), slots
+        conflicts = ffi.new("uint64_t *")
+        result = lib.orion_engine_bind(self._engine, request, conflicts)
+        if result == -1:
+            bits = conflicts[0]
+            raise BindConflict(bool(bits & 1), [d[0] for i, d in enumerate(devices) if bits >> (i + 1) & 1])
+        if result != 0:
+            raise EngineError("orion_engine_bind", result)
+        self._ordinals = [ordinal for ordinal, _, _ in devices]

@@ -1,0 +1,196 @@
+"""The server's side of one worker process: spawn it, talk to it, learn of its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orion_server.channel import ChannelProtocol
+from orion_server.libcuda import Libcuda, is_orion_client_library
+
+log = logging.getLogger("orion.worker")
+
+# A worker that was told to stop, or said that it ends, has this long before it is killed. Clients are promised that a
+# dead client's memory is gone within a second.
+KILL_AFTER_S = 0.7
+
+
+class State(enum.Enum):
+    """Life of a worker; it serves one session and is never used again."""
+
+    STARTING = "starting"
+    WARM = "warm"
+    SERVING = "serving"
+    ENDING = "ending"
+    DEAD = "dead"
+
+
+class WorkerError(Exception):
+    """The worker died, or refused a request: the message is for the client."""
+
+
+def worker_environment(libcuda: Libcuda, devices: str | None, client: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker: the server's, without what belongs to clients, with the client's CUDA settings."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORION_") and k != "CUDA_VISIBLE_DEVICES"}
+    preload = [p for p in environment.pop("LD_PRELOAD", "").replace(":", " ").split() if not _is_ours(p)]
+    if preload:
+        environment["LD_PRELOAD"] = ":".join(preload)
+    folders = [f for f in environment.pop("LD_LIBRARY_PATH", "").split(":") if f and not _is_ours(f"{f}/libcuda.so.1")]
+    if libcuda.path:
+        folders.insert(0, str(Path(libcuda.path).parent))
+    if folders:
+        environment["LD_LIBRARY_PATH"] = ":".join(folders)
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices
+    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = ":".join([root, *filter(None, environment.get("PYTHONPATH", "").split(":"))])
+    environment.update(client)
+    return environment
+
+
+def _is_ours(path: str) -> bool:
+    return os.path.basename(path).startswith("libcuda.so") and is_orion_client_library(Path(path))
+
+
+class WorkerProcess:
+    """One worker. All methods run on the event loop's thread."""
+
+    def __init__(self, process: subprocess.Popen[bytes], client_environment: Mapping[str, str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.client_environment = dict(client_environment)
+        self.state = State.STARTING
+        self.hello: dict[str, Any] = {}
+        self.reason = ""
+        self._broken = ""
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_connected: Callable[[], None] | None = None
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._next_id = 1
+        self._protocol: ChannelProtocol | None = None
+        self._pidfd = -1
+        self._kill_timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def spawn(
+        cls, libcuda: Libcuda, devices: str | None, client_environment: Mapping[str, str], log_level: str
+    ) -> WorkerProcess:
+        """Starts a worker; `ready` completes when its contexts are made."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            command = [sys.executable, "-P", "-m", "orion_server.worker", "--channel-fd", str(theirs.fileno())]
+            command += ["--kind", libcuda.kind, "--libcuda", libcuda.path, "--log-level", log_level]
+            process = subprocess.Popen(
+                command,
+                env=worker_environment(libcuda, devices, client_environment),
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+                pass_fds=[theirs.fileno()],
+                # Ctrl-C at a terminal is for the server, which drains; workers end when it says so.
+                process_group=0,
+            )
+        worker = cls(process, client_environment)
+        worker._pidfd = os.pidfd_open(process.pid)
+        loop.add_reader(worker._pidfd, worker._reap)
+        ours.setblocking(False)
+        worker._protocol = ChannelProtocol(worker._on_message, worker._on_channel_end)
+        protocol = worker._protocol
+        await loop.create_connection(lambda: protocol, sock=ours)
+        return worker
+
+    async def request(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Sends a request and waits for its answer."""
+        if self.state is State.DEAD or self._protocol is None:
+            raise WorkerError(self.reason or "the worker is gone")
+        request_id = self._next_id
+        self._next_id += 1
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[request_id] = future
+        self._protocol.send({**message, "id": request_id})
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            raise WorkerError(f"worker {self.pid} did not answer {message['type']!r} in {timeout_s:g} s") from None
+        finally:
+            self._answers.pop(request_id, None)
+
+    def stop(self, reason: str) -> None:
+        """Tells the worker to end; kills it when it does not."""
+        if self.state in (State.ENDING, State.DEAD):
+            return
+        self.state = State.ENDING
+        self.reason = self.reason or reason
+        if self._protocol is not None:
+            self._protocol.send({"type": "stop"})
+        self._kill_timer = asyncio.get_running_loop().call_later(KILL_AFTER_S, self.kill)
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        if self.state is not State.DEAD:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        if kind == "answer":
+            request_id = message.get("id")
+            future = self._answers.get(request_id) if isinstance(request_id, int) else None
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif kind == "hello" and self.state is State.STARTING:
+            self.hello = message
+            self.state = State.WARM
+            self.ready.set_result(None)
+        elif kind == "failed" and self.state is State.STARTING:
+            self.reason = str(message.get("message", ""))[:500]
+        elif kind == "connected":
+            if self.on_connected is not None:
+                self.on_connected()
+        elif kind == "ended":
+            self.stop(str(message.get("reason", ""))[:500])
+        else:
+            log.warning("worker %d sent an unexpected %r", self.pid, str(kind)[:40])
+
+    def _on_channel_end(self, reason: str) -> None:
+        self._protocol = None
+        if self.state not in (State.ENDING, State.DEAD):
+            # The exit status, which follows at once, says more than a closed channel.
+            self._broken = reason
+            self._kill_timer = asyncio.get_running_loop().call_later(KILL_AFTER_S, self.kill)
+
+    def _reap(self) -> None:
+        status = self.process.poll()
+        if status is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        if self.state is not State.ENDING:
+            how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+            causes = [cause for cause in (self.reason, self._broken) if cause]
+            self.reason = f"worker {self.pid} died ({how}){': ' if causes else ''}{', '.join(causes)}"
+        self.state = State.DEAD
+        if self._protocol is not None:
+            self._protocol.close()
+        error = WorkerError(self.reason)
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(error)
+        if not self.ready.done():
+            self.ready.set_exception(error)
+            self.ready.exception()  # a worker may die with nobody waiting for it
+        self.dead.set_result(None)
