@@ -1,7 +1,9 @@
 // Virtual memory management: reservations, physical memory, mappings and their access rights.
 #include <fcntl.h>
+#include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -120,7 +122,8 @@ SG_API cuMemCreate(CUmemGenericAllocationHandle* out, size_t bytes, const CUmemA
     memory->device = prop->location.id;
     memory->exportable = prop->requestedHandleTypes == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     memory->charged_to = arena;
-    memory->fd = memfd_create("softgpu", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    // Through syscall, because glibc has memfd_create only since 2.27.
+    memory->fd = static_cast<int>(syscall(SYS_memfd_create, "softgpu", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (memory->fd < 0 || ftruncate(memory->fd, static_cast<off_t>(bytes)) != 0 ||
         fcntl(memory->fd, F_ADD_SEALS, kSeals | F_SEAL_SEAL) != 0) {
       return CUDA_ERROR_OUT_OF_MEMORY;
