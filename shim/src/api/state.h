@@ -216,6 +216,7 @@ CUresult orion_event_wait(orion_event *event, orion_stream *stream, uint32_t fla
 // module.c and function.c
 CUresult orion_module_load(orion_context *context, const void *image, uint32_t option_count, CUjit_option *options,
                            void **values, CUmodule *module);
+CUresult orion_module_unload(CUmodule handle);
 CUresult orion_module_of(CUmodule handle, orion_module **module);
 CUresult orion_module_function(orion_module *module, const char *name, orion_function **function);
 CUresult orion_module_global(orion_module *module, const char *name, uint64_t *address, uint64_t *bytes);
@@ -238,6 +239,7 @@ typedef struct orion_jit {
 } orion_jit;
 CUresult orion_jit_parse(orion_jit *jit, uint32_t count, const CUjit_option *options, void **values);
 void orion_jit_finish(orion_jit *jit, const uint8_t *logs, uint32_t info_bytes, uint32_t error_bytes);
+CUresult orion_read_file(const char *path, uint8_t **bytes, uint64_t *size);  // module.c; the caller frees *bytes
 /// Bytes of an image that begins at `image`, or 0 when it is none. *data is what to send (a wrapper's container).
 uint64_t orion_image_bytes(const void *image, const void **data);
 

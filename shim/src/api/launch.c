@@ -1,0 +1,244 @@
+// Launches: validated against the snapshot, packed into this thread's scratch, pushed. No lock, no allocation.
+#include <string.h>
+
+#include "api.h"
+#include "library.h"
+
+#define LAUNCH_COOPERATIVE 1u
+#define ATTRIBUTES_MAX 32u
+#define ATTRIBUTE_BYTES 72u
+
+typedef struct launch_shape {
+  uint32_t grid[3], block[3];
+  uint32_t dynamic_shared_bytes;
+} launch_shape;
+
+static CUresult check_shape(const orion_function *function, const launch_shape *shape) {
+  const int32_t *limit = function->context->device->info->attributes;
+  uint64_t threads = 1;
+  for (int i = 0; i < 3; i++) {
+    if (shape->grid[i] == 0 || shape->grid[i] > (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X + i] ||
+        shape->block[i] == 0 || shape->block[i] > (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X + i]) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    threads *= shape->block[i];
+  }
+  if (threads > (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK]) return CUDA_ERROR_INVALID_VALUE;
+  if (shape->dynamic_shared_bytes >
+      (uint32_t)orion_function_attribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  if (threads > (uint32_t)orion_function_attribute(function, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)) {
+    return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+  }
+  return CUDA_SUCCESS;
+}
+
+/// `extra` holds (key, value) pairs: the packed buffer and its size.
+static CUresult pack_extra(void **extra, const void **buffer, uint32_t *bytes) {
+  const size_t *size = NULL;
+  *buffer = NULL;
+  for (; extra[0] != CU_LAUNCH_PARAM_END; extra += 2) {
+    if (extra[0] == CU_LAUNCH_PARAM_BUFFER_POINTER) {
+      *buffer = extra[1];
+    } else if (extra[0] == CU_LAUNCH_PARAM_BUFFER_SIZE) {
+      size = extra[1];
+    } else {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+  }
+  *bytes = 0;
+  if (size == NULL || *size == 0) return CUDA_SUCCESS;
+  if (*buffer == NULL || *size > ORION_PARAM_MAX_BYTES) return CUDA_ERROR_INVALID_VALUE;
+  *bytes = (uint32_t)*size;
+  return CUDA_SUCCESS;
+}
+
+static CUresult pack_params(const orion_function *function, void **params, uint8_t *to) {
+  if (params == NULL) return CUDA_ERROR_INVALID_VALUE;
+  for (uint32_t i = 0; i < function->param_count; i++) {
+    const void *from = params[i];
+    if (from == NULL) return CUDA_ERROR_INVALID_VALUE;
+    uint8_t *at = to + function->param_offsets[i];
+    const uint32_t bytes = function->param_sizes[i];
+    if (bytes == 8) {
+      memcpy(at, from, 8);
+    } else if (bytes == 4) {
+      memcpy(at, from, 4);
+    } else {
+      memcpy(at, from, bytes);
+    }
+  }
+  return CUDA_SUCCESS;
+}
+
+/// Behind `reserve` bytes of scratch, or in place for `extra` when nothing has to stand before it.
+static CUresult pack(const orion_function *function, void **params, void **extra, uint8_t *scratch, uint32_t reserve,
+                     const void **tail, uint32_t *param_bytes) {
+  *tail = scratch;
+  if (extra != NULL) {
+    if (params != NULL) return CUDA_ERROR_INVALID_VALUE;
+    const void *buffer;
+    const CUresult result = pack_extra(extra, &buffer, param_bytes);
+    if (result != CUDA_SUCCESS) return result;
+    if (function->layout_known && *param_bytes < function->param_bytes) return CUDA_ERROR_INVALID_VALUE;
+    if (function->layout_known) *param_bytes = function->param_bytes;
+    if (reserve == 0) {
+      *tail = buffer;
+    } else {
+      memcpy(scratch + reserve, buffer, *param_bytes);
+    }
+    return CUDA_SUCCESS;
+  }
+  *param_bytes = function->param_bytes;
+  if (!function->layout_known) return CUDA_ERROR_NOT_SUPPORTED;
+  return function->param_count == 0 ? CUDA_SUCCESS : pack_params(function, params, scratch + reserve);
+}
+
+/// All blocks of a cooperative launch must run at once. The limit is asked for once for each configuration in turn.
+static CUresult check_cooperative(orion_function *function, const launch_shape *shape) {
+  const int32_t *attributes = function->context->device->info->attributes;
+  if (attributes[CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH] == 0) return CUDA_ERROR_NOT_SUPPORTED;
+  const uint32_t threads = shape->block[0] * shape->block[1] * shape->block[2];
+  const uint64_t key = (uint64_t)threads << 32 | shape->dynamic_shared_bytes;
+  uint32_t limit = atomic_load_explicit(&function->cooperative_limit, memory_order_relaxed);
+  if (atomic_load_explicit(&function->cooperative_key, memory_order_acquire) != key) {
+    int32_t blocks;
+    const CUresult result =
+        orion_occupancy_blocks(function, (int32_t)threads, shape->dynamic_shared_bytes, 0, &blocks);
+    if (result != CUDA_SUCCESS) return result;
+    limit = (uint32_t)blocks * (uint32_t)attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
+    atomic_store_explicit(&function->cooperative_key, 0, memory_order_relaxed);
+    atomic_store_explicit(&function->cooperative_limit, limit, memory_order_relaxed);
+    atomic_store_explicit(&function->cooperative_key, key, memory_order_release);
+  }
+  const uint64_t blocks = (uint64_t)shape->grid[0] * shape->grid[1] * shape->grid[2];
+  return blocks > limit ? CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE : CUDA_SUCCESS;
+}
+
+static CUresult find_function(CUfunction handle, CUstream stream_handle, orion_stream **stream,
+                              orion_function **function, orion_thread **thread) {
+  CUresult result = orion_enter();
+  if (result == CUDA_SUCCESS) result = orion_function_of(handle, function);
+  if (result == CUDA_SUCCESS) result = orion_resolve_stream(stream_handle, stream);
+  if (result != CUDA_SUCCESS) return result;
+  if ((*function)->context != (*stream)->context) return CUDA_ERROR_INVALID_HANDLE;
+  *thread = orion_thread_state();
+  return *thread == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+static CUresult after_launch(orion_stream *stream, CUresult result) {
+  return result == CUDA_SUCCESS && orion_launch_blocking() ? orion_stream_synchronize(stream) : result;
+}
+
+static CUresult launch(CUfunction handle, const launch_shape *shape, CUstream stream_handle, void **params,
+                       void **extra, uint32_t flags) {
+  orion_stream *stream;
+  orion_function *function;
+  orion_thread *thread;
+  CUresult result = find_function(handle, stream_handle, &stream, &function, &thread);
+  if (result == CUDA_SUCCESS) result = check_shape(function, shape);
+  if (result != CUDA_SUCCESS) return result;
+  const void *tail;
+  uint32_t param_bytes;
+  result = pack(function, params, extra, thread->scratch, 0, &tail, &param_bytes);
+  if (result == CUDA_SUCCESS && (flags & LAUNCH_COOPERATIVE) != 0) result = check_cooperative(function, shape);
+  if (result != CUDA_SUCCESS) return result;
+  orion_op_launch op;
+  memset(&op, 0, sizeof op);
+  op.op.code = ORION_OP_LAUNCH;
+  op.function = function->entry.index;
+  op.launch_flags = flags;
+  op.grid_x = shape->grid[0];
+  op.grid_y = shape->grid[1];
+  op.grid_z = shape->grid[2];
+  op.block_x = shape->block[0];
+  op.block_y = shape->block[1];
+  op.block_z = shape->block[2];
+  op.dynamic_shared_bytes = shape->dynamic_shared_bytes;
+  op.param_bytes = param_bytes;
+  return after_launch(stream, orion_stream_submit(stream, &op.op, sizeof op, tail, param_bytes));
+}
+
+ORION_API CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                                  unsigned int block_x, unsigned int block_y, unsigned int block_z,
+                                  unsigned int dynamic_shared_bytes, CUstream stream, void **params, void **extra) {
+  const launch_shape shape = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, dynamic_shared_bytes};
+  return launch(function, &shape, stream, params, extra, 0);
+}
+
+ORION_API CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y,
+                                             unsigned int grid_z, unsigned int block_x, unsigned int block_y,
+                                             unsigned int block_z, unsigned int dynamic_shared_bytes, CUstream stream,
+                                             void **params) {
+  const launch_shape shape = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, dynamic_shared_bytes};
+  return launch(function, &shape, stream, params, NULL, LAUNCH_COOPERATIVE);
+}
+
+/// Appends the attributes that travel. Events and graph nodes are handles of this process: refused until they are mapped.
+static CUresult pack_attributes(const CUlaunchConfig *config, uint8_t *scratch, uint32_t *count, bool *cooperative) {
+  *count = 0;
+  *cooperative = false;
+  if (config->numAttrs > ATTRIBUTES_MAX || (config->numAttrs != 0 && config->attrs == NULL)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  for (uint32_t i = 0; i < config->numAttrs; i++) {
+    const CUlaunchAttribute *attribute = &config->attrs[i];
+    switch (attribute->id) {
+      case CU_LAUNCH_ATTRIBUTE_IGNORE:
+        continue;
+      case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
+      case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT:
+      case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
+        return CUDA_ERROR_NOT_SUPPORTED;
+      case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
+        *cooperative = attribute->value.cooperative != 0;
+        break;
+      default:
+        if ((unsigned)attribute->id >= CU_LAUNCH_ATTRIBUTE_MAX) return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint8_t *to = scratch + (size_t)*count * ATTRIBUTE_BYTES;
+    const uint32_t head[2] = {(uint32_t)attribute->id, 0};
+    memcpy(to, head, sizeof head);
+    memcpy(to + sizeof head, &attribute->value, ATTRIBUTE_BYTES - sizeof head);
+    ++*count;
+  }
+  return CUDA_SUCCESS;
+}
+
+ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction handle, void **params, void **extra) {
+  ORION_ENTER();
+  ORION_REQUIRE(config != NULL, CUDA_ERROR_INVALID_VALUE);
+  const launch_shape shape = {{config->gridDimX, config->gridDimY, config->gridDimZ},
+                              {config->blockDimX, config->blockDimY, config->blockDimZ},
+                              config->sharedMemBytes};
+  if (config->numAttrs == 0) return launch(handle, &shape, config->hStream, params, extra, 0);
+  orion_stream *stream;
+  orion_function *function;
+  orion_thread *thread;
+  CUresult result = find_function(handle, config->hStream, &stream, &function, &thread);
+  if (result == CUDA_SUCCESS) result = check_shape(function, &shape);
+  uint32_t attribute_count = 0, param_bytes = 0;
+  bool cooperative = false;
+  if (result == CUDA_SUCCESS) result = pack_attributes(config, thread->scratch, &attribute_count, &cooperative);
+  if (result != CUDA_SUCCESS) return result;
+  const uint32_t attribute_bytes = attribute_count * ATTRIBUTE_BYTES;
+  const void *tail;
+  result = pack(function, params, extra, thread->scratch, attribute_bytes, &tail, &param_bytes);
+  if (result == CUDA_SUCCESS && cooperative) result = check_cooperative(function, &shape);
+  if (result != CUDA_SUCCESS) return result;
+  orion_op_launch_ex op;
+  memset(&op, 0, sizeof op);
+  op.op.code = ORION_OP_LAUNCH_EX;
+  op.function = function->entry.index;
+  op.attribute_count = attribute_count;
+  op.grid_x = shape.grid[0];
+  op.grid_y = shape.grid[1];
+  op.grid_z = shape.grid[2];
+  op.block_x = shape.block[0];
+  op.block_y = shape.block[1];
+  op.block_z = shape.block[2];
+  op.dynamic_shared_bytes = shape.dynamic_shared_bytes;
+  op.param_bytes = param_bytes;
+  return after_launch(stream, orion_stream_submit(stream, &op.op, sizeof op, tail, attribute_bytes + param_bytes));
+}

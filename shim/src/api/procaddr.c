@@ -1,0 +1,28 @@
+#include "api.h"
+
+enum { LOOKUP_FOUND = 0 };
+
+/// A name of length 0 with version 0 is how CUDA's runtime probes for this function; the driver answers success.
+static CUresult look_up(const char *name, void **function, int version, cuuint64_t flags, int *status) {
+  if (name == NULL || function == NULL || (flags & ~(cuuint64_t)3) != 0) return CUDA_ERROR_INVALID_VALUE;
+  *status = LOOKUP_FOUND;
+  if (name[0] == '\0') {
+    *function = NULL;
+    return CUDA_SUCCESS;
+  }
+  *function = (void *)(uintptr_t)orion_lookup_symbol(name, version, flags, status);
+  return *status == LOOKUP_FOUND ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+}
+
+ORION_API CUresult cuGetProcAddress_v2(const char *name, void **function, int version, cuuint64_t flags,
+                                       CUdriverProcAddressQueryResult *status) {
+  int found = LOOKUP_FOUND;
+  const CUresult result = look_up(name, function, version, flags, &found);
+  if (status != NULL) *status = (CUdriverProcAddressQueryResult)found;
+  return result;
+}
+
+ORION_API CUresult cuGetProcAddress(const char *name, void **function, int version, cuuint64_t flags) {
+  int found;
+  return look_up(name, function, version, flags, &found);
+}
