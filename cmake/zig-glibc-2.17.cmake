@@ -14,3 +14,6 @@ set(CMAKE_C_COMPILER "${ORION_ZIG_BIN}/zig-cc")
 set(CMAKE_CXX_COMPILER "${ORION_ZIG_BIN}/zig-c++")
 set(CMAKE_AR "${ORION_ZIG_BIN}/zig-ar" CACHE FILEPATH "")
 set(CMAKE_RANLIB "${ORION_ZIG_BIN}/zig-ranlib" CACHE FILEPATH "")
+
+# zig's own libc++ carries debug information, ten times the size of the code.
+set(CMAKE_SHARED_LINKER_FLAGS_INIT "-s")
