@@ -1,0 +1,445 @@
+// Loads, stores, address conversions.
+#include "access.h"
+#include "decode.h"
+
+namespace sg::vm {
+
+namespace {
+
+struct Wide {
+  uint64_t lo, hi;
+};
+
+bool find_device_range(Warp& w, uint64_t address, uint64_t bytes, Range* out) {
+  for (uint32_t i = 0; i < 4; ++i) {
+    if (w.ranges[i].contains(address, bytes)) {
+      *out = w.ranges[i];
+      return true;
+    }
+  }
+  Range r;
+  uint64_t epoch = w.block->launch->memory->epoch();
+  if (!w.block->launch->memory->find(address, &r) || !r.contains(address, bytes)) return false;
+  if (epoch != w.epoch) {
+    w.epoch = epoch;
+    for (Range& old : w.ranges) old = {};
+  }
+  for (uint32_t i = 3; i > 0; --i) w.ranges[i] = w.ranges[i - 1];
+  w.ranges[0] = r;
+  *out = r;
+  return true;
+}
+
+Range shared_range(const Warp& w) {
+  uint64_t begin = reinterpret_cast<uint64_t>(w.block->shared);
+  return {begin, begin + w.block->shared_bytes};
+}
+
+bool find_local(const Warp& w, uint64_t address, uint64_t bytes, Range* out) {
+  for (const Frame* f = w.frame; f; f = f->parent) {
+    uint64_t begin = reinterpret_cast<uint64_t>(f->local);
+    Range r{begin, begin + uint64_t{kLanes} * f->code->local_bytes};
+    if (f->local && r.contains(address, bytes)) {
+      *out = r;
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+bool find_range(Warp& w, uint64_t address, uint64_t bytes, Range* out) {
+  Range r = shared_range(w);
+  if (r.contains(address, bytes)) {
+    *out = r;
+    return true;
+  }
+  if (find_local(w, address, bytes, out)) return true;
+  if (w.block->launch->params.contains(address, bytes)) {
+    *out = w.block->launch->params;
+    return true;
+  }
+  return find_device_range(w, address, bytes, out);
+}
+
+bool check_slow(Warp& w, const uint64_t* address, uint32_t mask, uint32_t bytes, uint32_t align, Where where) {
+  Range r;
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    uint64_t a = address[__builtin_ctz(rest)];
+    if (a & (align - 1)) {
+      w.raise(Fault::misaligned_address, a);
+      return false;
+    }
+    bool ok = where == Where::shared   ? shared_range(w).contains(a, bytes)
+              : where == Where::global ? find_device_range(w, a, bytes, &r)
+                                       : find_range(w, a, bytes, &r);
+    if (!ok) {
+      w.raise(Fault::illegal_address, a);
+      return false;
+    }
+  }
+  return true;
+}
+
+bool read_string(Warp& w, uint64_t address, size_t most, std::string* out) {
+  while (out->size() < most) {
+    Range r;
+    if (!find_range(w, address, 1, &r)) {
+      w.raise(Fault::illegal_address, address);
+      return false;
+    }
+    for (; address < r.end && out->size() < most; ++address) {
+      char c = load_from<char>(address);
+      if (c == '\0') return true;
+      out->push_back(c);
+    }
+  }
+  return true;
+}
+
+namespace {
+
+// Conventions of loads and stores: in.a = address slot, in.imm = offset, in.c = Where | wide << 8, in.n = elements;
+// in.d (load) or in.b (store) = slot of the only element, or, from two elements on, in.e = aux list of slots.
+struct AccessMode {
+  Where where;
+  bool wide;
+  explicit AccessMode(uint32_t c) : where(static_cast<Where>(c & 0xff)), wide(c >> 8 & 1) {}
+};
+
+template <class T>
+void h_ld(Warp& w, const Insn& in, uint32_t mask) {
+  AccessMode mode(in.c);
+  uint64_t a[kLanes];
+  addresses(w, in.a, mode.wide, in.imm, a);
+  if (!check(w, a, mask, sizeof(T), sizeof(T), mode.where)) return;
+  if constexpr (sizeof(T) == 16) {
+    for_lanes(mask, [&](uint32_t l) { w.reg<T>(in.d)[l] = load_from<T>(a[l]); });
+  } else {
+    uint8_t* d = w.regs + in.d;
+    for_lanes(mask, [&](uint32_t l) { put<T>(d, l, load_from<T>(a[l])); });
+  }
+}
+
+template <class T>
+void h_ld_vector(Warp& w, const Insn& in, uint32_t mask) {
+  AccessMode mode(in.c);
+  uint64_t a[kLanes];
+  addresses(w, in.a, mode.wide, in.imm, a);
+  uint32_t bytes = in.n * static_cast<uint32_t>(sizeof(T));
+  if (!check(w, a, mask, bytes, bytes, mode.where)) return;
+  const uint32_t* x = &w.frame->code->aux[in.e];
+  for (uint32_t i = 0; i < in.n; ++i) {
+    uint8_t* d = w.regs + x[i];
+    for_lanes(mask, [&](uint32_t l) { put<T>(d, l, load_from<T>(a[l] + i * sizeof(T))); });
+  }
+}
+
+template <class T>
+void h_st(Warp& w, const Insn& in, uint32_t mask) {
+  AccessMode mode(in.c);
+  uint64_t a[kLanes];
+  addresses(w, in.a, mode.wide, in.imm, a);
+  if (!check(w, a, mask, sizeof(T), sizeof(T), mode.where)) return;
+  // Lanes may store to the same address: one lane after the other, the highest wins.
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    uint32_t l = static_cast<uint32_t>(__builtin_ctz(rest));
+    if constexpr (sizeof(T) == 16) {
+      store_to<T>(a[l], w.reg<T>(in.b)[l]);
+    } else {
+      store_to<T>(a[l], get<T>(w.regs + in.b, l));
+    }
+  }
+}
+
+template <class T>
+void h_st_vector(Warp& w, const Insn& in, uint32_t mask) {
+  AccessMode mode(in.c);
+  uint64_t a[kLanes];
+  addresses(w, in.a, mode.wide, in.imm, a);
+  uint32_t bytes = in.n * static_cast<uint32_t>(sizeof(T));
+  if (!check(w, a, mask, bytes, bytes, mode.where)) return;
+  const uint32_t* x = &w.frame->code->aux[in.e];
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    uint32_t l = static_cast<uint32_t>(__builtin_ctz(rest));
+    for (uint32_t i = 0; i < in.n; ++i) store_to<T>(a[l] + i * sizeof(T), get<T>(w.regs + x[i], l));
+  }
+}
+
+// Kernel parameters: the same for all lanes; in.imm = offset, which the decoder has checked.
+template <class T>
+void h_ld_param(Warp& w, const Insn& in, uint32_t mask) {
+  T v = load_from<T>(w.block->launch->params.begin + static_cast<uint64_t>(in.imm));
+  if constexpr (sizeof(T) == 16) {
+    for_lanes(mask, [&](uint32_t l) { w.reg<T>(in.d)[l] = v; });
+  } else {
+    for_lanes(mask, [&](uint32_t l) { put<T>(w.regs + in.d, l, v); });
+  }
+}
+
+// Variables of the frame at a fixed offset (in.imm), which the decoder has checked.
+template <class T>
+void h_ld_frame(Warp& w, const Insn& in, uint32_t mask) {
+  uint64_t base = reinterpret_cast<uint64_t>(w.frame->local) + static_cast<uint64_t>(in.imm);
+  uint64_t stride = w.frame->code->local_bytes;
+  if constexpr (sizeof(T) == 16) {
+    for_lanes(mask, [&](uint32_t l) { w.reg<T>(in.d)[l] = load_from<T>(base + l * stride); });
+  } else {
+    for_lanes(mask, [&](uint32_t l) { put<T>(w.regs + in.d, l, load_from<T>(base + l * stride)); });
+  }
+}
+template <class T>
+void h_st_frame(Warp& w, const Insn& in, uint32_t mask) {
+  uint64_t base = reinterpret_cast<uint64_t>(w.frame->local) + static_cast<uint64_t>(in.imm);
+  uint64_t stride = w.frame->code->local_bytes;
+  if constexpr (sizeof(T) == 16) {
+    for_lanes(mask, [&](uint32_t l) { store_to<T>(base + l * stride, w.reg<T>(in.b)[l]); });
+  } else {
+    for_lanes(mask, [&](uint32_t l) { store_to<T>(base + l * stride, get<T>(w.regs + in.b, l)); });
+  }
+}
+
+// By log2 of the size of an element.
+constexpr Handler kLoad[] = {h_ld<uint8_t>, h_ld<uint16_t>, h_ld<uint32_t>, h_ld<uint64_t>, h_ld<Wide>};
+constexpr Handler kLoadVector[] = {h_ld_vector<uint8_t>, h_ld_vector<uint16_t>, h_ld_vector<uint32_t>,
+                                   h_ld_vector<uint64_t>};
+constexpr Handler kStore[] = {h_st<uint8_t>, h_st<uint16_t>, h_st<uint32_t>, h_st<uint64_t>, h_st<Wide>};
+constexpr Handler kStoreVector[] = {h_st_vector<uint8_t>, h_st_vector<uint16_t>, h_st_vector<uint32_t>,
+                                    h_st_vector<uint64_t>};
+constexpr Handler kLoadParam[] = {h_ld_param<uint8_t>, h_ld_param<uint16_t>, h_ld_param<uint32_t>,
+                                  h_ld_param<uint64_t>, h_ld_param<Wide>};
+constexpr Handler kLoadFrame[] = {h_ld_frame<uint8_t>, h_ld_frame<uint16_t>, h_ld_frame<uint32_t>,
+                                  h_ld_frame<uint64_t>, h_ld_frame<Wide>};
+constexpr Handler kStoreFrame[] = {h_st_frame<uint8_t>, h_st_frame<uint16_t>, h_st_frame<uint32_t>,
+                                   h_st_frame<uint64_t>, h_st_frame<Wide>};
+
+Space space_of(Decoder& d) {
+  std::string_view s = d.mods.one_of({"global", "local", "shared", "shared::cta", "param", "param::entry",
+                                      "param::func", "const"});
+  if (s == "global") return Space::global;
+  if (s == "local") return Space::local;
+  if (s.substr(0, 6) == "shared") return Space::shared;
+  if (s.substr(0, 5) == "param") return Space::param;
+  if (s == "const") return Space::constant;
+  return d.in().opcode == "ldu" ? Space::global : Space::generic;
+}
+
+uint32_t mode_bits(Space space, bool wide) {
+  Where where = space == Space::shared                               ? Where::shared
+                : space == Space::global || space == Space::constant ? Where::global
+                                                                     : Where::generic;
+  return static_cast<uint32_t>(where) | (wide ? 256 : 0);
+}
+
+uint32_t elements(Decoder& d) {
+  std::string_view v = d.mods.one_of({"v2", "v4", "v8"});
+  return v.empty() ? 1 : static_cast<uint32_t>(v[1] - '0');
+}
+
+std::vector<const Operand*> element_operands(Decoder& d, const Operand& o, uint32_t n) {
+  std::vector<const Operand*> out;
+  if (n == 1) {
+    bool braces = o.kind == Operand::Kind::vector && o.sub.size() == 1;
+    out.push_back(braces ? &o.sub[0] : &o);
+    return out;
+  }
+  if (o.kind != Operand::Kind::vector || o.sub.size() != n) {
+    d.fail("operand must be a list of " + std::to_string(n) + " registers in braces");
+  }
+  for (const Operand& e : o.sub) out.push_back(&e);
+  return out;
+}
+
+void ld(Decoder& d) {
+  d.expect_operands(2, 3);  // the third is a cache policy
+  Space space = space_of(d);
+  uint32_t n = elements(d);
+  Type t = d.mods.type();
+  uint32_t bytes = ptx::bytes_of(t), log = static_cast<uint32_t>(__builtin_ctz(bytes));
+  if (n * bytes > 32 || (n > 1 && bytes == 16)) d.fail("vector is too large");
+  Address a = d.address(d.op(1), space, n * bytes);
+  std::vector<uint32_t> to;
+  for (const Operand* o : element_operands(d, d.op(0), n)) to.push_back(d.wide_dst(*o, t));
+  if (a.in_params || a.in_frame) {
+    for (uint32_t i = 0; i < n; ++i) {
+      Insn& x = d.emit(a.in_params ? kLoadParam[log] : kLoadFrame[log]);
+      x.d = to[i];
+      x.imm = a.offset + i * bytes;
+    }
+  } else if (n == 1) {
+    Insn& x = d.emit(kLoad[log]);
+    x.d = to[0];
+    x.a = a.slot;
+    x.imm = a.imm;
+    x.c = mode_bits(space, a.wide);
+    x.n = 1;
+  } else {
+    uint32_t list = d.aux(to);
+    Insn& x = d.emit(kLoadVector[log]);
+    x.a = a.slot;
+    x.imm = a.imm;
+    x.c = mode_bits(space, a.wide);
+    x.e = list;
+    x.n = static_cast<uint8_t>(n);
+  }
+  d.finish_wide();
+}
+
+void st(Decoder& d) {
+  d.expect_operands(2, 3);
+  Space space = space_of(d);
+  uint32_t n = elements(d);
+  Type t = d.mods.type();
+  uint32_t bytes = ptx::bytes_of(t), log = static_cast<uint32_t>(__builtin_ctz(bytes));
+  if (n * bytes > 32 || (n > 1 && bytes == 16)) d.fail("vector is too large");
+  Address a = d.address(d.op(0), space, n * bytes);
+  if (a.in_params) d.fail("store to a kernel parameter");
+  std::vector<uint32_t> from;
+  for (const Operand* o : element_operands(d, d.op(1), n)) from.push_back(d.wide_src(*o, t));
+  if (a.in_frame) {
+    for (uint32_t i = 0; i < n; ++i) {
+      Insn& x = d.emit(kStoreFrame[log]);
+      x.b = from[i];
+      x.imm = a.offset + i * bytes;
+    }
+  } else if (n == 1) {
+    Insn& x = d.emit(kStore[log]);
+    x.a = a.slot;
+    x.b = from[0];
+    x.imm = a.imm;
+    x.c = mode_bits(space, a.wide);
+    x.n = 1;
+  } else {
+    uint32_t list = d.aux(from);
+    Insn& x = d.emit(kStoreVector[log]);
+    x.a = a.slot;
+    x.imm = a.imm;
+    x.c = mode_bits(space, a.wide);
+    x.e = list;
+    x.n = static_cast<uint8_t>(n);
+  }
+}
+
+void h_copy64(Warp& w, const Insn& in, uint32_t mask) {
+  map1<uint64_t, uint64_t>(w, in, mask, [](uint64_t v) { return v; });
+}
+void h_copy32(Warp& w, const Insn& in, uint32_t mask) {
+  map1<uint32_t, uint32_t>(w, in, mask, [](uint32_t v) { return v; });
+}
+
+// A generic address is the address in its space.
+void cvta(Decoder& d) {
+  d.expect_operands(2);
+  Type t = d.mods.type();
+  uint32_t a = d.src(1, t), to = d.dst(0, t);
+  Insn& n = d.emit(t == Type::u64 ? h_copy64 : h_copy32);
+  n.d = to;
+  n.a = a;
+}
+
+// in.c: the space. Constants lie in device memory and count as global.
+void h_isspacep(Warp& w, const Insn& in, uint32_t mask) {
+  uint64_t a[kLanes];
+  addresses(w, in.a, in.n != 0, in.imm, a);
+  uint32_t bits = 0;
+  Range r;
+  for_lanes(mask, [&](uint32_t l) {
+    bool is = false;
+    switch (static_cast<Space>(in.c)) {
+      case Space::shared: is = shared_range(w).contains(a[l], 1); break;
+      case Space::local: is = find_local(w, a[l], 1, &r); break;
+      case Space::param: is = w.block->launch->params.contains(a[l], 1); break;
+      case Space::global: is = find_device_range(w, a[l], 1, &r); break;
+      default: break;
+    }
+    bits |= static_cast<uint32_t>(is) << l;
+  });
+  set_pred(&w.pred(in.d), mask, bits);
+}
+
+void isspacep(Decoder& d) {
+  d.expect_operands(2);
+  Space s = space_of(d);
+  bool wide = d.register_bytes(d.op(1)) != 4;
+  uint32_t a = d.src(1, wide ? Type::u64 : Type::u32), p = d.pred_dst(d.op(0));
+  Insn& n = d.emit(h_isspacep);
+  n.d = p;
+  n.a = a;
+  n.c = static_cast<uint32_t>(s);
+  n.n = wide;
+}
+
+void nothing(Decoder&) {}
+
+// A cache policy is a number that nothing looks at.
+void policy(Decoder& d) {
+  uint32_t zero = d.constant(0, 8), to = d.dst(0, Type::b64);
+  Insn& n = d.emit(h_copy64);
+  n.d = to;
+  n.a = zero;
+}
+
+// Copies at once what may be copied until the next wait. in.a: shared address, in.b: global address, in.c: wide bits of
+// both, in.n: bytes, in.d: slot of the number of bytes to read (0: all), the rest becomes zero. aux: the offsets of
+// both addresses, and a predicate (0: none) under which nothing is read.
+void h_cp_async(Warp& w, const Insn& in, uint32_t mask) {
+  const uint32_t* x = &w.frame->code->aux[in.e];
+  uint64_t to[kLanes], from[kLanes];
+  addresses(w, in.a, in.c & 1, static_cast<int32_t>(x[0]), to);
+  addresses(w, in.b, in.c >> 1 & 1, static_cast<int32_t>(x[1]), from);
+  if (!check(w, to, mask, in.n, in.n, Where::shared)) return;
+  uint32_t ignore = x[2] ? w.pred(x[2]) : 0;
+  uint32_t reading = 0;
+  uint32_t size[kLanes];
+  for_lanes(mask, [&](uint32_t l) {
+    size[l] = in.d ? get<uint32_t>(w.regs + in.d, l) : in.n;
+    if (size[l] > in.n) size[l] = in.n;
+    if (ignore >> l & 1) size[l] = 0;
+    if (size[l]) reading |= 1u << l;
+  });
+  if (reading && !check(w, from, reading, in.n, in.n, Where::global)) return;
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    uint32_t l = static_cast<uint32_t>(__builtin_ctz(rest));
+    uint8_t buffer[16] = {};
+    if (size[l]) std::memcpy(buffer, reinterpret_cast<const void*>(from[l]), size[l]);
+    std::memcpy(reinterpret_cast<void*>(to[l]), buffer, in.n);
+  }
+}
+
+void cp_async(Decoder& d) {
+  for (std::string_view word : {"async", "shared", "shared::cta", "global"}) d.mods.has(word);
+  d.expect_operands(3, 5);
+  Address to = d.address(d.op(0), Space::shared, 1), from = d.address(d.op(1), Space::global, 1);
+  int64_t bytes = d.integer(d.op(2));
+  if (bytes != 4 && bytes != 8 && bytes != 16) d.fail("copies 4, 8 or 16 bytes");
+  if (to.imm != static_cast<int32_t>(to.imm) || from.imm != static_cast<int32_t>(from.imm)) d.fail("offset too large");
+  uint32_t size = 0, ignore = 0;
+  if (d.count() > 3) {
+    if (d.is_pred(d.op(3))) {
+      ignore = d.pred_src(d.op(3));
+    } else if (d.register_bytes(d.op(3)) != 8) {  // 8 bytes: a cache policy
+      size = d.src(3, Type::u32);
+    }
+  }
+  uint32_t list = d.aux({static_cast<uint32_t>(to.imm), static_cast<uint32_t>(from.imm), ignore});
+  Insn& n = d.emit(h_cp_async);
+  n.a = to.slot;
+  n.b = from.slot;
+  n.c = (to.wide ? 1 : 0) | (from.wide ? 2 : 0);
+  n.d = size;
+  n.e = list;
+  n.n = static_cast<uint8_t>(bytes);
+}
+
+constexpr OpRow kRows[] = {
+#define SG_OPS_MEM
+#define SG_OP(...) {__VA_ARGS__},
+#include "../ptx/ops.def"
+};
+
+}  // namespace
+
+OpRows mem_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
+
+}  // namespace sg::vm
