@@ -114,12 +114,17 @@ class Cuda:
         if result != SUCCESS:
             raise CudaError(name, result)
 
-    def get(self, kind: type, name: str, *args: Any) -> int:
+    def get(self, kind: type, name: str, *args: Any) -> Any:
         """The value that a call writes through its first parameter."""
         out = kind()
         self.call(name, byref(out), *args)
-        value: int = out.value
-        return value
+        return out.value
+
+    def get_of(self, kind: type, name: str, handle: Any) -> Any:
+        """The value that a call writes through its second parameter."""
+        out = kind()
+        self.call(name, handle, byref(out))
+        return out.value
 
     # --- short forms for what nearly every test does ---
     def context(self, device: int = 0) -> c_void_p:

@@ -88,10 +88,19 @@ SG_API cuLinkComplete(CUlinkState handle, void** image, size_t* bytes) {
     // Linked here too, so that errors show now and in the log that the program gave to cuLinkCreate.
     std::shared_ptr<Module> trial;
     std::string log;
-    const CUresult linked = make_module(link.context, link.texts, &trial, &log);
+    CUresult linked = make_module(link.context, link.texts, &trial, &log);
+    if (linked == CUDA_SUCCESS) {
+      // Kernels are decoded at first use, and only then are missing functions seen.
+      for (const std::string& name : trial->program->kernel_names()) {
+        int code = CUDA_SUCCESS;
+        if (trial->program->kernel(name, &log, &code)) continue;
+        linked = code;
+        break;
+      }
+      driver.modules.take(trial->handle);
+    }
     jit.finish(linked == CUDA_SUCCESS ? log : "", linked == CUDA_SUCCESS ? "" : log);
     if (linked != CUDA_SUCCESS) return linked;
-    driver.modules.take(trial->handle);
     link.image = make_container(link.texts, driver.cc_major * 10 + driver.cc_minor);
     *image = link.image.data();
     if (bytes) *bytes = link.image.size();
