@@ -16,6 +16,8 @@ from pathlib import Path
 from buildlib import job_count, recipe_key
 
 ROOT = Path(__file__).resolve().parent.parent
+# The one of the virtual environment, whatever PATH has.
+CLANG_TIDY = str(Path(sys.executable).with_name("clang-tidy"))
 RESULTS = ROOT / "build" / "tidy"
 HEADER_FOLDERS = ("shim", "softgpu", "wire", "orion_server/engine")
 
@@ -62,7 +64,7 @@ def main() -> None:
         place = flags if flags[0] == "-p" else []
         rest = [] if place else flags
         done = subprocess.run(
-            ["clang-tidy", "--quiet", *place, str(path), *rest], capture_output=True, text=True, cwd=ROOT, check=False
+            [CLANG_TIDY, "--quiet", *place, str(path), *rest], capture_output=True, text=True, cwd=ROOT, check=False
         )
         if done.returncode == 0:
             mark.touch()
