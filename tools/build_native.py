@@ -57,7 +57,8 @@ def build_development() -> None:
     libzmq = build_libzmq("gcc")
     cmake_build(ROOT / "shim", ROOT / "build" / "shim", {"ORION_LIBZMQ_DIR": str(libzmq)})
     cmake_build(ROOT / "softgpu", ROOT / "build" / "softgpu", {})
-    build_engine(ENGINE, libzmq, {})
+    # Linked by the C++ driver, with its runtime inside, because libzmq is C++.
+    build_engine(ENGINE, libzmq, {"LDSHARED": "g++ -shared -static-libstdc++ -static-libgcc"})
 
 
 def copy_licences(libzmq: Path, folder: Path) -> None:
@@ -116,7 +117,7 @@ def build_release(destination: Path) -> None:
     compilers = {
         "CC": str(wrappers / "zig-cc"),
         "CXX": str(wrappers / "zig-c++"),
-        "LDSHARED": f"{wrappers / 'zig-cc'} -shared",
+        "LDSHARED": f"{wrappers / 'zig-c++'} -shared",
         "LDCXXSHARED": f"{wrappers / 'zig-c++'} -shared",
     }
     build_engine(build / "engine", libzmq, compilers)
