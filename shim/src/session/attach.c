@@ -109,6 +109,11 @@ static void read_line(const char *path, char *out, size_t capacity) {
   fclose(file);
 }
 
+static bool is_forwarded(const char *name) {
+  const char *value = getenv(name);
+  return value && strlen(value) <= 64;  // every meaningful value is a short word or number
+}
+
 static CUresult attach(attach_job *job, const orion_config *config) {
   static const char *const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
                                           "CUDA_MODULE_LOADING",         "CUDA_MODULE_DATA_LOADING",
@@ -117,7 +122,7 @@ static CUresult attach(attach_job *job, const orion_config *config) {
   uint8_t buffer[16384];
   orion_packer p = {buffer, 0, sizeof buffer, false};
   char host[64];
-  char program[512];
+  char program[400];  // the protocol's bound for text
   read_line("/proc/sys/kernel/random/boot_id", host, sizeof host);
   const ssize_t program_bytes = readlink("/proc/self/exe", program, sizeof program - 1);
   program[program_bytes > 0 ? program_bytes : 0] = 0;
@@ -150,13 +155,12 @@ static CUresult attach(attach_job *job, const orion_config *config) {
   orion_pack_string(&p, config->group);
   orion_pack_string(&p, "env");
   uint32_t set = 0;
-  for (int i = 0; i < FORWARDED; i++) set += getenv(forwarded[i]) != NULL;
+  for (int i = 0; i < FORWARDED; i++) set += is_forwarded(forwarded[i]);
   orion_pack_map(&p, set);
   for (int i = 0; i < FORWARDED; i++) {
-    const char *value = getenv(forwarded[i]);
-    if (!value) continue;
+    if (!is_forwarded(forwarded[i])) continue;
     orion_pack_string(&p, forwarded[i]);
-    orion_pack_string(&p, value);
+    orion_pack_string(&p, getenv(forwarded[i]));
   }
   char type[32];
   const CUresult result = orion_control_request(&job->control, &p, type, false);
@@ -310,6 +314,7 @@ static CUresult connect_job(attach_job *job, const orion_config *config) {
   session->host_base = (uint8_t *)(uintptr_t)job->host_base;
   session->driver_version = attached->driver_version;
   session->is_softgpu = attached->is_softgpu;
+  session->runtime_validated = attached->runtime_validated;
   snprintf(session->server_address, sizeof session->server_address, "%s", address);
   const bool opened = socket_fd >= 0
                           ? orion_shm_open(session, socket_fd, attached->token, config->attach_timeout_ms)

@@ -113,6 +113,8 @@ bool orion_attached_read(const orion_control *control, orion_attach_answer *atta
       char kind[32];
       read_text(u, kind, sizeof kind);
       attached->is_softgpu = !u->bad && strcmp(kind, "softgpu") == 0;
+    } else if (orion_unpack_equals(key, n, "runtime_validated")) {
+      attached->runtime_validated = orion_unpack_integer(u) != 0;
     } else if (orion_unpack_equals(key, n, "driver_version")) {
       attached->driver_version = (int)orion_unpack_integer(u);
     } else if (orion_unpack_equals(key, n, "shm_socket")) {

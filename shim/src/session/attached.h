@@ -12,6 +12,7 @@ typedef struct orion_attach_answer {
   int64_t wire_major, wire_minor;
   char server_version[64];
   bool is_softgpu;
+  bool runtime_validated;
   int driver_version;
   char shm_socket[108];
   char tcp_ops[160], tcp_bulk[160];
