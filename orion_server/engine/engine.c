@@ -1,0 +1,283 @@
+// Life of an engine and its loop: operations in, one step each, sleep when there is nothing to do.
+#include "engine.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define LOOP_BATCH 64u                 // main operations between two looks at everything else
+#define SLEEP_IDLE_NS 100000000ull     // nothing outstanding: only a wake can bring work
+#define SLEEP_OUTSTANDING_NS 2000000ull  // GPU work outstanding: a fault must be found
+#define SLEEP_POLL_MIN_NS 20000ull     // something is parked on a word that nobody announces
+#define SLEEP_POLL_MAX_NS 500000ull
+
+uint64_t engine_now_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+int engine_futex_wait(_Atomic uint32_t *address, uint32_t expected, uint64_t timeout_ns) {
+  const struct timespec timeout = {(time_t)(timeout_ns / 1000000000ull), (long)(timeout_ns % 1000000000ull)};
+  return (int)syscall(SYS_futex, address, FUTEX_WAIT, expected, &timeout, NULL, 0);
+}
+
+void engine_futex_wake(_Atomic uint32_t *address) {
+  (void)syscall(SYS_futex, address, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+void engine_log(orion_engine *e, int level, const char *format, ...) {
+  if (level > e->config.log_level) return;
+  static const char *const names[] = {"error", "warning", "info", "debug"};
+  char line[512];
+  int used = snprintf(line, sizeof line, "orion engine: %s: ", names[level]);
+  va_list arguments;
+  va_start(arguments, format);
+  const int text = vsnprintf(line + used, sizeof line - (size_t)used - 1, format, arguments);
+  va_end(arguments);
+  used += text < 0 ? 0 : text;
+  if (used > (int)sizeof line - 2) used = (int)sizeof line - 2;
+  line[used++] = '\n';
+  // One write, so that lines of several threads do not mix. A closed stderr is nobody's fault here.
+  if (write(2, line, (size_t)used) < 0) return;
+}
+
+void engine_end(orion_engine *e, int end, const char *format, ...) {
+  if (e->end) return;
+  e->end = end;
+  char text[sizeof e->reason];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  pthread_mutex_lock(&e->reason_lock);
+  memcpy(e->reason, text, sizeof text);
+  pthread_mutex_unlock(&e->reason_lock);
+  const bool bad = end == ORION_END_BROKEN || end == ORION_END_FAILED;
+  engine_log(e, bad ? ENGINE_LOG_WARN : ENGINE_LOG_INFO, "session ends: %s", text);
+  // 46, CUDA_ERROR_DEVICE_UNAVAILABLE: what the client returns from now on if it is still there.
+  if (bad && e->segment) answer_set_word(e, ORION_WORD_SESSION_ERROR, CUDA_ERROR_DEVICE_UNAVAILABLE);
+}
+
+uint64_t orion_engine_segment_bytes(void) { return sizeof(orion_segment); }
+uint64_t orion_engine_arena_bytes(void) { return ORION_HOST_ARENA_BYTES; }
+
+// ------------------------------------------------------------------------------------------------ one operation
+bool engine_check_header(orion_engine *e, const orion_op *op, bool express) {
+  const char *fault = NULL;
+  if (op->code >= ORION_OP_CODE_END || !ORION_OP_INFO[op->code].fixed_bytes) {
+    fault = "unknown operation";
+  } else if (op->bytes < ORION_OP_INFO[op->code].fixed_bytes || op->bytes > ORION_OP_MAX_BYTES ||
+             (!ORION_OP_INFO[op->code].has_tail && op->bytes != ORION_OP_INFO[op->code].fixed_bytes)) {
+    fault = "wrong size";
+  } else if (op->context >= ORION_CONTEXTS) {
+    fault = "context out of range";
+  } else if (op->thread >= ORION_THREADS) {
+    fault = "thread out of range";
+  } else if (op->stream >= ORION_STREAMS) {
+    fault = "stream out of range";
+  } else if (op->reply_slot != ORION_NO_REPLY && op->reply_slot >= ORION_REPLY_SLOTS) {
+    fault = "reply slot out of range";
+  } else if (express && !(ORION_OP_INFO[op->code].flags & ORION_OPF_EXPRESS)) {
+    fault = "operation does not belong in the express ring";
+  }
+  if (!fault) return true;
+  engine_end(e, ORION_END_BROKEN, "malformed operation (code %u, %u bytes): %s", op->code, op->bytes, fault);
+  return false;
+}
+
+void engine_dispatch(orion_engine *e, const orion_op *op, bool express) {
+  if (!engine_check_header(e, op, express)) return;
+  STAT_ADD(e, stat_operations, 1);
+  if (express) {
+    execute(e, op, NULL);
+  } else if (!park_try(e, op, NULL)) {
+    park_append(e, op);
+  }
+}
+
+static void space_made(orion_ring ring) {
+  if (atomic_load_explicit(&ring.control->producers_parked, memory_order_relaxed)) {
+    atomic_fetch_add_explicit(&ring.control->space, 1, memory_order_release);
+    engine_futex_wake(&ring.control->space);
+  }
+}
+
+uint32_t engine_drain_express(orion_engine *e, uint32_t limit) {
+  uint32_t count = 0;
+  while (count < limit && !e->end && orion_ring_ready(e->express_ring, e->express_position)) {
+    orion_op *op = (orion_op *)e->popped;
+    if (orion_ring_pop(e->express_ring, &e->express_position, op) != ORION_RING_OP) {
+      engine_end(e, ORION_END_BROKEN, "the express ring is corrupt");
+      break;
+    }
+    engine_dispatch(e, op, true);
+    count++;
+  }
+  if (count) space_made(e->express_ring);
+  return count;
+}
+
+// An operation of the main ring is executed after the express operations that were there when it was popped: what a
+// thread allocates and then uses arrives in that order.
+static uint32_t drain_main(orion_engine *e) {
+  uint32_t count = 0;
+  uint8_t *copy = e->popped_main;
+  while (count < LOOP_BATCH && !e->end && park_has_room(e)) {
+    orion_op *op = (orion_op *)copy;
+    const enum orion_ring_state state = orion_ring_pop(e->main_ring, &e->main_position, op);
+    if (state == ORION_RING_EMPTY) break;
+    if (state == ORION_RING_BROKEN) {
+      engine_end(e, ORION_END_BROKEN, "the main ring is corrupt");
+      break;
+    }
+    if (orion_ring_ready(e->express_ring, e->express_position)) engine_drain_express(e, UINT32_MAX);
+    engine_dispatch(e, op, false);
+    count++;
+  }
+  if (count) space_made(e->main_ring);
+  return count;
+}
+
+// ------------------------------------------------------------------------------------------------ sleeping
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+struct waitv_entry {
+  uint64_t value, address;
+  uint32_t flags, reserved;
+};
+
+// Sleeps on both rings' futex words. Kernels before 5.16 cannot wait on two: there the main ring's wake is waited for
+// and the express ring is looked at again every millisecond.
+static void wait_rings(uint32_t main_wake, uint32_t express_wake, orion_engine *e, uint64_t timeout_ns) {
+  _Atomic uint32_t *main_word = &e->main_ring.control->wake, *express_word = &e->express_ring.control->wake;
+  struct waitv_entry entries[2] = {{main_wake, (uint64_t)(uintptr_t)main_word, 2 /* 32 bits, shared */, 0},
+                                   {express_wake, (uint64_t)(uintptr_t)express_word, 2, 0}};
+  const uint64_t until = engine_now_ns() + timeout_ns;
+  const struct timespec deadline = {(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
+  if (syscall(SYS_futex_waitv, entries, 2, 0, &deadline, CLOCK_MONOTONIC) < 0 && (errno == ENOSYS || errno == EPERM)) {
+    engine_futex_wait(main_word, main_wake, timeout_ns < 1000000ull ? timeout_ns : 1000000ull);
+  }
+}
+
+static bool rings_ready(const orion_engine *e) {
+  return orion_ring_ready(e->express_ring, e->express_position) ||
+         (park_has_room(e) && orion_ring_ready(e->main_ring, e->main_position));
+}
+
+static void sleep_until_needed(orion_engine *e, uint64_t timeout_ns) {
+  orion_ring_control *main_control = e->main_ring.control, *express_control = e->express_ring.control;
+  const uint32_t main_wake = atomic_load_explicit(&main_control->wake, memory_order_relaxed);
+  const uint32_t express_wake = atomic_load_explicit(&express_control->wake, memory_order_relaxed);
+  atomic_store_explicit(&main_control->consumer_parked, 1, memory_order_relaxed);
+  atomic_store_explicit(&express_control->consumer_parked, 1, memory_order_relaxed);
+  atomic_thread_fence(memory_order_seq_cst);
+  if (!rings_ready(e) && !atomic_load_explicit(&e->stop_requested, memory_order_relaxed)) {
+    wait_rings(main_wake, express_wake, e, timeout_ns);
+  }
+  atomic_store_explicit(&main_control->consumer_parked, 0, memory_order_relaxed);
+  atomic_store_explicit(&express_control->consumer_parked, 0, memory_order_relaxed);
+}
+
+static uint64_t sleep_time(const orion_engine *e, uint64_t idle_ns) {
+  const bool polls = e->first_parked || e->first_batch || e->maps_first || (e->net && net_busy(e));
+  if (polls) {
+    const uint64_t growing = idle_ns / 4;
+    if (growing < SLEEP_POLL_MIN_NS) return SLEEP_POLL_MIN_NS;
+    return growing < SLEEP_POLL_MAX_NS ? growing : SLEEP_POLL_MAX_NS;
+  }
+  return e->first_dirty ? SLEEP_OUTSTANDING_NS : SLEEP_IDLE_NS;
+}
+
+// ------------------------------------------------------------------------------------------------ the loop
+int orion_engine_run(orion_engine *e) {
+  if (!e->bound) return ORION_END_FAILED;
+  prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+  e->current_context = 0;  // another thread may have bound; this one has no current context yet
+  uint64_t busy_at_ns = engine_now_ns();
+  while (!e->end) {
+    const int stop = atomic_load_explicit(&e->stop_requested, memory_order_acquire);
+    if (stop) {
+      engine_end(e, stop, stop == ORION_END_CLIENT_LOST ? "the client is gone" : "stopped");
+      break;
+    }
+    bool moved = e->net ? net_pump(e) : false;
+    moved |= engine_drain_express(e, LOOP_BATCH) > 0;
+    moved |= drain_main(e) > 0;
+    moved |= park_pass(e) > 0;
+    if (e->first_batch || e->maps_first) moved |= memory_reclaim(e, !moved);
+    answer_flush(e);
+    const uint64_t now_ns = engine_now_ns();
+    order_check_faults(e, now_ns);
+    answer_flush(e);
+    if (moved) {
+      busy_at_ns = now_ns;
+      continue;
+    }
+    const uint64_t idle_ns = now_ns - busy_at_ns;
+    if (e->spin_allowed && idle_ns < e->spin_ns) {
+      engine_pause(64);
+      continue;
+    }
+    atomic_fetch_add_explicit(&e->segment->words[ORION_WORD_ENGINE_BEAT], 1, memory_order_relaxed);
+    if (e->net) {
+      net_wait(e, sleep_time(e, idle_ns));
+    } else {
+      sleep_until_needed(e, sleep_time(e, idle_ns));
+    }
+  }
+  if (e->net) net_close(e);
+  answer_flush(e);
+  return e->end;
+}
+
+static void request_end(orion_engine *e, int end) {
+  int none = 0;
+  atomic_compare_exchange_strong(&e->stop_requested, &none, end);
+  if (e->net) {
+    net_wake(e);
+  } else if (e->segment) {
+    atomic_fetch_add(&e->main_ring.control->wake, 1);
+    engine_futex_wake(&e->main_ring.control->wake);
+  }
+}
+
+void orion_engine_stop(orion_engine *e) { request_end(e, ORION_END_STOPPED); }
+void orion_engine_client_lost(orion_engine *e) { request_end(e, ORION_END_CLIENT_LOST); }
+
+void orion_engine_get_stats(orion_engine *e, orion_engine_stats *stats) {
+  *stats = (orion_engine_stats){
+      .operations = atomic_load(&e->stat_operations),
+      .launches = atomic_load(&e->stat_launches),
+      .work_operations = atomic_load(&e->stat_work),
+      .replies = atomic_load(&e->stat_replies),
+      .late_errors = atomic_load(&e->stat_late),
+      .parked = atomic_load(&e->stat_parked),
+      .parked_now = atomic_load(&e->stat_parked_now),
+      .frees_pending = atomic_load(&e->stat_frees),
+      .maps_waiting = atomic_load(&e->stat_maps),
+      .pinned_bytes = atomic_load(&e->stat_pinned),
+      .bytes_in = atomic_load(&e->stat_in),
+      .bytes_out = atomic_load(&e->stat_out),
+      .fatal_result = atomic_load(&e->stat_fatal),
+  };
+  for (uint32_t i = 0; i < ORION_DEVICES; i++) stats->mapped_bytes[i] = atomic_load(&e->devices[i].mapped_bytes);
+}
+
+void orion_engine_reason(orion_engine *e, char *text, uint32_t capacity) {
+  if (!capacity) return;
+  pthread_mutex_lock(&e->reason_lock);
+  snprintf(text, capacity, "%s", e->reason);
+  pthread_mutex_unlock(&e->reason_lock);
+}

@@ -1,0 +1,220 @@
+// Launches: packed parameters go to the driver as one buffer, never as pointers.
+#include <string.h>
+
+#include "internal.h"
+
+#define LAUNCH_ATTRIBUTES_MAX 16u
+#define PARAM_MAX_BYTES 32764u
+
+typedef struct wire_attribute {
+  uint32_t id, pad;
+  uint8_t value[64];
+} wire_attribute;
+
+// Attributes whose value holds no handle and no pointer that the driver would follow. The access policy's address is a
+// hint for caching; it is checked like a copy's.
+static bool attribute_allowed(const orion_engine *e, const wire_attribute *a) {
+  switch (a->id) {
+    case CU_LAUNCH_ATTRIBUTE_IGNORE:
+    case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
+    case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
+    case CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
+    case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
+    case CU_LAUNCH_ATTRIBUTE_PRIORITY:
+    case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP:
+    case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN:
+    case CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION:
+    case CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
+    case CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING:
+      return true;
+    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW: {
+      CUaccessPolicyWindow window;
+      memcpy(&window, a->value, sizeof window);
+      return !window.num_bytes || memory_device_ok(e, (uint64_t)(uintptr_t)window.base_ptr, window.num_bytes);
+    }
+    default:
+      return false;
+  }
+}
+
+static function_state *function_of(orion_engine *e, const orion_op *op, uint32_t index) {
+  if (index < ORION_FUNCTIONS) {
+    function_state *f = &e->functions[index];
+    if (f->alive && e->modules[f->module].context == op->context) return f;
+  }
+  answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
+  return NULL;
+}
+
+void launch_kernel(orion_engine *e, const orion_op *op) {
+  const orion_op_launch *o = (const orion_op_launch *)op;  // LAUNCH_EX differs in the meaning of one field
+  const bool extended = op->code == ORION_OP_LAUNCH_EX;
+  const uint32_t attribute_count = extended ? ((const orion_op_launch_ex *)op)->attribute_count : 0;
+  stream_state *s = use_stream(e, op);
+  function_state *f = s ? function_of(e, op, o->function) : NULL;
+  if (!f) return;
+  const uint64_t tail_bytes = op_tail_bytes(op);
+  if (attribute_count > LAUNCH_ATTRIBUTES_MAX || o->param_bytes > PARAM_MAX_BYTES ||
+      tail_bytes != attribute_count * sizeof(wire_attribute) + o->param_bytes ||
+      (f->layout_known && o->param_bytes < f->param_bytes)) {
+    answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
+    return;
+  }
+  const uint8_t *tail = op_tail(op);
+  size_t param_bytes = o->param_bytes;
+  void *params = (void *)(tail + attribute_count * sizeof(wire_attribute));
+  void *buffers[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, params, CU_LAUNCH_PARAM_BUFFER_SIZE, &param_bytes,
+                     CU_LAUNCH_PARAM_END};
+  void **extra = param_bytes ? buffers : NULL;
+  const bool cooperative = !extended && (o->launch_flags & 1);
+  CUresult code;
+  if (!extended && !cooperative) {
+    code = e->driver.launch(f->handle, o->grid_x, o->grid_y, o->grid_z, o->block_x, o->block_y, o->block_z,
+                            o->dynamic_shared_bytes, s->handle, NULL, extra);
+  } else {
+    CUlaunchAttribute attributes[LAUNCH_ATTRIBUTES_MAX + 1] = {0};
+    uint32_t count = 0;
+    if (cooperative) {
+      attributes[count].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+      attributes[count++].value.cooperative = 1;
+    }
+    for (uint32_t i = 0; i < attribute_count; i++) {
+      wire_attribute a;
+      memcpy(&a, tail + i * sizeof a, sizeof a);
+      if (!attribute_allowed(e, &a)) {
+        answer_result(e, op, CUDA_ERROR_NOT_SUPPORTED);
+        return;
+      }
+      attributes[count].id = (CUlaunchAttributeID)a.id;
+      memcpy(&attributes[count++].value, a.value, sizeof a.value);
+    }
+    const CUlaunchConfig config = {.gridDimX = o->grid_x,
+                                   .gridDimY = o->grid_y,
+                                   .gridDimZ = o->grid_z,
+                                   .blockDimX = o->block_x,
+                                   .blockDimY = o->block_y,
+                                   .blockDimZ = o->block_z,
+                                   .sharedMemBytes = o->dynamic_shared_bytes,
+                                   .hStream = s->handle,
+                                   .attrs = count ? attributes : NULL,
+                                   .numAttrs = count};
+    code = e->driver.launch_ex(&config, f->handle, NULL, extra);
+  }
+  const int32_t result = answer_check(e, op->context, (int32_t)code);
+  if (!result) order_issued(e, s);
+  answer_result(e, op, result);
+}
+
+// ------------------------------------------------------------------------------------------------ functions
+static uint32_t put_attributes(orion_engine *e, const function_state *f, int32_t *pairs) {
+  uint32_t count = 0;
+  // Asked one by one; those that this driver does not know are left out.
+  for (int attribute = 0; attribute < CU_FUNC_ATTRIBUTE_MAX; attribute++) {
+    int value = 0;
+    if (e->driver.function_attribute(&value, attribute, f->handle)) continue;
+    pairs[2 * count] = attribute;
+    pairs[2 * count + 1] = value;
+    count++;
+  }
+  return count;
+}
+
+void module_get_function(orion_engine *e, const orion_op *op) {
+  const orion_op_module_get_function *o = (const orion_op_module_get_function *)op;
+  if (!use_context(e, op)) return;
+  if (o->module >= ORION_MODULES || !e->modules[o->module].alive || e->modules[o->module].context != op->context) {
+    answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
+    return;
+  }
+  const uint32_t name_bytes = op_tail_bytes(op);
+  char name[ORION_OP_MAX_BYTES + 1];
+  memcpy(name, op_tail(op), name_bytes);
+  name[name_bytes] = 0;
+  if (o->function >= ORION_FUNCTIONS || e->functions[o->function].alive || !name_bytes || strlen(name) != name_bytes) {
+    answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
+    return;
+  }
+  module_state *m = &e->modules[o->module];
+  function_state f = {.module = o->module, .alive = true};
+  const int32_t result =
+      answer_check(e, op->context, (int32_t)e->driver.module_function(&f.handle, m->handle, name));
+  if (result) {
+    answer_result(e, op, result);
+    return;
+  }
+  struct {
+    orion_reply_module_get_function head;
+    int32_t pairs[(ORION_REPLY_BYTES - sizeof(orion_reply_module_get_function)) / 4];
+  } reply;
+  reply.head.attribute_count = put_attributes(e, &f, reply.pairs);
+  uint32_t used = 2 * reply.head.attribute_count, params = 0;
+  const uint32_t room = sizeof reply.pairs / sizeof reply.pairs[0];
+  CUresult end = 0;
+  while (used + 2 <= room) {
+    size_t offset = 0, bytes = 0;
+    end = e->driver.function_param(f.handle, params, &offset, &bytes);
+    if (end || offset > PARAM_MAX_BYTES || bytes > PARAM_MAX_BYTES) break;
+    reply.pairs[used++] = (int32_t)offset;
+    reply.pairs[used++] = (int32_t)bytes;
+    if (offset + bytes > f.param_bytes) f.param_bytes = (uint32_t)(offset + bytes);
+    params++;
+  }
+  // The list ends with INVALID_VALUE; anything else means that this driver cannot tell.
+  f.layout_known = end == CUDA_ERROR_INVALID_VALUE;
+  reply.head.param_count = f.layout_known ? params : 0;
+  if (!f.layout_known) used = 2 * reply.head.attribute_count;
+  f.next = m->first_function;
+  m->first_function = o->function + 1;
+  e->functions[o->function] = f;
+  answer_reply(e, op, 0, &reply, (uint32_t)(sizeof reply.head + used * 4));
+}
+
+void function_simple(orion_engine *e, const orion_op *op) {
+  if (!use_context(e, op)) return;
+  const uint32_t index = ((const orion_op_function_get_attributes *)op)->function;  // the first field of all of them
+  function_state *f = function_of(e, op, index);
+  if (!f) return;
+  switch (op->code) {
+    case ORION_OP_FUNCTION_SET_ATTRIBUTE: {
+      const orion_op_function_set_attribute *o = (const orion_op_function_set_attribute *)op;
+      answer_result(e, op,
+                    answer_check(e, op->context,
+                                 (int32_t)e->driver.function_set_attribute(f->handle, o->attribute, o->value)));
+      break;
+    }
+    case ORION_OP_FUNCTION_SET_CACHE_CONFIG: {
+      const orion_op_function_set_cache_config *o = (const orion_op_function_set_cache_config *)op;
+      answer_result(
+          e, op, answer_check(e, op->context, (int32_t)e->driver.function_set_cache_config(f->handle, o->config)));
+      break;
+    }
+    case ORION_OP_OCCUPANCY_BLOCKS: {
+      const orion_op_occupancy_blocks *o = (const orion_op_occupancy_blocks *)op;
+      orion_reply_occupancy_blocks reply = {0};
+      const int32_t result = answer_check(
+          e, op->context,
+          (int32_t)e->driver.occupancy_blocks(&reply.blocks, f->handle, o->block_size, o->dynamic_shared_bytes,
+                                              o->occupancy_flags));
+      answer_reply(e, op, result, &reply, sizeof reply);
+      break;
+    }
+    case ORION_OP_OCCUPANCY_SHARED: {
+      const orion_op_occupancy_shared *o = (const orion_op_occupancy_shared *)op;
+      size_t bytes = 0;
+      const int32_t result = answer_check(
+          e, op->context, (int32_t)e->driver.occupancy_shared(&bytes, f->handle, o->blocks, o->block_size));
+      const orion_reply_occupancy_shared reply = {bytes};
+      answer_reply(e, op, result, &reply, sizeof reply);
+      break;
+    }
+    default: {
+      struct {
+        orion_reply_function_get_attributes head;
+        int32_t pairs[2 * CU_FUNC_ATTRIBUTE_MAX];
+      } reply = {0};
+      reply.head.attribute_count = put_attributes(e, f, reply.pairs);
+      answer_reply(e, op, 0, &reply, (uint32_t)(sizeof reply.head + reply.head.attribute_count * 8));
+      break;
+    }
+  }
+}

@@ -1,0 +1,367 @@
+// Modules: images are copied out of the arena before anybody looks at them, and checked against their own headers
+// before the driver does.
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+#define FATBIN_MAGIC 0xba55ed50u
+#define ELF_MAGIC 0x464c457fu
+#define SECTION_NOBITS 8u
+#define OPTIONS_MAX 32u
+#define LINK_INPUTS_MAX 1024u
+
+// ------------------------------------------------------------------------------------------------ images
+static uint64_t read_le(const uint8_t *at, uint32_t bytes) {
+  uint64_t value = 0;
+  memcpy(&value, at, bytes);
+  return value;
+}
+
+static bool part_inside(uint64_t offset, uint64_t bytes, uint64_t total) {
+  return offset <= total && bytes <= total - offset;
+}
+
+static bool elf_inside(const uint8_t *image, uint64_t bytes) {
+  if (bytes < 64 || image[4] != 2) return false;  // 64-bit
+  const uint64_t segments = read_le(image + 32, 8), sections = read_le(image + 40, 8);
+  const uint64_t segment_bytes = read_le(image + 54, 2), segment_count = read_le(image + 56, 2);
+  const uint64_t section_bytes = read_le(image + 58, 2);
+  uint64_t section_count = read_le(image + 60, 2);
+  if (segment_count) {
+    if (segment_bytes < 56 || !part_inside(segments, segment_bytes * segment_count, bytes)) return false;
+    for (uint64_t i = 0; i < segment_count; i++) {
+      const uint8_t *p = image + segments + i * segment_bytes;
+      if (!part_inside(read_le(p + 8, 8), read_le(p + 32, 8), bytes)) return false;
+    }
+  }
+  if (!sections) return true;
+  if (section_bytes < 64 || !part_inside(sections, section_bytes, bytes)) return false;
+  if (!section_count) section_count = read_le(image + sections + 32, 8);  // more than 65,279: kept in section 0
+  if (section_count > bytes / section_bytes || !part_inside(sections, section_bytes * section_count, bytes)) {
+    return false;
+  }
+  for (uint64_t i = 0; i < section_count; i++) {
+    const uint8_t *p = image + sections + i * section_bytes;
+    if (read_le(p + 4, 4) == SECTION_NOBITS || (i == 0 && read_le(p + 4, 4) == 0)) continue;
+    if (!part_inside(read_le(p + 24, 8), read_le(p + 32, 8), bytes)) return false;
+  }
+  return true;
+}
+
+static bool fatbin_inside(const uint8_t *image, uint64_t bytes) {
+  if (bytes < 16) return false;
+  const uint64_t header = read_le(image + 6, 2), entries = read_le(image + 8, 8);
+  if (header < 16 || header > bytes || entries > bytes - header) return false;
+  const uint64_t end = header + entries;
+  for (uint64_t at = header; at < end;) {
+    if (end - at < 64) return false;
+    const uint64_t entry_header = read_le(image + at + 4, 4), payload = read_le(image + at + 8, 8);
+    if (entry_header < 64 || entry_header > end - at || payload > end - at - entry_header) return false;
+    at += entry_header + payload;
+  }
+  return true;
+}
+
+bool image_check(const uint8_t *image, uint64_t bytes, bool *text) {
+  *text = false;
+  if (bytes < 4) return false;
+  const uint32_t magic = (uint32_t)read_le(image, 4);
+  if (magic == ELF_MAGIC) return elf_inside(image, bytes);
+  if (magic == FATBIN_MAGIC) return fatbin_inside(image, bytes);
+  // Everything else is given to the driver as text only if it is text: a wrapper, for one, holds a pointer.
+  *text = true;
+  const uint8_t *terminator = memchr(image, 0, bytes);
+  const uint64_t length = terminator ? (uint64_t)(terminator - image) : bytes;
+  for (uint64_t i = 0; i < length && i < 16; i++) {
+    if (image[i] >= 0x7f || (image[i] < 0x20 && !(image[i] >= 9 && image[i] <= 13))) return false;
+  }
+  return length > 0;
+}
+
+// ------------------------------------------------------------------------------------------------ options, logs
+typedef struct jit {
+  CUjit_option options[OPTIONS_MAX + 4];
+  void *values[OPTIONS_MAX + 4];
+  uint32_t count, log_at;
+  char *info, *error;
+  uint32_t info_bytes, error_bytes;
+} jit;
+
+static bool option_allowed(uint32_t option) {
+  switch (option) {
+    case CU_JIT_MAX_REGISTERS:
+    case CU_JIT_THREADS_PER_BLOCK:
+    case CU_JIT_OPTIMIZATION_LEVEL:
+    case CU_JIT_TARGET_FROM_CUCONTEXT:
+    case CU_JIT_TARGET:
+    case CU_JIT_FALLBACK_STRATEGY:
+    case CU_JIT_GENERATE_DEBUG_INFO:
+    case CU_JIT_LOG_VERBOSE:
+    case CU_JIT_GENERATE_LINE_INFO:
+    case CU_JIT_CACHE_MODE:
+    case CU_JIT_LTO:
+    case CU_JIT_FTZ:
+    case CU_JIT_PREC_DIV:
+    case CU_JIT_PREC_SQRT:
+    case CU_JIT_FMA:
+    case CU_JIT_OPTIMIZE_UNUSED_DEVICE_VARIABLES:
+    case CU_JIT_POSITION_INDEPENDENT_CODE:
+    case CU_JIT_MIN_CTA_PER_SM:
+    case CU_JIT_MAX_THREADS_PER_BLOCK:
+    case CU_JIT_OVERRIDE_DIRECTIVE_VALUES:
+      return true;
+    default:
+      return false;  // the others hold pointers or are the driver's own
+  }
+}
+
+static void add_option(jit *j, CUjit_option option, uint64_t value) {
+  j->options[j->count] = option;
+  j->values[j->count++] = (void *)(uintptr_t)value;  // NOLINT(performance-no-int-to-ptr): how the driver takes integers
+}
+
+static void jit_end(jit *j) {
+  free(j->info);
+  free(j->error);
+}
+
+// Options from the operation's tail, and private log buffers. 0 or a CUresult.
+static int32_t jit_begin(const orion_engine *e, jit *j, const orion_op *op, uint32_t count, uint64_t log_off,
+                         uint32_t info_bytes, uint32_t error_bytes) {
+  memset(j, 0, sizeof *j);
+  if (count > OPTIONS_MAX || op_tail_bytes(op) != count * 8) return CUDA_ERROR_INVALID_VALUE;
+  if (info_bytes > LOG_MAX_BYTES || error_bytes > LOG_MAX_BYTES) return CUDA_ERROR_INVALID_VALUE;
+  if ((info_bytes || error_bytes) && !part_inside(log_off, (uint64_t)info_bytes + error_bytes, e->arena_bytes)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  for (uint32_t i = 0; i < count; i++) {
+    uint32_t pair[2];
+    memcpy(pair, op_tail(op) + i * 8ull, sizeof pair);
+    if (!option_allowed(pair[0])) return CUDA_ERROR_INVALID_VALUE;
+    add_option(j, (CUjit_option)pair[0], pair[1]);
+  }
+  j->info_bytes = info_bytes;
+  j->error_bytes = error_bytes;
+  j->info = calloc(1, (size_t)info_bytes + 1);
+  j->error = calloc(1, (size_t)error_bytes + 1);
+  if (!j->info || !j->error) {
+    jit_end(j);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  j->log_at = j->count;
+  add_option(j, CU_JIT_INFO_LOG_BUFFER, (uint64_t)(uintptr_t)j->info);
+  add_option(j, CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, info_bytes);
+  add_option(j, CU_JIT_ERROR_LOG_BUFFER, (uint64_t)(uintptr_t)j->error);
+  add_option(j, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, error_bytes);
+  return 0;
+}
+
+// Copies both logs into the arena: info at log_off, errors behind the space for info. Lengths are without terminator.
+static void jit_deliver(orion_engine *e, const jit *j, uint64_t log_off, uint32_t *info_bytes, uint32_t *error_bytes) {
+  *info_bytes = (uint32_t)strnlen(j->info, j->info_bytes);
+  *error_bytes = (uint32_t)strnlen(j->error, j->error_bytes);
+  uint8_t *to = e->arena + log_off;
+  if (*info_bytes) {
+    memcpy(to, j->info, *info_bytes);
+    if (e->net) net_bytes_out(e, log_off, *info_bytes);
+  }
+  if (*error_bytes) {
+    memcpy(to + j->info_bytes, j->error, *error_bytes);
+    if (e->net) net_bytes_out(e, log_off + j->info_bytes, *error_bytes);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ modules
+void module_load(orion_engine *e, const orion_op *op) {
+  const orion_op_module_load *o = (const orion_op_module_load *)op;
+  if (!use_context(e, op)) return;
+  if (o->module >= ORION_MODULES || e->modules[o->module].alive || !o->image_bytes ||
+      o->image_bytes > IMAGE_MAX_BYTES || !part_inside(o->image_off, o->image_bytes, e->arena_bytes)) {
+    answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
+    return;
+  }
+  jit j;
+  int32_t result = jit_begin(e, &j, op, o->option_count, o->log_off, o->info_log_bytes, o->error_log_bytes);
+  if (result) {
+    answer_result(e, op, result);
+    return;
+  }
+  uint8_t *image = malloc(o->image_bytes + 1);
+  bool text = false;
+  CUmodule handle = NULL;
+  if (!image) {
+    result = CUDA_ERROR_OUT_OF_MEMORY;
+  } else {
+    memcpy(image, e->arena + o->image_off, o->image_bytes);
+    image[o->image_bytes] = 0;
+    result = image_check(image, o->image_bytes, &text) ? 0 : CUDA_ERROR_INVALID_IMAGE;
+  }
+  if (!result) {
+    result = answer_check(e, op->context,
+                          (int32_t)e->driver.module_load(&handle, image, j.count, j.options, j.values));
+  }
+  free(image);
+  orion_reply_module_load reply = {0};
+  jit_deliver(e, &j, o->log_off, &reply.info_log_bytes, &reply.error_log_bytes);
+  jit_end(&j);
+  if (!result) {
+    e->modules[o->module] = (module_state){.handle = handle, .context = op->context, .alive = true};
+    if (o->module >= e->module_high) e->module_high = o->module + 1;
+    unsigned int count = 0;
+    if (e->driver.module_function_count(&count, handle) == 0) reply.function_count = count;
+  }
+  answer_reply(e, op, result, &reply, sizeof reply);
+}
+
+void module_close(orion_engine *e, uint32_t index) {
+  module_state *m = &e->modules[index];
+  for (uint32_t f = m->first_function; f;) {
+    const uint32_t next = e->functions[f - 1].next;
+    e->functions[f - 1] = (function_state){0};
+    f = next;
+  }
+  uint32_t kept = 0;
+  for (uint32_t i = 0; i < e->global_count; i++) {
+    if (e->globals[i].module != index) e->globals[kept++] = e->globals[i];
+  }
+  e->global_count = kept;
+  (void)answer_check(e, m->context, (int32_t)e->driver.module_unload(m->handle));
+  *m = (module_state){0};
+}
+
+static module_state *module_of(orion_engine *e, const orion_op *op, uint32_t index) {
+  if (index < ORION_MODULES && e->modules[index].alive && e->modules[index].context == op->context) {
+    return &e->modules[index];
+  }
+  answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
+  return NULL;
+}
+
+void module_unload(orion_engine *e, const orion_op *op) {
+  const orion_op_module_unload *o = (const orion_op_module_unload *)op;
+  if (!use_context(e, op) || !module_of(e, op, o->module)) return;
+  module_close(e, o->module);
+  answer_result(e, op, 0);
+}
+
+static bool remember_global(orion_engine *e, uint32_t module, uint64_t address, uint64_t bytes) {
+  for (uint32_t i = 0; i < e->global_count; i++) {
+    if (e->globals[i].address == address && e->globals[i].module == module) return true;
+  }
+  if (e->global_count == e->global_capacity) {
+    const uint32_t capacity = e->global_capacity ? e->global_capacity * 2 : 64;
+    global_state *grown = realloc(e->globals, capacity * sizeof *grown);
+    if (!grown) return false;
+    e->globals = grown;
+    e->global_capacity = capacity;
+  }
+  e->globals[e->global_count++] = (global_state){address, bytes, module};
+  return true;
+}
+
+void module_get_global(orion_engine *e, const orion_op *op) {
+  const orion_op_module_get_global *o = (const orion_op_module_get_global *)op;
+  const module_state *m = use_context(e, op) ? module_of(e, op, o->module) : NULL;
+  if (!m) return;
+  const uint32_t name_bytes = op_tail_bytes(op);
+  char name[ORION_OP_MAX_BYTES + 1];
+  memcpy(name, op_tail(op), name_bytes);
+  name[name_bytes] = 0;
+  CUdeviceptr address = 0;
+  size_t bytes = 0;
+  int32_t result = CUDA_ERROR_INVALID_VALUE;
+  if (name_bytes && strlen(name) == name_bytes) {
+    result = answer_check(e, op->context, (int32_t)e->driver.module_global(&address, &bytes, m->handle, name));
+  }
+  if (!result && !remember_global(e, o->module, address, bytes)) result = CUDA_ERROR_OUT_OF_MEMORY;
+  const orion_reply_module_get_global reply = {address, bytes};
+  answer_reply(e, op, result, &reply, sizeof reply);
+}
+
+// ------------------------------------------------------------------------------------------------ linking
+typedef struct link_input {
+  uint32_t type, name_bytes;
+  uint64_t bytes;
+} link_input;
+
+// Adds all inputs of a private copy to the linker. 0 or a CUresult.
+static int32_t add_inputs(orion_engine *e, CUlinkState state, uint8_t *inputs, uint64_t total, uint32_t count) {
+  uint64_t at = 0;
+  for (uint32_t i = 0; i < count; i++) {
+    link_input head;
+    if (total - at < sizeof head) return CUDA_ERROR_INVALID_VALUE;
+    memcpy(&head, inputs + at, sizeof head);
+    at += sizeof head;
+    if (head.type > CU_JIT_INPUT_LIBRARY || head.name_bytes > 4096 || head.name_bytes > total - at ||
+        head.bytes > total - at - head.name_bytes || !head.bytes) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    char name[4097];
+    memcpy(name, inputs + at, head.name_bytes);
+    name[head.name_bytes] = 0;
+    at += head.name_bytes;
+    // Its own terminated copy: the byte behind an input is the next one's.
+    uint8_t *data = malloc(head.bytes + 1);
+    if (!data) return CUDA_ERROR_OUT_OF_MEMORY;
+    memcpy(data, inputs + at, head.bytes);
+    data[head.bytes] = 0;
+    bool text = false;
+    int32_t result = CUDA_ERROR_INVALID_IMAGE;
+    const bool archive = head.type == CU_JIT_INPUT_LIBRARY && head.bytes >= 8 && !memcmp(data, "!<arch>\n", 8);
+    if (archive || image_check(data, head.bytes, &text)) {
+      // For PTX the size includes the terminator.
+      const uint64_t bytes = text && data[head.bytes - 1] ? head.bytes + 1 : head.bytes;
+      result = (int32_t)e->driver.link_add(state, head.type, data, bytes, name, 0, NULL, NULL);
+    }
+    free(data);
+    if (result) return result;
+    at += head.bytes;
+    const uint64_t padded = (at + 7) & ~7ull;
+    at = padded < total ? padded : total;
+  }
+  return 0;
+}
+
+void module_link(orion_engine *e, const orion_op *op) {
+  const orion_op_link *o = (const orion_op_link *)op;
+  if (!use_context(e, op)) return;
+  if (!o->input_count || o->input_count > LINK_INPUTS_MAX || o->inputs_bytes > IMAGE_MAX_BYTES ||
+      !part_inside(o->inputs_off, o->inputs_bytes, e->arena_bytes) ||
+      !part_inside(o->out_off, o->out_bytes, e->arena_bytes)) {
+    answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
+    return;
+  }
+  jit j;
+  int32_t result = jit_begin(e, &j, op, o->option_count, o->log_off, o->info_log_bytes, o->error_log_bytes);
+  if (result) {
+    answer_result(e, op, result);
+    return;
+  }
+  orion_reply_link reply = {0};
+  uint8_t *inputs = malloc(o->inputs_bytes + 1);
+  CUlinkState state = NULL;
+  if (!inputs) {
+    result = CUDA_ERROR_OUT_OF_MEMORY;
+  } else {
+    memcpy(inputs, e->arena + o->inputs_off, o->inputs_bytes);
+    result = answer_check(e, op->context, (int32_t)e->driver.link_create(j.count, j.options, j.values, &state));
+  }
+  if (!result) {
+    void *image = NULL;
+    size_t bytes = 0;
+    result = add_inputs(e, state, inputs, o->inputs_bytes, o->input_count);
+    if (!result) result = (int32_t)e->driver.link_complete(state, &image, &bytes);
+    if (!result && bytes > o->out_bytes) result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!result) {
+      memcpy(e->arena + o->out_off, image, bytes);
+      if (e->net) net_bytes_out(e, o->out_off, bytes);
+      reply.image_bytes = bytes;
+    }
+    (void)e->driver.link_destroy(state);
+  }
+  free(inputs);
+  jit_deliver(e, &j, o->log_off, &reply.info_log_bytes, &reply.error_log_bytes);
+  jit_end(&j);
+  answer_reply(e, op, answer_check(e, op->context, result), &reply, sizeof reply);
+}

@@ -1,0 +1,258 @@
+// Order and parking. Operations run in ring order, except that one which cannot run yet is parked together with all
+// later ones that depend on it, while the others go on.
+//
+// A pass looks at the parked operations in order. One that stays marks what it touches with the pass's epoch, and a
+// later one (parked, or newly popped: the marks stay valid until the next pass) stays too when it meets such a mark.
+// Only what a parked operation itself waits for (its cause) can start a new pass.
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+static bool is_stream_ordered(const orion_op *op) {
+  return (ORION_OP_INFO[op->code].flags & (ORION_OPF_WORK | ORION_OPF_STREAM)) && op->code != ORION_OP_EVENT_DESTROY;
+}
+
+// The event that an operation names; ORION_EVENTS if none. A wrong index is the handler's business.
+static uint32_t event_of(const orion_op *op) {
+  switch (op->code) {
+    case ORION_OP_EVENT_CREATE:
+      return ((const orion_op_event_create *)op)->event;
+    case ORION_OP_EVENT_DESTROY:
+      return ((const orion_op_event_destroy *)op)->event;
+    case ORION_OP_EVENT_RECORD:
+      return ((const orion_op_event_record *)op)->event;
+    case ORION_OP_STREAM_WAIT_EVENT:
+      return ((const orion_op_stream_wait_event *)op)->event;
+    default:
+      return ORION_EVENTS;
+  }
+}
+
+static bool waits_for_unload(const orion_op *op) {
+  return op->code == ORION_OP_MODULE_LOAD || op->code == ORION_OP_MODULE_GET_FUNCTION ||
+         op->code == ORION_OP_MODULE_GET_GLOBAL;
+}
+
+static bool waits_for_whole_context(const orion_op *op) {
+  return op->code == ORION_OP_MODULE_UNLOAD || op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY;
+}
+
+static bool behind_parked(const orion_engine *e, const orion_op *op) {
+  const uint32_t epoch = e->epoch;
+  if (e->any_epoch != epoch) return false;
+  const context_state *c = &e->contexts[op->context];
+  if (c->barrier_epoch == epoch) return true;
+  if (is_stream_ordered(op)) {
+    const stream_state *s = &e->streams[stream_index(op)];
+    if (s->blocked_epoch == epoch) return true;
+    if (op->stream == 0 ? c->blocking_epoch == epoch : s->blocking && c->null_epoch == epoch) return true;
+  }
+  const uint32_t event = event_of(op);
+  if (event < ORION_EVENTS) {
+    const event_state *v = &e->events[event];
+    if (v->record_epoch == epoch) return true;
+    if (op->code != ORION_OP_STREAM_WAIT_EVENT && v->use_epoch == epoch) return true;
+  }
+  switch (op->code) {
+    case ORION_OP_STREAM_CREATE:
+      return e->streams[op->stream].blocked_epoch == epoch;
+    case ORION_OP_EVENT_ELAPSED: {
+      const orion_op_event_elapsed *o = (const orion_op_event_elapsed *)op;
+      return (o->start < ORION_EVENTS && e->events[o->start].record_epoch == epoch) ||
+             (o->end < ORION_EVENTS && e->events[o->end].record_epoch == epoch);
+    }
+    case ORION_OP_MEM_FREE:
+    case ORION_OP_HOST_UNREGISTER:
+      return true;  // anything parked may still use the memory
+    default:
+      break;
+  }
+  if (waits_for_whole_context(op)) return c->any_epoch == epoch;
+  return waits_for_unload(op) && c->unload_epoch == epoch;
+}
+
+static void block(orion_engine *e, const orion_op *op) {
+  const uint32_t epoch = e->epoch;
+  context_state *c = &e->contexts[op->context];
+  e->any_epoch = epoch;
+  c->any_epoch = epoch;
+  if (is_stream_ordered(op) || op->code == ORION_OP_STREAM_CREATE) {
+    stream_state *s = &e->streams[stream_index(op)];
+    s->blocked_epoch = epoch;
+    if (op->stream == 0) {
+      c->null_epoch = epoch;
+    } else if (s->blocking) {
+      c->blocking_epoch = epoch;
+    }
+  }
+  const uint32_t event = event_of(op);
+  if (event < ORION_EVENTS) {
+    if (op->code == ORION_OP_STREAM_WAIT_EVENT) {
+      e->events[event].use_epoch = epoch;
+    } else {
+      e->events[event].record_epoch = epoch;
+    }
+  }
+  if (op->code == ORION_OP_MODULE_UNLOAD) c->unload_epoch = epoch;
+  if (op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY) c->barrier_epoch = epoch;
+}
+
+void park_cause(orion_engine *e, enum cause_kind kind, uint32_t index, uint64_t value, const ticket *t) {
+  if (e->cause_count == CAUSE_COUNT) {
+    e->causes_overflow = true;
+    return;
+  }
+  e->causes[e->cause_count++] = (cause){kind, index, value, t};
+}
+
+static uint64_t depth(const orion_engine *e, const stream_state *s) {
+  if (!s->track) return 0;
+  const uint64_t done = order_track_done(e, s->track), issued = e->tracks[s->track].issued;
+  return issued > done ? issued - done : 0;
+}
+
+static bool stream_full(orion_engine *e, stream_state *s) {
+  const uint64_t in_flight = depth(e, s);
+  if (in_flight >= (s->full ? STREAM_DEPTH_RESUME : STREAM_DEPTH)) {
+    s->full = true;
+    order_mark_track(e, s->track);
+    park_cause(e, CAUSE_DEPTH, s->track, STREAM_DEPTH_RESUME, NULL);
+    return true;
+  }
+  s->full = false;
+  return false;
+}
+
+// The operation's own condition, apart from what its handler finds.
+static bool ready(orion_engine *e, const orion_op *op, parked_op *node) {
+  if (e->net && op->bulk_seq > e->bulk_arrived) {
+    park_cause(e, CAUSE_BULK, 0, op->bulk_seq, NULL);
+    return false;
+  }
+  if (is_stream_ordered(op)) {
+    stream_state *s = &e->streams[stream_index(op)];
+    if (s->alive && stream_full(e, s)) return false;
+    stream_state *marker = &e->streams[STREAM_PRIVATE_BASE + op->context];
+    if (op->stream == 0 && marker->alive && stream_full(e, marker)) return false;
+  }
+  if (ORION_OP_INFO[op->code].flags & ORION_OPF_DRAINS) {
+    // HOST_UNREGISTER gives memory back that any context may be using.
+    const uint32_t context = op->code == ORION_OP_HOST_UNREGISTER ? 0 : op->context;
+    if (!node) {
+      order_sweep(e);
+      bool idle = true;
+      for (uint32_t i = e->first_dirty; i && idle; i = e->tracks[i].next_dirty) {
+        idle = context && e->tracks[i].context != context;
+      }
+      if (!idle) park_cause(e, CAUSE_TIME, 0, 0, NULL);
+      return idle;
+    }
+    if (!node->has_ticket) {
+      node->has_ticket = order_take_ticket(e, context, &node->ticket);
+      if (!node->has_ticket) {
+        park_cause(e, CAUSE_TIME, 0, engine_now_ns() + 1000000, NULL);
+        return false;
+      }
+    }
+    if (!order_ticket_reached(e, &node->ticket)) {
+      park_cause(e, CAUSE_TICKET, 0, 0, &node->ticket);
+      return false;
+    }
+  }
+  return true;
+}
+
+bool park_try(orion_engine *e, const orion_op *op, parked_op *node) {
+  if (!behind_parked(e, op) && ready(e, op, node) && execute(e, op, node) == STEP_DONE) return true;
+  block(e, op);
+  return false;
+}
+
+bool park_has_room(const orion_engine *e) {
+  return e->parked_bytes + sizeof(parked_op) + ORION_OP_MAX_BYTES <= PARKED_MAX_BYTES &&
+         e->parked_count < PARKED_MAX_COUNT;
+}
+
+static uint64_t node_bytes(const orion_op *op) { return sizeof(parked_op) - sizeof(orion_op) + op->bytes; }
+
+void park_append(orion_engine *e, const orion_op *op) {
+  parked_op *node = malloc(node_bytes(op));
+  if (!node) {
+    engine_end(e, ORION_END_FAILED, "out of memory");
+    return;
+  }
+  memset(node, 0, offsetof(parked_op, op));
+  memcpy(&node->op, op, op->bytes);
+  *e->last_parked = node;
+  e->last_parked = &node->next;
+  e->parked_bytes += node_bytes(op);
+  e->parked_count++;
+  if (op->code == ORION_OP_MEM_FREE) e->parked_frees++;
+  STAT_ADD(e, stat_parked, 1);
+  STAT_SET(e, stat_parked_now, e->parked_count);
+}
+
+static bool cause_holds(const orion_engine *e, const cause *c) {
+  switch (c->kind) {
+    case CAUSE_DEPTH:
+      return e->tracks[c->index].issued - order_track_done(e, c->index) < c->value ||
+             order_track_idle(e, c->index);
+    case CAUSE_HOST_FUNCTION:
+      return atomic_load_explicit(&e->segment->client_words[c->index], memory_order_acquire) >= c->value;
+    case CAUSE_TICKET:
+      return order_ticket_reached(e, c->ticket);
+    case CAUSE_BULK:
+      return e->bulk_arrived >= c->value;
+    case CAUSE_TIME:
+      return engine_now_ns() >= c->value;
+  }
+  return true;
+}
+
+uint32_t park_pass(orion_engine *e) {
+  if (!e->first_parked) return 0;
+  bool due = e->causes_overflow || e->cause_count == 0;
+  for (uint32_t i = 0; i < e->cause_count && !due; i++) due = cause_holds(e, &e->causes[i]);
+  if (!due) return 0;
+  e->epoch++;
+  e->cause_count = 0;
+  e->causes_overflow = false;
+  uint32_t ran = 0;
+  parked_op **link = &e->first_parked;
+  while (*link && !e->end) {
+    parked_op *node = *link;
+    if (!park_try(e, &node->op, node)) {
+      link = &node->next;
+      continue;
+    }
+    *link = node->next;
+    e->parked_bytes -= node_bytes(&node->op);
+    e->parked_count--;
+    if (node->op.code == ORION_OP_MEM_FREE) e->parked_frees--;
+    order_ticket_free(&node->ticket);
+    free(node);
+    ran++;
+  }
+  if (!*link) e->last_parked = link;
+  STAT_SET(e, stat_parked_now, e->parked_count);
+  return ran;
+}
+
+static void free_list(parked_op *node) {
+  while (node) {
+    parked_op *next = node->next;
+    order_ticket_free(&node->ticket);
+    free(node);
+    node = next;
+  }
+}
+
+void park_free_all(orion_engine *e) {
+  free_list(e->first_parked);
+  free_list(e->maps_first);
+  e->first_parked = e->maps_first = NULL;
+  e->last_parked = &e->first_parked;
+  e->maps_last = &e->maps_first;
+  e->parked_bytes = e->parked_count = e->maps_count = e->parked_frees = 0;
+}
