@@ -165,8 +165,9 @@ ORION_API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
   pthread_mutex_lock(&device->primary_mutex);
   if (atomic_load(&device->primary_references) > 0) {
     result = CUDA_SUCCESS;
-    if (atomic_fetch_sub(&device->primary_references, 1) == 1) {
-      (void)end_contents(atomic_load(&device->primary), ORION_OP_CTX_DESTROY);
+    orion_context *context = atomic_load(&device->primary);
+    if (atomic_fetch_sub(&device->primary_references, 1) == 1 && atomic_load(&context->active)) {
+      (void)end_contents(context, ORION_OP_CTX_DESTROY);
     }
   }
   pthread_mutex_unlock(&device->primary_mutex);
@@ -175,6 +176,7 @@ ORION_API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
 
 ORION_API CUresult cuDevicePrimaryCtxRelease(CUdevice ordinal) { return cuDevicePrimaryCtxRelease_v2(ordinal); }
 
+/// Ends the contents whatever the count, and leaves the count: a later release still balances an earlier retain.
 ORION_API CUresult cuDevicePrimaryCtxReset_v2(CUdevice ordinal) {
   ORION_ENTER();
   orion_device_state *device = orion_device_state_at(ordinal);

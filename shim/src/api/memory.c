@@ -155,7 +155,11 @@ static orion_allocation *new_host_allocation(orion_context *context, enum orion_
 ORION_API CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   const unsigned known = CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_WRITECOMBINED;
-  ORION_REQUIRE(address != NULL && bytes != 0 && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(address != NULL && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
+  if (bytes == 0) {
+    *address = NULL;
+    return CUDA_SUCCESS;
+  }
   ORION_REQUIRE(bytes <= ORION_HOST_ARENA_BYTES, CUDA_ERROR_OUT_OF_MEMORY);
   orion_session *session = context->session;
   const uint64_t reserved_bytes = (bytes + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
@@ -183,7 +187,9 @@ ORION_API CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned int fla
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuMemAllocHost_v2(void **address, size_t bytes) { return cuMemHostAlloc(address, bytes, 0); }
+ORION_API CUresult cuMemAllocHost_v2(void **address, size_t bytes) {
+  return cuMemHostAlloc(address, bytes, CU_MEMHOSTALLOC_PORTABLE);
+}
 
 /// Takes a host allocation that begins at `address` out of the map.
 static orion_allocation *take_host(const void *address, enum orion_memory_kind kind) {

@@ -224,10 +224,9 @@ ORION_API CUresult cuModuleGetGlobal_v2(CUdeviceptr *address, size_t *bytes, CUm
   orion_module *module;
   CUresult result = orion_module_of(handle, &module);
   if (result != CUDA_SUCCESS) return result;
-  uint64_t start, size;
+  uint64_t start = 0, size = 0;  // what an unknown name leaves, natively too
   result = orion_module_global(module, name, &start, &size);
-  if (result != CUDA_SUCCESS) return result;
   if (address != NULL) *address = start;
   if (bytes != NULL) *bytes = size;
-  return CUDA_SUCCESS;
+  return result;
 }

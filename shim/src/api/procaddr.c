@@ -11,18 +11,20 @@ static CUresult look_up(const char *name, void **function, int version, cuuint64
     return CUDA_SUCCESS;
   }
   *function = (void *)(uintptr_t)orion_lookup_symbol(name, version, flags, status);
-  return *status == LOOKUP_FOUND ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+  return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuGetProcAddress_v2(const char *name, void **function, int version, cuuint64_t flags,
                                        CUdriverProcAddressQueryResult *status) {
   int found = LOOKUP_FOUND;
   const CUresult result = look_up(name, function, version, flags, &found);
-  if (status != NULL) *status = (CUdriverProcAddressQueryResult)found;
-  return result;
+  if (result != CUDA_SUCCESS) return result;
+  // Who asks for the status is told there; who does not, by the code.
+  if (status == NULL) return found == LOOKUP_FOUND ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+  *status = (CUdriverProcAddressQueryResult)found;
+  return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuGetProcAddress(const char *name, void **function, int version, cuuint64_t flags) {
-  int found;
-  return look_up(name, function, version, flags, &found);
+  return cuGetProcAddress_v2(name, function, version, flags, NULL);
 }
