@@ -10,12 +10,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from wire import gen_ops
+from wire import gen_api, gen_ops
 
 ROOT = Path(__file__).resolve().parent.parent
 
 OUTPUTS: dict[str, Callable[[], str]] = {
     "wire/include/gen_ops.h": gen_ops.header,
+    "wire/include/gen_cuda_api.h": gen_api.prototypes,
+    "shim/src/gen/gen_stubs.c": gen_api.stubs,
+    "shim/src/gen/gen_default_stream.c": gen_api.default_stream,
+    "shim/src/gen/gen_procaddr.c": gen_api.procaddr,
+    "shim/src/gen/gen_exports.map": gen_api.export_map,
 }
 
 

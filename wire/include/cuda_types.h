@@ -425,6 +425,10 @@ typedef struct CUmemDecompressParams_st CUmemDecompressParams;
 typedef struct CUmulticastObjectProp_st CUmulticastObjectProp;
 typedef struct CUtensorMap_st CUtensorMap;
 
+typedef struct CUeglFrame_st {  // passed by value, so its size matters
+  uint64_t opaque[8];
+} CUeglFrame;
+
 // Enumerations whose members nothing here uses: an int-sized argument is all that calling them needs.
 typedef unsigned int CUatomicOperation;
 typedef unsigned int CUcoredumpSettings;
