@@ -11,7 +11,7 @@ import pytest
 os.environ.setdefault("SOFTGPU_DEVICES", "2")
 os.environ.setdefault("SOFTGPU_MEMORY_MIB", "1024")
 
-from tests.softgpu.libcuda import PTX, Cuda, c_void_p, is_softgpu, library_path  # noqa: E402
+from tests.softgpu.libcuda import PTX, Cuda, c_void_p, is_softgpu, library_path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -137,9 +137,7 @@ def test_error_names(driver: Cuda) -> None:
 class TestGetProcAddress:
     def look_up(self, driver: Cuda, name: bytes, version: int, flags: int = 0) -> tuple[int, int, int]:
         pointer, status = c_void_p(), c_int(-1)
-        code = driver.code(
-            "cuGetProcAddress_v2", name, byref(pointer), version, ctypes.c_uint64(flags), byref(status)
-        )
+        code = driver.code("cuGetProcAddress_v2", name, byref(pointer), version, ctypes.c_uint64(flags), byref(status))
         return code, pointer.value or 0, status.value
 
     def symbol(self, driver: Cuda, name: str) -> int:

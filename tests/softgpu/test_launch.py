@@ -61,6 +61,8 @@ def test_extra_buffer(cu: Cuda, bump: c_void_p) -> None:
     buffer[:12] = bytes(target) + bytes(c_uint(6))
     assert extra_launch(cu, bump, buffer, 12) == libcuda.SUCCESS
     assert cu.read_u32(target) == 6
+    assert extra_launch(cu, bump, buffer, 0) == libcuda.INVALID_VALUE
+    assert extra_launch(cu, bump, buffer, 16) == libcuda.LAUNCH_OUT_OF_RESOURCES
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,7 @@ def test_shared_memory_limits(cu: Cuda, module: c_void_p) -> None:
     pointer = c_uint64(0)
     kib = 1024
     assert cu.get(c_int, "cuFuncGetAttribute", 1, user) == kib
+    assert cu.get(c_int, "cuFuncGetAttribute", 8, user) == 47 * kib
     assert cu.launch_code(user, [pointer], shared=47 * kib) == libcuda.SUCCESS
     assert cu.launch_code(user, [pointer], shared=48 * kib) == libcuda.INVALID_VALUE
     cu.call("cuFuncSetAttribute", user, 8, 64 * kib)
@@ -142,7 +145,9 @@ class LaunchAttribute(ctypes.Structure):
     _fields_ = [("id", c_int), ("pad", c_int), ("value", c_int * 16)]
 
 
-def launch_ex(cu: Cuda, function: c_void_p, args: list[c_uint64 | c_uint], blocks: int, *attributes: LaunchAttribute) -> int:
+def launch_ex(
+    cu: Cuda, function: c_void_p, args: list[c_uint64 | c_uint], blocks: int, *attributes: LaunchAttribute
+) -> int:
     array = (LaunchAttribute * max(len(attributes), 1))(*attributes)
     config = LaunchConfig(
         (c_uint * 3)(blocks, 1, 1), (c_uint * 3)(32, 1, 1), 0, None, ctypes.addressof(array), len(attributes)
@@ -282,5 +287,3 @@ assert cu.code("cuStreamSynchronize", stream) == 702
 """,
         SOFTGPU_STEP_LIMIT="100000",
     )
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
@@ -60,7 +61,7 @@ def test_allocations_do_not_overlap(cu: Cuda) -> None:
         size = 1 + i * 37
         spans.append((cu.alloc(size).value, size))
     spans.sort()
-    for (a, size), (b, _) in zip(spans, spans[1:], strict=False):
+    for (a, size), (b, _) in itertools.pairwise(spans):
         assert a % 256 == 0
         assert a + size <= b
 

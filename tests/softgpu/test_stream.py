@@ -401,5 +401,3 @@ cu.call("cuStreamSynchronize", stream)
 """,
         SOFTGPU_DELAY_US="200000",
     )
-
-

@@ -223,7 +223,8 @@ SG_API cuCtxGetApiVersion(CUcontext handle, unsigned* version) {
 SG_API cuCtxGetLimit(size_t* value, CUlimit limit) {
   return with_context([&](Driver&, Context& context) -> CUresult {
     if (!value) return CUDA_ERROR_INVALID_VALUE;
-    if (limit < 0 || limit > CU_LIMIT_PERSISTING_L2_CACHE_SIZE) return CUDA_ERROR_UNSUPPORTED_LIMIT;
+    if (limit < 0 || limit >= CU_LIMIT_MAX) return CUDA_ERROR_INVALID_VALUE;
+    if (limit > CU_LIMIT_PERSISTING_L2_CACHE_SIZE) return CUDA_ERROR_UNSUPPORTED_LIMIT;
     *value = context.limits[limit];
     return CUDA_SUCCESS;
   });
@@ -231,8 +232,9 @@ SG_API cuCtxGetLimit(size_t* value, CUlimit limit) {
 
 SG_API cuCtxSetLimit(CUlimit limit, size_t value) {
   return with_context([&](Driver&, Context& context) -> CUresult {
-    if (limit < 0 || limit > CU_LIMIT_PERSISTING_L2_CACHE_SIZE) return CUDA_ERROR_UNSUPPORTED_LIMIT;
-    if (limit == CU_LIMIT_STACK_SIZE && value > (512 << 10)) return CUDA_ERROR_INVALID_VALUE;
+    if (limit < 0 || limit >= CU_LIMIT_MAX) return CUDA_ERROR_INVALID_VALUE;
+    if (limit > CU_LIMIT_PERSISTING_L2_CACHE_SIZE) return CUDA_ERROR_UNSUPPORTED_LIMIT;
+    if (limit == CU_LIMIT_STACK_SIZE && value >= (512 << 10)) return CUDA_ERROR_INVALID_VALUE;
     if (limit == CU_LIMIT_MAX_L2_FETCH_GRANULARITY && value > 128) return CUDA_ERROR_INVALID_VALUE;
     context.limits[limit] = value;
     return CUDA_SUCCESS;

@@ -98,6 +98,8 @@ CUresult text_of_entry(const Entry& entry, std::string* text, std::string* log) 
 
 }  // namespace
 
+bool looks_like_ptx(std::string_view text) { return text.find(".version") != std::string_view::npos; }
+
 bool decode_lz4(const uint8_t* in, size_t in_bytes, uint8_t* out, size_t out_bytes) {
   size_t from = 0;
   size_t to = 0;
@@ -223,7 +225,9 @@ CUresult texts_of_image(const void* image, int compute_capability, std::vector<s
   }
   const size_t length = strnlen(static_cast<const char*>(image), kMaxTextBytes);
   if (length == 0 || length == kMaxTextBytes) return CUDA_ERROR_INVALID_IMAGE;
-  texts->emplace_back(static_cast<const char*>(image), length);
+  std::string_view text(static_cast<const char*>(image), length);
+  if (!looks_like_ptx(text)) return CUDA_ERROR_INVALID_IMAGE;
+  texts->emplace_back(text);
   return CUDA_SUCCESS;
 }
 

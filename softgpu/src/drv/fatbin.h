@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cuda_types.h"
@@ -23,6 +24,9 @@ CUresult read_image_file(const char* path, std::vector<char>* bytes);
 
 /// A container that holds the texts, stored; what cuLinkComplete hands out.
 std::vector<uint8_t> make_container(const std::vector<std::string>& texts, int compute_capability);
+
+/// False for text that is no PTX at all, which is a damaged image rather than wrong PTX.
+bool looks_like_ptx(std::string_view text);
 
 /// Decodes one LZ4 block. False unless it decodes to exactly `out_bytes` bytes.
 bool decode_lz4(const uint8_t* in, size_t in_bytes, uint8_t* out, size_t out_bytes);

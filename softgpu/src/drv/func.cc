@@ -37,9 +37,7 @@ CUresult kernel_attribute(const Kernel& kernel, int attribute, int max_dynamic, 
     case CU_FUNC_ATTRIBUTE_BINARY_VERSION:
       *value = Driver::get().cc_major * 10 + Driver::get().cc_minor;
       break;
-    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
-      *value = std::min(max_dynamic, kSharedPerBlockOptinBytes - static_cast<int>(kernel.static_shared_bytes));
-      break;
+    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = max_dynamic; break;
     case CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: *value = carveout; break;
     default:
       if (attribute < 0 || attribute >= CU_FUNC_ATTRIBUTE_MAX) return CUDA_ERROR_INVALID_VALUE;
@@ -60,6 +58,10 @@ CUresult check_max_dynamic(const Kernel& kernel, int value) {
   return value < 0 || value > kSharedPerBlockOptinBytes - static_cast<int>(kernel.static_shared_bytes)
              ? CUDA_ERROR_INVALID_VALUE
              : CUDA_SUCCESS;
+}
+
+int default_max_dynamic(const Kernel& kernel) {
+  return std::max(0, kSharedPerBlockBytes - static_cast<int>(kernel.static_shared_bytes));
 }
 
 int blocks_per_multiprocessor(const Kernel& kernel, uint64_t block_threads, size_t dynamic_shared_bytes) {

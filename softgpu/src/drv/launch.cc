@@ -31,10 +31,9 @@ CUresult check_shape(const Function& function, const Shape& shape) {
   for (int i = 0; i < 3; ++i) {
     if (kernel.required_block[0] != 0 && kernel.required_block[i] != shape.block[i]) return CUDA_ERROR_INVALID_VALUE;
   }
-  const auto allowed = static_cast<uint32_t>(function.max_dynamic_shared_bytes.load());
-  const uint32_t room = allowed == kSharedPerBlockBytes ? allowed - std::min(allowed, kernel.static_shared_bytes)
-                                                        : allowed;
-  if (shape.shared_bytes > room) return CUDA_ERROR_INVALID_VALUE;
+  if (shape.shared_bytes > static_cast<uint32_t>(function.max_dynamic_shared_bytes.load())) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
   if (shape.cooperative) {
     const uint64_t blocks = uint64_t{shape.grid[0]} * shape.grid[1] * shape.grid[2];
     const int resident = blocks_per_multiprocessor(kernel, threads, shape.shared_bytes) * kMultiprocessors;
@@ -62,8 +61,9 @@ CUresult pack_params(const Kernel& kernel, void** params, void** extra, std::vec
       }
     }
     if (!buffer || !size) return kernel.params.empty() ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    if (*size > kMaxParamBytes || *size < kernel.param_bytes) return CUDA_ERROR_INVALID_VALUE;
-    if (!packed->empty()) std::memcpy(packed->data(), buffer, packed->size());
+    if (*size == 0 && !packed->empty()) return CUDA_ERROR_INVALID_VALUE;
+    if (*size > packed->size()) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+    if (*size > 0) std::memcpy(packed->data(), buffer, *size);  // what is missing stays 0
     return CUDA_SUCCESS;
   }
   if (!params) return kernel.params.empty() ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;

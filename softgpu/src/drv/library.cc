@@ -231,7 +231,7 @@ SG_API cuKernelGetAttribute(int* value, int attribute, CUkernel handle, CUdevice
     if (!value) return CUDA_ERROR_INVALID_VALUE;
     if (!Driver::get().device(dev)) return CUDA_ERROR_INVALID_DEVICE;
     const int set = kernel.max_dynamic_shared_bytes;
-    return kernel_attribute(description, attribute, set >= 0 ? set : kSharedPerBlockBytes, -1, value);
+    return kernel_attribute(description, attribute, set >= 0 ? set : default_max_dynamic(description), -1, value);
   });
 }
 

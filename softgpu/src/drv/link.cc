@@ -15,8 +15,9 @@ CUresult add_input(Driver& driver, LinkState& link, int type, const void* data, 
   switch (type) {
     case CU_JIT_INPUT_PTX: {
       const size_t length = strnlen(static_cast<const char*>(data), bytes);
-      if (length == 0) return CUDA_ERROR_INVALID_PTX;
-      link.texts.emplace_back(static_cast<const char*>(data), length);
+      const std::string_view text(static_cast<const char*>(data), length);
+      if (!looks_like_ptx(text)) return CUDA_ERROR_INVALID_IMAGE;
+      link.texts.emplace_back(text);
       return CUDA_SUCCESS;
     }
     case CU_JIT_INPUT_FATBINARY:

@@ -117,7 +117,11 @@ SG_API cuMemAllocManaged(CUdeviceptr* out, size_t bytes, unsigned flags) {
 }
 
 SG_API cuMemFree_v2(CUdeviceptr address) {
-  return with_context([&](Driver& driver, Context& context) -> CUresult {
+  // The memory knows its context: none needs to be current.
+  return with_driver([&](Driver& driver) -> CUresult {
+    if (auto current = current_context()) {
+      if (const int fault = current->fault.load()) return fault;
+    }
     if (address == 0) return CUDA_SUCCESS;
     auto region = driver.map.find(address);
     if (!region || region->begin != address || !is_freeable(*region) || region->free_pending) {
@@ -127,7 +131,7 @@ SG_API cuMemFree_v2(CUdeviceptr address) {
     auto removed = driver.map.remove(address);
     if (!removed) return CUDA_ERROR_INVALID_VALUE;  // another thread freed it meanwhile
     driver.release_regions({std::move(*removed)});
-    return context.fault.load();
+    return CUDA_SUCCESS;
   });
 }
 
@@ -179,7 +183,8 @@ SG_API cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned flags) {
     if (flags & (CU_MEMHOSTREGISTER_IOMEMORY | CU_MEMHOSTREGISTER_READ_ONLY)) return CUDA_ERROR_NOT_SUPPORTED;
     const std::vector<Region> there = driver.map.between(begin, begin + bytes);
     if (!there.empty()) {
-      return there.front().is_host() ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED : CUDA_ERROR_INVALID_VALUE;
+      return there.front().kind == RegionKind::host_registered ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+                                                               : CUDA_ERROR_INVALID_VALUE;
     }
     if (!host_range_writable(begin, begin + bytes)) return CUDA_ERROR_INVALID_VALUE;
     Region region;
@@ -200,9 +205,8 @@ SG_API cuMemHostUnregister(void* pointer) {
     const auto address = reinterpret_cast<uint64_t>(pointer);
     if (!pointer) return CUDA_ERROR_INVALID_VALUE;
     auto region = driver.map.find(address);
-    if (!region || region->kind != RegionKind::host_registered || region->begin != address) {
-      return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
-    }
+    if (!region) return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+    if (region->kind != RegionKind::host_registered || region->begin != address) return CUDA_ERROR_INVALID_VALUE;
     for (auto& each : driver.contexts.all()) each->synchronize();
     auto removed = driver.map.remove(address);
     if (!removed) return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
@@ -225,7 +229,7 @@ SG_API cuMemHostGetDevicePointer_v2(CUdeviceptr* out, void* pointer, unsigned fl
 SG_API cuMemHostGetFlags(unsigned* flags, void* pointer) {
   return with_context([&](Driver& driver, Context&) -> CUresult {
     auto region = driver.map.find(reinterpret_cast<uint64_t>(pointer));
-    if (!flags || !region || region->kind != RegionKind::host_alloc) return CUDA_ERROR_INVALID_VALUE;
+    if (!flags || !region || !region->is_host()) return CUDA_ERROR_INVALID_VALUE;
     *flags = region->flags;
     return CUDA_SUCCESS;
   });

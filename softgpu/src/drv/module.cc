@@ -6,6 +6,7 @@
 #include "api.h"
 #include "fatbin.h"
 #include "jit.h"
+#include "launch.h"
 
 namespace sg {
 
@@ -36,6 +37,7 @@ CUresult Module::function(const char* name, std::shared_ptr<Function>* out) {
   made->module = weak_from_this();
   made->module_handle = handle;
   made->kernel = kernel;
+  made->max_dynamic_shared_bytes = default_max_dynamic(*kernel);
   Driver::get().functions.add(made);
   functions.emplace(name, made);
   *out = std::move(made);

@@ -29,7 +29,11 @@ uint64_t take_memory(Driver& driver, MemoryPool& pool, size_t bytes, size_t* cha
 CUresult allocate(CUdeviceptr* out, size_t bytes, CUmemoryPool pool_handle, bool default_pool, CUstream stream_handle,
                   bool per_thread) {
   return with_stream(stream_handle, per_thread, [&](Driver& driver, Context& context, const auto&) -> CUresult {
-    if (!out || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    if (bytes == 0) {
+      *out = 0;
+      return CUDA_SUCCESS;
+    }
     auto pool = default_pool ? current_pool(driver, context.device) : driver.pools.get(pool_handle);
     if (!pool) return CUDA_ERROR_INVALID_VALUE;
     Region region;
@@ -57,7 +61,7 @@ CUresult allocate(CUdeviceptr* out, size_t bytes, CUmemoryPool pool_handle, bool
 
 CUresult free_async(CUdeviceptr address, CUstream stream_handle, bool per_thread) {
   return with_stream(stream_handle, per_thread, [&](Driver& driver, Context& context, const auto& stream) -> CUresult {
-    if (address == 0) return CUDA_ERROR_INVALID_VALUE;
+    if (address == 0) return CUDA_SUCCESS;
     bool claimed = false;
     driver.map.update(address, false, [&](Region& region) {
       const bool freeable = region.kind == RegionKind::pool || region.kind == RegionKind::device;

@@ -30,7 +30,6 @@ constexpr int kSharedPerBlockBytes = 48 << 10;
 constexpr int kSharedPerBlockOptinBytes = 163 << 10;
 constexpr int kSharedPerMultiprocessorBytes = 164 << 10;
 constexpr int kReservedSharedPerBlockBytes = 1 << 10;
-constexpr unsigned kMaxParamBytes = 32764;
 constexpr int kLeastStreamPriority = 0;
 constexpr int kGreatestStreamPriority = -5;
 
@@ -76,7 +75,7 @@ struct Function {
   std::weak_ptr<Module> module;
   uint64_t module_handle = 0;
   const Kernel* kernel = nullptr;  // lives as long as the module's program
-  std::atomic<int> max_dynamic_shared_bytes{kSharedPerBlockBytes};
+  std::atomic<int> max_dynamic_shared_bytes{0};  // at first what static shared memory leaves of the default limit
   std::atomic<int> carveout{-1};
 };
 

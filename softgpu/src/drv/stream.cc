@@ -84,7 +84,7 @@ struct WordOp {
 };
 
 bool reached(const WordOp& op, uint64_t seen) {
-  switch (op.flags & ~CU_STREAM_WAIT_VALUE_FLUSH) {
+  switch (op.flags) {
     case CU_STREAM_WAIT_VALUE_GEQ:  // cyclic comparison, as the API says
       return op.wide ? static_cast<int64_t>(seen - op.value) >= 0
                      : static_cast<int32_t>(static_cast<uint32_t>(seen) - static_cast<uint32_t>(op.value)) >= 0;
@@ -98,8 +98,9 @@ bool reached(const WordOp& op, uint64_t seen) {
 }
 
 CUresult check(Driver& driver, const Context& context, const WordOp& op) {
-  const unsigned known = op.wait ? unsigned{CU_STREAM_WAIT_VALUE_FLUSH} | 3u : 1u;  // 1: no memory barrier
+  const unsigned known = op.wait ? 3u : 1u;  // 1: no memory barrier
   const size_t bytes = op.wide ? 8 : 4;
+  if (op.wait && (op.flags & CU_STREAM_WAIT_VALUE_FLUSH)) return CUDA_ERROR_NOT_SUPPORTED;  // no remote writers
   if ((op.flags & ~known) != 0 || op.address % bytes != 0) return CUDA_ERROR_INVALID_VALUE;
   return driver.map.covers(op.address, bytes, context.device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

@@ -147,11 +147,13 @@ SG_API cuMemMap(CUdeviceptr address, size_t bytes, size_t offset_bytes, CUmemGen
                 unsigned long long flags) {
   return with_driver([&](Driver& driver) -> CUresult {
     auto object = driver.memory_handles.get(handle);
-    if (!object || flags != 0 || bytes == 0 || !granular(bytes) || !granular(address) || !granular(offset_bytes)) {
-      return CUDA_ERROR_INVALID_VALUE;
-    }
+    if (!object || flags != 0 || bytes == 0 || !granular(address)) return CUDA_ERROR_INVALID_VALUE;
     const auto& memory = object->memory;
-    if (offset_bytes > memory->size_bytes || bytes > memory->size_bytes - offset_bytes) return CUDA_ERROR_INVALID_VALUE;
+    // A part of the memory is no mapping that the API knows; whole granules are an extension of this driver.
+    if (!granular(bytes) || !granular(offset_bytes) || offset_bytes > memory->size_bytes ||
+        bytes > memory->size_bytes - offset_bytes) {
+      return CUDA_ERROR_NOT_SUPPORTED;
+    }
     if (bytes > UINT64_MAX - address) return CUDA_ERROR_INVALID_VALUE;
     auto& all = reservations();
     std::lock_guard lock(all.mutex);
