@@ -47,20 +47,23 @@ def build(output: Path) -> Path:
     ffi = FFI()
     ffi.cdef(declarations())
     zig = "zig" in os.environ.get("CC", "")
-    ffi.set_source(
-        "_engine",
-        '#include "engine.h"',
-        sources=[str(path) for path in SOURCES],
-        include_dirs=[str(path) for path in [*INCLUDES, zmq / "include"]],
-        extra_objects=[str(zmq / "lib" / "libzmq.a")],
-        define_macros=[("_GNU_SOURCE", "1"), ("Py_LIMITED_API", "0x030b0000")],
-        extra_compile_args=["-std=c11", "-O2", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"],
-        # libzmq marks its own functions visible: the module must not offer them to the process.
-        extra_link_args=["-Wl,--exclude-libs,ALL", "-pthread"]
-        + (["-lc++"] if zig else ["-static-libgcc", "-l:libstdc++.a"]),
-        py_limited_api=True,
-    )
     with tempfile.TemporaryDirectory(prefix="orion-engine-") as scratch:
+        # libzmq marks its own functions visible: the module must not offer them to the process.
+        exports = Path(scratch) / "exports.map"
+        exports.write_text("{ global: PyInit__engine; local: *; };\n")
+        ffi.set_source(
+            "_engine",
+            '#include "engine.h"',
+            sources=[str(path) for path in SOURCES],
+            include_dirs=[str(path) for path in [*INCLUDES, zmq / "include"]],
+            extra_objects=[str(zmq / "lib" / "libzmq.a")],
+            define_macros=[("_GNU_SOURCE", "1"), ("Py_LIMITED_API", "0x030b0000")],
+            extra_compile_args=["-std=c11", "-O2", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            # A release (zig) is stripped; its C++ runtime comes with it, whichever driver links.
+            extra_link_args=[f"-Wl,--version-script={exports}", "-pthread"]
+            + (["-lc++", "-s"] if zig else ["-static-libgcc", "-l:libstdc++.a"]),
+            py_limited_api=True,
+        )
         built = Path(ffi.compile(tmpdir=scratch))
         output.mkdir(parents=True, exist_ok=True)
         target = output / "_engine.abi3.so"
