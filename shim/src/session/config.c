@@ -141,7 +141,7 @@ bool orion_config_read(orion_config *config) {
   }
   if (setting("ORION_GROUP_ID", value)) {
     if (strlen(value) >= sizeof config->group) return bad_value("ORION_GROUP_ID", value, "at most 255 bytes");
-    snprintf(config->group, sizeof config->group, "%s", value);
+    memcpy(config->group, value, strlen(value) + 1);
   }
   uint64_t vgpu = 0;
   uint64_t ratio = 0;
