@@ -123,12 +123,16 @@ class Linker {
         if (s.kind == Symbol::Kind::variable) s.address = base + placed_[s.address].offset;
       }
     }
+    std::unordered_set<std::string_view> named;
     for (const Placed& p : placed_) {
       const Variable& v = *p.variable;
       if (v.space == Space::constant) out_.const_bytes += static_cast<uint32_t>(v.size_bytes());
+      // Compilers leave .visible away where the host's code still asks for the variable by name: all can be found, a
+      // visible one before another of the same name.
       auto it = visible_.find(v.name);
-      bool chosen = v.visible && it != visible_.end() && it->second.symbol.variable == &v;
-      if (chosen) out_.globals.push_back({std::string(v.name), base + p.offset, v.size_bytes()});
+      if (it != visible_.end() ? it->second.symbol.variable == &v : named.insert(v.name).second) {
+        out_.globals.push_back({std::string(v.name), base + p.offset, v.size_bytes()});
+      }
     }
   }
 
