@@ -281,7 +281,7 @@ def test_pointer_attributes_of_plain_host_memory(cu: Cuda) -> None:
     attributes = (c_int * 3)(2, 9, 11)
     data = (c_void_p * 3)(*[ctypes.addressof(x) for x in (memory_type, ordinal, start)])
     cu.call("cuPointerGetAttributes", 3, attributes, data, c_uint64(64))
-    assert (memory_type.value, ordinal.value, start.value) == (0, -2, 0)
+    assert (memory_type.value, ordinal.value, start.value) == (0, -2, 7)
 
 
 def test_peer_copy_and_access(driver: Cuda) -> None:

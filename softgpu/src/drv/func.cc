@@ -65,7 +65,7 @@ int default_max_dynamic(const Kernel& kernel) {
 }
 
 int blocks_per_multiprocessor(const Kernel& kernel, uint64_t block_threads, size_t dynamic_shared_bytes) {
-  if (block_threads > kernel.max_threads_per_block) return 0;
+  if (block_threads > kMaxThreadsPerBlock) return 0;  // .maxntid does not count here
   const uint64_t threads = round_up(block_threads, 32);
   const uint64_t shared = kernel.static_shared_bytes + dynamic_shared_bytes + kReservedSharedPerBlockBytes;
   uint64_t blocks = std::min<uint64_t>(kMaxBlocksPerMultiprocessor, kMaxThreadsPerMultiprocessor / threads);
@@ -207,7 +207,7 @@ SG_API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, CUfunction handle,
     if (!bytes || blocks <= 0 || block_size <= 0) return CUDA_ERROR_INVALID_VALUE;
     const int used = static_cast<int>(function.kernel->static_shared_bytes) + kReservedSharedPerBlockBytes;
     const int room = kSharedPerMultiprocessorBytes / blocks - used;
-    *bytes = std::clamp(room, 0, kSharedPerBlockOptinBytes - static_cast<int>(function.kernel->static_shared_bytes));
+    *bytes = std::clamp(room, 0, function.max_dynamic_shared_bytes.load());
     return CUDA_SUCCESS;
   });
 }

@@ -54,12 +54,14 @@ CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdev
   }
 }
 
-/// What cuPointerGetAttributes writes for memory that is not known; it succeeds then.
+/// What cuPointerGetAttributes writes for memory that is not known; it succeeds then. A range is left as it was.
 CUresult attribute_of_unknown(int attribute, void* data) {
   switch (attribute) {
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: return give<unsigned>(data, 0);
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return give<int>(data, -2);  // CU_DEVICE_INVALID
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: return give<unsigned>(data, 0);
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE: return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:

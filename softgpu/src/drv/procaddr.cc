@@ -37,40 +37,50 @@ constexpr Proc kProcs[] = {
 #undef SG_PROC
 };
 
+/// The newest ABI that `version` may ask for. A name that is not found is no error here: *out is then nullptr.
 CUresult look_up(const char* symbol, void** out, int version, uint64_t flags, int* status) {
-  if (!symbol || !out || flags > kPerThreadDefaultStream || version > kDriverVersion) return CUDA_ERROR_INVALID_VALUE;
+  constexpr uint64_t kKnownFlags = 3;
+  if (!symbol || !out || flags > kKnownFlags || version > kDriverVersion) return CUDA_ERROR_INVALID_VALUE;
   *out = nullptr;
-  if (status) *status = kFound;
+  *status = kSymbolNotFound;
   if (std::strcmp(symbol, "cuGetProcAddress") == 0) {
     constexpr int kFirst = 11030, kWithStatus = 12000;
+    *status = version >= kFirst ? kFound : kVersionNotSufficient;
     if (version >= kWithStatus) {
       *out = reinterpret_cast<void*>(&cuGetProcAddress_v2);
     } else if (version >= kFirst) {
       *out = reinterpret_cast<void*>(&cuGetProcAddress);
-    } else if (status) {
-      *status = kVersionNotSufficient;
     }
-    return *out ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+    return CUDA_SUCCESS;
   }
   const Proc* best = nullptr;
-  bool known = false;
   for (const Proc& proc : kProcs) {
     if (std::strcmp(proc.name, symbol) != 0) continue;
-    known = true;
+    if (*status == kSymbolNotFound) *status = kVersionNotSufficient;
     if (proc.version <= version && (!best || proc.version > best->version)) best = &proc;
   }
-  if (status) *status = best ? kFound : known ? kVersionNotSufficient : kSymbolNotFound;
-  if (!best) return CUDA_ERROR_NOT_FOUND;
-  *out = reinterpret_cast<void*>(flags == kPerThreadDefaultStream ? best->per_thread : best->legacy);
+  if (!best) return CUDA_SUCCESS;
+  *status = kFound;
+  *out = reinterpret_cast<void*>(flags & kPerThreadDefaultStream ? best->per_thread : best->legacy);
   return CUDA_SUCCESS;
 }
 
 }  // namespace
 
+// The two ABIs differ in what they say about a name that is not there.
 CUresult cuGetProcAddress(const char* symbol, void** out, int version, uint64_t flags) {
-  return look_up(symbol, out, version, flags, nullptr);
+  void* found = nullptr;
+  int status = kFound;
+  const CUresult result = out ? look_up(symbol, &found, version, flags, &status) : CUDA_ERROR_INVALID_VALUE;
+  if (result != CUDA_SUCCESS) return result;
+  if (!found) return CUDA_ERROR_NOT_FOUND;
+  *out = found;
+  return CUDA_SUCCESS;
 }
 
 CUresult cuGetProcAddress_v2(const char* symbol, void** out, int version, uint64_t flags, int* status) {
-  return look_up(symbol, out, version, flags, status);
+  int found = kFound;
+  const CUresult result = look_up(symbol, out, version, flags, &found);
+  if (result == CUDA_SUCCESS && status) *status = found;
+  return result;
 }
