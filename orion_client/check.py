@@ -250,3 +250,7 @@ def _private_server() -> Finding:
 def main() -> None:
     """Entry of the installed command."""
     app(prog_name="orion-check")
+
+
+if __name__ == "__main__":
+    main()

@@ -169,3 +169,7 @@ def _fail(text: str, code: int = EXIT_OURS) -> NoReturn:
 def main() -> None:
     """Entry of the installed command."""
     app(prog_name="orion-run")
+
+
+if __name__ == "__main__":
+    main()

@@ -157,3 +157,7 @@ def printable(text: str) -> str:
 def main() -> None:
     """Entry of the installed command."""
     app(prog_name="orion-smi")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
+import msgspec
 
 MAX_MESSAGE_BYTES = 1 << 20
 _LENGTH = struct.Struct("<I")
@@ -24,7 +24,7 @@ class ChannelError(Exception):
 
 def encode(message: dict[str, Any]) -> bytes:
     """One framed message."""
-    body: bytes = msgpack.packb(message, use_bin_type=True)
+    body = msgspec.msgpack.encode(message)
     if len(body) > MAX_MESSAGE_BYTES:
         raise ChannelError(f"message of {len(body)} bytes is larger than {MAX_MESSAGE_BYTES}")
     return _LENGTH.pack(len(body)) + body
@@ -50,12 +50,9 @@ class Decoder:
             body = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
             try:
-                message = msgpack.unpackb(body, raw=False, strict_map_key=False, max_buffer_size=MAX_MESSAGE_BYTES)
-            except Exception as error:  # msgpack raises many kinds for malformed bytes
-                raise ChannelError(f"not msgpack: {error}") from error
-            if not isinstance(message, dict):
-                raise ChannelError("not a map")
-            messages.append(message)
+                messages.append(msgspec.msgpack.decode(body, type=dict[str, Any]))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ChannelError(f"not a msgpack map: {error}") from error
         return messages
 
 

@@ -68,6 +68,7 @@ def serve(
     max_sessions: Annotated[int | None, typer.Option(min=1, max=4096, help="Clients at once (default 64).")] = None,
     null_engine: Annotated[bool, typer.Option(help="Accept and drop all work: measures the path, not a GPU.")] = False,
     drain_timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait when draining (30).")] = None,
+    bind_timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds a client has to bind (10).")] = None,
     socket_dir: Annotated[
         Path | None, typer.Option("--socket-dir", "--state-dir", help="Folder of unix sockets, mode 0700, per user.")
     ] = None,
@@ -97,6 +98,7 @@ def serve(
             "warm": warm,
             "max_sessions": max_sessions,
             "drain_timeout_s": drain_timeout,
+            "bind_timeout_s": bind_timeout,
             "socket_dir": socket_dir,
             "ready_file": ready_file,
             "ready_fd": ready_fd,
@@ -157,7 +159,7 @@ async def _serve(settings: Settings, libcuda: Libcuda, folder: Path) -> int:
             return 0
         starting.result()
     except (OSError, WorkerError) as error:
-        print(f"orion-server: cannot serve: {error}", file=sys.stderr)
+        print(f"orion-server: {getattr(error, 'strerror', None) or f'cannot serve: {error}'}", file=sys.stderr)
         return 1
     _announce(settings, libcuda, server)
     await stopping

@@ -13,6 +13,8 @@ from typing import Any
 
 DEFAULT_CONFIG_FILE = Path("/etc/orion/server.conf")
 DEFAULT_PORT = 9960
+# A unix socket's path has 107 bytes; ours end in a slash and a session's id.
+_MAX_FOLDER_BYTES = 85
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 # What a client may set for its worker. Everything else of its environment stays with it.
@@ -174,6 +176,6 @@ def private_directory(wanted: Path | None) -> Path:
         raise ConfigError(
             f"{wanted} is open to other users (mode {stat.S_IMODE(status.st_mode):o}): chmod 700 {wanted}"
         )
-    if len(str(wanted)) > 60:
+    if len(os.fsencode(wanted)) > _MAX_FOLDER_BYTES:
         raise ConfigError(f"{wanted} is too long for a unix socket's path: name a shorter folder with --socket-dir")
     return wanted

@@ -74,9 +74,9 @@ class ControlSocket:
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
         try:
             self._socket.bind(f"tcp://{host}:{port if port else '*'}")
-        except zmq.ZMQError:
+        except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise
+            raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
         endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.address = endpoint.removeprefix("tcp://")
         self._loop = asyncio.get_running_loop()

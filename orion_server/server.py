@@ -28,7 +28,7 @@ log = logging.getLogger("orion.server")
 CUDA_ERROR_INVALID_VALUE = 1
 CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 CUDA_ERROR_INVALID_DEVICE = 101
-CUDA_ERROR_SYSTEM_DRIVER_MISMATCH = 803
+CUDA_ERROR_UNKNOWN = 999
 
 _STATS_TIMEOUT_S = 0.5
 _MAX_TASKS = 256
@@ -277,9 +277,9 @@ class Server:
             self._send(envelope, control.Conflict(id=request.id, host=bool(host), devices=list(clashing)))
         else:
             session.worker.stop("bind failed")
-            code = answer.get("code")
-            valid = isinstance(code, int) and 0 < code < 1000
-            raise Refused(code if valid else 999, str(answer.get("message", "bind failed"))[:400], _SEE_SERVER_LOG)
+            told = answer.get("code")
+            code = told if isinstance(told, int) and 0 < told < 1000 else CUDA_ERROR_UNKNOWN
+            raise Refused(code, str(answer.get("message", "bind failed"))[:400], _SEE_SERVER_LOG)
 
     # ------------------------------------------------------------------------------------------ life of sessions
 

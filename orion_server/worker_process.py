@@ -150,10 +150,11 @@ class WorkerProcess:
             future = self._answers.get(request_id) if isinstance(request_id, int) else None
             if future is not None and not future.done():
                 future.set_result(message)
-        elif kind == "hello" and self.state is State.STARTING:
-            self.hello = message
-            self.state = State.WARM
-            self.ready.set_result(None)
+        elif kind == "hello":
+            if self.state is State.STARTING:
+                self.hello = message
+                self.state = State.WARM
+                self.ready.set_result(None)
         elif kind == "failed" and self.state is State.STARTING:
             self.reason = str(message.get("message", ""))[:500]
         elif kind == "connected":

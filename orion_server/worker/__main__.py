@@ -17,6 +17,7 @@ from typing import Any
 from orion_server import log as log_setup
 from orion_server.channel import BlockingChannel
 from orion_server.worker.doorway import Doorway, sealed_memory
+from orion_server.worker.driver import Driver, null_snapshot
 from orion_server.worker.engine import BindConflict, Engine, EngineError
 
 log = logging.getLogger("orion.worker")
@@ -40,6 +41,7 @@ class Worker:
         self._doorway: Doorway | None = None
         self._client: socket.socket | None = None
         self._primary_handles: list[int] = []
+        self._driver: Driver | None = None  # keeps pycuda's references to the contexts
         self._end_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._end_reason = ""
         self._end: str | None = None
@@ -48,16 +50,12 @@ class Worker:
         """Makes the contexts and tells the server what the devices are."""
         driver_version = 13000
         if self._kind == "null":
-            from orion_server.worker.driver import null_snapshot
-
             devices = null_snapshot()
         else:
-            from orion_server.worker.driver import Driver
-
-            driver = Driver(self._libcuda)
-            devices = driver.snapshot()
-            driver_version = driver.driver_version
-            self._primary_handles = driver.primary_handles
+            self._driver = Driver(self._libcuda)
+            devices = self._driver.snapshot()
+            driver_version = self._driver.driver_version
+            self._primary_handles = self._driver.primary_handles
         self._channel.send({"type": "hello", "driver_version": driver_version, "devices": devices})
 
     def serve(self) -> str:

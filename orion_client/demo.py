@@ -1,0 +1,97 @@
+"""`make demo`: an unmodified Numba program on a remote GPU, over shared memory and over TCP, watched by orion-smi."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from orion_client.control_client import ServerUnreachable, stats
+from orion_client.private_server import PrivateServer, PrivateServerFailed
+
+_ROOT = Path(__file__).resolve().parent.parent
+_EXAMPLE = _ROOT / "examples" / "vector_add_numba.py"
+_ELEMENTS = 200_000
+_PROGRAM_TIMEOUT_S = 240.0
+_POLL_S = 0.1
+
+
+class DemoFailed(Exception):
+    """Something was not as it must be."""
+
+
+def main() -> None:
+    """Runs the demo; exit code 1 when anything was wrong."""
+    try:
+        _demo()
+    except (DemoFailed, PrivateServerFailed, ServerUnreachable) as error:
+        print(f"demo FAILED: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _demo() -> None:
+    if not _EXAMPLE.is_file():
+        raise DemoFailed(f"{_EXAMPLE} is missing: the demo runs from a source tree")
+    started_s = time.monotonic()
+    with PrivateServer() as server:
+        gpus = stats(server.address).gpus
+        served_by = ", ".join(f"{gpu.name} ({gpu.total_bytes >> 20} MiB)" for gpu in gpus)
+        print(f"orion-server on {server.address} serves: {served_by}", flush=True)
+        results = [_run(server.address, transport) for transport in ("shm", "tcp")]
+        left = stats(server.address)
+        if left.sessions and not _all_gone(server.address):
+            raise DemoFailed(f"{len(left.sessions)} session(s) left behind on the server")
+    print(f"\nServed by {served_by}")
+    for transport, result in zip(("shm", "tcp"), results, strict=True):
+        print(f"  over {transport}: {result}")
+    print(f"demo passed in {time.monotonic() - started_s:.1f} s")
+
+
+def _run(server: str, transport: str) -> str:
+    command = [sys.executable, "-m", "orion_client.run", "--server", server, "--transport", transport, "--"]
+    command += [sys.executable, str(_EXAMPLE), str(_ELEMENTS)]
+    print(f"\n$ orion-run --server {server} --transport {transport} -- python {_EXAMPLE.name} {_ELEMENTS}", flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    deadline_s = time.monotonic() + _PROGRAM_TIMEOUT_S
+    seen = ""
+    try:
+        while program.poll() is None:
+            if time.monotonic() > deadline_s:
+                raise DemoFailed(f"the program over {transport} did not end in {_PROGRAM_TIMEOUT_S:g} s")
+            sessions = [s for s in stats(server).sessions if s.transport]
+            if sessions and not seen:
+                if [s.transport for s in sessions] != [transport]:
+                    raise DemoFailed(f"asked for {transport}, the server shows {sessions[0].transport}")
+                smi = [sys.executable, "-m", "orion_client.smi", "--server", server]
+                seen = subprocess.run(smi, capture_output=True, text=True, env=environment, check=True).stdout
+                if transport not in seen:
+                    seen = ""  # the program ended between the two looks
+            time.sleep(_POLL_S)
+    finally:
+        if program.poll() is None:
+            program.kill()
+    output = (program.stdout.read() if program.stdout else "").strip()
+    if program.returncode != 0:
+        raise DemoFailed(f"the program over {transport} ended with {program.returncode}: {output}")
+    if "equal to numpy" not in output:
+        raise DemoFailed(f"the program over {transport} printed {output!r}")
+    if not seen:
+        raise DemoFailed(f"orion-smi never showed the session over {transport}")
+    print(f"meanwhile, orion-smi:\n{seen.rstrip()}\n{output}", flush=True)
+    return output
+
+
+def _all_gone(server: str) -> bool:
+    deadline_s = time.monotonic() + 5.0
+    while stats(server).sessions:
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+if __name__ == "__main__":
+    main()
