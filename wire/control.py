@@ -6,13 +6,14 @@ Unknown fields are ignored. An unknown `v`, an unequal wire major, a field out o
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
+
+from wire.gen_wire_version import MAJOR, MINOR
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 1 << 20
@@ -32,13 +33,7 @@ SessionId = Annotated[str, Meta(min_length=1, max_length=64)]
 Transport = Literal["shm", "tcp"]
 
 
-def _wire_version() -> tuple[int, int]:
-    header = (Path(__file__).resolve().parent / "include" / "orion_wire.h").read_text()
-    values = dict(re.findall(r"#define ORION_WIRE_(MAJOR|MINOR) (\d+)", header))
-    return int(values["MAJOR"]), int(values["MINOR"])
-
-
-WIRE_VERSION: tuple[int, int] = _wire_version()
+WIRE_VERSION: tuple[int, int] = (MAJOR, MINOR)
 
 
 class ControlError(Exception):
@@ -122,6 +117,13 @@ class Conflict(_Message, tag="conflict", kw_only=True):
     devices: Annotated[list[Ordinal], Meta(max_length=64)]
 
 
+class Detach(_Message, tag="detach", kw_only=True):
+    """A client gives back a session that it does not need. Nobody waits for an answer; there is none."""
+
+    session: SessionId
+    token: Token
+
+
 class Stats(_Message, tag="stats", kw_only=True):
     pass
 
@@ -165,7 +167,7 @@ class Error(_Message, tag="error", kw_only=True):
     hint: Text = ""
 
 
-Request = Attach | Bind | Stats | Drain
+Request = Attach | Bind | Detach | Stats | Drain
 Answer = Attached | Bound | Conflict | StatsAnswer | Drained | Error
 
 _encoder = msgspec.msgpack.Encoder()
