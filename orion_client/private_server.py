@@ -28,7 +28,7 @@ class PrivateServer:
         try:
             command = [sys.executable, "-P", "-m", "orion_server", "--listen", "127.0.0.1:0", "--exit-with-parent"]
             command += ["--device", device, "--log-level", log_level, "--ready-fd", str(write_fd)]
-            command += ["--drain-timeout", "0", *extra]
+            command += ["--drain-timeout", "1", *extra]
             self.process = subprocess.Popen(
                 command,
                 env=environment,

@@ -146,6 +146,7 @@ class Server:
         handlers: dict[type, Callable[[Envelope, Any], Awaitable[None]]] = {
             control.Attach: self._attach,
             control.Bind: self._bind,
+            control.Detach: self._detach,
             control.Stats: self._stats,
             control.Drain: self._drain,
         }
@@ -280,6 +281,11 @@ class Server:
             told = answer.get("code")
             code = told if isinstance(told, int) and 0 < told < 1000 else CUDA_ERROR_UNKNOWN
             raise Refused(code, str(answer.get("message", "bind failed"))[:400], _SEE_SERVER_LOG)
+
+    async def _detach(self, envelope: Envelope, request: control.Detach) -> None:
+        session = self._sessions.get(request.session)
+        if session is not None and hmac.compare_digest(session.token, request.token):
+            session.worker.stop("the client gave the session back")
 
     # ------------------------------------------------------------------------------------------ life of sessions
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import logging
 import os
 import resource
@@ -127,9 +128,7 @@ class Worker:
                     raise
                 self._doorway.fds = (segment, arena)
             else:
-                if self._doorway is not None:
-                    self._selector.unregister(self._doorway.listener)
-                    self._doorway.close()
+                self._close_doorway()
                 self._engine.bind_tcp(host_base, devices)
         except BindConflict as conflict:
             return {"ok": False, "conflict": [conflict.host, conflict.devices]}
@@ -145,15 +144,33 @@ class Worker:
         assert self._doorway is not None
         connection = self._doorway.accept()
         if connection is None:
-            log.warning("somebody without the session's token was turned away")
-            if self._doorway.listener.fileno() < 0:
-                self._end = "too many attempts to enter the session without its token"
+            self._refused()
+        else:
+            self._selector.register(connection, selectors.EVENT_READ, functools.partial(self._on_token, connection))
+
+    def _on_token(self, connection: socket.socket) -> None:
+        assert self._doorway is not None
+        self._selector.unregister(connection)
+        if not self._doorway.admit(connection):
+            self._doorway.turn_away(connection)
+            self._refused()
             return
-        self._selector.unregister(self._doorway.listener)
-        self._doorway.close()
+        self._close_doorway()
         self._client = connection
         self._selector.register(connection, selectors.EVENT_READ, self._on_client)
         self._channel.send({"type": "connected"})
+
+    def _refused(self) -> None:
+        assert self._doorway is not None
+        log.warning("somebody without the session's token was turned away")
+        if self._doorway.is_besieged:
+            self._end = "too many attempts to enter the session without its token"
+
+    def _close_doorway(self) -> None:
+        if self._doorway is not None and self._doorway.listener.fileno() >= 0:
+            for gone in (self._doorway.listener, *self._doorway.waiting):
+                self._selector.unregister(gone)
+            self._doorway.close()
 
     def _on_client(self) -> None:
         # Nothing is ever sent here after the handshake: readable means that the client is gone.

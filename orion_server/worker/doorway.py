@@ -16,6 +16,7 @@ _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 _UCRED = struct.Struct("3i")
 # Strangers may knock (and a stale client may come late); each is turned away without ending the session.
 _MAX_REFUSALS = 16
+_MAX_WAITING = 8
 
 
 def sealed_memory(name: str, size_bytes: int) -> int:
@@ -31,41 +32,68 @@ def sealed_memory(name: str, size_bytes: int) -> int:
 
 
 class Doorway:
-    """Listens on a unix socket until the one client with the token has come."""
+    """Listens on a unix socket until the one client with the token has come.
+
+    A client knocks before it binds, to see whether it can reach the socket at all, and shows its token afterwards; so
+    nothing here waits for anybody.
+    """
 
     def __init__(self, path: str, uid: int, token: bytes) -> None:
         self._path = path
         self._uid = uid
         self._token = token
         self._refusals = 0
+        self.waiting: set[socket.socket] = set()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self.listener.bind(path)
         os.chmod(path, 0o600)
         self.listener.listen(4)
+        self.listener.setblocking(False)
         self.fds: tuple[int, int] | None = None
 
+    @property
+    def is_besieged(self) -> bool:
+        """Too many came without the token: the session is better ended than its worker kept busy."""
+        return self._refusals > _MAX_REFUSALS
+
     def accept(self) -> socket.socket | None:
-        """One knock at the door; the client's connection, or None when it was turned away."""
-        connection, _ = self.listener.accept()
+        """One knock at the door: a connection whose token is awaited, or None when it was turned away."""
         try:
-            connection.settimeout(1.0)
-            _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            token = connection.recv(TOKEN_BYTES + 1)
-            if uid != self._uid or not hmac.compare_digest(token, self._token) or self.fds is None:
-                raise PermissionError(f"uid {uid}, {len(token)} bytes of token")
-            rights = array.array("i", self.fds)
-            connection.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-            connection.settimeout(None)
-        except OSError:
-            connection.close()
-            self._refusals += 1
-            if self._refusals > _MAX_REFUSALS:
-                self.close()
+            connection, _ = self.listener.accept()
+        except BlockingIOError:
+            return None
+        connection.setblocking(False)
+        _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.waiting.add(connection)
+        if uid != self._uid or len(self.waiting) > _MAX_WAITING:
+            self.turn_away(connection)
             return None
         return connection
 
+    def admit(self, connection: socket.socket) -> bool:
+        """Checks the token that a waiting connection sent and hands over the memory; False when it is not the one."""
+        try:
+            token = connection.recv(TOKEN_BYTES + 1)
+            if not hmac.compare_digest(token, self._token) or self.fds is None:
+                return False
+            rights = array.array("i", self.fds)
+            connection.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except OSError:
+            return False
+        self.waiting.discard(connection)
+        return True
+
+    def turn_away(self, connection: socket.socket) -> None:
+        """Closes a connection that has no business here."""
+        self._refusals += 1
+        self.waiting.discard(connection)
+        connection.close()
+
     def close(self) -> None:
         """Shuts the door and removes the socket's file."""
+        for connection in self.waiting:
+            connection.close()
+        self.waiting.clear()
         if self.listener.fileno() >= 0:
             self.listener.close()
             with contextlib.suppress(OSError):
