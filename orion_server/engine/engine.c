@@ -15,10 +15,10 @@
 
 #include "internal.h"
 
-#define LOOP_BATCH 64u                 // main operations between two looks at everything else
-#define SLEEP_IDLE_NS 100000000ull     // nothing outstanding: only a wake can bring work
+#define LOOP_BATCH 64u                   // main operations between two looks at everything else
+#define SLEEP_IDLE_NS 100000000ull       // nothing outstanding: only a wake can bring work
 #define SLEEP_OUTSTANDING_NS 2000000ull  // GPU work outstanding: a fault must be found
-#define SLEEP_POLL_MIN_NS 20000ull     // something is parked on a word that nobody announces
+#define SLEEP_POLL_MIN_NS 20000ull       // something is parked on a word that nobody announces
 #define SLEEP_POLL_MAX_NS 500000ull
 
 uint64_t engine_now_ns(void) {
@@ -27,18 +27,18 @@ uint64_t engine_now_ns(void) {
   return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
-int engine_futex_wait(_Atomic uint32_t *address, uint32_t expected, uint64_t timeout_ns) {
+int engine_futex_wait(_Atomic uint32_t* address, uint32_t expected, uint64_t timeout_ns) {
   const struct timespec timeout = {(time_t)(timeout_ns / 1000000000ull), (long)(timeout_ns % 1000000000ull)};
   return (int)syscall(SYS_futex, address, FUTEX_WAIT, expected, &timeout, NULL, 0);
 }
 
-void engine_futex_wake(_Atomic uint32_t *address) {
+void engine_futex_wake(_Atomic uint32_t* address) {
   (void)syscall(SYS_futex, address, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
-void engine_log(orion_engine *e, int level, const char *format, ...) {
+void engine_log(orion_engine* e, int level, const char* format, ...) {
   if (level > e->config.log_level) return;
-  static const char *const names[] = {"error", "warning", "info", "debug"};
+  static const char* const names[] = {"error", "warning", "info", "debug"};
   char line[512];
   int used = snprintf(line, sizeof line, "orion engine: %s: ", names[level]);
   va_list arguments;
@@ -52,7 +52,7 @@ void engine_log(orion_engine *e, int level, const char *format, ...) {
   if (write(2, line, (size_t)used) < 0) return;
 }
 
-void engine_end(orion_engine *e, int end, const char *format, ...) {
+void engine_end(orion_engine* e, int end, const char* format, ...) {
   if (e->end) return;
   e->end = end;
   char text[sizeof e->reason];
@@ -73,8 +73,8 @@ uint64_t orion_engine_segment_bytes(void) { return sizeof(orion_segment); }
 uint64_t orion_engine_arena_bytes(void) { return ORION_HOST_ARENA_BYTES; }
 
 // ------------------------------------------------------------------------------------------------ one operation
-bool engine_check_header(orion_engine *e, const orion_op *op, bool express) {
-  const char *fault = NULL;
+bool engine_check_header(orion_engine* e, const orion_op* op, bool express) {
+  const char* fault = NULL;
   if (op->code >= ORION_OP_CODE_END || !ORION_OP_INFO[op->code].fixed_bytes) {
     fault = "unknown operation";
   } else if (op->bytes < ORION_OP_INFO[op->code].fixed_bytes || op->bytes > ORION_OP_MAX_BYTES ||
@@ -96,7 +96,7 @@ bool engine_check_header(orion_engine *e, const orion_op *op, bool express) {
   return false;
 }
 
-void engine_dispatch(orion_engine *e, const orion_op *op, bool express) {
+void engine_dispatch(orion_engine* e, const orion_op* op, bool express) {
   if (!engine_check_header(e, op, express)) return;
   STAT_ADD(e, stat_operations, 1);
   if (express) {
@@ -113,10 +113,10 @@ static void space_made(orion_ring ring) {
   }
 }
 
-uint32_t engine_drain_express(orion_engine *e, uint32_t limit) {
+uint32_t engine_drain_express(orion_engine* e, uint32_t limit) {
   uint32_t count = 0;
   while (count < limit && !e->end && orion_ring_ready(e->express_ring, e->express_position)) {
-    orion_op *op = (orion_op *)e->popped;
+    orion_op* op = (orion_op*)e->popped;
     if (orion_ring_pop(e->express_ring, &e->express_position, op) != ORION_RING_OP) {
       engine_end(e, ORION_END_BROKEN, "the express ring is corrupt");
       break;
@@ -130,11 +130,11 @@ uint32_t engine_drain_express(orion_engine *e, uint32_t limit) {
 
 // An operation of the main ring is executed after the express operations that were there when it was popped: what a
 // thread allocates and then uses arrives in that order.
-static uint32_t drain_main(orion_engine *e) {
+static uint32_t drain_main(orion_engine* e) {
   uint32_t count = 0;
-  uint8_t *copy = e->popped_main;
+  uint8_t* copy = e->popped_main;
   while (count < LOOP_BATCH && !e->end && park_has_room(e)) {
-    orion_op *op = (orion_op *)copy;
+    orion_op* op = (orion_op*)copy;
     const enum orion_ring_state state = orion_ring_pop(e->main_ring, &e->main_position, op);
     if (state == ORION_RING_EMPTY) break;
     if (state == ORION_RING_BROKEN) {
@@ -160,7 +160,7 @@ struct waitv_entry {
 
 // Sleeps on both rings' futex words. Kernels before 5.16 cannot wait on two: there the main ring's wake is waited for
 // and the express ring is looked at again every millisecond.
-static void wait_rings(uint32_t main_wake, uint32_t express_wake, orion_engine *e, uint64_t timeout_ns) {
+static void wait_rings(uint32_t main_wake, uint32_t express_wake, orion_engine* e, uint64_t timeout_ns) {
   _Atomic uint32_t *main_word = &e->main_ring.control->wake, *express_word = &e->express_ring.control->wake;
   struct waitv_entry entries[2] = {{main_wake, (uint64_t)(uintptr_t)main_word, 2 /* 32 bits, shared */, 0},
                                    {express_wake, (uint64_t)(uintptr_t)express_word, 2, 0}};
@@ -171,12 +171,12 @@ static void wait_rings(uint32_t main_wake, uint32_t express_wake, orion_engine *
   }
 }
 
-static bool rings_ready(const orion_engine *e) {
+static bool rings_ready(const orion_engine* e) {
   return orion_ring_ready(e->express_ring, e->express_position) ||
          (park_has_room(e) && orion_ring_ready(e->main_ring, e->main_position));
 }
 
-static void sleep_until_needed(orion_engine *e, uint64_t timeout_ns) {
+static void sleep_until_needed(orion_engine* e, uint64_t timeout_ns) {
   orion_ring_control *main_control = e->main_ring.control, *express_control = e->express_ring.control;
   const uint32_t main_wake = atomic_load_explicit(&main_control->wake, memory_order_relaxed);
   const uint32_t express_wake = atomic_load_explicit(&express_control->wake, memory_order_relaxed);
@@ -190,7 +190,7 @@ static void sleep_until_needed(orion_engine *e, uint64_t timeout_ns) {
   atomic_store_explicit(&express_control->consumer_parked, 0, memory_order_relaxed);
 }
 
-static uint64_t sleep_time(const orion_engine *e, uint64_t idle_ns) {
+static uint64_t sleep_time(const orion_engine* e, uint64_t idle_ns) {
   const bool polls = e->first_parked || e->first_batch || e->maps_first || (e->net && net_busy(e));
   if (polls) {
     const uint64_t growing = idle_ns / 4;
@@ -201,7 +201,7 @@ static uint64_t sleep_time(const orion_engine *e, uint64_t idle_ns) {
 }
 
 // ------------------------------------------------------------------------------------------------ the loop
-int orion_engine_run(orion_engine *e) {
+int orion_engine_run(orion_engine* e) {
   if (!e->bound) return ORION_END_FAILED;
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   e->current_context = 0;  // another thread may have bound; this one has no current context yet
@@ -242,7 +242,7 @@ int orion_engine_run(orion_engine *e) {
   return e->end;
 }
 
-static void request_end(orion_engine *e, int end) {
+static void request_end(orion_engine* e, int end) {
   int none = 0;
   atomic_compare_exchange_strong(&e->stop_requested, &none, end);
   if (e->net) {
@@ -253,10 +253,10 @@ static void request_end(orion_engine *e, int end) {
   }
 }
 
-void orion_engine_stop(orion_engine *e) { request_end(e, ORION_END_STOPPED); }
-void orion_engine_client_lost(orion_engine *e) { request_end(e, ORION_END_CLIENT_LOST); }
+void orion_engine_stop(orion_engine* e) { request_end(e, ORION_END_STOPPED); }
+void orion_engine_client_lost(orion_engine* e) { request_end(e, ORION_END_CLIENT_LOST); }
 
-void orion_engine_get_stats(orion_engine *e, orion_engine_stats *stats) {
+void orion_engine_get_stats(orion_engine* e, orion_engine_stats* stats) {
   *stats = (orion_engine_stats){
       .operations = atomic_load(&e->stat_operations),
       .launches = atomic_load(&e->stat_launches),
@@ -270,12 +270,13 @@ void orion_engine_get_stats(orion_engine *e, orion_engine_stats *stats) {
       .pinned_bytes = atomic_load(&e->stat_pinned),
       .bytes_in = atomic_load(&e->stat_in),
       .bytes_out = atomic_load(&e->stat_out),
+      .lanes = atomic_load(&e->stat_lanes),
       .fatal_result = atomic_load(&e->stat_fatal),
   };
   for (uint32_t i = 0; i < ORION_DEVICES; i++) stats->mapped_bytes[i] = atomic_load(&e->devices[i].mapped_bytes);
 }
 
-void orion_engine_reason(orion_engine *e, char *text, uint32_t capacity) {
+void orion_engine_reason(orion_engine* e, char* text, uint32_t capacity) {
   if (!capacity) return;
   pthread_mutex_lock(&e->reason_lock);
   snprintf(text, capacity, "%s", e->reason);

@@ -14,7 +14,7 @@ typedef struct orion_engine orion_engine;
 enum orion_engine_transport { ORION_ENGINE_SHM = 0, ORION_ENGINE_TCP = 1 };
 
 typedef struct orion_engine_config {
-  const char *libcuda_path;  // the library that the worker has already loaded; NULL only with null_engine
+  const char* libcuda_path;  // the library that the worker has already loaded; NULL only with null_engine
   int null_engine;           // 1: no driver at all; work is validated and dropped, markers are written at once
   int transport;             // enum orion_engine_transport
   int cpu_count;             // CPUs that this process may use; 0: ask the system
@@ -34,7 +34,7 @@ typedef struct orion_engine_bind_request {
   uint64_t host_base;
   uint64_t arena_bytes;
   uint32_t device_count;
-  const orion_engine_device *devices;
+  const orion_engine_device* devices;
 } orion_engine_bind_request;
 
 typedef struct orion_engine_stats {
@@ -43,14 +43,15 @@ typedef struct orion_engine_stats {
   uint64_t work_operations;  // launches, copies and fills
   uint64_t replies;
   uint64_t late_errors;
-  uint64_t parked;           // operations that had to wait for something
+  uint64_t parked;  // operations that had to wait for something
   uint64_t parked_now;
   uint64_t frees_pending;
-  uint64_t maps_waiting;     // allocations that wait for pending frees
+  uint64_t maps_waiting;  // allocations that wait for pending frees
   uint64_t pinned_bytes;
-  uint64_t bytes_in;         // over tcp: bulk received
-  uint64_t bytes_out;        // over tcp: bulk sent
-  uint64_t fatal_result;     // 0, or the CUresult after which this worker must be replaced
+  uint64_t bytes_in;          // over tcp: bulk received
+  uint64_t bytes_out;         // over tcp: bulk sent
+  uint64_t lanes;             // over tcp: lanes on which the client has shown the token; 2: it is connected
+  uint64_t fatal_result;      // 0, or the CUresult after which this worker must be replaced
   uint64_t mapped_bytes[64];  // per bound device
 } orion_engine_stats;
 
@@ -64,25 +65,25 @@ enum orion_engine_end {
 };
 
 // 0, or a CUresult: 3 when libcuda cannot be used, 2 without memory. `*engine` is NULL unless 0.
-int orion_engine_new(const orion_engine_config *config, orion_engine **engine);
+int orion_engine_new(const orion_engine_config* config, orion_engine** engine);
 // Hands over a primary context that the worker (pycuda) holds. Without it the engine retains the primary itself.
-int orion_engine_set_primary(orion_engine *engine, uint32_t ordinal, uint64_t context);
+int orion_engine_set_primary(orion_engine* engine, uint32_t ordinal, uint64_t context);
 // tcp: opens both lanes on 127.0.0.1 and writes their endpoints (at least 64 bytes each). `token` is what the client
 // must send first on each lane.
-int orion_engine_tcp_listen(orion_engine *engine, const uint8_t *token, uint32_t token_bytes, char *ops_endpoint,
-                            char *bulk_endpoint);
+int orion_engine_tcp_listen(orion_engine* engine, const uint8_t* token, uint32_t token_bytes, char* ops_endpoint,
+                            char* bulk_endpoint);
 // 0: bound. -1: an address range is taken; *conflicts has bit 0 for the host arena, bit 1 + i for devices[i], and the
 // call may be repeated with other addresses. Otherwise a CUresult.
-int orion_engine_bind(orion_engine *engine, const orion_engine_bind_request *request, uint64_t *conflicts);
+int orion_engine_bind(orion_engine* engine, const orion_engine_bind_request* request, uint64_t* conflicts);
 // Serves the client until the session ends; enum orion_engine_end. Blocks: cffi releases the GIL around it.
-int orion_engine_run(orion_engine *engine);
-void orion_engine_stop(orion_engine *engine);
-void orion_engine_client_lost(orion_engine *engine);
-void orion_engine_get_stats(orion_engine *engine, orion_engine_stats *stats);
+int orion_engine_run(orion_engine* engine);
+void orion_engine_stop(orion_engine* engine);
+void orion_engine_client_lost(orion_engine* engine);
+void orion_engine_get_stats(orion_engine* engine, orion_engine_stats* stats);
 // One sentence on why the session ended; at least 256 bytes. Empty while it runs.
-void orion_engine_reason(orion_engine *engine, char *text, uint32_t capacity);
+void orion_engine_reason(orion_engine* engine, char* text, uint32_t capacity);
 // Gives back all that the session made. Not while `run` is running.
-void orion_engine_free(orion_engine *engine);
+void orion_engine_free(orion_engine* engine);
 
 uint64_t orion_engine_segment_bytes(void);
 uint64_t orion_engine_arena_bytes(void);

@@ -20,10 +20,10 @@
 #define STREAM_NULL_BASE ORION_STREAMS
 #define STREAM_PRIVATE_BASE (ORION_STREAMS + ORION_CONTEXTS)
 #define STREAM_COUNT (ORION_STREAMS + 2 * ORION_CONTEXTS)
-#define TRACK_COUNT 65536u            // live streams and destroyed ones that still have work
-#define TRACK_MARK_EVERY 64u          // driver entries between two private markers
-#define STREAM_DEPTH 768u             // driver entries in flight: number 1021 would block inside the driver
-#define STREAM_DEPTH_RESUME 512u      // a full stream goes on below this, so that a pass over parked ops is worth it
+#define TRACK_COUNT 65536u        // live streams and destroyed ones that still have work
+#define TRACK_MARK_EVERY 64u      // driver entries between two private markers
+#define STREAM_DEPTH 768u         // driver entries in flight: number 1021 would block inside the driver
+#define STREAM_DEPTH_RESUME 512u  // a full stream goes on below this, so that a pass over parked ops is worth it
 #define PARKED_MAX_BYTES (8u << 20)
 #define PARKED_MAX_COUNT 8192u
 #define CAUSE_COUNT 64u
@@ -47,8 +47,8 @@ typedef struct track {
   CUstream stream;      // where private markers go; only while `open`
   uint32_t next_dirty;  // list of tracks with work outstanding, 0 ends it
   uint16_t context;
-  bool open;            // its stream exists
-  bool dirty;           // in the list
+  bool open;   // its stream exists
+  bool dirty;  // in the list
 } track;
 
 typedef struct stream_state {
@@ -90,14 +90,14 @@ typedef struct function_state {
 typedef struct context_state {
   CUcontext handle;
   uint64_t mapped_bytes;
-  uint32_t device;             // index into engine->devices
-  uint32_t blocking_streams;   // the client's
-  uint32_t null_epoch;         // == epoch: an operation of the NULL stream is parked
-  uint32_t blocking_epoch;     // == epoch: an operation of some blocking stream is parked
-  uint32_t any_epoch;          // == epoch: some operation of this context is parked
-  uint32_t unload_epoch;       // == epoch: a MODULE_UNLOAD is parked
-  uint32_t barrier_epoch;      // == epoch: a reset or destroy is parked; nothing of the context passes it
-  int32_t sticky;              // 0 or the CUresult that corrupted it
+  uint32_t device;            // index into engine->devices
+  uint32_t blocking_streams;  // the client's
+  uint32_t null_epoch;        // == epoch: an operation of the NULL stream is parked
+  uint32_t blocking_epoch;    // == epoch: an operation of some blocking stream is parked
+  uint32_t any_epoch;         // == epoch: some operation of this context is parked
+  uint32_t unload_epoch;      // == epoch: a MODULE_UNLOAD is parked
+  uint32_t barrier_epoch;     // == epoch: a reset or destroy is parked; nothing of the context passes it
+  int32_t sticky;             // 0 or the CUresult that corrupted it
   bool alive;
   bool primary;
 } context_state;
@@ -113,10 +113,10 @@ typedef struct range {
 typedef struct device_state {
   uint32_t ordinal;
   uint64_t base, bytes;
-  uint32_t *chunk_range;  // per 2 MiB chunk: index into engine->ranges, 0: nothing mapped
+  uint32_t* chunk_range;  // per 2 MiB chunk: index into engine->ranges, 0: nothing mapped
   CUcontext primary;
-  uint64_t peers;         // bit i: devices[i] may access memory of this device
-  bool retained;          // by the engine
+  uint64_t peers;  // bit i: devices[i] may access memory of this device
+  bool retained;   // by the engine
   bool reserved;
   _Atomic uint64_t mapped_bytes;
 } device_state;
@@ -136,12 +136,12 @@ typedef struct ticket_part {
   uint64_t value;
 } ticket_part;
 typedef struct ticket {
-  ticket_part *parts;
+  ticket_part* parts;
   uint32_t count, capacity;
 } ticket;
 
 typedef struct parked_op {
-  struct parked_op *next;
+  struct parked_op* next;
   uint64_t deadline_ns;
   ticket ticket;
   bool has_ticket;
@@ -155,17 +155,17 @@ typedef struct cause {
   enum cause_kind kind;
   uint32_t index;
   uint64_t value;
-  const ticket *ticket;
+  const ticket* ticket;
 } cause;
 
 typedef struct free_entry {
-  struct free_entry *next;
+  struct free_entry* next;
   uint64_t serial;  // of the range; 0: nothing to unmap
   uint32_t range_index;
 } free_entry;
 // Frees that share one ticket, taken when the batch closes: later than each of them, hence never too early.
 typedef struct free_batch {
-  struct free_batch *next;
+  struct free_batch* next;
   free_entry *first, **last;
   uint32_t count;
   bool closed;
@@ -181,39 +181,39 @@ struct orion_engine {
   uint64_t spin_ns;
 
   // segment and address space
-  orion_segment *segment;
+  orion_segment* segment;
   orion_ring main_ring, express_ring;
   uint64_t main_position, express_position;
-  uint8_t *arena;
+  uint8_t* arena;
   uint64_t arena_bytes;
   CUdeviceptr words_device;  // device address of segment->words
-  _Atomic uint64_t *done;    // private completion page, TRACK_COUNT words
+  _Atomic uint64_t* done;    // private completion page, TRACK_COUNT words
   CUdeviceptr done_device;
   bool words_registered, done_registered, staging_registered;
   bool bound;
 
   // tables, indexed by what the client mints
-  stream_state *streams;
-  event_state *events;
-  module_state *modules;
-  function_state *functions;
+  stream_state* streams;
+  event_state* events;
+  module_state* modules;
+  function_state* functions;
   context_state contexts[ORION_CONTEXTS];
   uint32_t event_high;  // one past the highest index in use, so that a reset need not look at a million
   uint32_t module_high;
   uint32_t function_high;
   uint32_t stream_high;
-  track *tracks;
-  uint32_t *free_tracks;
+  track* tracks;
+  uint32_t* free_tracks;
   uint32_t free_track_count, fresh_track;
   uint32_t first_dirty;
-  range *ranges;
+  range* ranges;
   uint32_t range_capacity, range_fresh, range_first_free;
   uint64_t range_serial;
   device_state devices[ORION_DEVICES];
   uint32_t device_count;
-  global_state *globals;
+  global_state* globals;
   uint32_t global_count, global_capacity;
-  host_range *pinned;  // sorted by offset; the first is staging
+  host_range* pinned;  // sorted by offset; the first is staging
   uint32_t pinned_count, pinned_capacity;
   uint32_t current_context;  // index that is current in the driver, 0: none
 
@@ -251,19 +251,20 @@ struct orion_engine {
   bool watcher_running;
   _Atomic bool watcher_stop;
 
-  struct orion_net *net;
+  struct orion_net* net;
 
   // Counters that other threads read.
   _Atomic uint64_t stat_operations, stat_launches, stat_work, stat_replies, stat_late, stat_parked, stat_parked_now;
-  _Atomic uint64_t stat_frees, stat_frees_done, stat_maps, stat_pinned, stat_in, stat_out, stat_fatal;
+  _Atomic uint64_t stat_frees, stat_frees_done, stat_maps, stat_pinned, stat_in, stat_out, stat_lanes, stat_fatal;
 
   // Operations just copied out of the rings. Two, because express operations run between a main one's pop and its turn.
   _Alignas(64) uint8_t popped[ORION_OP_MAX_BYTES + 64];
   _Alignas(64) uint8_t popped_main[ORION_OP_MAX_BYTES + 64];
 };
 
-#define STAT_ADD(e, member, n) \
-  atomic_store_explicit(&(e)->member, atomic_load_explicit(&(e)->member, memory_order_relaxed) + (n), memory_order_relaxed)
+#define STAT_ADD(e, member, n)                                                                        \
+  atomic_store_explicit(&(e)->member, atomic_load_explicit(&(e)->member, memory_order_relaxed) + (n), \
+                        memory_order_relaxed)
 #define STAT_SET(e, member, n) atomic_store_explicit(&(e)->member, (n), memory_order_relaxed)
 
 // ---- engine.c
@@ -277,164 +278,164 @@ static inline void engine_pause(int count) {
   }
 }
 uint64_t engine_now_ns(void);
-int engine_futex_wait(_Atomic uint32_t *address, uint32_t expected, uint64_t timeout_ns);
-void engine_futex_wake(_Atomic uint32_t *address);
+int engine_futex_wait(_Atomic uint32_t* address, uint32_t expected, uint64_t timeout_ns);
+void engine_futex_wake(_Atomic uint32_t* address);
 enum engine_log_level { ENGINE_LOG_ERROR, ENGINE_LOG_WARN, ENGINE_LOG_INFO, ENGINE_LOG_DEBUG };
-__attribute__((format(printf, 3, 4))) void engine_log(orion_engine *e, int level, const char *format, ...);
+__attribute__((format(printf, 3, 4))) void engine_log(orion_engine* e, int level, const char* format, ...);
 /// Ends the session: the loop stops at the next look. The first reason stands.
-__attribute__((format(printf, 3, 4))) void engine_end(orion_engine *e, int end, const char *format, ...);
+__attribute__((format(printf, 3, 4))) void engine_end(orion_engine* e, int end, const char* format, ...);
 /// Copies the operation `op` (validated header) through validation, order and execution.
-void engine_dispatch(orion_engine *e, const orion_op *op, bool express);
+void engine_dispatch(orion_engine* e, const orion_op* op, bool express);
 /// Takes up to `limit` operations out of the express ring. Returns how many.
-uint32_t engine_drain_express(orion_engine *e, uint32_t limit);
+uint32_t engine_drain_express(orion_engine* e, uint32_t limit);
 /// Checks code and size of a whole operation; ends the session and returns false if no correct client sends it.
-bool engine_check_header(orion_engine *e, const orion_op *op, bool express);
+bool engine_check_header(orion_engine* e, const orion_op* op, bool express);
 
 // ---- answer.c
-void answer_reply(orion_engine *e, const orion_op *op, int32_t result, const void *payload, uint32_t bytes);
+void answer_reply(orion_engine* e, const orion_op* op, int32_t result, const void* payload, uint32_t bytes);
 /// The outcome of an operation without outputs: a reply if one is awaited, else a late error unless it succeeded.
-void answer_result(orion_engine *e, const orion_op *op, int32_t result);
-void answer_set_word(orion_engine *e, uint32_t word, uint64_t value);
+void answer_result(orion_engine* e, const orion_op* op, int32_t result);
+void answer_set_word(orion_engine* e, uint32_t word, uint64_t value);
 /// Notes a driver result: a fatal one becomes the context's error word. Returns the result.
-int32_t answer_check(orion_engine *e, uint32_t context, int32_t result);
-void answer_fault(orion_engine *e, uint32_t context, int32_t result);
+int32_t answer_check(orion_engine* e, uint32_t context, int32_t result);
+void answer_fault(orion_engine* e, uint32_t context, int32_t result);
 bool answer_is_fatal(int32_t result);
 /// Wakes client threads if words or replies were written since the last call.
-void answer_flush(orion_engine *e);
+void answer_flush(orion_engine* e);
 
 // ---- order.c: streams' completion and tickets
-bool order_init(orion_engine *e);
-void order_free(orion_engine *e);
-uint32_t order_track_open(orion_engine *e, CUstream stream, uint32_t context);
-void order_track_close(orion_engine *e, uint32_t track_index);
-static inline uint64_t order_track_done(const orion_engine *e, uint32_t index) {
+bool order_init(orion_engine* e);
+void order_free(orion_engine* e);
+uint32_t order_track_open(orion_engine* e, CUstream stream, uint32_t context);
+void order_track_close(orion_engine* e, uint32_t track_index);
+static inline uint64_t order_track_done(const orion_engine* e, uint32_t index) {
   const uint64_t gpu = atomic_load_explicit(&e->done[index], memory_order_acquire);
   return gpu > e->tracks[index].known_done ? gpu : e->tracks[index].known_done;
 }
-static inline bool order_track_idle(const orion_engine *e, uint32_t index) {
+static inline bool order_track_idle(const orion_engine* e, uint32_t index) {
   return e->tracks[index].issued == e->tracks[index].known_done ||
          order_track_done(e, index) >= e->tracks[index].issued;
 }
 /// Counts one driver entry into a stream; places a private marker now and then.
-void order_issued(orion_engine *e, stream_state *stream);
-void order_mark_track(orion_engine *e, uint32_t track_index);
+void order_issued(orion_engine* e, stream_state* stream);
+void order_mark_track(orion_engine* e, uint32_t track_index);
 /// Tracks with work outstanding, of one context (0: of all), with private markers placed, into `out`.
-bool order_take_ticket(orion_engine *e, uint32_t context, ticket *out);
-bool order_ticket_reached(const orion_engine *e, const ticket *t);
-void order_ticket_free(ticket *t);
+bool order_take_ticket(orion_engine* e, uint32_t context, ticket* out);
+bool order_ticket_reached(const orion_engine* e, const ticket* t);
+void order_ticket_free(ticket* t);
 /// Asks the driver about outstanding work: learns what is done and finds faults. At most every 2 ms.
-void order_check_faults(orion_engine *e, uint64_t now_ns);
+void order_check_faults(orion_engine* e, uint64_t now_ns);
 /// Everything of a context that will never finish counts as finished.
-void order_abandon(orion_engine *e, uint32_t context);
-void order_sweep(orion_engine *e);
+void order_abandon(orion_engine* e, uint32_t context);
+void order_sweep(orion_engine* e);
 
 // ---- park.c
 /// Runs the operation if it may run now. `node` is its parked entry if it has one. False: it is, or is to be, parked,
 /// and what it touches is blocked for later operations of this pass.
-bool park_try(orion_engine *e, const orion_op *op, parked_op *node);
-void park_append(orion_engine *e, const orion_op *op);
-bool park_has_room(const orion_engine *e);
+bool park_try(orion_engine* e, const orion_op* op, parked_op* node);
+void park_append(orion_engine* e, const orion_op* op);
+bool park_has_room(const orion_engine* e);
 /// One ordered look at all parked operations, if anything they wait for has changed. Returns how many ran.
-uint32_t park_pass(orion_engine *e);
-void park_cause(orion_engine *e, enum cause_kind kind, uint32_t index, uint64_t value, const ticket *t);
-void park_free_all(orion_engine *e);
-static inline const uint8_t *op_tail(const orion_op *op) {
-  return (const uint8_t *)op + ORION_OP_INFO[op->code].fixed_bytes;
+uint32_t park_pass(orion_engine* e);
+void park_cause(orion_engine* e, enum cause_kind kind, uint32_t index, uint64_t value, const ticket* t);
+void park_free_all(orion_engine* e);
+static inline const uint8_t* op_tail(const orion_op* op) {
+  return (const uint8_t*)op + ORION_OP_INFO[op->code].fixed_bytes;
 }
-static inline uint32_t op_tail_bytes(const orion_op *op) { return op->bytes - ORION_OP_INFO[op->code].fixed_bytes; }
+static inline uint32_t op_tail_bytes(const orion_op* op) { return op->bytes - ORION_OP_INFO[op->code].fixed_bytes; }
 
 // ---- execution, by area. Each handler answers the operation itself.
-enum step execute(orion_engine *e, const orion_op *op, parked_op *node);
+enum step execute(orion_engine* e, const orion_op* op, parked_op* node);
 /// Makes the context current. Returns NULL, having answered the operation, when it cannot be used.
-context_state *use_context(orion_engine *e, const orion_op *op);
+context_state* use_context(orion_engine* e, const orion_op* op);
 /// The operation's stream, in a usable context that is current; NULL: answered.
-stream_state *use_stream(orion_engine *e, const orion_op *op);
-static inline uint32_t stream_index(const orion_op *op) {
+stream_state* use_stream(orion_engine* e, const orion_op* op);
+static inline uint32_t stream_index(const orion_op* op) {
   return op->stream ? op->stream : STREAM_NULL_BASE + op->context;
 }
 /// Where a marker for `stream` may be placed (protocol: the NULL stream's goes to a private blocking stream while
 /// the context has blocking streams). NULL: none can be made.
-stream_state *marker_stream(orion_engine *e, stream_state *stream);
+stream_state* marker_stream(orion_engine* e, stream_state* stream);
 /// words[word] = value behind the stream's work.
-int32_t place_marker(orion_engine *e, stream_state *stream, uint32_t word, uint64_t value);
+int32_t place_marker(orion_engine* e, stream_state* stream, uint32_t word, uint64_t value);
 
-void context_primary(orion_engine *e, const orion_op *op);
-void context_create(orion_engine *e, const orion_op *op);
-void context_destroy(orion_engine *e, const orion_op *op);
-void context_reset(orion_engine *e, const orion_op *op);
-void context_simple(orion_engine *e, const orion_op *op);
-void context_peer(orion_engine *e, const orion_op *op);
-void context_close(orion_engine *e, uint32_t index);  // ledger and binding, without an answer
+void context_primary(orion_engine* e, const orion_op* op);
+void context_create(orion_engine* e, const orion_op* op);
+void context_destroy(orion_engine* e, const orion_op* op);
+void context_reset(orion_engine* e, const orion_op* op);
+void context_simple(orion_engine* e, const orion_op* op);
+void context_peer(orion_engine* e, const orion_op* op);
+void context_close(orion_engine* e, uint32_t index);  // ledger and binding, without an answer
 
-void stream_create(orion_engine *e, const orion_op *op);
-void stream_destroy(orion_engine *e, const orion_op *op);
-void stream_close(orion_engine *e, uint32_t index);
-void stream_mark(orion_engine *e, const orion_op *op);
-void stream_wait_event(orion_engine *e, const orion_op *op);
-void stream_value(orion_engine *e, const orion_op *op);
-enum step stream_host_function(orion_engine *e, const orion_op *op, parked_op *node);
-void event_create(orion_engine *e, const orion_op *op);
-void event_destroy(orion_engine *e, const orion_op *op);
-void event_record(orion_engine *e, const orion_op *op);
-enum step event_elapsed(orion_engine *e, const orion_op *op, parked_op *node);
+void stream_create(orion_engine* e, const orion_op* op);
+void stream_destroy(orion_engine* e, const orion_op* op);
+void stream_close(orion_engine* e, uint32_t index);
+void stream_mark(orion_engine* e, const orion_op* op);
+void stream_wait_event(orion_engine* e, const orion_op* op);
+void stream_value(orion_engine* e, const orion_op* op);
+enum step stream_host_function(orion_engine* e, const orion_op* op, parked_op* node);
+void event_create(orion_engine* e, const orion_op* op);
+void event_destroy(orion_engine* e, const orion_op* op);
+void event_record(orion_engine* e, const orion_op* op);
+enum step event_elapsed(orion_engine* e, const orion_op* op, parked_op* node);
 
-int memory_bind_device(orion_engine *e, uint32_t index);
-void memory_release_device(orion_engine *e, uint32_t index);
-void memory_map(orion_engine *e, const orion_op *op);
-void memory_free(orion_engine *e, const orion_op *op);
-void memory_info(orion_engine *e, const orion_op *op);
-void memory_host_register(orion_engine *e, const orion_op *op);
-void memory_host_unregister(orion_engine *e, const orion_op *op);
-void memory_drop_context(orion_engine *e, uint32_t context);
-void memory_allow_peer(orion_engine *e, uint32_t owner, uint32_t reader, bool allow);
+int memory_bind_device(orion_engine* e, uint32_t index);
+void memory_release_device(orion_engine* e, uint32_t index);
+void memory_map(orion_engine* e, const orion_op* op);
+void memory_free(orion_engine* e, const orion_op* op);
+void memory_info(orion_engine* e, const orion_op* op);
+void memory_host_register(orion_engine* e, const orion_op* op);
+void memory_host_unregister(orion_engine* e, const orion_op* op);
+void memory_drop_context(orion_engine* e, uint32_t context);
+void memory_allow_peer(orion_engine* e, uint32_t owner, uint32_t reader, bool allow);
 /// Reclaims frees whose ticket is reached, then tries waiting allocations. Returns whether something happened.
-bool memory_reclaim(orion_engine *e, bool close_batch);
-void memory_free_all(orion_engine *e);
+bool memory_reclaim(orion_engine* e, bool close_batch);
+void memory_free_all(orion_engine* e);
 /// True when [address, +bytes) may be named by a copy: mapped device memory, a module's global, registered memory.
-bool memory_device_ok(const orion_engine *e, uint64_t address, uint64_t bytes);
+bool memory_device_ok(const orion_engine* e, uint64_t address, uint64_t bytes);
 /// True when [offset, +bytes) of the host arena is staging or registered.
-bool memory_host_ok(const orion_engine *e, uint64_t offset, uint64_t bytes);
-bool memory_pin(orion_engine *e, uint64_t offset, uint64_t bytes);
+bool memory_host_ok(const orion_engine* e, uint64_t offset, uint64_t bytes);
+bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes);
 
-void copy_linear(orion_engine *e, const orion_op *op);
-void copy_3d(orion_engine *e, const orion_op *op);
-void copy_set(orion_engine *e, const orion_op *op);
+void copy_linear(orion_engine* e, const orion_op* op);
+void copy_3d(orion_engine* e, const orion_op* op);
+void copy_set(orion_engine* e, const orion_op* op);
 
-void module_load(orion_engine *e, const orion_op *op);
-void module_unload(orion_engine *e, const orion_op *op);
-void module_close(orion_engine *e, uint32_t index);
-void module_get_function(orion_engine *e, const orion_op *op);
-void module_get_global(orion_engine *e, const orion_op *op);
-void module_link(orion_engine *e, const orion_op *op);
-void function_simple(orion_engine *e, const orion_op *op);
-void launch_kernel(orion_engine *e, const orion_op *op);
+void module_load(orion_engine* e, const orion_op* op);
+void module_unload(orion_engine* e, const orion_op* op);
+void module_close(orion_engine* e, uint32_t index);
+void module_get_function(orion_engine* e, const orion_op* op);
+void module_get_global(orion_engine* e, const orion_op* op);
+void module_link(orion_engine* e, const orion_op* op);
+void function_simple(orion_engine* e, const orion_op* op);
+void launch_kernel(orion_engine* e, const orion_op* op);
 /// False when an image's own headers name bytes beyond its end. `text` tells PTX, which needs a terminator.
-bool image_check(const uint8_t *image, uint64_t bytes, bool *text);
+bool image_check(const uint8_t* image, uint64_t bytes, bool* text);
 
 // ---- watcher.c
-bool watcher_start(orion_engine *e);
-void watcher_stop(orion_engine *e);
+bool watcher_start(orion_engine* e);
+void watcher_stop(orion_engine* e);
 
 // ---- net_zmq.c (tcp only; e->net is NULL over shm)
 /// Receives and sends what can be without waiting. Returns whether anything moved.
-bool net_pump(orion_engine *e);
+bool net_pump(orion_engine* e);
 /// Waits for frames, at most this long.
-void net_wait(orion_engine *e, uint64_t timeout_ns);
-void net_reply(orion_engine *e, uint32_t slot, int32_t result, uint64_t sequence, const void *payload, uint32_t bytes);
-void net_word(orion_engine *e, uint32_t word);
+void net_wait(orion_engine* e, uint64_t timeout_ns);
+void net_reply(orion_engine* e, uint32_t slot, int32_t result, uint64_t sequence, const void* payload, uint32_t bytes);
+void net_word(orion_engine* e, uint32_t word);
 /// A marker has been issued: its word is relayed when the GPU has written it, after the bytes of earlier copies out.
-void net_marker(orion_engine *e, uint32_t context, uint32_t word, uint64_t value);
+void net_marker(orion_engine* e, uint32_t context, uint32_t word, uint64_t value);
 /// A copy into the arena was issued behind `track` value `value`.
-void net_copy_out(orion_engine *e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value);
+void net_copy_out(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value);
 /// Bytes that the CPU wrote into the arena and that the next reply speaks of.
-void net_bytes_out(orion_engine *e, uint64_t offset, uint64_t bytes);
+void net_bytes_out(orion_engine* e, uint64_t offset, uint64_t bytes);
 /// True while a marker or a copy is on its way to the client.
-bool net_busy(const orion_engine *e);
+bool net_busy(const orion_engine* e);
 /// From any thread: ends a net_wait.
-void net_wake(orion_engine *e);
-void net_close(orion_engine *e);
-void net_free(orion_engine *e);
+void net_wake(orion_engine* e);
+void net_close(orion_engine* e);
+void net_free(orion_engine* e);
 /// True when a frame's header agrees with its size.
-bool net_frame_ok(const uint8_t *data, size_t bytes, orion_frame *head);
+bool net_frame_ok(const uint8_t* data, size_t bytes, orion_frame* head);
 
 #endif

@@ -448,6 +448,7 @@ static void greet(orion_engine *e, lane *l, zmq_msg_t *identity, zmq_msg_t *mess
   l->identity_bytes = zmq_msg_size(identity);
   memcpy(l->identity, zmq_msg_data(identity), l->identity_bytes);
   l->peer_fd = zmq_msg_get(message, ZMQ_SRCFD);
+  STAT_ADD(e, stat_lanes, 1);
   const orion_frame welcome = {.type = ORION_FRAME_CONTROL};
   if (!send_to(l, &welcome, sizeof welcome)) {
     engine_end(e, ORION_END_CLIENT_LOST, "a lane failed: %s", zmq_strerror(zmq_errno()));
