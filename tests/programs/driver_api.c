@@ -196,7 +196,7 @@ static const struct {
     {"launches", test_launches, 0}, {"library", test_library, 0},   {"link", test_link, 0},
     {"occupancy", test_occupancy, 0}, {"streams", test_streams, 0}, {"events", test_events, 0},
     {"callbacks", test_callbacks, 0}, {"threads", test_threads, 0}, {"misc", test_misc, 0},
-    {"fault", test_fault, 0},
+    {"mapped", test_mapped, 0},     {"callback_writes", test_callback_writes, 0}, {"fault", test_fault, 0},
 };
 
 int main(int argc, char **argv) {

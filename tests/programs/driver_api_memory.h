@@ -86,12 +86,6 @@ static void test_pinned(void) {
   memset(h, 0, 100000);
   OK(cuMemcpyDtoH_v2(h, p, 100000));
   TRUE(is_pattern(h, 100000, 1));
-  // A kernel works on pinned memory directly.
-  memset(h, 0, 4000);
-  OK(launch_add((CUdeviceptr)(uintptr_t)h, 1000, 5, NULL));
-  OK(cuCtxSynchronize());
-  IS(5, ((unsigned *)h)[0]);
-  IS(5, ((unsigned *)h)[999]);
   // The buffer is filled by the stream and read back by it, with no wait between.
   CUstream stream = NULL;
   CUdeviceptr q = 0;
@@ -403,4 +397,16 @@ static void test_pointers(void) {
   TRUE(owner == NULL);
   OK(cuMemFreeHost(h));
   OK(cuMemFree_v2(p));
+}
+
+// A kernel works on pinned memory directly.
+static void test_mapped(void) {
+  unsigned *h = NULL;
+  OK(cuMemHostAlloc((void **)&h, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
+  memset(h, 0, 4096);
+  OK(launch_add((CUdeviceptr)(uintptr_t)h, 1000, 5, NULL));
+  OK(cuCtxSynchronize());
+  IS(5, h[0]);
+  IS(5, h[999]);
+  OK(cuMemFreeHost(h));
 }

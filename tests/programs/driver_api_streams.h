@@ -187,6 +187,7 @@ static void test_events(void) {
   CODE(600, cuEventQuery(fresh));
   h.open = 1;
   OK(cuEventSynchronize(fresh));
+  OK(cuStreamSynchronize(blocking));
   OK(cuStreamQuery(blocking));
   OK(cuStreamDestroy_v2(blocking));
   OK(cuEventDestroy_v2(fresh));
@@ -225,12 +226,10 @@ static void note_stream(CUstream stream, CUresult status, void *data) {
 static void test_callbacks(void) {
   CUstream s = NULL;
   CUdeviceptr p = 0;
-  unsigned *host = NULL;
   memset(&seen, 0, sizeof seen);
   CODE(1, cuLaunchHostFunc(NULL, NULL, NULL));
   OK(cuStreamCreate(&s, 1));
   OK(cuMemAlloc_v2(&p, 4096));
-  OK(cuMemHostAlloc((void **)&host, 4096, 0));
   for (intptr_t i = 0; i < 10; i++) {
     OK(launch_add(p, 1024, 1, s));
     OK(cuLaunchHostFunc(s, note, (void *)i));
@@ -253,6 +252,17 @@ static void test_callbacks(void) {
   OK(cuLaunchHostFunc(CU_STREAM_PER_THREAD, note, (void *)6));
   OK(cuStreamSynchronize(CU_STREAM_PER_THREAD));
   IS(13, seen.count);
+  OK(cuMemFree_v2(p));
+  OK(cuStreamDestroy_v2(s));
+}
+
+static void test_callback_writes(void) {
+  CUstream s = NULL;
+  CUdeviceptr p = 0;
+  unsigned *host = NULL;
+  OK(cuStreamCreate(&s, 1));
+  OK(cuMemAlloc_v2(&p, 4096));
+  OK(cuMemHostAlloc((void **)&host, 4096, 0));
   // What a copy brought is there when the function after it runs, and what the function wrote goes into the next copy.
   OK(cuMemsetD32Async(p, 3, 1024, s));
   OK(cuMemcpyDtoHAsync_v2(host, p, 4096, s));

@@ -3,6 +3,7 @@
 #define ORION_SHIM_API_H
 
 #include "cuda_types.h"
+#include "gen_cuda_api.h"
 #include "state.h"
 
 #define ORION_API __attribute__((visibility("default")))

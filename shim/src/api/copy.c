@@ -47,7 +47,7 @@ static uint64_t arena_offset(const orion_stream *stream, uint64_t address) {
   return address - (uint64_t)(uintptr_t)stream->session->host_base;
 }
 
-static bool over_network(const orion_session *session) { return strcmp(session->transport_name, "tcp") == 0; }
+bool orion_over_network(const orion_session *session) { return strcmp(session->transport_name, "tcp") == 0; }
 
 CUresult orion_copy_wait(orion_stream *stream) {
   uint64_t value;
@@ -193,7 +193,7 @@ static CUresult pull_pageable(orion_stream *stream, uint64_t destination, uint64
 static CUresult pull_pinned(orion_stream *stream, uint64_t destination, uint64_t source, uint64_t bytes) {
   const uint64_t offset = arena_offset(stream, destination);
   CUresult result = submit_d2h(stream, offset, source, bytes);
-  if (result != CUDA_SUCCESS || !over_network(stream->session)) return result;
+  if (result != CUDA_SUCCESS || !orion_over_network(stream->session)) return result;
   // Delivery is shown by this stream's next marker. Placed now: the program may learn of the completion through another
   // stream's marker, and must then be able to send new content from the same buffer.
   uint64_t value;

@@ -46,6 +46,8 @@ CUresult orion_pull_issued(orion_pull *pull, uint64_t offset, orion_rows rows);
 /// Waits for all pieces and scatters them. `result`: of the work so far; nothing is scattered after a failure.
 CUresult orion_pull_end(orion_pull *pull, CUresult result);
 
+bool orion_over_network(const orion_session *session);
+
 /// Gives a staging block back behind the stream's work so far.
 CUresult orion_staging_give_behind(orion_stream *stream, uint64_t offset);
 

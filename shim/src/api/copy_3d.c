@@ -96,13 +96,6 @@ static CUresult copy_pinned(orion_stream *stream, const region *to, const region
   } else {
     const uint64_t offset = arena_offset(stream, to->place.address);
     result = submit_volume(stream, to, offset, 1, from, from->place.address, 2, v, 0);
-    uint64_t value;
-    const CUresult marked = orion_stream_ticket(stream, &value);
-    if (result == CUDA_SUCCESS) result = marked;
-    for (uint64_t i = 0; i < v->depth * v->height; i++) {  // only rows are written, the gaps stay the client's
-      const uint64_t row = row_address(to, i % v->height, i / v->height);
-      orion_note_pull(stream->session, arena_offset(stream, row), v->width_bytes, stream->word, value);
-    }
   }
   return result == CUDA_SUCCESS && wait ? orion_copy_wait(stream) : result;
 }
@@ -189,7 +182,10 @@ static CUresult copy_volume(orion_stream *stream, const region *to, const region
     return submit_volume(stream, to, to->place.address, 2, from, from->place.address, 2, v, 0);
   }
   const orion_place *host = to_device ? &from->place : &to->place;
-  if (host->pinned && host->context->session == stream->session) return copy_pinned(stream, to, from, v, wait);
+  // Over a network whole ranges come back: in place they would write over the gaps between the rows.
+  const bool in_place = host->pinned && host->context->session == stream->session &&
+                        (to_device || !orion_over_network(stream->session));
+  if (in_place) return copy_pinned(stream, to, from, v, wait);
   return to_device ? push_rows(stream, to, from, v) : pull_rows(stream, to, from, v);
 }
 

@@ -41,6 +41,13 @@ void *orion_table_take(orion_table *table) {
   return entry;
 }
 
+void *orion_table_take_unused(orion_table *table) {
+  pthread_mutex_lock(&table->mutex);
+  orion_entry *entry = take_unused(table);
+  pthread_mutex_unlock(&table->mutex);
+  return entry;
+}
+
 uint64_t orion_table_publish(orion_table *table, void *entry_address) {
   orion_entry *entry = entry_address;
   const uint32_t generation = atomic_load_explicit(&entry->generation, memory_order_relaxed) + 1;

@@ -49,6 +49,8 @@ typedef struct orion_table {
 /// An entry that no handle names yet: the caller fills it, then publishes it. Fields keep what the last owner left.
 /// NULL when the table or memory is full.
 void *orion_table_take(orion_table *table);
+/// The same, but never an index that was used before. NULL when all were.
+void *orion_table_take_unused(orion_table *table);
 /// Makes the entry live and returns its handle.
 uint64_t orion_table_publish(orion_table *table, void *entry);
 /// Ends the handle's life. False when it was not live (lost a race with another destroy).

@@ -13,6 +13,14 @@ typedef struct launch_shape {
   uint32_t dynamic_shared_bytes;
 } launch_shape;
 
+/// Registers are given out to whole warps in units of 256.
+static bool registers_fit(const orion_function *function, uint64_t threads) {
+  const int32_t *limit = function->context->device->info->attributes;
+  const uint64_t per_thread = (uint32_t)orion_function_attribute(function, CU_FUNC_ATTRIBUTE_NUM_REGS);
+  const uint64_t per_warp = (per_thread * 32 + 255) & ~255ull;
+  return (threads + 31) / 32 * per_warp <= (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK];
+}
+
 static CUresult check_shape(const orion_function *function, const launch_shape *shape) {
   const int32_t *limit = function->context->device->info->attributes;
   uint64_t threads = 1;
@@ -29,7 +37,7 @@ static CUresult check_shape(const orion_function *function, const launch_shape *
     return CUDA_ERROR_INVALID_VALUE;
   }
   if (threads > (uint32_t)orion_function_attribute(function, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)) {
-    return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+    return registers_fit(function, threads) ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
   }
   return CUDA_SUCCESS;
 }

@@ -2,9 +2,17 @@
 
 enum { LOOKUP_FOUND = 0 };
 
+/// Versions above the server's driver are refused; without a server any version may be asked for.
+static bool version_known(int version) {
+  const orion_device *device = orion_attached() ? orion_device_at(0) : NULL;
+  return device == NULL || version <= device->session->driver_version;
+}
+
 /// A name of length 0 with version 0 is how CUDA's runtime probes for this function; the driver answers success.
 static CUresult look_up(const char *name, void **function, int version, cuuint64_t flags, int *status) {
-  if (name == NULL || function == NULL || (flags & ~(cuuint64_t)3) != 0) return CUDA_ERROR_INVALID_VALUE;
+  if (name == NULL || function == NULL || (flags & ~(cuuint64_t)3) != 0 || !version_known(version)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
   *status = LOOKUP_FOUND;
   if (name[0] == '\0') {
     *function = NULL;

@@ -7,8 +7,6 @@
 #include "api.h"
 #include "host_function.h"
 
-#define REUSE_TRIES 64
-
 void orion_stream_prepare_null(orion_context *context) {
   orion_stream *stream = &context->null_stream;
   if (stream->id == 0) pthread_mutex_init(&stream->mutex, NULL);
@@ -195,15 +193,23 @@ ORION_API CUresult cuStreamQuery(CUstream handle) {
 
 // ------------------------------------------------------------------------------------------------ making and ending
 
+static bool settled(orion_stream *stream) {
+  if (stream->id == 0) return true;                                      // never used
+  if (!orion_same_epoch(stream->context, stream->epoch)) return true;  // the worker has drained and dropped it
+  return reached(stream, atomic_load(&stream->marker));
+}
+
 /// An index whose last owner's markers are all written: the GPU could still write an old value over a new one otherwise.
 static orion_stream *take_settled(void) {
-  for (int i = 0; i < REUSE_TRIES; i++) {
-    orion_stream *stream = orion_object_take(&orion_streams);
-    if (stream == NULL || stream->id == 0) return stream;
-    if (!orion_same_epoch(stream->context, stream->epoch)) return stream;  // the worker has drained and dropped it
-    if (reached(stream, atomic_load(&stream->marker))) return stream;
+  orion_stream *stream = orion_object_take(&orion_streams);
+  if (stream == NULL || settled(stream)) return stream;
+  orion_stream *fresh = orion_table_take_unused(&orion_streams);
+  if (fresh != NULL) {
     orion_table_give(&orion_streams, stream);
+    return fresh;
   }
+  if (orion_stream_wait(stream, atomic_load(&stream->marker)) == CUDA_SUCCESS) return stream;
+  orion_table_give(&orion_streams, stream);
   return NULL;
 }
 
