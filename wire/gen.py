@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from wire import gen_api, gen_ops
+from wire import gen_api, gen_coverage, gen_errors, gen_ops, gen_version
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +21,10 @@ OUTPUTS: dict[str, Callable[[], str]] = {
     "shim/src/gen/gen_default_stream.c": gen_api.default_stream,
     "shim/src/gen/gen_procaddr.c": gen_api.procaddr,
     "shim/src/gen/gen_exports.map": gen_api.export_map,
+    "shim/src/gen/gen_errors.h": gen_errors.header,
+    "shim/src/gen/gen_errors.c": gen_errors.source,
+    "docs/api-coverage.md": gen_coverage.table,
+    "wire/gen_wire_version.py": gen_version.module,
 }
 
 

@@ -88,3 +88,15 @@ def header() -> str:
         out.append(f'    [ORION_OP_{op.name}] = {{"{op.name}", sizeof({struct_name(op)}), {flags}, {int(bool(op.tail))}}},')
     out += ["};", "", "#endif", ""]
     return "\n".join(out)
+
+
+def cdefs() -> str:
+    """The operations' structs as cffi reads them, to drive the codec from tests."""
+    out = [
+        "typedef struct { uint16_t code, flags; uint32_t bytes; uint16_t context, thread; uint32_t stream, reply_slot, "
+        "reply_seq; uint64_t bulk_seq; } orion_op;"
+    ]
+    for op in OPS:
+        fields = "".join(f" {C_TYPES[kind]} {name};" for name, kind in op.fields)
+        out.append(f"typedef struct {{ orion_op op;{fields} ...; }} {struct_name(op)};")
+    return "\n".join(out) + "\n"

@@ -98,8 +98,6 @@ ORION_API CUresult cuGLSetBufferObjectMapFlags(unsigned int buffer, unsigned int
 ORION_API CUresult cuGLUnmapBufferObject(unsigned int buffer) { return orion_not_implemented("cuGLUnmapBufferObject"); }
 ORION_API CUresult cuGLUnmapBufferObjectAsync(unsigned int buffer, CUstream hStream) { return orion_not_implemented("cuGLUnmapBufferObjectAsync"); }
 ORION_API CUresult cuGLUnregisterBufferObject(unsigned int buffer) { return orion_not_implemented("cuGLUnregisterBufferObject"); }
-ORION_API CUresult cuGetErrorName(CUresult error, const char **pStr) { return orion_not_implemented("cuGetErrorName"); }
-ORION_API CUresult cuGetErrorString(CUresult error, const char **pStr) { return orion_not_implemented("cuGetErrorString"); }
 ORION_API CUresult cuGraphAddBatchMemOpNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                             size_t numDependencies, const CUDA_BATCH_MEM_OP_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddBatchMemOpNode"); }
 ORION_API CUresult cuGraphAddChildGraphNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
