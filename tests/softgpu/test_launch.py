@@ -192,9 +192,11 @@ def test_illegal_address_stays() -> None:
     check_child(
         FAULT
         + """
+cu.call("cuStreamWaitValue32_v2", stream, c_uint64(host + 8), 1, 1)
 cu.launch(cu.function(module, b"store"), [c_uint64(64), c_uint(1)], stream=stream)
 cu.call("cuStreamWriteValue32_v2", stream, c_uint64(host), 1, 0)
 cu.call("cuEventRecord", event, stream)
+c_uint32.from_address(host + 8).value = 1
 assert cu.code("cuStreamSynchronize", stream) == ILLEGAL_ADDRESS
 for name, args in [
     ("cuCtxSynchronize", ()), ("cuStreamQuery", (other,)), ("cuEventQuery", (event,)),
