@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import vm
+from softgpu.tests import vm
 
 PTX = Path(__file__).resolve().parent / "ptx"
 rng = np.random.default_rng(1)
@@ -250,7 +250,7 @@ def test_barrier_reductions(basic: vm.Machine) -> None:
 def test_printf(basic: vm.Machine) -> None:
     basic.run("print_some", 1, 4, 255)
     assert basic.printed == (
-        "thread 0 of 4: text 318.75|-12345678646|ff|A%\n" "thread 1 of 4: text 318.75|-12345678646|ff|B%\n"
+        "thread 0 of 4: text 318.75|-12345678646|ff|A%\nthread 1 of 4: text 318.75|-12345678646|ff|B%\n"
     )
 
 

@@ -42,7 +42,11 @@ def library() -> ctypes.CDLL:
         ("sgt_kernel_info", None, [pointer, pointer]),
         ("sgt_param", None, [pointer, ctypes.c_uint32, pointer]),
         ("sgt_global", ctypes.c_uint64, [pointer, ctypes.c_char_p, pointer]),
-        ("sgt_run", ctypes.c_int, [pointer, pointer, pointer, pointer, ctypes.c_uint32, ctypes.c_int, pointer, pointer]),
+        (
+            "sgt_run",
+            ctypes.c_int,
+            [pointer, pointer, pointer, pointer, ctypes.c_uint32, ctypes.c_int, pointer, pointer],
+        ),
     ]:
         function = getattr(lib, name)
         function.restype = result

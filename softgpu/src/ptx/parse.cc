@@ -21,6 +21,7 @@ class Parser {
   Module run() {
     while (cur().kind != Tok::end) top_level();
     if (!m_.version) throw Error(1, "no .version directive: not PTX");
+    if (!m_.target_sm) throw Error(1, "no .target directive");
     return std::move(m_);
   }
 
