@@ -22,7 +22,7 @@ bool answer_is_fatal(int32_t result) {
   }
 }
 
-void answer_flush(orion_engine *e) {
+void answer_flush(orion_engine* e) {
   if (!e->wake_pending) return;
   e->wake_pending = false;
   atomic_thread_fence(memory_order_seq_cst);
@@ -32,13 +32,13 @@ void answer_flush(orion_engine *e) {
   }
 }
 
-void answer_set_word(orion_engine *e, uint32_t word, uint64_t value) {
+void answer_set_word(orion_engine* e, uint32_t word, uint64_t value) {
   atomic_store_explicit(&e->segment->words[word], value, memory_order_release);
   if (e->net) net_word(e, word);
   e->wake_pending = true;
 }
 
-void answer_reply(orion_engine *e, const orion_op *op, int32_t result, const void *payload, uint32_t bytes) {
+void answer_reply(orion_engine* e, const orion_op* op, int32_t result, const void* payload, uint32_t bytes) {
   if (op->reply_slot == ORION_NO_REPLY) return;
   STAT_ADD(e, stat_replies, 1);
   if (bytes > ORION_REPLY_BYTES) bytes = ORION_REPLY_BYTES;
@@ -46,7 +46,7 @@ void answer_reply(orion_engine *e, const orion_op *op, int32_t result, const voi
     net_reply(e, op->reply_slot, result, op->reply_seq, payload, bytes);
     return;
   }
-  orion_reply *reply = &e->segment->replies[op->reply_slot];
+  orion_reply* reply = &e->segment->replies[op->reply_slot];
   reply->result = result;
   reply->bytes = bytes;
   if (bytes) memcpy(reply->payload, payload, bytes);
@@ -54,7 +54,7 @@ void answer_reply(orion_engine *e, const orion_op *op, int32_t result, const voi
   e->wake_pending = true;
 }
 
-void answer_result(orion_engine *e, const orion_op *op, int32_t result) {
+void answer_result(orion_engine* e, const orion_op* op, int32_t result) {
   if (op->reply_slot != ORION_NO_REPLY) {
     answer_reply(e, op, result, NULL, 0);
     return;
@@ -69,8 +69,8 @@ void answer_result(orion_engine *e, const orion_op *op, int32_t result) {
                   ORION_LATE_ERROR(++e->late_count[op->thread], op->code, result));
 }
 
-void answer_fault(orion_engine *e, uint32_t context, int32_t result) {
-  context_state *c = &e->contexts[context];
+void answer_fault(orion_engine* e, uint32_t context, int32_t result) {
+  context_state* c = &e->contexts[context];
   if (!c->alive || c->sticky) return;
   c->sticky = result;
   STAT_SET(e, stat_fatal, (uint64_t)result);
@@ -79,7 +79,7 @@ void answer_fault(orion_engine *e, uint32_t context, int32_t result) {
   answer_set_word(e, ORION_WORD_CONTEXT_ERROR + context, (uint64_t)result);
 }
 
-int32_t answer_check(orion_engine *e, uint32_t context, int32_t result) {
+int32_t answer_check(orion_engine* e, uint32_t context, int32_t result) {
   if (result && context && answer_is_fatal(result)) answer_fault(e, context, result);
   return result;
 }

@@ -6,37 +6,37 @@
 
 #define INLINE_MAX_BYTES 4096u
 
-static void finish(orion_engine *e, const orion_op *op, stream_state *s, CUresult code) {
+static void finish(orion_engine* e, const orion_op* op, stream_state* s, CUresult code) {
   const int32_t result = answer_check(e, op->context, (int32_t)code);
   if (!result) order_issued(e, s);
   answer_result(e, op, result);
 }
 
-static void copied_out(orion_engine *e, const stream_state *s, uint64_t offset, uint64_t bytes) {
+static void copied_out(orion_engine* e, const stream_state* s, uint64_t offset, uint64_t bytes) {
   if (e->net) net_copy_out(e, offset, bytes, s->track, e->tracks[s->track].issued);
 }
 
-static CUresult peer_copy(orion_engine *e, const orion_op_copy_peer *o, const stream_state *s) {
+static CUresult peer_copy(orion_engine* e, const orion_op_copy_peer* o, const stream_state* s) {
   if (o->dst_context >= ORION_CONTEXTS || o->src_context >= ORION_CONTEXTS) return CUDA_ERROR_INVALID_CONTEXT;
   const context_state *to = &e->contexts[o->dst_context], *from = &e->contexts[o->src_context];
   if (!to->alive || !from->alive) return CUDA_ERROR_INVALID_CONTEXT;
   return e->driver.copy_peer(o->device_dst, to->handle, o->src, from->handle, o->size_bytes, s->handle);
 }
 
-void copy_linear(orion_engine *e, const orion_op *op) {
-  stream_state *s = use_stream(e, op);
+void copy_linear(orion_engine* e, const orion_op* op) {
+  stream_state* s = use_stream(e, op);
   if (!s) return;
   CUresult code = CUDA_ERROR_INVALID_VALUE;
   switch (op->code) {
     case ORION_OP_COPY_H2D: {
-      const orion_op_copy_h2d *o = (const orion_op_copy_h2d *)op;
+      const orion_op_copy_h2d* o = (const orion_op_copy_h2d*)op;
       if (memory_host_ok(e, o->src_off, o->size_bytes) && memory_device_ok(e, o->device_dst, o->size_bytes)) {
         code = e->driver.copy_h2d(o->device_dst, e->arena + o->src_off, o->size_bytes, s->handle);
       }
       break;
     }
     case ORION_OP_COPY_D2H: {
-      const orion_op_copy_d2h *o = (const orion_op_copy_d2h *)op;
+      const orion_op_copy_d2h* o = (const orion_op_copy_d2h*)op;
       if (memory_host_ok(e, o->dst_off, o->size_bytes) && memory_device_ok(e, o->src, o->size_bytes)) {
         code = e->driver.copy_d2h(e->arena + o->dst_off, o->src, o->size_bytes, s->handle);
         finish(e, op, s, code);
@@ -46,14 +46,14 @@ void copy_linear(orion_engine *e, const orion_op *op) {
       break;
     }
     case ORION_OP_COPY_D2D: {
-      const orion_op_copy_d2d *o = (const orion_op_copy_d2d *)op;
+      const orion_op_copy_d2d* o = (const orion_op_copy_d2d*)op;
       if (memory_device_ok(e, o->device_dst, o->size_bytes) && memory_device_ok(e, o->src, o->size_bytes)) {
         code = e->driver.copy_d2d(o->device_dst, o->src, o->size_bytes, s->handle);
       }
       break;
     }
     case ORION_OP_COPY_PEER: {
-      const orion_op_copy_peer *o = (const orion_op_copy_peer *)op;
+      const orion_op_copy_peer* o = (const orion_op_copy_peer*)op;
       if (memory_device_ok(e, o->device_dst, o->size_bytes) && memory_device_ok(e, o->src, o->size_bytes)) {
         code = peer_copy(e, o, s);
       }
@@ -61,7 +61,7 @@ void copy_linear(orion_engine *e, const orion_op *op) {
     }
     default: {
       // The bytes lie in memory that the next operation overwrites: the driver takes such a source before it returns.
-      const orion_op_copy_h2d_inline *o = (const orion_op_copy_h2d_inline *)op;
+      const orion_op_copy_h2d_inline* o = (const orion_op_copy_h2d_inline*)op;
       const uint32_t bytes = op_tail_bytes(op);
       if (bytes <= INLINE_MAX_BYTES && memory_device_ok(e, o->device_dst, bytes)) {
         code = e->driver.copy_h2d(o->device_dst, op_tail(op), bytes, s->handle);
@@ -79,7 +79,7 @@ typedef struct side {
 } side;
 
 // First byte and extent of all rows of one side; false on overflow or an unknown kind.
-static bool side_extent(const side *s, const orion_op_copy_3d *o, uint64_t *first, uint64_t *bytes) {
+static bool side_extent(const side* s, const orion_op_copy_3d* o, uint64_t* first, uint64_t* bytes) {
   typedef unsigned __int128 wide;
   const uint64_t limit = 1ull << 48;
   if (s->kind != CU_MEMORYTYPE_HOST && s->kind != CU_MEMORYTYPE_DEVICE) return false;
@@ -103,14 +103,14 @@ static bool side_extent(const side *s, const orion_op_copy_3d *o, uint64_t *firs
   return true;
 }
 
-static bool side_ok(const orion_engine *e, const side *s, const orion_op_copy_3d *o, uint64_t *first, uint64_t *bytes) {
+static bool side_ok(const orion_engine* e, const side* s, const orion_op_copy_3d* o, uint64_t* first, uint64_t* bytes) {
   if (!side_extent(s, o, first, bytes)) return false;
   return s->kind == CU_MEMORYTYPE_HOST ? memory_host_ok(e, *first, *bytes) : memory_device_ok(e, *first, *bytes);
 }
 
-void copy_3d(orion_engine *e, const orion_op *op) {
-  const orion_op_copy_3d *o = (const orion_op_copy_3d *)op;
-  stream_state *s = use_stream(e, op);
+void copy_3d(orion_engine* e, const orion_op* op) {
+  const orion_op_copy_3d* o = (const orion_op_copy_3d*)op;
+  stream_state* s = use_stream(e, op);
   if (!s) return;
   const side from = {o->src_address, o->src_pitch, o->src_height, o->src_x_bytes,
                      o->src_y,       o->src_z,     o->src_kind,   o->src_context};
@@ -165,9 +165,9 @@ void copy_3d(orion_engine *e, const orion_op *op) {
 }
 
 // ------------------------------------------------------------------------------------------------ fills
-void copy_set(orion_engine *e, const orion_op *op) {
-  const orion_op_memset *o = (const orion_op_memset *)op;
-  stream_state *s = use_stream(e, op);
+void copy_set(orion_engine* e, const orion_op* op) {
+  const orion_op_memset* o = (const orion_op_memset*)op;
+  stream_state* s = use_stream(e, op);
   if (!s) return;
   const uint64_t limit = 1ull << 48, size = o->element_bytes;
   bool good = (size == 1 || size == 2 || size == 4) && o->width <= limit && o->height <= limit && o->pitch <= limit;
@@ -181,7 +181,7 @@ void copy_set(orion_engine *e, const orion_op *op) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }
-  const orion_driver *d = &e->driver;
+  const orion_driver* d = &e->driver;
   CUresult code;
   if (o->height > 1) {
     if (size == 1) {

@@ -3,8 +3,8 @@
 
 #include "internal.h"
 
-context_state *use_context(orion_engine *e, const orion_op *op) {
-  context_state *c = &e->contexts[op->context];
+context_state* use_context(orion_engine* e, const orion_op* op) {
+  context_state* c = &e->contexts[op->context];
   if (!c->alive) {
     answer_result(e, op, CUDA_ERROR_INVALID_CONTEXT);
     return NULL;
@@ -24,9 +24,9 @@ context_state *use_context(orion_engine *e, const orion_op *op) {
   return c;
 }
 
-stream_state *use_stream(orion_engine *e, const orion_op *op) {
+stream_state* use_stream(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return NULL;
-  stream_state *s = &e->streams[stream_index(op)];
+  stream_state* s = &e->streams[stream_index(op)];
   if (!s->alive || s->context != op->context) {
     answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
     return NULL;
@@ -35,7 +35,7 @@ stream_state *use_stream(orion_engine *e, const orion_op *op) {
 }
 
 // ------------------------------------------------------------------------------------------------ contexts
-static device_state *device_of(orion_engine *e, uint32_t ordinal, uint32_t *index) {
+static device_state* device_of(orion_engine* e, uint32_t ordinal, uint32_t* index) {
   for (uint32_t i = 0; i < e->device_count; i++) {
     if (e->devices[i].ordinal == ordinal && e->devices[i].reserved) {
       *index = i;
@@ -46,10 +46,10 @@ static device_state *device_of(orion_engine *e, uint32_t ordinal, uint32_t *inde
 }
 
 // Makes a driver context known under the operation's index and answers.
-static void context_open(orion_engine *e, const orion_op *op, uint32_t device, CUcontext handle, bool primary,
+static void context_open(orion_engine* e, const orion_op* op, uint32_t device, CUcontext handle, bool primary,
                          uint32_t flags) {
-  context_state *c = &e->contexts[op->context];
-  stream_state *null_stream = &e->streams[STREAM_NULL_BASE + op->context];
+  context_state* c = &e->contexts[op->context];
+  stream_state* null_stream = &e->streams[STREAM_NULL_BASE + op->context];
   const uint32_t track_index = order_track_open(e, NULL, op->context);
   if (!track_index) {
     if (!primary) (void)e->driver.context_destroy(handle);
@@ -70,15 +70,15 @@ static void context_open(orion_engine *e, const orion_op *op, uint32_t device, C
   answer_reply(e, op, 0, &reply, sizeof reply);
 }
 
-void context_primary(orion_engine *e, const orion_op *op) {
-  const orion_op_ctx_primary *o = (const orion_op_ctx_primary *)op;
+void context_primary(orion_engine* e, const orion_op* op) {
+  const orion_op_ctx_primary* o = (const orion_op_ctx_primary*)op;
   uint32_t index = 0;
-  const device_state *d = device_of(e, o->device, &index);
+  const device_state* d = device_of(e, o->device, &index);
   int32_t result = 0;
   if (!op->context || e->contexts[op->context].alive) result = CUDA_ERROR_INVALID_CONTEXT;
   if (!result && !d) result = CUDA_ERROR_INVALID_DEVICE;
   for (uint32_t i = 1; i < ORION_CONTEXTS && !result; i++) {
-    const context_state *c = &e->contexts[i];
+    const context_state* c = &e->contexts[i];
     // Two indices for one context would give its NULL stream two orders.
     if (c->alive && c->primary && c->device == index) result = CUDA_ERROR_CONTEXT_ALREADY_IN_USE;
   }
@@ -92,10 +92,10 @@ void context_primary(orion_engine *e, const orion_op *op) {
   context_open(e, op, index, d->primary, true, flags);
 }
 
-void context_create(orion_engine *e, const orion_op *op) {
-  const orion_op_ctx_create *o = (const orion_op_ctx_create *)op;
+void context_create(orion_engine* e, const orion_op* op) {
+  const orion_op_ctx_create* o = (const orion_op_ctx_create*)op;
   uint32_t index = 0;
-  const device_state *d = device_of(e, o->device, &index);
+  const device_state* d = device_of(e, o->device, &index);
   int32_t result = 0;
   if (!op->context || e->contexts[op->context].alive) result = CUDA_ERROR_INVALID_CONTEXT;
   if (!result && !d) result = CUDA_ERROR_INVALID_DEVICE;
@@ -110,9 +110,9 @@ void context_create(orion_engine *e, const orion_op *op) {
 }
 
 // Frees what the context's ledger holds. The context is current and has no work left, or is corrupt.
-static void release_ledger(orion_engine *e, uint32_t index) {
+static void release_ledger(orion_engine* e, uint32_t index) {
   for (uint32_t i = 0; i < e->event_high; i++) {
-    event_state *v = &e->events[i];
+    event_state* v = &e->events[i];
     if (!v->alive || v->context != index) continue;
     (void)e->driver.event_destroy(v->handle);
     *v = (event_state){0};
@@ -126,13 +126,13 @@ static void release_ledger(orion_engine *e, uint32_t index) {
   memory_drop_context(e, index);
 }
 
-void context_close(orion_engine *e, uint32_t index) {
-  context_state *c = &e->contexts[index];
+void context_close(orion_engine* e, uint32_t index) {
+  context_state* c = &e->contexts[index];
   (void)e->driver.context_set_current(c->handle);
   e->current_context = index;
   release_ledger(e, index);
   stream_close(e, STREAM_PRIVATE_BASE + index);
-  stream_state *null_stream = &e->streams[STREAM_NULL_BASE + index];
+  stream_state* null_stream = &e->streams[STREAM_NULL_BASE + index];
   order_abandon(e, index);
   order_track_close(e, null_stream->track);
   *null_stream = (stream_state){0};
@@ -142,8 +142,8 @@ void context_close(orion_engine *e, uint32_t index) {
   c->alive = false;
 }
 
-void context_destroy(orion_engine *e, const orion_op *op) {
-  context_state *c = &e->contexts[op->context];
+void context_destroy(orion_engine* e, const orion_op* op) {
+  context_state* c = &e->contexts[op->context];
   if (!c->alive) {
     answer_result(e, op, CUDA_ERROR_INVALID_CONTEXT);
     return;
@@ -152,34 +152,33 @@ void context_destroy(orion_engine *e, const orion_op *op) {
   answer_reply(e, op, 0, NULL, 0);
 }
 
-void context_reset(orion_engine *e, const orion_op *op) {
+void context_reset(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;  // a corrupted context is not mended: its worker is replaced
   release_ledger(e, op->context);
   answer_reply(e, op, 0, NULL, 0);
 }
 
-void context_simple(orion_engine *e, const orion_op *op) {
+void context_simple(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
   if (op->code == ORION_OP_CTX_SET_LIMIT) {
-    const orion_op_ctx_set_limit *o = (const orion_op_ctx_set_limit *)op;
+    const orion_op_ctx_set_limit* o = (const orion_op_ctx_set_limit*)op;
     answer_result(e, op, answer_check(e, op->context, (int32_t)e->driver.context_set_limit(o->limit, o->value)));
   } else if (op->code == ORION_OP_CTX_GET_LIMIT) {
-    const orion_op_ctx_get_limit *o = (const orion_op_ctx_get_limit *)op;
+    const orion_op_ctx_get_limit* o = (const orion_op_ctx_get_limit*)op;
     size_t value = 0;
-    const int32_t result =
-        answer_check(e, op->context, (int32_t)e->driver.context_get_limit(&value, o->limit));
+    const int32_t result = answer_check(e, op->context, (int32_t)e->driver.context_get_limit(&value, o->limit));
     const orion_reply_ctx_get_limit reply = {value};
     answer_reply(e, op, result, &reply, sizeof reply);
   } else {
-    const orion_op_ctx_set_cache_config *o = (const orion_op_ctx_set_cache_config *)op;
+    const orion_op_ctx_set_cache_config* o = (const orion_op_ctx_set_cache_config*)op;
     answer_result(e, op, answer_check(e, op->context, (int32_t)e->driver.context_set_cache_config(o->config)));
   }
 }
 
-void context_peer(orion_engine *e, const orion_op *op) {
+void context_peer(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
   const bool enable = op->code == ORION_OP_CTX_ENABLE_PEER;
-  const uint32_t peer = ((const orion_op_ctx_enable_peer *)op)->peer_context;  // both operations begin alike
+  const uint32_t peer = ((const orion_op_ctx_enable_peer*)op)->peer_context;  // both operations begin alike
   if (peer >= ORION_CONTEXTS || !e->contexts[peer].alive) {
     answer_result(e, op, CUDA_ERROR_INVALID_CONTEXT);
     return;
@@ -194,14 +193,14 @@ void context_peer(orion_engine *e, const orion_op *op) {
 }
 
 // ------------------------------------------------------------------------------------------------ dispatch
-enum step execute(orion_engine *e, const orion_op *op, parked_op *node) {
+enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
   if (ORION_OP_INFO[op->code].flags & ORION_OPF_WORK) STAT_ADD(e, stat_work, 1);
   switch ((enum orion_op_code)op->code) {
     case ORION_OP_NOP:
       answer_result(e, op, 0);
       break;
     case ORION_OP_PING: {
-      const orion_reply_ping reply = {((const orion_op_ping *)op)->value};
+      const orion_reply_ping reply = {((const orion_op_ping*)op)->value};
       answer_reply(e, op, 0, &reply, sizeof reply);
       break;
     }

@@ -13,7 +13,7 @@ typedef struct wire_attribute {
 
 // Attributes whose value holds no handle and no pointer that the driver would follow. The access policy's address is a
 // hint for caching; it is checked like a copy's.
-static bool attribute_allowed(const orion_engine *e, const wire_attribute *a) {
+static bool attribute_allowed(const orion_engine* e, const wire_attribute* a) {
   switch (a->id) {
     case CU_LAUNCH_ATTRIBUTE_IGNORE:
     case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
@@ -37,21 +37,21 @@ static bool attribute_allowed(const orion_engine *e, const wire_attribute *a) {
   }
 }
 
-static function_state *function_of(orion_engine *e, const orion_op *op, uint32_t index) {
+static function_state* function_of(orion_engine* e, const orion_op* op, uint32_t index) {
   if (index < ORION_FUNCTIONS) {
-    function_state *f = &e->functions[index];
+    function_state* f = &e->functions[index];
     if (f->alive && e->modules[f->module].context == op->context) return f;
   }
   answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
   return NULL;
 }
 
-void launch_kernel(orion_engine *e, const orion_op *op) {
-  const orion_op_launch *o = (const orion_op_launch *)op;  // LAUNCH_EX differs in the meaning of one field
+void launch_kernel(orion_engine* e, const orion_op* op) {
+  const orion_op_launch* o = (const orion_op_launch*)op;  // LAUNCH_EX differs in the meaning of one field
   const bool extended = op->code == ORION_OP_LAUNCH_EX;
-  const uint32_t attribute_count = extended ? ((const orion_op_launch_ex *)op)->attribute_count : 0;
-  stream_state *s = use_stream(e, op);
-  function_state *f = s ? function_of(e, op, o->function) : NULL;
+  const uint32_t attribute_count = extended ? ((const orion_op_launch_ex*)op)->attribute_count : 0;
+  stream_state* s = use_stream(e, op);
+  function_state* f = s ? function_of(e, op, o->function) : NULL;
   if (!f) return;
   const uint64_t tail_bytes = op_tail_bytes(op);
   if (attribute_count > LAUNCH_ATTRIBUTES_MAX || o->param_bytes > PARAM_MAX_BYTES ||
@@ -60,12 +60,12 @@ void launch_kernel(orion_engine *e, const orion_op *op) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }
-  const uint8_t *tail = op_tail(op);
+  const uint8_t* tail = op_tail(op);
   size_t param_bytes = o->param_bytes;
-  void *params = (void *)(tail + attribute_count * sizeof(wire_attribute));
-  void *buffers[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, params, CU_LAUNCH_PARAM_BUFFER_SIZE, &param_bytes,
+  void* params = (void*)(tail + attribute_count * sizeof(wire_attribute));
+  void* buffers[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, params, CU_LAUNCH_PARAM_BUFFER_SIZE, &param_bytes,
                      CU_LAUNCH_PARAM_END};
-  void **extra = param_bytes ? buffers : NULL;
+  void** extra = param_bytes ? buffers : NULL;
   const bool cooperative = !extended && (o->launch_flags & 1);
   CUresult code;
   if (!extended && !cooperative) {
@@ -106,7 +106,7 @@ void launch_kernel(orion_engine *e, const orion_op *op) {
 }
 
 // ------------------------------------------------------------------------------------------------ functions
-static uint32_t put_attributes(orion_engine *e, const function_state *f, int32_t *pairs) {
+static uint32_t put_attributes(orion_engine* e, const function_state* f, int32_t* pairs) {
   uint32_t count = 0;
   // Asked one by one; those that this driver does not know are left out.
   for (int attribute = 0; attribute < CU_FUNC_ATTRIBUTE_MAX; attribute++) {
@@ -119,8 +119,8 @@ static uint32_t put_attributes(orion_engine *e, const function_state *f, int32_t
   return count;
 }
 
-void module_get_function(orion_engine *e, const orion_op *op) {
-  const orion_op_module_get_function *o = (const orion_op_module_get_function *)op;
+void module_get_function(orion_engine* e, const orion_op* op) {
+  const orion_op_module_get_function* o = (const orion_op_module_get_function*)op;
   if (!use_context(e, op)) return;
   if (o->module >= ORION_MODULES || !e->modules[o->module].alive || e->modules[o->module].context != op->context) {
     answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
@@ -134,10 +134,9 @@ void module_get_function(orion_engine *e, const orion_op *op) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }
-  module_state *m = &e->modules[o->module];
+  module_state* m = &e->modules[o->module];
   function_state f = {.module = o->module, .alive = true};
-  const int32_t result =
-      answer_check(e, op->context, (int32_t)e->driver.module_function(&f.handle, m->handle, name));
+  const int32_t result = answer_check(e, op->context, (int32_t)e->driver.module_function(&f.handle, m->handle, name));
   if (result) {
     answer_result(e, op, result);
     return;
@@ -169,37 +168,37 @@ void module_get_function(orion_engine *e, const orion_op *op) {
   answer_reply(e, op, 0, &reply, (uint32_t)(sizeof reply.head + used * 4));
 }
 
-void function_simple(orion_engine *e, const orion_op *op) {
+void function_simple(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
-  const uint32_t index = ((const orion_op_function_get_attributes *)op)->function;  // the first field of all of them
-  function_state *f = function_of(e, op, index);
+  const uint32_t index = ((const orion_op_function_get_attributes*)op)->function;  // the first field of all of them
+  function_state* f = function_of(e, op, index);
   if (!f) return;
   switch (op->code) {
     case ORION_OP_FUNCTION_SET_ATTRIBUTE: {
-      const orion_op_function_set_attribute *o = (const orion_op_function_set_attribute *)op;
-      answer_result(e, op,
-                    answer_check(e, op->context,
-                                 (int32_t)e->driver.function_set_attribute(f->handle, o->attribute, o->value)));
+      const orion_op_function_set_attribute* o = (const orion_op_function_set_attribute*)op;
+      answer_result(
+          e, op,
+          answer_check(e, op->context, (int32_t)e->driver.function_set_attribute(f->handle, o->attribute, o->value)));
       break;
     }
     case ORION_OP_FUNCTION_SET_CACHE_CONFIG: {
-      const orion_op_function_set_cache_config *o = (const orion_op_function_set_cache_config *)op;
-      answer_result(
-          e, op, answer_check(e, op->context, (int32_t)e->driver.function_set_cache_config(f->handle, o->config)));
+      const orion_op_function_set_cache_config* o = (const orion_op_function_set_cache_config*)op;
+      answer_result(e, op,
+                    answer_check(e, op->context, (int32_t)e->driver.function_set_cache_config(f->handle, o->config)));
       break;
     }
     case ORION_OP_OCCUPANCY_BLOCKS: {
-      const orion_op_occupancy_blocks *o = (const orion_op_occupancy_blocks *)op;
+      const orion_op_occupancy_blocks* o = (const orion_op_occupancy_blocks*)op;
       orion_reply_occupancy_blocks reply = {0};
-      const int32_t result = answer_check(
-          e, op->context,
-          (int32_t)e->driver.occupancy_blocks(&reply.blocks, f->handle, o->block_size, o->dynamic_shared_bytes,
-                                              o->occupancy_flags));
+      const int32_t result =
+          answer_check(e, op->context,
+                       (int32_t)e->driver.occupancy_blocks(&reply.blocks, f->handle, o->block_size,
+                                                           o->dynamic_shared_bytes, o->occupancy_flags));
       answer_reply(e, op, result, &reply, sizeof reply);
       break;
     }
     case ORION_OP_OCCUPANCY_SHARED: {
-      const orion_op_occupancy_shared *o = (const orion_op_occupancy_shared *)op;
+      const orion_op_occupancy_shared* o = (const orion_op_occupancy_shared*)op;
       size_t bytes = 0;
       const int32_t result = answer_check(
           e, op->context, (int32_t)e->driver.occupancy_shared(&bytes, f->handle, o->blocks, o->block_size));

@@ -5,8 +5,8 @@
 #include "internal.h"
 
 // ------------------------------------------------------------------------------------------------ slots
-int memory_bind_device(orion_engine *e, uint32_t index) {
-  device_state *d = &e->devices[index];
+int memory_bind_device(orion_engine* e, uint32_t index) {
+  device_state* d = &e->devices[index];
   CUdeviceptr address = 0;
   const int result = (int)e->driver.address_reserve(&address, d->bytes, ORION_CHUNK_BYTES, d->base, 0);
   // The driver takes the address as a hint: another one means that ours is in use on this side.
@@ -21,23 +21,23 @@ int memory_bind_device(orion_engine *e, uint32_t index) {
   return d->chunk_range ? 0 : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-void memory_release_device(orion_engine *e, uint32_t index) {
-  device_state *d = &e->devices[index];
+void memory_release_device(orion_engine* e, uint32_t index) {
+  device_state* d = &e->devices[index];
   if (d->reserved) (void)e->driver.address_free(d->base, d->bytes);
   d->reserved = false;
   free(d->chunk_range);
   d->chunk_range = NULL;
 }
 
-static device_state *device_at(const orion_engine *e, uint64_t address) {
+static device_state* device_at(const orion_engine* e, uint64_t address) {
   for (uint32_t i = 0; i < e->device_count; i++) {
-    const device_state *d = &e->devices[i];
-    if (d->reserved && address >= d->base && address - d->base < d->bytes) return (device_state *)d;
+    const device_state* d = &e->devices[i];
+    if (d->reserved && address >= d->base && address - d->base < d->bytes) return (device_state*)d;
   }
   return NULL;
 }
 
-static uint32_t range_new(orion_engine *e) {
+static uint32_t range_new(orion_engine* e) {
   if (e->range_first_free) {
     const uint32_t index = e->range_first_free;
     e->range_first_free = e->ranges[index].next_free;
@@ -46,7 +46,7 @@ static uint32_t range_new(orion_engine *e) {
   if (!e->range_fresh) e->range_fresh = 1;
   if (e->range_fresh == e->range_capacity || !e->range_capacity) {
     const uint32_t capacity = e->range_capacity ? e->range_capacity * 2 : 256;
-    range *grown = realloc(e->ranges, capacity * sizeof *grown);
+    range* grown = realloc(e->ranges, capacity * sizeof *grown);
     if (!grown) return 0;
     e->ranges = grown;
     e->range_capacity = capacity;
@@ -54,12 +54,12 @@ static uint32_t range_new(orion_engine *e) {
   return e->range_fresh++;
 }
 
-static void set_chunks(device_state *d, uint64_t base, uint64_t bytes, uint32_t value) {
+static void set_chunks(device_state* d, uint64_t base, uint64_t bytes, uint32_t value) {
   const uint64_t first = (base - d->base) / ORION_CHUNK_BYTES, count = bytes / ORION_CHUNK_BYTES;
   for (uint64_t i = 0; i < count; i++) d->chunk_range[first + i] = value;
 }
 
-static int32_t set_access(orion_engine *e, const device_state *owner, uint64_t base, uint64_t bytes) {
+static int32_t set_access(orion_engine* e, const device_state* owner, uint64_t base, uint64_t bytes) {
   CUmemAccessDesc access[ORION_DEVICES];
   size_t count = 0;
   for (uint32_t i = 0; i < e->device_count; i++) {
@@ -70,11 +70,11 @@ static int32_t set_access(orion_engine *e, const device_state *owner, uint64_t b
   return (int32_t)e->driver.memory_set_access(base, bytes, access, count);
 }
 
-static int32_t map_range(orion_engine *e, uint32_t context, uint64_t base, uint64_t bytes) {
-  device_state *d = &e->devices[e->contexts[context].device];
+static int32_t map_range(orion_engine* e, uint32_t context, uint64_t base, uint64_t bytes) {
+  device_state* d = &e->devices[e->contexts[context].device];
   const uint32_t index = range_new(e);
   if (!index) return CUDA_ERROR_OUT_OF_MEMORY;
-  range *r = &e->ranges[index];
+  range* r = &e->ranges[index];
   *r = (range){0};
   const CUmemAllocationProp properties = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                           .location = {CU_MEM_LOCATION_TYPE_DEVICE, (int)d->ordinal}};
@@ -101,9 +101,9 @@ static int32_t map_range(orion_engine *e, uint32_t context, uint64_t base, uint6
   return 0;
 }
 
-static void unmap_range(orion_engine *e, uint32_t index) {
-  range *r = &e->ranges[index];
-  device_state *d = device_at(e, r->base);
+static void unmap_range(orion_engine* e, uint32_t index) {
+  range* r = &e->ranges[index];
+  device_state* d = device_at(e, r->base);
   (void)e->driver.memory_unmap(r->base, r->bytes);
   (void)e->driver.memory_release(r->handle);
   set_chunks(d, r->base, r->bytes, 0);
@@ -114,10 +114,10 @@ static void unmap_range(orion_engine *e, uint32_t index) {
 }
 
 // ------------------------------------------------------------------------------------------------ map
-static bool frees_may_help(const orion_engine *e) { return e->first_batch || e->parked_frees; }
+static bool frees_may_help(const orion_engine* e) { return e->first_batch || e->parked_frees; }
 
-static int32_t map_checked(orion_engine *e, const orion_op_mem_map *o) {
-  const device_state *d = &e->devices[e->contexts[o->op.context].device];
+static int32_t map_checked(orion_engine* e, const orion_op_mem_map* o) {
+  const device_state* d = &e->devices[e->contexts[o->op.context].device];
   if (!o->size_bytes || o->device_address % ORION_CHUNK_BYTES || o->size_bytes % ORION_CHUNK_BYTES ||
       o->device_address < d->base || o->size_bytes > d->bytes ||
       o->device_address - d->base > d->bytes - o->size_bytes) {
@@ -132,16 +132,16 @@ static int32_t map_checked(orion_engine *e, const orion_op_mem_map *o) {
 
 // An allocation travels in the express ring and may have overtaken the frees that make room for it. It waits until all
 // that was in the main ring when it failed has been read and every free among it has been reclaimed.
-void memory_map(orion_engine *e, const orion_op *op) {
+void memory_map(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
-  int32_t result = map_checked(e, (const orion_op_mem_map *)op);
+  int32_t result = map_checked(e, (const orion_op_mem_map*)op);
   if (result != CUDA_ERROR_OUT_OF_MEMORY) {
     answer_reply(e, op, result, NULL, 0);
     return;
   }
   uint64_t until = atomic_load_explicit(&e->main_ring.control->tail, memory_order_acquire);
   if (until - e->main_position > ORION_MAIN_SLOTS) until = e->main_position + ORION_MAIN_SLOTS;
-  parked_op *node = NULL;
+  parked_op* node = NULL;
   if ((until != e->main_position || frees_may_help(e)) && e->maps_count < MAPS_WAITING_MAX) {
     node = calloc(1, sizeof *node + op->bytes);
   }
@@ -157,17 +157,17 @@ void memory_map(orion_engine *e, const orion_op *op) {
   STAT_SET(e, stat_maps, e->maps_count);
 }
 
-static bool try_waiting_maps(orion_engine *e) {
+static bool try_waiting_maps(orion_engine* e) {
   const bool last_chance = (int64_t)(e->main_position - e->maps_until) >= 0 && !frees_may_help(e);
   if (!e->frees_progressed && !last_chance) return false;
   e->frees_progressed = false;
-  parked_op *node = e->maps_first;
+  parked_op* node = e->maps_first;
   e->maps_first = NULL;
   e->maps_last = &e->maps_first;
   e->maps_count = 0;
   bool moved = false;
   while (node) {
-    parked_op *next = node->next;
+    parked_op* next = node->next;
     node->next = NULL;
     int32_t result = CUDA_ERROR_OUT_OF_MEMORY;
     if (!use_context(e, &node->op)) {
@@ -176,7 +176,7 @@ static bool try_waiting_maps(orion_engine *e) {
       node = next;
       continue;
     }
-    result = map_checked(e, (const orion_op_mem_map *)&node->op);
+    result = map_checked(e, (const orion_op_mem_map*)&node->op);
     if (result == CUDA_ERROR_OUT_OF_MEMORY && !last_chance) {
       *e->maps_last = node;
       e->maps_last = &node->next;
@@ -194,19 +194,19 @@ static bool try_waiting_maps(orion_engine *e) {
 
 // ------------------------------------------------------------------------------------------------ free
 // Every MEM_FREE counts, valid or not: the client numbers them.
-void memory_free(orion_engine *e, const orion_op *op) {
-  const orion_op_mem_free *o = (const orion_op_mem_free *)op;
+void memory_free(orion_engine* e, const orion_op* op) {
+  const orion_op_mem_free* o = (const orion_op_mem_free*)op;
   uint32_t index = 0;
   int32_t result = 0;
   if (o->unmap) {
-    const device_state *d = device_at(e, o->device_address);
+    const device_state* d = device_at(e, o->device_address);
     index = d ? d->chunk_range[(o->device_address - d->base) / ORION_CHUNK_BYTES] : 0;
     if (!index || e->ranges[index].base != o->device_address || e->ranges[index].bytes != o->size_bytes) {
       index = 0;
       result = CUDA_ERROR_INVALID_VALUE;
     }
   }
-  free_batch *batch = e->last_batch;
+  free_batch* batch = e->last_batch;
   if (!batch || batch->closed) {
     batch = calloc(1, sizeof *batch);
     if (batch) {
@@ -219,7 +219,7 @@ void memory_free(orion_engine *e, const orion_op *op) {
       e->last_batch = batch;
     }
   }
-  free_entry *entry = batch ? calloc(1, sizeof *entry) : NULL;
+  free_entry* entry = batch ? calloc(1, sizeof *entry) : NULL;
   if (!entry) {
     engine_end(e, ORION_END_FAILED, "out of memory");
     return;
@@ -233,9 +233,9 @@ void memory_free(orion_engine *e, const orion_op *op) {
   answer_result(e, op, result);
 }
 
-bool memory_reclaim(orion_engine *e, bool close_batch) {
+bool memory_reclaim(orion_engine* e, bool close_batch) {
   uint64_t reclaimed = 0;
-  for (free_batch *batch = e->first_batch; batch; batch = e->first_batch) {
+  for (free_batch* batch = e->first_batch; batch; batch = e->first_batch) {
     if (!batch->closed) {
       // One ticket for many frees: taken when the engine has nothing better to do, or an allocation waits, or the
       // batch has grown.
@@ -244,8 +244,8 @@ bool memory_reclaim(orion_engine *e, bool close_batch) {
       batch->closed = true;
     }
     if (!order_ticket_reached(e, &batch->ticket)) break;
-    for (free_entry *entry = batch->first; entry;) {
-      free_entry *next = entry->next;
+    for (free_entry* entry = batch->first; entry;) {
+      free_entry* next = entry->next;
       if (entry->serial && e->ranges[entry->range_index].serial == entry->serial) unmap_range(e, entry->range_index);
       free(entry);
       entry = next;
@@ -266,21 +266,21 @@ bool memory_reclaim(orion_engine *e, bool close_batch) {
   return reclaimed || mapped;
 }
 
-void memory_drop_context(orion_engine *e, uint32_t context) {
+void memory_drop_context(orion_engine* e, uint32_t context) {
   for (uint32_t i = 1; i < e->range_fresh; i++) {
     if (e->ranges[i].serial && e->ranges[i].context == context) unmap_range(e, i);
   }
 }
 
-void memory_free_all(orion_engine *e) {
+void memory_free_all(orion_engine* e) {
   for (uint32_t i = 1; i < e->range_fresh; i++) {
     if (e->ranges[i].serial) unmap_range(e, i);
   }
   while (e->first_batch) {
-    free_batch *batch = e->first_batch;
+    free_batch* batch = e->first_batch;
     e->first_batch = batch->next;
-    for (free_entry *entry = batch->first; entry;) {
-      free_entry *next = entry->next;
+    for (free_entry* entry = batch->first; entry;) {
+      free_entry* next = entry->next;
       free(entry);
       entry = next;
     }
@@ -292,8 +292,8 @@ void memory_free_all(orion_engine *e) {
   e->pinned_count = e->pinned_count ? 1 : 0;
 }
 
-void memory_allow_peer(orion_engine *e, uint32_t owner, uint32_t reader, bool allow) {
-  device_state *d = &e->devices[owner];
+void memory_allow_peer(orion_engine* e, uint32_t owner, uint32_t reader, bool allow) {
+  device_state* d = &e->devices[owner];
   if (owner == reader) return;
   const uint64_t bit = 1ull << reader;
   if (!allow) {
@@ -308,7 +308,7 @@ void memory_allow_peer(orion_engine *e, uint32_t owner, uint32_t reader, bool al
   }
 }
 
-void memory_info(orion_engine *e, const orion_op *op) {
+void memory_info(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
   size_t free_bytes = 0, total_bytes = 0;
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.memory_info(&free_bytes, &total_bytes));
@@ -318,7 +318,7 @@ void memory_info(orion_engine *e, const orion_op *op) {
 
 // ------------------------------------------------------------------------------------------------ host memory
 // Index of the first registered range that ends behind `offset`.
-static uint32_t pinned_search(const orion_engine *e, uint64_t offset) {
+static uint32_t pinned_search(const orion_engine* e, uint64_t offset) {
   uint32_t low = 0, high = e->pinned_count;
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
@@ -331,19 +331,19 @@ static uint32_t pinned_search(const orion_engine *e, uint64_t offset) {
   return low;
 }
 
-bool memory_host_ok(const orion_engine *e, uint64_t offset, uint64_t bytes) {
+bool memory_host_ok(const orion_engine* e, uint64_t offset, uint64_t bytes) {
   // A copy may not span two registered ranges: the driver would take it for pageable memory.
   if (offset > e->arena_bytes || bytes > e->arena_bytes - offset) return false;
   const uint32_t i = pinned_search(e, offset);
   if (i == e->pinned_count) return bytes == 0;
-  const host_range *r = &e->pinned[i];
+  const host_range* r = &e->pinned[i];
   return offset >= r->offset && bytes <= r->bytes - (offset - r->offset);
 }
 
-bool memory_pin(orion_engine *e, uint64_t offset, uint64_t bytes) {
+bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes) {
   if (e->pinned_count == e->pinned_capacity) {
     const uint32_t capacity = e->pinned_capacity ? e->pinned_capacity * 2 : 64;
-    host_range *grown = realloc(e->pinned, capacity * sizeof *grown);
+    host_range* grown = realloc(e->pinned, capacity * sizeof *grown);
     if (!grown) return false;
     e->pinned = grown;
     e->pinned_capacity = capacity;
@@ -356,8 +356,8 @@ bool memory_pin(orion_engine *e, uint64_t offset, uint64_t bytes) {
   return true;
 }
 
-void memory_host_register(orion_engine *e, const orion_op *op) {
-  const orion_op_host_register *o = (const orion_op_host_register *)op;
+void memory_host_register(orion_engine* e, const orion_op* op) {
+  const orion_op_host_register* o = (const orion_op_host_register*)op;
   if (!use_context(e, op)) return;
   int32_t result = 0;
   if (!o->size_bytes || (o->arena_off | o->size_bytes) & 0xfff || o->arena_off > e->arena_bytes ||
@@ -372,7 +372,7 @@ void memory_host_register(orion_engine *e, const orion_op *op) {
   if (!result) {
     // Always portable and mapped: several contexts of the session may name it, at one address.
     const unsigned int flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
-    uint8_t *address = e->arena + o->arena_off;
+    uint8_t* address = e->arena + o->arena_off;
     result = answer_check(e, op->context, (int32_t)e->driver.host_register(address, o->size_bytes, flags));
     if (!result && !memory_pin(e, o->arena_off, o->size_bytes)) {
       (void)e->driver.host_unregister(address);
@@ -382,8 +382,8 @@ void memory_host_register(orion_engine *e, const orion_op *op) {
   answer_reply(e, op, result, NULL, 0);
 }
 
-void memory_host_unregister(orion_engine *e, const orion_op *op) {
-  const orion_op_host_unregister *o = (const orion_op_host_unregister *)op;
+void memory_host_unregister(orion_engine* e, const orion_op* op) {
+  const orion_op_host_unregister* o = (const orion_op_host_unregister*)op;
   if (!use_context(e, op)) return;
   const uint32_t i = pinned_search(e, o->arena_off);
   if (i == 0 || i == e->pinned_count || e->pinned[i].offset != o->arena_off ||
@@ -394,14 +394,15 @@ void memory_host_unregister(orion_engine *e, const orion_op *op) {
   memmove(&e->pinned[i], &e->pinned[i + 1], (e->pinned_count - i - 1) * sizeof *e->pinned);
   e->pinned_count--;
   STAT_ADD(e, stat_pinned, -o->size_bytes);
-  answer_reply(e, op, answer_check(e, op->context, (int32_t)e->driver.host_unregister(e->arena + o->arena_off)), NULL, 0);
+  answer_reply(e, op, answer_check(e, op->context, (int32_t)e->driver.host_unregister(e->arena + o->arena_off)), NULL,
+               0);
 }
 
 // ------------------------------------------------------------------------------------------------ addresses
-bool memory_device_ok(const orion_engine *e, uint64_t address, uint64_t bytes) {
+bool memory_device_ok(const orion_engine* e, uint64_t address, uint64_t bytes) {
   const uint64_t arena = (uint64_t)(uintptr_t)e->arena;
   if (address >= arena && address - arena < e->arena_bytes) return memory_host_ok(e, address - arena, bytes);
-  const device_state *d = device_at(e, address);
+  const device_state* d = device_at(e, address);
   if (d) {
     if (bytes > d->bytes - (address - d->base)) return false;
     while (bytes) {
@@ -415,7 +416,7 @@ bool memory_device_ok(const orion_engine *e, uint64_t address, uint64_t bytes) {
     return true;
   }
   for (uint32_t i = 0; i < e->global_count; i++) {
-    const global_state *g = &e->globals[i];
+    const global_state* g = &e->globals[i];
     if (address >= g->address && address - g->address <= g->bytes) return bytes <= g->bytes - (address - g->address);
   }
   return false;

@@ -12,7 +12,7 @@
 #define LINK_INPUTS_MAX 1024u
 
 // ------------------------------------------------------------------------------------------------ images
-static uint64_t read_le(const uint8_t *at, uint32_t bytes) {
+static uint64_t read_le(const uint8_t* at, uint32_t bytes) {
   uint64_t value = 0;
   memcpy(&value, at, bytes);
   return value;
@@ -22,7 +22,7 @@ static bool part_inside(uint64_t offset, uint64_t bytes, uint64_t total) {
   return offset <= total && bytes <= total - offset;
 }
 
-static bool elf_inside(const uint8_t *image, uint64_t bytes) {
+static bool elf_inside(const uint8_t* image, uint64_t bytes) {
   if (bytes < 64 || image[4] != 2) return false;  // 64-bit
   const uint64_t segments = read_le(image + 32, 8), sections = read_le(image + 40, 8);
   const uint64_t segment_bytes = read_le(image + 54, 2), segment_count = read_le(image + 56, 2);
@@ -31,7 +31,7 @@ static bool elf_inside(const uint8_t *image, uint64_t bytes) {
   if (segment_count) {
     if (segment_bytes < 56 || !part_inside(segments, segment_bytes * segment_count, bytes)) return false;
     for (uint64_t i = 0; i < segment_count; i++) {
-      const uint8_t *p = image + segments + i * segment_bytes;
+      const uint8_t* p = image + segments + i * segment_bytes;
       if (!part_inside(read_le(p + 8, 8), read_le(p + 32, 8), bytes)) return false;
     }
   }
@@ -42,14 +42,14 @@ static bool elf_inside(const uint8_t *image, uint64_t bytes) {
     return false;
   }
   for (uint64_t i = 0; i < section_count; i++) {
-    const uint8_t *p = image + sections + i * section_bytes;
+    const uint8_t* p = image + sections + i * section_bytes;
     if (read_le(p + 4, 4) == SECTION_NOBITS || (i == 0 && read_le(p + 4, 4) == 0)) continue;
     if (!part_inside(read_le(p + 24, 8), read_le(p + 32, 8), bytes)) return false;
   }
   return true;
 }
 
-static bool fatbin_inside(const uint8_t *image, uint64_t bytes) {
+static bool fatbin_inside(const uint8_t* image, uint64_t bytes) {
   if (bytes < 16) return false;
   const uint64_t header = read_le(image + 6, 2), entries = read_le(image + 8, 8);
   if (header < 16 || header > bytes || entries > bytes - header) return false;
@@ -63,7 +63,7 @@ static bool fatbin_inside(const uint8_t *image, uint64_t bytes) {
   return true;
 }
 
-bool image_check(const uint8_t *image, uint64_t bytes, bool *text) {
+bool image_check(const uint8_t* image, uint64_t bytes, bool* text) {
   *text = false;
   if (bytes < 4) return false;
   const uint32_t magic = (uint32_t)read_le(image, 4);
@@ -71,7 +71,7 @@ bool image_check(const uint8_t *image, uint64_t bytes, bool *text) {
   if (magic == FATBIN_MAGIC) return fatbin_inside(image, bytes);
   // Everything else is given to the driver as text only if it is text: a wrapper, for one, holds a pointer.
   *text = true;
-  const uint8_t *terminator = memchr(image, 0, bytes);
+  const uint8_t* terminator = memchr(image, 0, bytes);
   const uint64_t length = terminator ? (uint64_t)(terminator - image) : bytes;
   for (uint64_t i = 0; i < length && i < 16; i++) {
     if (image[i] >= 0x7f || (image[i] < 0x20 && !(image[i] >= 9 && image[i] <= 13))) return false;
@@ -82,7 +82,7 @@ bool image_check(const uint8_t *image, uint64_t bytes, bool *text) {
 // ------------------------------------------------------------------------------------------------ options, logs
 typedef struct jit {
   CUjit_option options[OPTIONS_MAX + 4];
-  void *values[OPTIONS_MAX + 4];
+  void* values[OPTIONS_MAX + 4];
   uint32_t count, log_at;
   char *info, *error;
   uint32_t info_bytes, error_bytes;
@@ -116,18 +116,18 @@ static bool option_allowed(uint32_t option) {
   }
 }
 
-static void add_option(jit *j, CUjit_option option, uint64_t value) {
+static void add_option(jit* j, CUjit_option option, uint64_t value) {
   j->options[j->count] = option;
-  j->values[j->count++] = (void *)(uintptr_t)value;  // NOLINT(performance-no-int-to-ptr): how the driver takes integers
+  j->values[j->count++] = (void*)(uintptr_t)value;  // NOLINT(performance-no-int-to-ptr): how the driver takes integers
 }
 
-static void jit_end(jit *j) {
+static void jit_end(jit* j) {
   free(j->info);
   free(j->error);
 }
 
 // Options from the operation's tail, and private log buffers. 0 or a CUresult.
-static int32_t jit_begin(const orion_engine *e, jit *j, const orion_op *op, uint32_t count, uint64_t log_off,
+static int32_t jit_begin(const orion_engine* e, jit* j, const orion_op* op, uint32_t count, uint64_t log_off,
                          uint32_t info_bytes, uint32_t error_bytes) {
   memset(j, 0, sizeof *j);
   if (count > OPTIONS_MAX || op_tail_bytes(op) != count * 8) return CUDA_ERROR_INVALID_VALUE;
@@ -158,10 +158,10 @@ static int32_t jit_begin(const orion_engine *e, jit *j, const orion_op *op, uint
 }
 
 // Copies both logs into the arena: info at log_off, errors behind the space for info. Lengths are without terminator.
-static void jit_deliver(orion_engine *e, const jit *j, uint64_t log_off, uint32_t *info_bytes, uint32_t *error_bytes) {
+static void jit_deliver(orion_engine* e, const jit* j, uint64_t log_off, uint32_t* info_bytes, uint32_t* error_bytes) {
   *info_bytes = (uint32_t)strnlen(j->info, j->info_bytes);
   *error_bytes = (uint32_t)strnlen(j->error, j->error_bytes);
-  uint8_t *to = e->arena + log_off;
+  uint8_t* to = e->arena + log_off;
   if (*info_bytes) {
     memcpy(to, j->info, *info_bytes);
     if (e->net) net_bytes_out(e, log_off, *info_bytes);
@@ -173,8 +173,8 @@ static void jit_deliver(orion_engine *e, const jit *j, uint64_t log_off, uint32_
 }
 
 // ------------------------------------------------------------------------------------------------ modules
-void module_load(orion_engine *e, const orion_op *op) {
-  const orion_op_module_load *o = (const orion_op_module_load *)op;
+void module_load(orion_engine* e, const orion_op* op) {
+  const orion_op_module_load* o = (const orion_op_module_load*)op;
   if (!use_context(e, op)) return;
   if (o->module >= ORION_MODULES || e->modules[o->module].alive || !o->image_bytes ||
       o->image_bytes > IMAGE_MAX_BYTES || !part_inside(o->image_off, o->image_bytes, e->arena_bytes)) {
@@ -187,7 +187,7 @@ void module_load(orion_engine *e, const orion_op *op) {
     answer_result(e, op, result);
     return;
   }
-  uint8_t *image = malloc(o->image_bytes + 1);
+  uint8_t* image = malloc(o->image_bytes + 1);
   bool text = false;
   CUmodule handle = NULL;
   if (!image) {
@@ -198,8 +198,7 @@ void module_load(orion_engine *e, const orion_op *op) {
     result = image_check(image, o->image_bytes, &text) ? 0 : CUDA_ERROR_INVALID_IMAGE;
   }
   if (!result) {
-    result = answer_check(e, op->context,
-                          (int32_t)e->driver.module_load(&handle, image, j.count, j.options, j.values));
+    result = answer_check(e, op->context, (int32_t)e->driver.module_load(&handle, image, j.count, j.options, j.values));
   }
   free(image);
   orion_reply_module_load reply = {0};
@@ -214,8 +213,8 @@ void module_load(orion_engine *e, const orion_op *op) {
   answer_reply(e, op, result, &reply, sizeof reply);
 }
 
-void module_close(orion_engine *e, uint32_t index) {
-  module_state *m = &e->modules[index];
+void module_close(orion_engine* e, uint32_t index) {
+  module_state* m = &e->modules[index];
   for (uint32_t f = m->first_function; f;) {
     const uint32_t next = e->functions[f - 1].next;
     e->functions[f - 1] = (function_state){0};
@@ -230,7 +229,7 @@ void module_close(orion_engine *e, uint32_t index) {
   *m = (module_state){0};
 }
 
-static module_state *module_of(orion_engine *e, const orion_op *op, uint32_t index) {
+static module_state* module_of(orion_engine* e, const orion_op* op, uint32_t index) {
   if (index < ORION_MODULES && e->modules[index].alive && e->modules[index].context == op->context) {
     return &e->modules[index];
   }
@@ -238,20 +237,20 @@ static module_state *module_of(orion_engine *e, const orion_op *op, uint32_t ind
   return NULL;
 }
 
-void module_unload(orion_engine *e, const orion_op *op) {
-  const orion_op_module_unload *o = (const orion_op_module_unload *)op;
+void module_unload(orion_engine* e, const orion_op* op) {
+  const orion_op_module_unload* o = (const orion_op_module_unload*)op;
   if (!use_context(e, op) || !module_of(e, op, o->module)) return;
   module_close(e, o->module);
   answer_result(e, op, 0);
 }
 
-static bool remember_global(orion_engine *e, uint32_t module, uint64_t address, uint64_t bytes) {
+static bool remember_global(orion_engine* e, uint32_t module, uint64_t address, uint64_t bytes) {
   for (uint32_t i = 0; i < e->global_count; i++) {
     if (e->globals[i].address == address && e->globals[i].module == module) return true;
   }
   if (e->global_count == e->global_capacity) {
     const uint32_t capacity = e->global_capacity ? e->global_capacity * 2 : 64;
-    global_state *grown = realloc(e->globals, capacity * sizeof *grown);
+    global_state* grown = realloc(e->globals, capacity * sizeof *grown);
     if (!grown) return false;
     e->globals = grown;
     e->global_capacity = capacity;
@@ -260,9 +259,9 @@ static bool remember_global(orion_engine *e, uint32_t module, uint64_t address, 
   return true;
 }
 
-void module_get_global(orion_engine *e, const orion_op *op) {
-  const orion_op_module_get_global *o = (const orion_op_module_get_global *)op;
-  const module_state *m = use_context(e, op) ? module_of(e, op, o->module) : NULL;
+void module_get_global(orion_engine* e, const orion_op* op) {
+  const orion_op_module_get_global* o = (const orion_op_module_get_global*)op;
+  const module_state* m = use_context(e, op) ? module_of(e, op, o->module) : NULL;
   if (!m) return;
   const uint32_t name_bytes = op_tail_bytes(op);
   char name[ORION_OP_MAX_BYTES + 1];
@@ -286,7 +285,7 @@ typedef struct link_input {
 } link_input;
 
 // Adds all inputs of a private copy to the linker. 0 or a CUresult.
-static int32_t add_inputs(orion_engine *e, CUlinkState state, uint8_t *inputs, uint64_t total, uint32_t count) {
+static int32_t add_inputs(orion_engine* e, CUlinkState state, uint8_t* inputs, uint64_t total, uint32_t count) {
   uint64_t at = 0;
   for (uint32_t i = 0; i < count; i++) {
     link_input head;
@@ -302,7 +301,7 @@ static int32_t add_inputs(orion_engine *e, CUlinkState state, uint8_t *inputs, u
     name[head.name_bytes] = 0;
     at += head.name_bytes;
     // Its own terminated copy: the byte behind an input is the next one's.
-    uint8_t *data = malloc(head.bytes + 1);
+    uint8_t* data = malloc(head.bytes + 1);
     if (!data) return CUDA_ERROR_OUT_OF_MEMORY;
     memcpy(data, inputs + at, head.bytes);
     data[head.bytes] = 0;
@@ -323,8 +322,8 @@ static int32_t add_inputs(orion_engine *e, CUlinkState state, uint8_t *inputs, u
   return 0;
 }
 
-void module_link(orion_engine *e, const orion_op *op) {
-  const orion_op_link *o = (const orion_op_link *)op;
+void module_link(orion_engine* e, const orion_op* op) {
+  const orion_op_link* o = (const orion_op_link*)op;
   if (!use_context(e, op)) return;
   if (!o->input_count || o->input_count > LINK_INPUTS_MAX || o->inputs_bytes > IMAGE_MAX_BYTES ||
       !part_inside(o->inputs_off, o->inputs_bytes, e->arena_bytes) ||
@@ -339,7 +338,7 @@ void module_link(orion_engine *e, const orion_op *op) {
     return;
   }
   orion_reply_link reply = {0};
-  uint8_t *inputs = malloc(o->inputs_bytes + 1);
+  uint8_t* inputs = malloc(o->inputs_bytes + 1);
   CUlinkState state = NULL;
   if (!inputs) {
     result = CUDA_ERROR_OUT_OF_MEMORY;
@@ -348,7 +347,7 @@ void module_link(orion_engine *e, const orion_op *op) {
     result = answer_check(e, op->context, (int32_t)e->driver.link_create(j.count, j.options, j.values, &state));
   }
   if (!result) {
-    void *image = NULL;
+    void* image = NULL;
     size_t bytes = 0;
     result = add_inputs(e, state, inputs, o->inputs_bytes, o->input_count);
     if (!result) result = (int32_t)e->driver.link_complete(state, &image, &bytes);

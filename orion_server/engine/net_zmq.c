@@ -19,6 +19,7 @@
 #define RECEIVE_BATCH 64
 #define QUEUE_MAX_BYTES (64u << 20)  // a client that does not read its replies
 #define RELAY_MAX 256u
+#define HELD_MAX_BYTES (16u << 20)  // main operations read ahead of a full ring, so that what follows is not stuck
 #define CLOSE_LINGER_MS 200
 #define OPS_HIGH_WATER 4096
 #define BULK_HIGH_WATER 16
@@ -30,14 +31,21 @@ typedef struct lane {
   int peer_fd;
 } lane;
 
+// A frame of operations that has not gone into its ring whole.
+typedef struct held_frame {
+  struct held_frame* next;
+  zmq_msg_t message;
+  size_t at;
+} held_frame;
+
 typedef struct out_frame {
-  struct out_frame *next;
+  struct out_frame* next;
   size_t bytes;
   uint8_t data[];
 } out_frame;
 
 typedef struct out_copy {
-  struct out_copy *next;
+  struct out_copy* next;
   uint64_t offset, bytes, sent;
   uint64_t value;
   uint32_t track;  // 0: the bytes are there already
@@ -54,22 +62,23 @@ typedef struct marker {
 } marker;
 
 struct orion_net {
-  void *context;
+  void* context;
   lane ops, bulk;
   int wake_fd;
   uint8_t token[TOKEN_MAX];
   uint32_t token_bytes;
-  // a frame of operations that did not fit into its ring yet
-  zmq_msg_t pending;
-  bool has_pending;
-  size_t pending_at;
+  // Main operations that the ring has no room for yet. Express operations and client words behind them are taken
+  // meanwhile: they are what may make room.
+  held_frame *held_first, **held_last;
+  size_t held_bytes;
+  held_frame* express;  // an express frame that did not fit; nothing is received behind it
   // towards the client
   out_frame *first_frame, **last_frame;
   size_t queued_bytes;
   copy_list urgent;  // written by the CPU, awaited by a reply: sent before all others, so that their number is known
   copy_list copies;
   uint64_t bulk_sent;
-  marker *markers;
+  marker* markers;
   uint32_t marker_count, marker_capacity;
   uint32_t changed[ORION_WORDS];  // words that the CPU wrote
   bool is_changed[ORION_WORDS];
@@ -80,7 +89,7 @@ struct orion_net {
 };
 
 // ------------------------------------------------------------------------------------------------ opening
-static bool open_lane(const struct orion_net *n, lane *l, int high_water, const char *monitor, char *endpoint) {
+static bool open_lane(const struct orion_net* n, lane* l, int high_water, const char* monitor, char* endpoint) {
   l->socket = zmq_socket(n->context, ZMQ_ROUTER);
   if (!l->socket) return false;
   const int one = 1, linger = CLOSE_LINGER_MS, idle_s = 10, interval_s = 5, count = 3;
@@ -102,7 +111,7 @@ static bool open_lane(const struct orion_net *n, lane *l, int high_water, const 
   return zmq_getsockopt(l->socket, ZMQ_LAST_ENDPOINT, endpoint, &bytes) == 0;
 }
 
-static void close_lane(lane *l) {
+static void close_lane(lane* l) {
   const int zero = 0;
   if (l->monitor) {
     zmq_socket_monitor(l->socket, NULL, 0);
@@ -113,17 +122,18 @@ static void close_lane(lane *l) {
   l->socket = l->monitor = NULL;
 }
 
-int orion_engine_tcp_listen(orion_engine *e, const uint8_t *token, uint32_t token_bytes, char *ops_endpoint,
-                            char *bulk_endpoint) {
+int orion_engine_tcp_listen(orion_engine* e, const uint8_t* token, uint32_t token_bytes, char* ops_endpoint,
+                            char* bulk_endpoint) {
   if (e->net || e->config.transport != ORION_ENGINE_TCP || token_bytes < 16 || token_bytes > TOKEN_MAX) {
     return CUDA_ERROR_INVALID_VALUE;
   }
-  struct orion_net *n = calloc(1, sizeof *n);
+  struct orion_net* n = calloc(1, sizeof *n);
   if (!n) return CUDA_ERROR_OUT_OF_MEMORY;
   e->net = n;
   memcpy(n->token, token, token_bytes);
   n->token_bytes = token_bytes;
   n->last_frame = &n->first_frame;
+  n->held_last = &n->held_first;
   n->urgent.last = &n->urgent.first;
   n->copies.last = &n->copies.first;
   n->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -138,14 +148,14 @@ int orion_engine_tcp_listen(orion_engine *e, const uint8_t *token, uint32_t toke
 }
 
 // ------------------------------------------------------------------------------------------------ towards the client
-static void queue_frame(orion_engine *e, uint16_t type, uint64_t sequence, uint64_t a, uint64_t b, const void *body,
+static void queue_frame(orion_engine* e, uint16_t type, uint64_t sequence, uint64_t a, uint64_t b, const void* body,
                         uint32_t bytes) {
-  struct orion_net *n = e->net;
+  struct orion_net* n = e->net;
   if (n->queued_bytes > QUEUE_MAX_BYTES) {
     engine_end(e, ORION_END_BROKEN, "the client does not read its replies");
     return;
   }
-  out_frame *f = malloc(sizeof *f + sizeof(orion_frame) + bytes);
+  out_frame* f = malloc(sizeof *f + sizeof(orion_frame) + bytes);
   if (!f) {
     engine_end(e, ORION_END_FAILED, "out of memory");
     return;
@@ -160,16 +170,16 @@ static void queue_frame(orion_engine *e, uint16_t type, uint64_t sequence, uint6
   n->queued_bytes += f->bytes;
 }
 
-static bool send_to(lane *l, const void *data, size_t bytes) {
+static bool send_to(lane* l, const void* data, size_t bytes) {
   if (!l->identity_bytes) return false;
   if (zmq_send(l->socket, l->identity, l->identity_bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0) return false;
   return zmq_send(l->socket, data, bytes, ZMQ_DONTWAIT) >= 0;
 }
 
-static void send_frames(orion_engine *e) {
-  struct orion_net *n = e->net;
+static void send_frames(orion_engine* e) {
+  struct orion_net* n = e->net;
   while (n->first_frame && send_to(&n->ops, n->first_frame->data, n->first_frame->bytes)) {
-    out_frame *sent = n->first_frame;
+    out_frame* sent = n->first_frame;
     n->first_frame = sent->next;
     if (!n->first_frame) n->last_frame = &n->first_frame;
     n->queued_bytes -= sent->bytes;
@@ -177,18 +187,18 @@ static void send_frames(orion_engine *e) {
   }
 }
 
-static bool copy_complete(const orion_engine *e, const out_copy *c) {
+static bool copy_complete(const orion_engine* e, const out_copy* c) {
   if (!c->track) return true;
-  const track *t = &e->tracks[c->track];
+  const track* t = &e->tracks[c->track];
   return !t->dirty || t->issued < c->value || order_track_done(e, c->track) >= c->value;
 }
 
 // Sends the complete copies of a list. False: the lane is full and a complete copy is left.
-static bool send_list(orion_engine *e, copy_list *list) {
-  struct orion_net *n = e->net;
-  out_copy **link = &list->first;
+static bool send_list(orion_engine* e, copy_list* list) {
+  struct orion_net* n = e->net;
+  out_copy** link = &list->first;
   while (*link) {
-    out_copy *c = *link;
+    out_copy* c = *link;
     if (!copy_complete(e, c)) {
       link = &c->next;
       continue;
@@ -210,11 +220,9 @@ static bool send_list(orion_engine *e, copy_list *list) {
         engine_end(e, ORION_END_FAILED, "out of memory");
         return false;
       }
-      const orion_frame head = {.type = ORION_FRAME_BULK,
-                                .bytes = (uint32_t)piece,
-                                .sequence = n->bulk_sent + 1,
-                                .a = c->offset + c->sent};
-      uint8_t *to = zmq_msg_data(&message);
+      const orion_frame head = {
+          .type = ORION_FRAME_BULK, .bytes = (uint32_t)piece, .sequence = n->bulk_sent + 1, .a = c->offset + c->sent};
+      uint8_t* to = zmq_msg_data(&message);
       memcpy(to, &head, sizeof head);
       memcpy(to + sizeof head, e->arena + c->offset + c->sent, piece);
       if (zmq_msg_send(&message, n->bulk.socket, ZMQ_DONTWAIT) < 0) {
@@ -233,18 +241,16 @@ static bool send_list(orion_engine *e, copy_list *list) {
   return true;
 }
 
-static bool send_copies(orion_engine *e) {
-  return send_list(e, &e->net->urgent) && send_list(e, &e->net->copies);
-}
+static bool send_copies(orion_engine* e) { return send_list(e, &e->net->urgent) && send_list(e, &e->net->copies); }
 
-void net_reply(orion_engine *e, uint32_t slot, int32_t result, uint64_t sequence, const void *payload, uint32_t bytes) {
+void net_reply(orion_engine* e, uint32_t slot, int32_t result, uint64_t sequence, const void* payload, uint32_t bytes) {
   queue_frame(e, ORION_FRAME_REPLY, sequence, slot, (uint64_t)(uint32_t)result, payload, bytes);
 }
 
-static void queue_copy(orion_engine *e, copy_list *list, uint64_t offset, uint64_t bytes, uint32_t track_index,
+static void queue_copy(orion_engine* e, copy_list* list, uint64_t offset, uint64_t bytes, uint32_t track_index,
                        uint64_t value) {
   if (!bytes) return;
-  out_copy *c = malloc(sizeof *c);
+  out_copy* c = malloc(sizeof *c);
   if (!c) {
     engine_end(e, ORION_END_FAILED, "out of memory");
     return;
@@ -254,7 +260,7 @@ static void queue_copy(orion_engine *e, copy_list *list, uint64_t offset, uint64
   list->last = &c->next;
 }
 
-void net_copy_out(orion_engine *e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value) {
+void net_copy_out(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value) {
   queue_copy(e, &e->net->copies, offset, bytes, track_index, value);
   // A private marker right behind the copy: whatever word the client is shown later, on this stream or on one that
   // waited for it, is written by the GPU after this marker.
@@ -263,28 +269,28 @@ void net_copy_out(orion_engine *e, uint64_t offset, uint64_t bytes, uint32_t tra
 
 // The client holds everything behind a frame of words until the bulk that it names has arrived; a reply that speaks of
 // bytes is sent behind an empty one.
-void net_bytes_out(orion_engine *e, uint64_t offset, uint64_t bytes) {
-  struct orion_net *n = e->net;
+void net_bytes_out(orion_engine* e, uint64_t offset, uint64_t bytes) {
+  struct orion_net* n = e->net;
   queue_copy(e, &n->urgent, offset, bytes, 0, 0);
   uint64_t pieces = 0;
-  for (const out_copy *c = n->urgent.first; c; c = c->next) {
+  for (const out_copy* c = n->urgent.first; c; c = c->next) {
     pieces += (c->bytes - c->sent + ORION_BULK_BYTES - 1) / ORION_BULK_BYTES;
   }
   queue_frame(e, ORION_FRAME_WORDS, n->bulk_sent + pieces, 0, 0, NULL, 0);
 }
 
-void net_word(orion_engine *e, uint32_t word) {
-  struct orion_net *n = e->net;
+void net_word(orion_engine* e, uint32_t word) {
+  struct orion_net* n = e->net;
   if (n->is_changed[word]) return;
   n->is_changed[word] = true;
   n->changed[n->changed_count++] = word;
 }
 
-void net_marker(orion_engine *e, uint32_t context, uint32_t word, uint64_t value) {
-  struct orion_net *n = e->net;
+void net_marker(orion_engine* e, uint32_t context, uint32_t word, uint64_t value) {
+  struct orion_net* n = e->net;
   if (n->marker_count == n->marker_capacity) {
     const uint32_t capacity = n->marker_capacity ? n->marker_capacity * 2 : 256;
-    marker *grown = realloc(n->markers, capacity * sizeof *grown);
+    marker* grown = realloc(n->markers, capacity * sizeof *grown);
     if (!grown) {
       engine_end(e, ORION_END_FAILED, "out of memory");
       return;
@@ -295,14 +301,15 @@ void net_marker(orion_engine *e, uint32_t context, uint32_t word, uint64_t value
   n->markers[n->marker_count++] = (marker){word, context, value};
 }
 
-bool net_busy(const orion_engine *e) {
-  const struct orion_net *n = e->net;
-  return n->marker_count || n->copies.first || n->urgent.first || n->first_frame || n->relay_count || n->has_pending;
+bool net_busy(const orion_engine* e) {
+  const struct orion_net* n = e->net;
+  return n->marker_count || n->copies.first || n->urgent.first || n->first_frame || n->relay_count || n->held_first ||
+         n->express;
 }
 
 // Takes a snapshot of words that are due. Copies that are complete now stand before it.
-static void take_relay(orion_engine *e) {
-  struct orion_net *n = e->net;
+static void take_relay(orion_engine* e) {
+  struct orion_net* n = e->net;
   while (n->changed_count && n->relay_count < RELAY_MAX) {
     const uint32_t word = n->changed[--n->changed_count];
     n->is_changed[word] = false;
@@ -312,7 +319,7 @@ static void take_relay(orion_engine *e) {
   uint32_t kept = 0;
   for (uint32_t i = 0; i < n->marker_count; i++) {
     const marker m = n->markers[i];
-    const context_state *c = &e->contexts[m.context];
+    const context_state* c = &e->contexts[m.context];
     if (!c->alive || c->sticky) continue;  // it will never be written; the client has the context's error word
     const uint64_t value = atomic_load_explicit(&e->segment->words[m.word], memory_order_acquire);
     if (value < m.value || n->relay_count == RELAY_MAX) {
@@ -324,8 +331,8 @@ static void take_relay(orion_engine *e) {
   n->marker_count = kept;
 }
 
-static bool send_all(orion_engine *e) {
-  struct orion_net *n = e->net;
+static bool send_all(orion_engine* e) {
+  struct orion_net* n = e->net;
   bool moved = false;
   if (!n->relay_count) take_relay(e);
   const uint64_t sent = n->bulk_sent;
@@ -342,38 +349,77 @@ static bool send_all(orion_engine *e) {
 }
 
 // ------------------------------------------------------------------------------------------------ from the client
-static void malformed(orion_engine *e, const char *what) {
+static void malformed(orion_engine* e, const char* what) {
   engine_end(e, ORION_END_BROKEN, "malformed frame: %s", what);
 }
 
-// Feeds the operations of the held frame into their ring. True when the whole frame has been taken.
-static bool take_operations(orion_engine *e) {
-  struct orion_net *n = e->net;
-  const uint8_t *data = zmq_msg_data(&n->pending);
-  const size_t total = zmq_msg_size(&n->pending);
-  orion_frame head;
-  memcpy(&head, data, sizeof head);
-  const orion_ring ring = head.type == ORION_FRAME_OPS_EXPRESS ? e->express_ring : e->main_ring;
-  while (n->pending_at < total) {
+// Feeds the operations of a held frame into a ring. True when the whole frame has been taken.
+static bool feed(orion_engine* e, held_frame* f, orion_ring ring) {
+  struct orion_net* n = e->net;
+  const uint8_t* data = zmq_msg_data(&f->message);
+  const size_t total = zmq_msg_size(&f->message);
+  while (f->at < total) {
     orion_op op;
-    if (total - n->pending_at < sizeof op) {
+    if (total - f->at < sizeof op) {
       malformed(e, "an operation is cut off");
       return true;
     }
-    memcpy(&op, data + n->pending_at, sizeof op);
+    memcpy(&op, data + f->at, sizeof op);
     const size_t padded = ((size_t)op.bytes + 7) & ~(size_t)7;
-    if (op.bytes < sizeof op || op.bytes > ORION_OP_MAX_BYTES || padded > total - n->pending_at) {
+    if (op.bytes < sizeof op || op.bytes > ORION_OP_MAX_BYTES || padded > total - f->at) {
       malformed(e, "an operation's size is out of bounds");
       return true;
     }
-    memcpy(n->op, data + n->pending_at, op.bytes);
-    if (!orion_ring_push(ring, (const orion_op *)n->op, op.bytes, NULL)) return false;
-    n->pending_at += padded;
+    memcpy(n->op, data + f->at, op.bytes);
+    if (!orion_ring_push(ring, (const orion_op*)n->op, op.bytes, NULL)) return false;
+    f->at += padded;
   }
   return true;
 }
 
-static void take_client_words(orion_engine *e, const uint8_t *body, uint32_t bytes) {
+static void drop_held(held_frame* f) {
+  zmq_msg_close(&f->message);
+  free(f);
+}
+
+static bool feed_main(orion_engine* e) {
+  struct orion_net* n = e->net;
+  bool moved = false;
+  while (n->held_first && !e->end) {
+    held_frame* f = n->held_first;
+    const size_t before = f->at;
+    const bool whole = feed(e, f, e->main_ring);
+    moved |= f->at != before;
+    if (!whole) break;
+    n->held_bytes -= zmq_msg_size(&f->message);
+    n->held_first = f->next;
+    if (!n->held_first) n->held_last = &n->held_first;
+    drop_held(f);
+  }
+  return moved;
+}
+
+static void hold(orion_engine* e, uint16_t type, zmq_msg_t* message) {
+  struct orion_net* n = e->net;
+  held_frame* f = malloc(sizeof *f);
+  if (!f) {
+    engine_end(e, ORION_END_FAILED, "out of memory");
+    return;
+  }
+  f->next = NULL;
+  f->at = sizeof(orion_frame);
+  zmq_msg_init(&f->message);
+  zmq_msg_move(&f->message, message);
+  if (type == ORION_FRAME_OPS_EXPRESS) {
+    n->express = f;
+    return;
+  }
+  n->held_bytes += zmq_msg_size(&f->message);
+  *n->held_last = f;
+  n->held_last = &f->next;
+}
+
+static void take_client_words(orion_engine* e, const uint8_t* body, uint32_t bytes) {
   if (bytes % sizeof(orion_word_update)) {
     malformed(e, "client words");
     return;
@@ -389,7 +435,7 @@ static void take_client_words(orion_engine *e, const uint8_t *body, uint32_t byt
   }
 }
 
-static void take_bulk(orion_engine *e, const orion_frame *head, const uint8_t *body) {
+static void take_bulk(orion_engine* e, const orion_frame* head, const uint8_t* body) {
   if (head->type == ORION_FRAME_CONTROL) return;
   if (head->type != ORION_FRAME_BULK || head->a > e->arena_bytes || head->bytes > e->arena_bytes - head->a ||
       head->sequence <= e->bulk_arrived) {
@@ -401,45 +447,43 @@ static void take_bulk(orion_engine *e, const orion_frame *head, const uint8_t *b
   STAT_ADD(e, stat_in, head->bytes);
 }
 
-static bool token_matches(const struct orion_net *n, const uint8_t *body, uint32_t bytes) {
+static bool token_matches(const struct orion_net* n, const uint8_t* body, uint32_t bytes) {
   if (bytes != n->token_bytes) return false;
   uint8_t difference = 0;
   for (uint32_t i = 0; i < bytes; i++) difference |= (uint8_t)(body[i] ^ n->token[i]);
   return difference == 0;
 }
 
-bool net_frame_ok(const uint8_t *data, size_t bytes, orion_frame *head) {
+bool net_frame_ok(const uint8_t* data, size_t bytes, orion_frame* head) {
   if (bytes < sizeof *head) return false;
   memcpy(head, data, sizeof *head);
   return head->bytes <= ORION_FRAME_MAX_BYTES && head->bytes == bytes - sizeof *head;
 }
 
 // One frame of the peer that showed the token.
-static void take_frame(orion_engine *e, lane *l, zmq_msg_t *message) {
-  struct orion_net *n = e->net;
+static void take_frame(orion_engine* e, lane* l, zmq_msg_t* message) {
+  struct orion_net* n = e->net;
   orion_frame head;
-  const uint8_t *data = zmq_msg_data(message);
+  const uint8_t* data = zmq_msg_data(message);
   if (!net_frame_ok(data, zmq_msg_size(message), &head)) {
     malformed(e, "its header and its size differ");
+  } else if (head.type == ORION_FRAME_CLIENT_WORDS) {
+    // On either lane. The bulk lane is read whatever the rings hold, so there a word can never be stuck.
+    take_client_words(e, data + sizeof head, head.bytes);
   } else if (l == &n->bulk) {
     take_bulk(e, &head, data + sizeof head);
   } else if (head.type == ORION_FRAME_OPS_MAIN || head.type == ORION_FRAME_OPS_EXPRESS) {
-    zmq_msg_init(&n->pending);
-    zmq_msg_move(&n->pending, message);
-    n->pending_at = sizeof head;
-    n->has_pending = true;
-  } else if (head.type == ORION_FRAME_CLIENT_WORDS) {
-    take_client_words(e, data + sizeof head, head.bytes);
+    hold(e, head.type, message);
   } else if (head.type != ORION_FRAME_CONTROL) {
     malformed(e, "unknown type");
   }
 }
 
 // A stranger's first frame: the token makes it the session's peer on this lane, anything else is ignored.
-static void greet(orion_engine *e, lane *l, zmq_msg_t *identity, zmq_msg_t *message) {
-  struct orion_net *n = e->net;
+static void greet(orion_engine* e, lane* l, zmq_msg_t* identity, zmq_msg_t* message) {
+  struct orion_net* n = e->net;
   orion_frame head;
-  const uint8_t *data = zmq_msg_data(message);
+  const uint8_t* data = zmq_msg_data(message);
   if (zmq_msg_size(identity) > IDENTITY_MAX || !net_frame_ok(data, zmq_msg_size(message), &head) ||
       head.type != ORION_FRAME_CONTROL || !token_matches(n, data + sizeof head, head.bytes)) {
     engine_log(e, ENGINE_LOG_WARN, "a connection without this session's token was ignored");
@@ -456,7 +500,7 @@ static void greet(orion_engine *e, lane *l, zmq_msg_t *identity, zmq_msg_t *mess
 }
 
 // Receives one message of a lane. False: there is none.
-static bool receive_one(orion_engine *e, lane *l) {
+static bool receive_one(orion_engine* e, lane* l) {
   zmq_msg_t identity, message;
   zmq_msg_init(&identity);
   if (zmq_msg_recv(&identity, l->socket, ZMQ_DONTWAIT) < 0) {
@@ -484,7 +528,7 @@ static bool receive_one(orion_engine *e, lane *l) {
 }
 
 // The monitor tells every connection's end; the peer's is known by its descriptor.
-static void check_monitor(orion_engine *e, lane *l) {
+static void check_monitor(orion_engine* e, lane* l) {
   for (;;) {
     zmq_msg_t event, address;
     zmq_msg_init(&event);
@@ -493,7 +537,7 @@ static void check_monitor(orion_engine *e, lane *l) {
       return;
     }
     int32_t fd = -1;
-    if (zmq_msg_size(&event) >= 6) memcpy(&fd, (const uint8_t *)zmq_msg_data(&event) + 2, sizeof fd);
+    if (zmq_msg_size(&event) >= 6) memcpy(&fd, (const uint8_t*)zmq_msg_data(&event) + 2, sizeof fd);
     zmq_msg_init(&address);
     if (zmq_msg_more(&event)) (void)zmq_msg_recv(&address, l->monitor, ZMQ_DONTWAIT);
     zmq_msg_close(&address);
@@ -502,25 +546,27 @@ static void check_monitor(orion_engine *e, lane *l) {
   }
 }
 
-bool net_pump(orion_engine *e) {
-  struct orion_net *n = e->net;
+bool net_pump(orion_engine* e) {
+  struct orion_net* n = e->net;
   bool moved = false;
   for (int i = 0; i < RECEIVE_BATCH && !e->end; i++) {
     if (!receive_one(e, &n->bulk)) break;
     moved = true;
   }
+  moved |= feed_main(e);
   for (int i = 0; i < RECEIVE_BATCH && !e->end; i++) {
-    if (n->has_pending) {
-      const size_t before = n->pending_at;
-      const bool whole = take_operations(e);
-      moved |= n->pending_at != before;
-      if (!whole) break;  // its ring is full: nothing is received behind it
-      zmq_msg_close(&n->pending);
-      n->has_pending = false;
+    if (n->express) {
+      const size_t before = n->express->at;
+      const bool whole = feed(e, n->express, e->express_ring);
+      moved |= n->express->at != before;
+      if (!whole) break;
+      drop_held(n->express);
+      n->express = NULL;
     }
-    if (e->end || !receive_one(e, &n->ops)) break;
+    if (e->end || n->held_bytes > HELD_MAX_BYTES || !receive_one(e, &n->ops)) break;
     moved = true;
   }
+  moved |= feed_main(e);
   // The end of a connection is told by another socket and may overtake what came over it: first all that is there.
   if (!moved) {
     check_monitor(e, &n->ops);
@@ -530,7 +576,7 @@ bool net_pump(orion_engine *e) {
   return moved;
 }
 
-static bool readable(void *socket) {
+static bool readable(void* socket) {
   int events = 0;
   size_t bytes = sizeof events;
   return zmq_getsockopt(socket, ZMQ_EVENTS, &events, &bytes) == 0 && (events & ZMQ_POLLIN);
@@ -538,10 +584,10 @@ static bool readable(void *socket) {
 
 // zmq_poll counts in milliseconds; markers are polled in tens of microseconds. The descriptors are edge-triggered, so
 // the sockets' own state is asked first.
-void net_wait(orion_engine *e, uint64_t timeout_ns) {
-  struct orion_net *n = e->net;
-  void *const sockets[] = {n->bulk.socket, n->ops.monitor, n->bulk.monitor, n->ops.socket};
-  const nfds_t count = n->has_pending ? 3 : 4;
+void net_wait(orion_engine* e, uint64_t timeout_ns) {
+  struct orion_net* n = e->net;
+  void* const sockets[] = {n->bulk.socket, n->ops.monitor, n->bulk.monitor, n->ops.socket};
+  const nfds_t count = n->express || n->held_bytes > HELD_MAX_BYTES ? 3 : 4;
   struct pollfd fds[5];
   for (nfds_t i = 0; i < count; i++) {
     if (readable(sockets[i])) return;
@@ -557,36 +603,42 @@ void net_wait(orion_engine *e, uint64_t timeout_ns) {
   }
 }
 
-void net_wake(orion_engine *e) {
+void net_wake(orion_engine* e) {
   const uint64_t one = 1;
   if (write(e->net->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
 }
 
-void net_close(orion_engine *e) {
-  struct orion_net *n = e->net;
+void net_close(orion_engine* e) {
+  struct orion_net* n = e->net;
   if (!n->context) return;
   if (e->segment && n->ops.socket) (void)send_all(e);  // the last words: why the session ended
   close_lane(&n->ops);
   close_lane(&n->bulk);
-  if (n->has_pending) zmq_msg_close(&n->pending);
-  n->has_pending = false;
+  if (n->express) drop_held(n->express);
+  n->express = NULL;
+  while (n->held_first) {
+    held_frame* next = n->held_first->next;
+    drop_held(n->held_first);
+    n->held_first = next;
+  }
+  n->held_last = &n->held_first;
   zmq_ctx_term(n->context);
   n->context = NULL;
 }
 
-static void free_copies(out_copy *c) {
+static void free_copies(out_copy* c) {
   while (c) {
-    out_copy *next = c->next;
+    out_copy* next = c->next;
     free(c);
     c = next;
   }
 }
 
-void net_free(orion_engine *e) {
-  struct orion_net *n = e->net;
+void net_free(orion_engine* e) {
+  struct orion_net* n = e->net;
   net_close(e);
   while (n->first_frame) {
-    out_frame *next = n->first_frame->next;
+    out_frame* next = n->first_frame->next;
     free(n->first_frame);
     n->first_frame = next;
   }

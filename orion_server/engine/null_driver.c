@@ -9,16 +9,16 @@
 
 static CUresult init(unsigned int flags) { return (CUresult)(flags ? 1 : 0); }
 static CUresult ok_device(CUdevice device) { return (CUresult)(device < 0); }
-static CUresult primary_retain(CUcontext *context, CUdevice device) {
+static CUresult primary_retain(CUcontext* context, CUdevice device) {
   *context = (CUcontext)(uintptr_t)(0x1000 + (uint64_t)(uint32_t)device);
   return (CUresult)0;
 }
-static CUresult primary_state(CUdevice device, unsigned int *flags, int *active) {
+static CUresult primary_state(CUdevice device, unsigned int* flags, int* active) {
   *flags = 0;
   *active = device >= 0;
   return (CUresult)0;
 }
-static CUresult context_create(CUcontext *context, unsigned int flags, CUdevice device) {
+static CUresult context_create(CUcontext* context, unsigned int flags, CUdevice device) {
   *context = HANDLE(CUcontext);
   return (CUresult)(flags > 0xff || device < 0);
 }
@@ -26,12 +26,12 @@ static CUresult ok_context(CUcontext context) {
   (void)context;
   return (CUresult)0;
 }
-static CUresult context_api_version(CUcontext context, unsigned int *version) {
+static CUresult context_api_version(CUcontext context, unsigned int* version) {
   (void)context;
   *version = 3020;
   return (CUresult)0;
 }
-static CUresult context_id(CUcontext context, unsigned long long *id) {
+static CUresult context_id(CUcontext context, unsigned long long* id) {
   *id = (unsigned long long)(uintptr_t)context;
   return (CUresult)0;
 }
@@ -39,7 +39,7 @@ static CUresult set_limit(unsigned int limit, size_t value) {
   (void)value;
   return (CUresult)(limit > 0xff);
 }
-static CUresult get_limit(size_t *value, unsigned int limit) {
+static CUresult get_limit(size_t* value, unsigned int limit) {
   *value = 1024;
   return (CUresult)(limit > 0xff);
 }
@@ -51,7 +51,7 @@ static CUresult enable_peer(CUcontext peer, unsigned int flags) {
   (void)peer;
   return (CUresult)(flags != 0);
 }
-static CUresult stream_create(CUstream *stream, unsigned int flags, int priority) {
+static CUresult stream_create(CUstream* stream, unsigned int flags, int priority) {
   (void)flags, (void)priority;
   *stream = HANDLE(CUstream);
   return (CUresult)0;
@@ -74,7 +74,7 @@ static CUresult value32(CUstream stream, CUdeviceptr address, uint32_t value, un
   (void)stream, (void)address, (void)value, (void)flags;
   return (CUresult)0;
 }
-static CUresult event_create(CUevent *event, unsigned int flags) {
+static CUresult event_create(CUevent* event, unsigned int flags) {
   (void)flags;
   *event = HANDLE(CUevent);
   return (CUresult)0;
@@ -87,12 +87,12 @@ static CUresult event_record(CUevent event, CUstream stream, unsigned int flags)
   (void)event, (void)stream, (void)flags;
   return (CUresult)0;
 }
-static CUresult event_elapsed(float *milliseconds, CUevent start, CUevent end) {
+static CUresult event_elapsed(float* milliseconds, CUevent start, CUevent end) {
   (void)start, (void)end;
   *milliseconds = 0.0f;
   return (CUresult)0;
 }
-static CUresult address_reserve(CUdeviceptr *address, size_t bytes, size_t alignment, CUdeviceptr hint,
+static CUresult address_reserve(CUdeviceptr* address, size_t bytes, size_t alignment, CUdeviceptr hint,
                                 unsigned long long flags) {
   (void)bytes, (void)alignment, (void)flags;
   *address = hint;
@@ -102,7 +102,7 @@ static CUresult ok_range(CUdeviceptr address, size_t bytes) {
   (void)address, (void)bytes;
   return (CUresult)0;
 }
-static CUresult memory_create(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *properties,
+static CUresult memory_create(CUmemGenericAllocationHandle* handle, size_t bytes, const CUmemAllocationProp* properties,
                               unsigned long long flags) {
   (void)bytes, (void)properties, (void)flags;
   *handle = 0x1000;
@@ -117,32 +117,32 @@ static CUresult memory_map(CUdeviceptr address, size_t bytes, size_t offset, CUm
   (void)address, (void)bytes, (void)offset, (void)handle, (void)flags;
   return (CUresult)0;
 }
-static CUresult set_access(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access, size_t count) {
+static CUresult set_access(CUdeviceptr address, size_t bytes, const CUmemAccessDesc* access, size_t count) {
   (void)address, (void)bytes, (void)access, (void)count;
   return (CUresult)0;
 }
-static CUresult memory_info(size_t *free_bytes, size_t *total_bytes) {
+static CUresult memory_info(size_t* free_bytes, size_t* total_bytes) {
   *free_bytes = *total_bytes = (size_t)1 << 36;
   return (CUresult)0;
 }
-static CUresult host_register(void *address, size_t bytes, unsigned int flags) {
+static CUresult host_register(void* address, size_t bytes, unsigned int flags) {
   (void)address, (void)bytes, (void)flags;
   return (CUresult)0;
 }
-static CUresult host_unregister(void *address) {
+static CUresult host_unregister(void* address) {
   (void)address;
   return (CUresult)0;
 }
-static CUresult host_device_pointer(CUdeviceptr *device, void *host, unsigned int flags) {
+static CUresult host_device_pointer(CUdeviceptr* device, void* host, unsigned int flags) {
   (void)flags;
   *device = (CUdeviceptr)(uintptr_t)host;
   return (CUresult)0;
 }
-static CUresult copy_h2d(CUdeviceptr to, const void *from, size_t bytes, CUstream stream) {
+static CUresult copy_h2d(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
   (void)to, (void)from, (void)bytes, (void)stream;
   return (CUresult)0;
 }
-static CUresult copy_d2h(void *to, CUdeviceptr from, size_t bytes, CUstream stream) {
+static CUresult copy_d2h(void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
   (void)to, (void)from, (void)bytes, (void)stream;
   return (CUresult)0;
 }
@@ -155,11 +155,11 @@ static CUresult copy_peer(CUdeviceptr to, CUcontext to_context, CUdeviceptr from
   (void)to, (void)to_context, (void)from, (void)from_context, (void)bytes, (void)stream;
   return (CUresult)0;
 }
-static CUresult copy_3d(const CUDA_MEMCPY3D *copy, CUstream stream) {
+static CUresult copy_3d(const CUDA_MEMCPY3D* copy, CUstream stream) {
   (void)copy, (void)stream;
   return (CUresult)0;
 }
-static CUresult copy_3d_peer(const CUDA_MEMCPY3D_PEER *copy, CUstream stream) {
+static CUresult copy_3d_peer(const CUDA_MEMCPY3D_PEER* copy, CUstream stream) {
   (void)copy, (void)stream;
   return (CUresult)0;
 }
@@ -190,8 +190,8 @@ static CUresult set_2d_d32(CUdeviceptr to, size_t pitch, unsigned int value, siz
   (void)to, (void)pitch, (void)value, (void)width, (void)height, (void)stream;
   return (CUresult)0;
 }
-static CUresult module_load(CUmodule *module, const void *image, unsigned int option_count, CUjit_option *options,
-                            void **values) {
+static CUresult module_load(CUmodule* module, const void* image, unsigned int option_count, CUjit_option* options,
+                            void** values) {
   (void)image, (void)option_count, (void)options, (void)values;
   *module = HANDLE(CUmodule);
   return (CUresult)0;
@@ -200,23 +200,23 @@ static CUresult module_unload(CUmodule module) {
   (void)module;
   return (CUresult)0;
 }
-static CUresult module_function_count(unsigned int *count, CUmodule module) {
+static CUresult module_function_count(unsigned int* count, CUmodule module) {
   (void)module;
   *count = 1;
   return (CUresult)0;
 }
-static CUresult module_function(CUfunction *function, CUmodule module, const char *name) {
+static CUresult module_function(CUfunction* function, CUmodule module, const char* name) {
   (void)module;
   *function = HANDLE(CUfunction);
   return (CUresult)(name[0] ? 0 : 500);
 }
-static CUresult module_global(CUdeviceptr *address, size_t *bytes, CUmodule module, const char *name) {
+static CUresult module_global(CUdeviceptr* address, size_t* bytes, CUmodule module, const char* name) {
   (void)module;
   *address = 0x7f0000000000ull;
   *bytes = 64;
   return (CUresult)(name[0] ? 0 : 500);
 }
-static CUresult function_attribute(int *value, int attribute, CUfunction function) {
+static CUresult function_attribute(int* value, int attribute, CUfunction function) {
   (void)function;
   *value = attribute == 0 ? 1024 : 0;
   return (CUresult)0;
@@ -230,32 +230,32 @@ static CUresult function_set_cache_config(CUfunction function, unsigned int conf
   return (CUresult)0;
 }
 // It knows no kernels, so it cannot tell their layouts; parameters of any size pass.
-static CUresult function_param(CUfunction function, size_t index, size_t *offset, size_t *bytes) {
+static CUresult function_param(CUfunction function, size_t index, size_t* offset, size_t* bytes) {
   (void)function, (void)index, (void)offset, (void)bytes;
   return (CUresult)801;
 }
-static CUresult occupancy_blocks(int *blocks, CUfunction function, int block_size, size_t shared_bytes,
+static CUresult occupancy_blocks(int* blocks, CUfunction function, int block_size, size_t shared_bytes,
                                  unsigned int flags) {
   (void)function, (void)block_size, (void)shared_bytes, (void)flags;
   *blocks = 1;
   return (CUresult)0;
 }
-static CUresult occupancy_shared(size_t *bytes, CUfunction function, int blocks, int block_size) {
+static CUresult occupancy_shared(size_t* bytes, CUfunction function, int blocks, int block_size) {
   (void)function, (void)blocks, (void)block_size;
   *bytes = 0;
   return (CUresult)0;
 }
-static CUresult link_create(unsigned int option_count, CUjit_option *options, void **values, CUlinkState *state) {
+static CUresult link_create(unsigned int option_count, CUjit_option* options, void** values, CUlinkState* state) {
   (void)option_count, (void)options, (void)values;
   *state = HANDLE(CUlinkState);
   return (CUresult)0;
 }
-static CUresult link_add(CUlinkState state, unsigned int type, void *data, size_t bytes, const char *name,
-                         unsigned int option_count, CUjit_option *options, void **values) {
+static CUresult link_add(CUlinkState state, unsigned int type, void* data, size_t bytes, const char* name,
+                         unsigned int option_count, CUjit_option* options, void** values) {
   (void)state, (void)type, (void)data, (void)bytes, (void)name, (void)option_count, (void)options, (void)values;
   return (CUresult)0;
 }
-static CUresult link_complete(CUlinkState state, void **image, size_t *bytes) {
+static CUresult link_complete(CUlinkState state, void** image, size_t* bytes) {
   static char nothing[8];
   (void)state;
   *image = nothing;
@@ -268,17 +268,17 @@ static CUresult link_destroy(CUlinkState state) {
 }
 static CUresult launch(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                        unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
-                       CUstream stream, void **params, void **extra) {
+                       CUstream stream, void** params, void** extra) {
   (void)function, (void)grid_x, (void)grid_y, (void)grid_z, (void)block_x, (void)block_y, (void)block_z;
   (void)shared_bytes, (void)stream, (void)params, (void)extra;
   return (CUresult)0;
 }
-static CUresult launch_ex(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
+static CUresult launch_ex(const CUlaunchConfig* config, CUfunction function, void** params, void** extra) {
   (void)config, (void)function, (void)params, (void)extra;
   return (CUresult)0;
 }
 
-void orion_driver_null(orion_driver *driver) {
+void orion_driver_null(orion_driver* driver) {
   *driver = (orion_driver){
       .init = init,
       .primary_retain = primary_retain,

@@ -9,48 +9,59 @@
 
 #include "internal.h"
 
-static bool is_stream_ordered(const orion_op *op) {
+static bool is_stream_ordered(const orion_op* op) {
   return (ORION_OP_INFO[op->code].flags & (ORION_OPF_WORK | ORION_OPF_STREAM)) && op->code != ORION_OP_EVENT_DESTROY;
 }
 
 // The event that an operation names; ORION_EVENTS if none. A wrong index is the handler's business.
-static uint32_t event_of(const orion_op *op) {
+static uint32_t event_of(const orion_op* op) {
   switch (op->code) {
     case ORION_OP_EVENT_CREATE:
-      return ((const orion_op_event_create *)op)->event;
+      return ((const orion_op_event_create*)op)->event;
     case ORION_OP_EVENT_DESTROY:
-      return ((const orion_op_event_destroy *)op)->event;
+      return ((const orion_op_event_destroy*)op)->event;
     case ORION_OP_EVENT_RECORD:
-      return ((const orion_op_event_record *)op)->event;
+      return ((const orion_op_event_record*)op)->event;
     case ORION_OP_STREAM_WAIT_EVENT:
-      return ((const orion_op_stream_wait_event *)op)->event;
+      return ((const orion_op_stream_wait_event*)op)->event;
     default:
       return ORION_EVENTS;
   }
 }
 
-static bool waits_for_unload(const orion_op *op) {
-  return op->code == ORION_OP_MODULE_LOAD || op->code == ORION_OP_MODULE_GET_FUNCTION ||
-         op->code == ORION_OP_MODULE_GET_GLOBAL;
+static bool waits_for_unload(const orion_op* op) {
+  switch (op->code) {
+    case ORION_OP_MODULE_LOAD:
+    case ORION_OP_MODULE_GET_FUNCTION:
+    case ORION_OP_MODULE_GET_GLOBAL:
+    case ORION_OP_FUNCTION_SET_ATTRIBUTE:
+    case ORION_OP_FUNCTION_SET_CACHE_CONFIG:
+    case ORION_OP_FUNCTION_GET_ATTRIBUTES:
+    case ORION_OP_OCCUPANCY_BLOCKS:
+    case ORION_OP_OCCUPANCY_SHARED:
+      return true;
+    default:
+      return false;
+  }
 }
 
-static bool waits_for_whole_context(const orion_op *op) {
+static bool waits_for_whole_context(const orion_op* op) {
   return op->code == ORION_OP_MODULE_UNLOAD || op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY;
 }
 
-static bool behind_parked(const orion_engine *e, const orion_op *op) {
+static bool behind_parked(const orion_engine* e, const orion_op* op) {
   const uint32_t epoch = e->epoch;
   if (e->any_epoch != epoch) return false;
-  const context_state *c = &e->contexts[op->context];
+  const context_state* c = &e->contexts[op->context];
   if (c->barrier_epoch == epoch) return true;
   if (is_stream_ordered(op)) {
-    const stream_state *s = &e->streams[stream_index(op)];
+    const stream_state* s = &e->streams[stream_index(op)];
     if (s->blocked_epoch == epoch) return true;
     if (op->stream == 0 ? c->blocking_epoch == epoch : s->blocking && c->null_epoch == epoch) return true;
   }
   const uint32_t event = event_of(op);
   if (event < ORION_EVENTS) {
-    const event_state *v = &e->events[event];
+    const event_state* v = &e->events[event];
     if (v->record_epoch == epoch) return true;
     if (op->code != ORION_OP_STREAM_WAIT_EVENT && v->use_epoch == epoch) return true;
   }
@@ -58,7 +69,7 @@ static bool behind_parked(const orion_engine *e, const orion_op *op) {
     case ORION_OP_STREAM_CREATE:
       return e->streams[op->stream].blocked_epoch == epoch;
     case ORION_OP_EVENT_ELAPSED: {
-      const orion_op_event_elapsed *o = (const orion_op_event_elapsed *)op;
+      const orion_op_event_elapsed* o = (const orion_op_event_elapsed*)op;
       return (o->start < ORION_EVENTS && e->events[o->start].record_epoch == epoch) ||
              (o->end < ORION_EVENTS && e->events[o->end].record_epoch == epoch);
     }
@@ -72,13 +83,13 @@ static bool behind_parked(const orion_engine *e, const orion_op *op) {
   return waits_for_unload(op) && c->unload_epoch == epoch;
 }
 
-static void block(orion_engine *e, const orion_op *op) {
+static void block(orion_engine* e, const orion_op* op) {
   const uint32_t epoch = e->epoch;
-  context_state *c = &e->contexts[op->context];
+  context_state* c = &e->contexts[op->context];
   e->any_epoch = epoch;
   c->any_epoch = epoch;
   if (is_stream_ordered(op) || op->code == ORION_OP_STREAM_CREATE) {
-    stream_state *s = &e->streams[stream_index(op)];
+    stream_state* s = &e->streams[stream_index(op)];
     s->blocked_epoch = epoch;
     if (op->stream == 0) {
       c->null_epoch = epoch;
@@ -98,7 +109,7 @@ static void block(orion_engine *e, const orion_op *op) {
   if (op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY) c->barrier_epoch = epoch;
 }
 
-void park_cause(orion_engine *e, enum cause_kind kind, uint32_t index, uint64_t value, const ticket *t) {
+void park_cause(orion_engine* e, enum cause_kind kind, uint32_t index, uint64_t value, const ticket* t) {
   if (e->cause_count == CAUSE_COUNT) {
     e->causes_overflow = true;
     return;
@@ -106,13 +117,13 @@ void park_cause(orion_engine *e, enum cause_kind kind, uint32_t index, uint64_t 
   e->causes[e->cause_count++] = (cause){kind, index, value, t};
 }
 
-static uint64_t depth(const orion_engine *e, const stream_state *s) {
+static uint64_t depth(const orion_engine* e, const stream_state* s) {
   if (!s->track) return 0;
   const uint64_t done = order_track_done(e, s->track), issued = e->tracks[s->track].issued;
   return issued > done ? issued - done : 0;
 }
 
-static bool stream_full(orion_engine *e, stream_state *s) {
+static bool stream_full(orion_engine* e, stream_state* s) {
   const uint64_t in_flight = depth(e, s);
   if (in_flight >= (s->full ? STREAM_DEPTH_RESUME : STREAM_DEPTH)) {
     s->full = true;
@@ -125,15 +136,15 @@ static bool stream_full(orion_engine *e, stream_state *s) {
 }
 
 // The operation's own condition, apart from what its handler finds.
-static bool ready(orion_engine *e, const orion_op *op, parked_op *node) {
+static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
   if (e->net && op->bulk_seq > e->bulk_arrived) {
     park_cause(e, CAUSE_BULK, 0, op->bulk_seq, NULL);
     return false;
   }
   if (is_stream_ordered(op)) {
-    stream_state *s = &e->streams[stream_index(op)];
+    stream_state* s = &e->streams[stream_index(op)];
     if (s->alive && stream_full(e, s)) return false;
-    stream_state *marker = &e->streams[STREAM_PRIVATE_BASE + op->context];
+    stream_state* marker = &e->streams[STREAM_PRIVATE_BASE + op->context];
     if (op->stream == 0 && marker->alive && stream_full(e, marker)) return false;
   }
   if (ORION_OP_INFO[op->code].flags & ORION_OPF_DRAINS) {
@@ -163,21 +174,21 @@ static bool ready(orion_engine *e, const orion_op *op, parked_op *node) {
   return true;
 }
 
-bool park_try(orion_engine *e, const orion_op *op, parked_op *node) {
+bool park_try(orion_engine* e, const orion_op* op, parked_op* node) {
   if (!behind_parked(e, op) && ready(e, op, node) && execute(e, op, node) == STEP_DONE) return true;
   block(e, op);
   return false;
 }
 
-bool park_has_room(const orion_engine *e) {
+bool park_has_room(const orion_engine* e) {
   return e->parked_bytes + sizeof(parked_op) + ORION_OP_MAX_BYTES <= PARKED_MAX_BYTES &&
          e->parked_count < PARKED_MAX_COUNT;
 }
 
-static uint64_t node_bytes(const orion_op *op) { return sizeof(parked_op) - sizeof(orion_op) + op->bytes; }
+static uint64_t node_bytes(const orion_op* op) { return sizeof(parked_op) - sizeof(orion_op) + op->bytes; }
 
-void park_append(orion_engine *e, const orion_op *op) {
-  parked_op *node = malloc(node_bytes(op));
+void park_append(orion_engine* e, const orion_op* op) {
+  parked_op* node = malloc(node_bytes(op));
   if (!node) {
     engine_end(e, ORION_END_FAILED, "out of memory");
     return;
@@ -193,11 +204,10 @@ void park_append(orion_engine *e, const orion_op *op) {
   STAT_SET(e, stat_parked_now, e->parked_count);
 }
 
-static bool cause_holds(const orion_engine *e, const cause *c) {
+static bool cause_holds(const orion_engine* e, const cause* c) {
   switch (c->kind) {
     case CAUSE_DEPTH:
-      return e->tracks[c->index].issued - order_track_done(e, c->index) < c->value ||
-             order_track_idle(e, c->index);
+      return e->tracks[c->index].issued - order_track_done(e, c->index) < c->value || order_track_idle(e, c->index);
     case CAUSE_HOST_FUNCTION:
       return atomic_load_explicit(&e->segment->client_words[c->index], memory_order_acquire) >= c->value;
     case CAUSE_TICKET:
@@ -210,7 +220,7 @@ static bool cause_holds(const orion_engine *e, const cause *c) {
   return true;
 }
 
-uint32_t park_pass(orion_engine *e) {
+uint32_t park_pass(orion_engine* e) {
   if (!e->first_parked) return 0;
   bool due = e->causes_overflow || e->cause_count == 0;
   for (uint32_t i = 0; i < e->cause_count && !due; i++) due = cause_holds(e, &e->causes[i]);
@@ -219,9 +229,9 @@ uint32_t park_pass(orion_engine *e) {
   e->cause_count = 0;
   e->causes_overflow = false;
   uint32_t ran = 0;
-  parked_op **link = &e->first_parked;
+  parked_op** link = &e->first_parked;
   while (*link && !e->end) {
-    parked_op *node = *link;
+    parked_op* node = *link;
     if (!park_try(e, &node->op, node)) {
       link = &node->next;
       continue;
@@ -239,16 +249,16 @@ uint32_t park_pass(orion_engine *e) {
   return ran;
 }
 
-static void free_list(parked_op *node) {
+static void free_list(parked_op* node) {
   while (node) {
-    parked_op *next = node->next;
+    parked_op* next = node->next;
     order_ticket_free(&node->ticket);
     free(node);
     node = next;
   }
 }
 
-void park_free_all(orion_engine *e) {
+void park_free_all(orion_engine* e) {
   free_list(e->first_parked);
   free_list(e->maps_first);
   e->first_parked = e->maps_first = NULL;

@@ -16,11 +16,11 @@
 #endif
 
 // Tables are large and mostly untouched: the kernel gives zero pages on first use.
-static void *table(size_t count, size_t size) {
-  void *p = mmap(NULL, count * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+static void* table(size_t count, size_t size) {
+  void* p = mmap(NULL, count * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return p == MAP_FAILED ? NULL : p;
 }
-static void table_free(void *p, size_t count, size_t size) {
+static void table_free(void* p, size_t count, size_t size) {
   if (p) munmap(p, count * size);
 }
 
@@ -30,9 +30,9 @@ static int available_cpus(void) {
   return CPU_COUNT(&set);
 }
 
-int orion_engine_new(const orion_engine_config *config, orion_engine **out) {
+int orion_engine_new(const orion_engine_config* config, orion_engine** out) {
   *out = NULL;
-  orion_engine *e = aligned_alloc(64, (sizeof *e + 63) / 64 * 64);
+  orion_engine* e = aligned_alloc(64, (sizeof *e + 63) / 64 * 64);
   if (!e) return CUDA_ERROR_OUT_OF_MEMORY;
   memset(e, 0, sizeof *e);
   e->config = *config;
@@ -72,26 +72,26 @@ int orion_engine_new(const orion_engine_config *config, orion_engine **out) {
   return 0;
 }
 
-static device_state *device_by_ordinal(orion_engine *e, uint32_t ordinal) {
+static device_state* device_by_ordinal(orion_engine* e, uint32_t ordinal) {
   for (uint32_t i = 0; i < e->device_count; i++) {
     if (e->devices[i].ordinal == ordinal) return &e->devices[i];
   }
   if (e->device_count == ORION_DEVICES) return NULL;
-  device_state *d = &e->devices[e->device_count++];
+  device_state* d = &e->devices[e->device_count++];
   d->ordinal = ordinal;
   return d;
 }
 
-int orion_engine_set_primary(orion_engine *e, uint32_t ordinal, uint64_t context) {
+int orion_engine_set_primary(orion_engine* e, uint32_t ordinal, uint64_t context) {
   if (e->bound) return CUDA_ERROR_INVALID_VALUE;
-  device_state *d = device_by_ordinal(e, ordinal);
+  device_state* d = device_by_ordinal(e, ordinal);
   if (!d) return CUDA_ERROR_INVALID_DEVICE;
   d->primary = (CUcontext)(uintptr_t)context;
   return 0;
 }
 
 // ------------------------------------------------------------------------------------------------ bind
-static int map_segment(orion_engine *e, const orion_engine_bind_request *r) {
+static int map_segment(orion_engine* e, const orion_engine_bind_request* r) {
   int flags = MAP_SHARED, fd = r->segment_fd;
   if (e->config.transport == ORION_ENGINE_TCP) {
     flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -100,7 +100,7 @@ static int map_segment(orion_engine *e, const orion_engine_bind_request *r) {
     struct stat status;
     if (fstat(fd, &status) || (uint64_t)status.st_size < sizeof(orion_segment)) return CUDA_ERROR_INVALID_VALUE;
   }
-  void *p = mmap(NULL, sizeof(orion_segment), PROT_READ | PROT_WRITE, flags, fd, 0);
+  void* p = mmap(NULL, sizeof(orion_segment), PROT_READ | PROT_WRITE, flags, fd, 0);
   if (p == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
   e->segment = p;
   e->segment->magic = ORION_SEGMENT_MAGIC;
@@ -113,7 +113,7 @@ static int map_segment(orion_engine *e, const orion_engine_bind_request *r) {
 }
 
 // 0, -1 for a range that is taken, or a CUresult.
-static int map_arena(orion_engine *e, const orion_engine_bind_request *r) {
+static int map_arena(orion_engine* e, const orion_engine_bind_request* r) {
   int flags = MAP_SHARED, fd = r->arena_fd;
   if (e->config.transport == ORION_ENGINE_TCP) {
     flags = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -123,8 +123,8 @@ static int map_arena(orion_engine *e, const orion_engine_bind_request *r) {
     struct stat status;
     if (fstat(fd, &status) || (uint64_t)status.st_size < r->arena_bytes) return CUDA_ERROR_INVALID_VALUE;
   }
-  void *wanted = (void *)(uintptr_t)r->host_base;  // NOLINT(performance-no-int-to-ptr): the agreed address
-  void *p = mmap(wanted, r->arena_bytes, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fd, 0);
+  void* wanted = (void*)(uintptr_t)r->host_base;  // NOLINT(performance-no-int-to-ptr): the agreed address
+  void* p = mmap(wanted, r->arena_bytes, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fd, 0);
   if (p == MAP_FAILED) return errno == EEXIST ? -1 : CUDA_ERROR_OUT_OF_MEMORY;
   if (p != wanted) {  // a kernel that does not know the flag takes the address as a hint
     munmap(p, r->arena_bytes);
@@ -135,7 +135,7 @@ static int map_arena(orion_engine *e, const orion_engine_bind_request *r) {
   return 0;
 }
 
-static bool request_sane(const orion_engine_bind_request *r) {
+static bool request_sane(const orion_engine_bind_request* r) {
   const uint64_t top = 1ull << 47;
   if (r->host_base & 0xfff || r->arena_bytes & 0xfff || r->arena_bytes < ORION_STAGING_BYTES) return false;
   if (r->arena_bytes > ORION_HOST_ARENA_BYTES || r->host_base < 0x10000 || r->host_base > top - r->arena_bytes) {
@@ -143,31 +143,31 @@ static bool request_sane(const orion_engine_bind_request *r) {
   }
   if (!r->device_count || r->device_count > ORION_DEVICES) return false;
   for (uint32_t i = 0; i < r->device_count; i++) {
-    const orion_engine_device *d = &r->devices[i];
+    const orion_engine_device* d = &r->devices[i];
     if (d->base % ORION_CHUNK_BYTES || d->bytes % ORION_CHUNK_BYTES || !d->bytes || d->bytes > SLOT_MAX_BYTES ||
         d->base < 0x10000 || d->base > top - d->bytes) {
       return false;
     }
     if (d->base < r->host_base + r->arena_bytes && r->host_base < d->base + d->bytes) return false;
     for (uint32_t j = 0; j < i; j++) {
-      const orion_engine_device *o = &r->devices[j];
+      const orion_engine_device* o = &r->devices[j];
       if (d->ordinal == o->ordinal || (d->base < o->base + o->bytes && o->base < d->base + d->bytes)) return false;
     }
   }
   return true;
 }
 
-static int register_pages(orion_engine *e) {
+static int register_pages(orion_engine* e) {
   const unsigned int flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
-  int result = (int)e->driver.host_register((void *)e->segment->words, sizeof e->segment->words, flags);
+  int result = (int)e->driver.host_register((void*)e->segment->words, sizeof e->segment->words, flags);
   if (result) return result;
   e->words_registered = true;
-  result = (int)e->driver.host_device_pointer(&e->words_device, (void *)e->segment->words, 0);
+  result = (int)e->driver.host_device_pointer(&e->words_device, (void*)e->segment->words, 0);
   if (result) return result;
-  result = (int)e->driver.host_register((void *)e->done, TRACK_COUNT * sizeof(uint64_t), flags);
+  result = (int)e->driver.host_register((void*)e->done, TRACK_COUNT * sizeof(uint64_t), flags);
   if (result) return result;
   e->done_registered = true;
-  result = (int)e->driver.host_device_pointer(&e->done_device, (void *)e->done, 0);
+  result = (int)e->driver.host_device_pointer(&e->done_device, (void*)e->done, 0);
   if (result) return result;
   result = (int)e->driver.host_register(e->arena, ORION_STAGING_BYTES, flags);
   if (result) return result;
@@ -175,10 +175,10 @@ static int register_pages(orion_engine *e) {
   return memory_pin(e, 0, ORION_STAGING_BYTES) ? 0 : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-static void unbind(orion_engine *e) {
+static void unbind(orion_engine* e) {
   if (e->staging_registered) (void)e->driver.host_unregister(e->arena);
-  if (e->done_registered) (void)e->driver.host_unregister((void *)e->done);
-  if (e->words_registered) (void)e->driver.host_unregister((void *)e->segment->words);
+  if (e->done_registered) (void)e->driver.host_unregister((void*)e->done);
+  if (e->words_registered) (void)e->driver.host_unregister((void*)e->segment->words);
   e->staging_registered = e->done_registered = e->words_registered = false;
   e->pinned_count = 0;
   for (uint32_t i = 0; i < e->device_count; i++) memory_release_device(e, i);
@@ -189,9 +189,9 @@ static void unbind(orion_engine *e) {
 }
 
 // Primary contexts and slots of the wanted devices, moved to the front of e->devices in the request's order.
-static int bind_devices(orion_engine *e, const orion_engine_bind_request *r, uint64_t *conflicts) {
+static int bind_devices(orion_engine* e, const orion_engine_bind_request* r, uint64_t* conflicts) {
   for (uint32_t i = 0; i < r->device_count; i++) {
-    device_state *d = device_by_ordinal(e, r->devices[i].ordinal);
+    device_state* d = device_by_ordinal(e, r->devices[i].ordinal);
     if (!d) return CUDA_ERROR_INVALID_DEVICE;
     if (d != &e->devices[i]) {
       const CUcontext primary = d->primary;
@@ -223,7 +223,7 @@ static int bind_devices(orion_engine *e, const orion_engine_bind_request *r, uin
   return 0;
 }
 
-int orion_engine_bind(orion_engine *e, const orion_engine_bind_request *r, uint64_t *conflicts) {
+int orion_engine_bind(orion_engine* e, const orion_engine_bind_request* r, uint64_t* conflicts) {
   *conflicts = 0;
   if (e->bound || !request_sane(r)) return CUDA_ERROR_INVALID_VALUE;
   if (e->config.transport == ORION_ENGINE_TCP && !e->net) return CUDA_ERROR_INVALID_VALUE;
@@ -250,7 +250,7 @@ int orion_engine_bind(orion_engine *e, const orion_engine_bind_request *r, uint6
   return 0;
 }
 
-void orion_engine_free(orion_engine *e) {
+void orion_engine_free(orion_engine* e) {
   if (!e) return;
   watcher_stop(e);
   park_free_all(e);

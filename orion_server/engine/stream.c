@@ -2,13 +2,13 @@
 #include "internal.h"
 
 // ------------------------------------------------------------------------------------------------ markers
-stream_state *marker_stream(orion_engine *e, stream_state *stream) {
+stream_state* marker_stream(orion_engine* e, stream_state* stream) {
   const uint32_t context = stream->context;
-  context_state *c = &e->contexts[context];
+  context_state* c = &e->contexts[context];
   if (stream->handle) return stream;
   // On NULL itself a marker of ours would hold later work of the program's blocking streams.
   if (!c->blocking_streams) return stream;
-  stream_state *own = &e->streams[STREAM_PRIVATE_BASE + context];
+  stream_state* own = &e->streams[STREAM_PRIVATE_BASE + context];
   if (own->alive) return own;
   if (e->current_context != context) {
     if (answer_check(e, context, (int32_t)e->driver.context_set_current(c->handle))) return NULL;
@@ -32,7 +32,7 @@ static bool word_allowed(uint32_t word) {
          (word >= ORION_WORD_DYNAMIC && word < ORION_WORDS);
 }
 
-int32_t place_marker(orion_engine *e, stream_state *stream, uint32_t word, uint64_t value) {
+int32_t place_marker(orion_engine* e, stream_state* stream, uint32_t word, uint64_t value) {
   if (!word_allowed(word)) return CUDA_ERROR_INVALID_VALUE;
   if (order_track_idle(e, stream->track)) {
     // All of the stream's work is known to be done. A marker of another stream may still be on its way to the same
@@ -40,29 +40,28 @@ int32_t place_marker(orion_engine *e, stream_state *stream, uint32_t word, uint6
     if (atomic_load_explicit(&e->segment->words[word], memory_order_relaxed) < value) answer_set_word(e, word, value);
     return 0;
   }
-  stream_state *on = marker_stream(e, stream);
+  stream_state* on = marker_stream(e, stream);
   if (!on) return CUDA_ERROR_OUT_OF_MEMORY;
   const int32_t result = answer_check(
-      e, stream->context,
-      (int32_t)e->driver.write_value64(on->handle, e->words_device + (uint64_t)word * 8, value, 0));
+      e, stream->context, (int32_t)e->driver.write_value64(on->handle, e->words_device + (uint64_t)word * 8, value, 0));
   if (result) return result;
   order_issued(e, on);
   if (e->net) net_marker(e, stream->context, word, value);
   return 0;
 }
 
-void stream_mark(orion_engine *e, const orion_op *op) {
-  const orion_op_mark *o = (const orion_op_mark *)op;
-  stream_state *s = use_stream(e, op);
+void stream_mark(orion_engine* e, const orion_op* op) {
+  const orion_op_mark* o = (const orion_op_mark*)op;
+  stream_state* s = use_stream(e, op);
   if (s) answer_result(e, op, place_marker(e, s, o->word, o->value));
 }
 
 // ------------------------------------------------------------------------------------------------ streams
-void stream_create(orion_engine *e, const orion_op *op) {
-  const orion_op_stream_create *o = (const orion_op_stream_create *)op;
-  context_state *c = use_context(e, op);
+void stream_create(orion_engine* e, const orion_op* op) {
+  const orion_op_stream_create* o = (const orion_op_stream_create*)op;
+  context_state* c = use_context(e, op);
   if (!c) return;
-  stream_state *s = &e->streams[op->stream];
+  stream_state* s = &e->streams[op->stream];
   if (!op->stream || s->alive) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
@@ -92,8 +91,8 @@ void stream_create(orion_engine *e, const orion_op *op) {
   answer_result(e, op, 0);
 }
 
-void stream_close(orion_engine *e, uint32_t index) {
-  stream_state *s = &e->streams[index];
+void stream_close(orion_engine* e, uint32_t index) {
+  stream_state* s = &e->streams[index];
   if (!s->alive) return;
   order_track_close(e, s->track);
   (void)e->driver.stream_destroy(s->handle);
@@ -102,7 +101,7 @@ void stream_close(orion_engine *e, uint32_t index) {
   *s = (stream_state){.blocked_epoch = blocked_epoch};
 }
 
-void stream_destroy(orion_engine *e, const orion_op *op) {
+void stream_destroy(orion_engine* e, const orion_op* op) {
   if (!use_stream(e, op)) return;
   if (!op->stream) {
     answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
@@ -112,29 +111,29 @@ void stream_destroy(orion_engine *e, const orion_op *op) {
   answer_result(e, op, 0);
 }
 
-static event_state *event_at(orion_engine *e, const orion_op *op, uint32_t index) {
+static event_state* event_at(orion_engine* e, const orion_op* op, uint32_t index) {
   if (index < ORION_EVENTS && e->events[index].alive) return &e->events[index];
   answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
   return NULL;
 }
 
 // The end of one driver entry: counted, and the outcome told.
-static void finish(orion_engine *e, const orion_op *op, stream_state *s, CUresult code) {
+static void finish(orion_engine* e, const orion_op* op, stream_state* s, CUresult code) {
   const int32_t result = answer_check(e, op->context, (int32_t)code);
   if (!result) order_issued(e, s);
   answer_result(e, op, result);
 }
 
-void stream_wait_event(orion_engine *e, const orion_op *op) {
-  const orion_op_stream_wait_event *o = (const orion_op_stream_wait_event *)op;
-  stream_state *s = use_stream(e, op);
-  event_state *v = s ? event_at(e, op, o->event) : NULL;
+void stream_wait_event(orion_engine* e, const orion_op* op) {
+  const orion_op_stream_wait_event* o = (const orion_op_stream_wait_event*)op;
+  stream_state* s = use_stream(e, op);
+  event_state* v = s ? event_at(e, op, o->event) : NULL;
   if (v) finish(e, op, s, e->driver.stream_wait_event(s->handle, v->handle, o->wait_flags & CU_EVENT_WAIT_EXTERNAL));
 }
 
-void stream_value(orion_engine *e, const orion_op *op) {
-  const orion_op_stream_write_value *o = (const orion_op_stream_write_value *)op;  // both operations are laid out alike
-  stream_state *s = use_stream(e, op);
+void stream_value(orion_engine* e, const orion_op* op) {
+  const orion_op_stream_write_value* o = (const orion_op_stream_write_value*)op;  // both operations are laid out alike
+  stream_state* s = use_stream(e, op);
   if (!s) return;
   const bool wide = o->width_bytes == 8;
   if ((!wide && o->width_bytes != 4) || o->device_address % o->width_bytes ||
@@ -155,8 +154,8 @@ void stream_value(orion_engine *e, const orion_op *op) {
 }
 
 // First the client is told that earlier work is done, then the stream stays parked until its function has returned.
-enum step stream_host_function(orion_engine *e, const orion_op *op, parked_op *node) {
-  const orion_op_host_function *o = (const orion_op_host_function *)op;
+enum step stream_host_function(orion_engine* e, const orion_op* op, parked_op* node) {
+  const orion_op_host_function* o = (const orion_op_host_function*)op;
   if (o->callback >= ORION_CLIENT_WORDS) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return STEP_DONE;
@@ -166,7 +165,7 @@ enum step stream_host_function(orion_engine *e, const orion_op *op, parked_op *n
     return STEP_AGAIN;
   }
   if (!node->second_stage) {
-    stream_state *s = use_stream(e, op);
+    stream_state* s = use_stream(e, op);
     if (!s) return STEP_DONE;
     const int32_t result = place_marker(e, s, o->word, o->value);
     if (result) {
@@ -185,14 +184,14 @@ enum step stream_host_function(orion_engine *e, const orion_op *op, parked_op *n
 }
 
 // ------------------------------------------------------------------------------------------------ events
-void event_create(orion_engine *e, const orion_op *op) {
-  const orion_op_event_create *o = (const orion_op_event_create *)op;
+void event_create(orion_engine* e, const orion_op* op) {
+  const orion_op_event_create* o = (const orion_op_event_create*)op;
   if (!use_context(e, op)) return;
   if (o->event >= ORION_EVENTS || e->events[o->event].alive) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }
-  event_state *v = &e->events[o->event];
+  event_state* v = &e->events[o->event];
   CUevent handle = NULL;
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.event_create(&handle, o->event_flags));
   if (!result) {
@@ -205,22 +204,23 @@ void event_create(orion_engine *e, const orion_op *op) {
   answer_result(e, op, result);
 }
 
-void event_destroy(orion_engine *e, const orion_op *op) {
-  const orion_op_event_destroy *o = (const orion_op_event_destroy *)op;
+void event_destroy(orion_engine* e, const orion_op* op) {
+  const orion_op_event_destroy* o = (const orion_op_event_destroy*)op;
   if (!use_context(e, op)) return;
-  event_state *v = event_at(e, op, o->event);
+  event_state* v = event_at(e, op, o->event);
   if (!v) return;
   v->alive = false;
   answer_result(e, op, answer_check(e, op->context, (int32_t)e->driver.event_destroy(v->handle)));
 }
 
-void event_record(orion_engine *e, const orion_op *op) {
-  const orion_op_event_record *o = (const orion_op_event_record *)op;
-  stream_state *s = use_stream(e, op);
-  event_state *v = s ? event_at(e, op, o->event) : NULL;
+void event_record(orion_engine* e, const orion_op* op) {
+  const orion_op_event_record* o = (const orion_op_event_record*)op;
+  stream_state* s = use_stream(e, op);
+  event_state* v = s ? event_at(e, op, o->event) : NULL;
   if (!v) return;
-  int32_t result = answer_check(e, op->context,
-                                (int32_t)e->driver.event_record(v->handle, s->handle, o->record_flags & CU_EVENT_RECORD_EXTERNAL));
+  int32_t result =
+      answer_check(e, op->context,
+                   (int32_t)e->driver.event_record(v->handle, s->handle, o->record_flags & CU_EVENT_RECORD_EXTERNAL));
   if (!result) {
     v->recorded = true;
     order_issued(e, s);
@@ -231,11 +231,11 @@ void event_record(orion_engine *e, const orion_op *op) {
 
 // The client asks after it has seen both markers, which stand behind the records; the driver may need a moment longer
 // to see what the GPU has already passed.
-enum step event_elapsed(orion_engine *e, const orion_op *op, parked_op *node) {
-  const orion_op_event_elapsed *o = (const orion_op_event_elapsed *)op;
+enum step event_elapsed(orion_engine* e, const orion_op* op, parked_op* node) {
+  const orion_op_event_elapsed* o = (const orion_op_event_elapsed*)op;
   if (!use_context(e, op)) return STEP_DONE;
-  event_state *start = event_at(e, op, o->start);
-  event_state *end = start ? event_at(e, op, o->end) : NULL;
+  event_state* start = event_at(e, op, o->start);
+  event_state* end = start ? event_at(e, op, o->end) : NULL;
   if (!end) return STEP_DONE;
   orion_reply_event_elapsed reply = {0};
   const int32_t result = start->recorded && end->recorded

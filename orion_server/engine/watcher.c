@@ -9,9 +9,9 @@
 #define POLL_PARK_NS 100000000ull
 #define REPEAT_NS 1000000ull  // a waiter that stays posted although its word is there is woken again after this
 
-static void *watch(void *argument) {
-  orion_engine *e = argument;
-  orion_segment *s = e->segment;
+static void* watch(void* argument) {
+  orion_engine* e = argument;
+  orion_segment* s = e->segment;
   struct told {
     uint32_t word;
     uint64_t value, at_ns;
@@ -63,13 +63,13 @@ static void *watch(void *argument) {
   return NULL;
 }
 
-bool watcher_start(orion_engine *e) {
+bool watcher_start(orion_engine* e) {
   if (pthread_create(&e->watcher, NULL, watch, e)) return false;
   e->watcher_running = true;
   return true;
 }
 
-void watcher_stop(orion_engine *e) {
+void watcher_stop(orion_engine* e) {
   if (!e->watcher_running) return;
   atomic_store(&e->watcher_stop, true);
   atomic_fetch_add(&e->segment->watcher_wake, 1);

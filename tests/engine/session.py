@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from orion_server.engine._engine import ffi, lib  # noqa: E402
+
 from wire.spec.ops import OPS  # noqa: E402
 
 FORMATS = {"u16": "H", "i32": "i", "u32": "I", "f32": "f", "u64": "Q"}
@@ -152,14 +153,18 @@ class Session:
 
     # ---- operations
     def push(self, name: str, tail: bytes = b"", /, **values: Any) -> None:
-        header = {k: values.pop(k) for k in ("context", "thread", "stream", "reply_slot", "reply_seq", "code") if k in values}
+        header = {
+            k: values.pop(k) for k in ("context", "thread", "stream", "reply_slot", "reply_seq", "code") if k in values
+        }
         raw = pack(name, values, tail, **header)
         self.push_raw(raw, "express" in BY_NAME[name].flags)
 
     def push_raw(self, raw: bytes, express: bool = False) -> None:
         assert self.client.client_push(self.segment, int(express), raw, len(raw)) == 0, "the ring stayed full"
 
-    def call(self, name: str, tail: bytes = b"", /, timeout_ms: int = 20000, slot: int = 0, **values: Any) -> tuple[int, bytes]:
+    def call(
+        self, name: str, tail: bytes = b"", /, timeout_ms: int = 20000, slot: int = 0, **values: Any
+    ) -> tuple[int, bytes]:
         """Pushes and waits for the reply: (result, payload)."""
         sequence = self.ask(name, tail, slot=slot, **values)
         return self.answer(sequence, slot=slot, timeout_ms=timeout_ms)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from isolated import isolated, main  # noqa: E402
-from session import BY_NAME, SLOT_BASE, WORD_SESSION_ERROR, Session, lib, pack  # noqa: E402
+from isolated import isolated, main
+from session import BY_NAME, SLOT_BASE, WORD_SESSION_ERROR, Session, lib, pack
 
 
 def ends(raw: bytes, express: bool = False) -> str:

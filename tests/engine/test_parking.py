@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from isolated import isolated, main  # noqa: E402
-from session import (  # noqa: E402
+from isolated import isolated, main
+from session import (
     CHUNK,
     HOST_BASE,
     WORD_CONTEXT_ERROR,

@@ -1,0 +1,361 @@
+"""The network side: frames, tokens, bulk in both directions, and what ends a session."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import zmq
+from isolated import isolated, main
+from session import (
+    ADD_PTX,
+    ARENA_BYTES,
+    BY_NAME,
+    CHUNK,
+    HOST_BASE,
+    MIB,
+    SLOT_BASE,
+    SLOT_BYTES,
+    WORD_DYNAMIC,
+    WORD_NULL,
+    WORD_SESSION_ERROR,
+    WORD_STREAMS,
+    ffi,
+    lib,
+    libcuda_path,
+    pack,
+)
+
+CONTROL, OPS_MAIN, OPS_EXPRESS, BULK, REPLY, WORDS, CLIENT_WORDS = range(1, 8)
+TOKEN = bytes(range(32))
+
+
+def frame(kind: int, body: bytes = b"", sequence: int = 0, a: int = 0, b: int = 0) -> bytes:
+    return struct.pack("<HHIQQQ", kind, 0, len(body), sequence, a, b) + body
+
+
+class Remote:
+    """An engine behind lanes, and a client that speaks frames."""
+
+    def __init__(self, null: bool = False, join: bool = True) -> None:
+        config = ffi.new("orion_engine_config *")
+        path = ffi.new("char[]", libcuda_path().encode())
+        config.libcuda_path, config.null_engine = (ffi.NULL if null else path), null
+        config.transport = lib.ORION_ENGINE_TCP
+        config.log_level = int(os.environ.get("ENGINE_TEST_LOG", "0"))
+        made = ffi.new("orion_engine **")
+        assert lib.orion_engine_new(config, made) == 0
+        self.engine = made[0]
+        ends = [ffi.new("char[64]"), ffi.new("char[64]")]
+        assert lib.orion_engine_tcp_listen(self.engine, TOKEN, len(TOKEN), *ends) == 0
+        self.endpoints = [ffi.string(end).decode() for end in ends]
+        row = ffi.new("orion_engine_device *", {"ordinal": 0, "base": SLOT_BASE, "bytes": SLOT_BYTES})
+        request = ffi.new("orion_engine_bind_request *")
+        request.segment_fd = request.arena_fd = -1
+        request.host_base, request.arena_bytes = HOST_BASE, ARENA_BYTES
+        request.device_count, request.devices = 1, row
+        assert lib.orion_engine_bind(self.engine, request, ffi.new("uint64_t *")) == 0
+        self.end = 0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        self.context = zmq.Context()
+        self.words: dict[int, int] = {}
+        self.replies: dict[int, tuple[int, bytes]] = {}
+        self.arena: dict[int, bytes] = {}
+        self.sequence = self.bulk_sent = self.bulk_got = 0
+        self.held: list[tuple[int, bytes]] = []
+        if join:
+            self.ops, self.bulk = self.join()
+
+    def join(self, token: bytes = TOKEN) -> list[Any]:
+        lanes = []
+        for endpoint in self.endpoints:
+            lane = self.context.socket(zmq.DEALER)
+            lane.linger = 0
+            lane.connect(endpoint)
+            lane.send(frame(CONTROL, token))
+            lanes.append(lane)
+        if token == TOKEN:
+            for lane in lanes:
+                assert lane.poll(10000), "no welcome"
+                assert lane.recv() == frame(CONTROL)
+        return lanes
+
+    def _run(self) -> None:
+        self.end = lib.orion_engine_run(self.engine)
+
+    def push(self, name: str, tail: bytes = b"", /, **values: Any) -> None:
+        header = {
+            k: values.pop(k)
+            for k in ("context", "thread", "stream", "reply_slot", "reply_seq", "bulk_seq")
+            if k in values
+        }
+        raw = pack(name, values, tail, **header)
+        kind = OPS_EXPRESS if "express" in BY_NAME[name].flags else OPS_MAIN
+        self.ops.send(frame(kind, raw + b"\0" * (-len(raw) % 8)))
+
+    def send_bulk(self, offset: int, data: bytes) -> int:
+        for at in range(0, len(data), MIB):
+            self.bulk_sent += 1
+            self.bulk.send(frame(BULK, data[at : at + MIB], self.bulk_sent, offset + at))
+        return self.bulk_sent
+
+    def call(self, name: str, tail: bytes = b"", /, **values: Any) -> tuple[int, bytes]:
+        self.sequence += 1
+        sequence = self.sequence
+        self.push(name, tail, reply_slot=sequence % 64, reply_seq=sequence, **values)
+        self.pump(lambda: sequence in self.replies)
+        return self.replies[sequence]
+
+    def wait_word(self, word: int, value: int) -> None:
+        self.pump(lambda: self.words.get(word, 0) >= value)
+
+    def sync(self, stream: int, value: int) -> None:
+        word = WORD_STREAMS + stream if stream else WORD_NULL + 1
+        self.push("MARK", stream=stream, word=word, value=value)
+        self.wait_word(word, value)
+
+    def pump(self, done: Any, timeout_s: float = 30) -> None:
+        """Takes frames as a client must: words (and what is behind them) only once their bulk has been stored."""
+        until = time.monotonic() + timeout_s
+        poller = zmq.Poller()
+        poller.register(self.ops, zmq.POLLIN)
+        poller.register(self.bulk, zmq.POLLIN)
+        while not done():
+            assert time.monotonic() < until, "nothing came"
+            for lane, _ in poller.poll(100):
+                message = lane.recv()
+                kind, _, size, sequence, a, b = struct.unpack_from("<HHIQQQ", message)
+                body = message[32:]
+                assert len(body) == size
+                if kind == BULK:
+                    assert sequence == self.bulk_got + 1
+                    self.bulk_got = sequence
+                    self.arena[a] = body
+                else:
+                    self.held.append((kind, message))
+            while self.held:
+                kind, message = self.held[0]
+                _, _, _, sequence, a, b = struct.unpack_from("<HHIQQQ", message)
+                if kind == WORDS:
+                    if sequence > self.bulk_got:
+                        break
+                    for index, value in struct.iter_unpack("<QQ", message[32:]):
+                        assert value >= self.words.get(index, 0), "a word went back"
+                        self.words[index] = value
+                elif kind == REPLY:
+                    self.replies[sequence] = (ffi.cast("int32_t", b).__int__(), message[32:])
+                self.held.pop(0)
+
+    def ended(self, timeout_s: float = 20) -> int:
+        self.thread.join(timeout_s)
+        assert not self.thread.is_alive(), "the engine still runs"
+        return int(self.end)
+
+    def reason(self) -> str:
+        text = ffi.new("char[256]")
+        lib.orion_engine_reason(self.engine, text, 256)
+        return bytes(ffi.string(text)).decode()
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        lib.orion_engine_stop(self.engine)
+        self.ended()
+        self.context.destroy(0)
+        lib.orion_engine_free(self.engine)
+
+
+def opened(r: Remote) -> int:
+    assert r.call("CTX_PRIMARY", device=0)[0] == 0
+    assert r.call("MEM_MAP", device_address=SLOT_BASE, size_bytes=8 * CHUNK)[0] == 0
+    return SLOT_BASE
+
+
+@isolated
+def test_copies_and_launches_over_tcp() -> None:
+    with Remote() as r:
+        a = opened(r)
+        data = random.Random(1).randbytes(5 * MIB + 123)
+        r.push("STREAM_CREATE", stream=1, stream_flags=1)
+        for round_ in range(1, 6):
+            number = r.send_bulk(0, data)
+            r.push("COPY_H2D", stream=1, device_dst=a, src_off=0, size_bytes=len(data), bulk_seq=number)
+            r.push("COPY_D2H", stream=1, src=a, dst_off=16 * MIB, size_bytes=len(data))
+            r.sync(1, round_)
+            # The word is shown only after all its bytes.
+            got = b"".join(r.arena[16 * MIB + at] for at in range(0, len(data), MIB))
+            assert got == data
+            r.arena.clear()
+        number = r.send_bulk(MIB, ADD_PTX)
+        assert r.call("MODULE_LOAD", module=1, image_off=MIB, image_bytes=len(ADD_PTX), bulk_seq=number)[0] == 0
+        assert r.call("MODULE_GET_FUNCTION", b"add", module=1, function=1)[0] == 0
+        r.push("MEMSET", stream=1, device_dst=a, width=1, height=1, element_bytes=4)
+        for _ in range(2500):
+            shape = {f"{kind}_{axis}": 1 for kind in ("grid", "block") for axis in "xyz"}
+            r.push("LAUNCH", struct.pack("<QI", a, 2), stream=1, function=1, param_bytes=12, **shape)
+        r.push("COPY_D2H", stream=1, src=a, dst_off=0, size_bytes=4)
+        r.sync(1, 10)
+        assert struct.unpack("<I", r.arena[0]) == (5000,)
+
+
+@isolated
+def test_bytes_of_one_stream_precede_the_word_of_a_waiter() -> None:
+    with Remote() as r:
+        a = opened(r)
+        for stream in (1, 2):
+            r.push("STREAM_CREATE", stream=stream, stream_flags=1)
+        r.push("EVENT_CREATE", event=1)
+        for round_ in range(1, 21):
+            r.push("MEMSET", stream=1, device_dst=a, width=MIB, height=1, value=round_, element_bytes=1)
+            r.push("COPY_D2H", stream=1, src=a, dst_off=MIB, size_bytes=MIB)
+            r.push("EVENT_RECORD", stream=1, event=1)
+            r.push("STREAM_WAIT_EVENT", stream=2, event=1)
+            r.sync(2, round_)
+            assert r.arena[MIB] == bytes([round_]) * MIB
+
+
+@isolated
+def test_an_operation_waits_for_its_bytes_only() -> None:
+    with Remote() as r:
+        a = opened(r)
+        for stream in (1, 2):
+            r.push("STREAM_CREATE", stream=stream, stream_flags=1)
+        r.push("COPY_H2D", stream=1, device_dst=a, src_off=0, size_bytes=8, bulk_seq=1)
+        r.push("COPY_D2H", stream=1, src=a, dst_off=4096, size_bytes=8)
+        r.push("MARK", stream=1, word=WORD_STREAMS + 1, value=1)
+        r.sync(2, 1)
+        assert r.words.get(WORD_STREAMS + 1, 0) == 0
+        r.send_bulk(0, b"the data")
+        r.wait_word(WORD_STREAMS + 1, 1)
+        assert r.arena[4096] == b"the data"
+
+
+@isolated
+def test_host_functions_and_logs_over_tcp() -> None:
+    with Remote() as r:
+        opened(r)
+        r.push("STREAM_CREATE", stream=1, stream_flags=1)
+        r.push("HOST_FUNCTION", stream=1, callback=5, generation=3, word=WORD_DYNAMIC + 2, value=1)
+        r.push("MARK", stream=1, word=WORD_STREAMS + 1, value=1)
+        r.wait_word(WORD_DYNAMIC + 2, 1)
+        assert r.call("PING", value=1)[0] == 0
+        assert r.words.get(WORD_STREAMS + 1, 0) == 0
+        r.ops.send(frame(CLIENT_WORDS, struct.pack("<QQ", 5, 3)))
+        r.wait_word(WORD_STREAMS + 1, 1)
+        bad = ADD_PTX.replace(b"{ .reg .u64 %rd<2>; .reg .u32 %r<3>;", b"{{{ nonsense")
+        number = r.send_bulk(MIB, bad)
+        place = {"image_off": MIB, "image_bytes": len(bad), "log_off": 0, "info_log_bytes": 16, "error_log_bytes": 999}
+        result, payload = r.call("MODULE_LOAD", module=1, bulk_seq=number, **place)
+        error = struct.unpack_from("<I", payload, 4)[0]
+        assert result == 218 and 0 < error < 999
+        assert len(r.arena[16]) == error  # arrived before the reply that speaks of it
+
+
+@isolated
+def test_strangers_are_ignored() -> None:
+    with Remote(null=True, join=False) as r:
+        r.join(b"x" * 32)
+        stranger = r.context.socket(zmq.DEALER)
+        stranger.connect(r.endpoints[0])
+        stranger.send_multipart([b"many", b"parts"])
+        stranger.send(frame(OPS_MAIN, pack("DETACH", {})))
+        r.ops, r.bulk = r.join()
+        late = r.context.socket(zmq.DEALER)
+        late.connect(r.endpoints[0])
+        late.send(frame(CONTROL, TOKEN))
+        late.send(frame(OPS_MAIN, pack("DETACH", {})))
+        assert r.call("PING", value=4) == (0, struct.pack("<Q", 4))
+        stranger.close(0)
+        late.close(0)
+        assert r.call("PING", value=5)[0] == 0
+
+
+@isolated
+def test_a_closed_lane_ends_the_session() -> None:
+    for lane in ("ops", "bulk"):
+        with Remote(null=True) as r:
+            assert r.call("PING", value=1)[0] == 0
+            getattr(r, lane).close(0)
+            assert r.ended() == lib.ORION_END_CLIENT_LOST
+
+
+@isolated
+def test_detach_over_tcp() -> None:
+    with Remote(null=True) as r:
+        r.push("DETACH")
+        assert r.ended() == lib.ORION_END_DETACHED
+
+
+@isolated
+def test_malformed_frames_end_the_session() -> None:
+    nop = pack("NOP", {})
+    cases = [
+        ("ops", b"short"),
+        ("ops", frame(OPS_MAIN, nop) + b"extra"),
+        ("ops", frame(99)),
+        ("ops", frame(BULK, b"x", 1)),
+        ("ops", frame(OPS_MAIN, nop[:-8])),
+        ("ops", frame(OPS_MAIN, nop + b"1234")),
+        ("ops", frame(OPS_MAIN, nop[:4] + struct.pack("<I", 0xFFFFFFFF) + nop[8:])),
+        ("ops", frame(OPS_EXPRESS, nop)),
+        ("ops", frame(CLIENT_WORDS, struct.pack("<QQ", 4096, 1))),
+        ("ops", frame(CLIENT_WORDS, b"123")),
+        ("bulk", frame(BULK, b"x" * 8, 1, ARENA_BYTES - 4)),
+        ("bulk", frame(BULK, b"x" * 8, 1, 1 << 63)),
+        ("bulk", frame(BULK, b"x" * 8, 0, 0)),
+        ("bulk", frame(OPS_MAIN, nop)),
+    ]
+    for lane, message in cases:
+        with Remote(null=True) as r:
+            getattr(r, lane).send(message)
+            assert r.ended() == lib.ORION_END_BROKEN, (lane, message)
+            assert "malformed" in r.reason()
+            r.wait_word(WORD_SESSION_ERROR, 46)
+
+
+@isolated
+def test_random_bytes_never_hurt_more_than_their_session() -> None:
+    generator = random.Random(9)
+    for _ in range(60):
+        with Remote(null=True) as r:
+            for _ in range(20):
+                raw = bytearray(frame(generator.randrange(9), generator.randbytes(generator.randrange(400)), 1))
+                if generator.random() < 0.5:
+                    raw[generator.randrange(len(raw))] ^= 1 << generator.randrange(8)
+                generator.choice([r.ops, r.bulk]).send(bytes(raw))
+
+
+@isolated
+def test_more_operations_than_the_ring_holds() -> None:
+    with Remote() as r:
+        opened(r)
+        r.push("STREAM_CREATE", stream=1, stream_flags=1)
+        r.push("HOST_FUNCTION", stream=1, callback=1, generation=1, word=WORD_DYNAMIC, value=1)
+        one = pack("MEMSET", {"device_dst": SLOT_BASE, "width": 1, "height": 1, "element_bytes": 1}, stream=1)
+        batch = (one + b"\0" * (-len(one) % 8)) * 1000
+        for _ in range(40):  # 8,192 parked, 16,384 in the ring, the rest held in its frame and in the lane
+            r.ops.send(frame(OPS_MAIN, batch))
+        r.push("MARK", stream=1, word=WORD_STREAMS + 1, value=1)
+        r.wait_word(WORD_DYNAMIC, 1)
+        # Neither the express operation nor the client's word is stuck behind what the rings cannot take.
+        assert r.call("PING", value=1)[0] == 0
+        r.ops.send(frame(CLIENT_WORDS, struct.pack("<QQ", 1, 1)))
+        r.wait_word(WORD_STREAMS + 1, 1)
+        r.push("HOST_FUNCTION", stream=1, callback=2, generation=1, word=WORD_DYNAMIC + 1, value=1)
+        r.wait_word(WORD_DYNAMIC + 1, 1)
+        r.bulk.send(frame(CLIENT_WORDS, struct.pack("<QQ", 2, 1)))
+        r.sync(1, 2)
+
+
+if __name__ == "__main__":
+    main(globals())
