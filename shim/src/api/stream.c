@@ -7,6 +7,15 @@
 #include "api.h"
 #include "host_function.h"
 
+static bool reached(const orion_stream *stream, uint64_t value) {
+  return orion_word(stream->session, stream->word) >= value;
+}
+
+/// The worker has dropped all work. A marker that it dropped too is never written: then a first wait asks for a new one.
+static void forget_pending(orion_stream *stream) {
+  atomic_store(&stream->dirty, !reached(stream, atomic_load(&stream->marker)));
+}
+
 void orion_stream_prepare_null(orion_context *context) {
   orion_stream *stream = &context->null_stream;
   if (stream->id == 0) pthread_mutex_init(&stream->mutex, NULL);
@@ -15,8 +24,7 @@ void orion_stream_prepare_null(orion_context *context) {
   stream->wire_index = 0;
   stream->word = ORION_WORD_NULL_STREAM + context->entry.index;
   stream->id = orion_next_id();
-  // What an earlier owner of this index minted may never be reached; a first wait asks anew.
-  atomic_store(&stream->dirty, atomic_load(&stream->marker) != 0);
+  forget_pending(stream);
 }
 
 // ------------------------------------------------------------------------------------------------ work and markers
@@ -77,10 +85,6 @@ CUresult orion_stream_ensure_marker(orion_stream *stream, uint64_t value) {
   if (atomic_load_explicit(&stream->marker, memory_order_relaxed) < value) result = submit_mark(stream);
   pthread_mutex_unlock(&stream->mutex);
   return result;
-}
-
-static bool reached(const orion_stream *stream, uint64_t value) {
-  return orion_word(stream->session, stream->word) >= value;
 }
 
 CUresult orion_stream_wait(orion_stream *stream, uint64_t value) {
@@ -309,7 +313,7 @@ void orion_context_streams_end(orion_context *context) {
   context->retired_count = 0;
   pthread_mutex_unlock(&context->mutex);
   orion_callback_lane_retire(&context->null_stream);
-  atomic_store(&context->null_stream.dirty, 1);
+  forget_pending(&context->null_stream);
 }
 
 void orion_thread_streams_end(orion_thread *thread) {
