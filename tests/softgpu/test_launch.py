@@ -135,6 +135,23 @@ def test_occupancy(cu: Cuda, module: c_void_p) -> None:
     assert room.value == 48 * 1024
 
 
+def test_launch_of_the_old_api(cu: Cuda, bump: c_void_p) -> None:
+    target = cu.alloc(4)
+    cu.call("cuMemsetD32_v2", target, 0, c_size_t(1))
+    assert cu.code("cuLaunchGrid", bump, 1, 1) == libcuda.INVALID_VALUE  # no block shape yet
+    cu.call("cuFuncSetBlockShape", bump, 8, 2, 1)
+    cu.call("cuFuncSetSharedSize", bump, 0)
+    cu.call("cuParamSetSize", bump, 12)
+    cu.call("cuParamSetv", bump, 0, byref(target), 8)
+    cu.call("cuParamSeti", bump, 8, 5)
+    cu.call("cuLaunchGrid", bump, 3, 2)
+    cu.call("cuLaunchGridAsync", bump, 1, 1, cu.stream(0))
+    cu.call("cuCtxSynchronize")
+    assert cu.read_u32(target) == 5 * 16 * 7
+    assert cu.code("cuFuncSetBlockShape", bump, 0, 1, 1) == libcuda.INVALID_VALUE
+    assert cu.code("cuParamSetv", bump, -4, byref(target), 8) == libcuda.INVALID_VALUE
+
+
 class LaunchConfig(ctypes.Structure):
     _fields_ = [
         ("grid", c_uint * 3), ("block", c_uint * 3), ("shared", c_uint), ("stream", c_void_p),

@@ -134,7 +134,77 @@ CUresult launch_config(const CUlaunchConfig* config, bool per_thread, CUfunction
   return launch(handle, shape, config->hStream, per_thread, params, extra);
 }
 
+/// The launch API of before cuLaunchKernel: shape and parameters are state of the function.
+template <class F>
+CUresult with_launch_state(CUfunction handle, F f) {
+  return with_context([&](Driver& driver, Context& context) -> CUresult {
+    std::shared_ptr<Function> function;
+    const CUresult found = resolve_function(driver, context.shared_from_this(), handle, &function);
+    if (found != CUDA_SUCCESS) return found;
+    std::lock_guard lock(function->launch_state_mutex);
+    return f(*function);
+  });
+}
+
+CUresult set_param(CUfunction handle, int offset, const void* value, size_t bytes) {
+  constexpr size_t kMaxParamBytes = 4096;
+  return with_launch_state(handle, [&](Function& function) -> CUresult {
+    if (offset < 0 || !value || bytes > kMaxParamBytes || static_cast<size_t>(offset) > kMaxParamBytes - bytes) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    auto& buffer = function.param_buffer;
+    if (buffer.size() < offset + bytes) buffer.resize(offset + bytes);
+    std::memcpy(buffer.data() + offset, value, bytes);
+    return CUDA_SUCCESS;
+  });
+}
+
+CUresult launch_grid(CUfunction handle, int width, int height, CUstream stream) {
+  if (width <= 0 || height <= 0) return CUDA_ERROR_INVALID_VALUE;
+  Shape shape{{static_cast<uint32_t>(width), static_cast<uint32_t>(height), 1}, {}, 0, false};
+  std::vector<uint8_t> buffer;
+  const CUresult state = with_launch_state(handle, [&](Function& function) -> CUresult {
+    std::copy(function.block_shape.begin(), function.block_shape.end(), shape.block);
+    shape.shared_bytes = function.shared_bytes;
+    buffer = function.param_buffer;
+    buffer.resize(function.kernel->param_bytes);
+    return CUDA_SUCCESS;
+  });
+  if (state != CUDA_SUCCESS) return state;
+  size_t bytes = buffer.size();
+  void* extra[] = {reinterpret_cast<void*>(CU_LAUNCH_PARAM_BUFFER_POINTER), buffer.data(),
+                   reinterpret_cast<void*>(CU_LAUNCH_PARAM_BUFFER_SIZE), &bytes, nullptr};
+  return launch(handle, shape, stream, false, nullptr, bytes > 0 ? extra : nullptr);
+}
+
 }  // namespace
+
+SG_API cuFuncSetBlockShape(CUfunction handle, int x, int y, int z) {
+  return with_launch_state(handle, [&](Function& function) -> CUresult {
+    if (x <= 0 || y <= 0 || z <= 0) return CUDA_ERROR_INVALID_VALUE;
+    function.block_shape = {static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)};
+    return CUDA_SUCCESS;
+  });
+}
+SG_API cuFuncSetSharedSize(CUfunction handle, unsigned bytes) {
+  return with_launch_state(handle, [&](Function& function) -> CUresult {
+    function.shared_bytes = bytes;
+    return CUDA_SUCCESS;
+  });
+}
+SG_API cuParamSetSize(CUfunction handle, unsigned bytes) {
+  return with_launch_state(handle, [&](Function& function) -> CUresult {
+    if (bytes > function.kernel->param_bytes) return CUDA_ERROR_INVALID_VALUE;
+    function.param_buffer.resize(bytes);
+    return CUDA_SUCCESS;
+  });
+}
+SG_API cuParamSeti(CUfunction f, int offset, unsigned value) { return set_param(f, offset, &value, sizeof value); }
+SG_API cuParamSetf(CUfunction f, int offset, float value) { return set_param(f, offset, &value, sizeof value); }
+SG_API cuParamSetv(CUfunction f, int offset, void* value, unsigned bytes) { return set_param(f, offset, value, bytes); }
+SG_API cuLaunch(CUfunction f) { return launch_grid(f, 1, 1, nullptr); }
+SG_API cuLaunchGrid(CUfunction f, int width, int height) { return launch_grid(f, width, height, nullptr); }
+SG_API cuLaunchGridAsync(CUfunction f, int width, int height, CUstream s) { return launch_grid(f, width, height, s); }
 
 SG_API cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared_bytes, CUstream stream, void** params, void** extra) {

@@ -76,7 +76,7 @@ CUresult load(CUmodule* out, const void* image, unsigned option_count, const CUj
     jit.finish(result == CUDA_SUCCESS ? log : "", result == CUDA_SUCCESS ? "" : log);
     if (result == CUDA_SUCCESS) {
       *out = to_handle<CUmodule>(module->handle);
-    } else if (!log.empty()) {
+    } else if (!log.empty() && option_count == 0) {  // with options the log is the program's to show
       report("module", log);
     }
     return result;

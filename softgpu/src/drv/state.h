@@ -77,6 +77,11 @@ struct Function {
   const Kernel* kernel = nullptr;  // lives as long as the module's program
   std::atomic<int> max_dynamic_shared_bytes{0};  // at first what static shared memory leaves of the default limit
   std::atomic<int> carveout{-1};
+  // What cuFuncSetBlockShape and its like keep until the launch. One thread at a time, as the old API asks.
+  std::mutex launch_state_mutex;
+  std::array<unsigned, 3> block_shape{0, 0, 0};
+  unsigned shared_bytes = 0;
+  std::vector<uint8_t> param_buffer;
 };
 
 struct Module : std::enable_shared_from_this<Module> {
