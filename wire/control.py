@@ -189,7 +189,8 @@ def decode_request(data: bytes) -> Request:
     request = _decode(data, _request_decoder)
     if isinstance(request, Attach) and request.wire[0] != WIRE_VERSION[0]:
         raise ControlError(
-            f"the client speaks wire {request.wire[0]}.{request.wire[1]}, this server {WIRE_VERSION[0]}.{WIRE_VERSION[1]}",
+            f"the client speaks wire {request.wire[0]}.{request.wire[1]}, "
+            f"this server {WIRE_VERSION[0]}.{WIRE_VERSION[1]}",
             "install the same release on both sides",
             CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
             request.id,

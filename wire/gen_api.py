@@ -79,18 +79,20 @@ def stubs() -> str:
         "",
     ]
     for abi in missing:
-        out.append(_declare(abi.symbol, abi.prototype, "ORION_API ", f' {{ return orion_not_implemented("{abi.symbol}"); }}'))
+        out.append(
+            _declare(abi.symbol, abi.prototype, "ORION_API ", f' {{ return orion_not_implemented("{abi.symbol}"); }}')
+        )
     return "\n".join([*out, ""])
 
 
 def default_stream() -> str:
-    """A NULL stream means the per-thread stream here; without a stream argument a thread-local says so to the base call."""
+    """A NULL stream means the per-thread stream; without a stream argument a thread-local tells the base call so."""
     done = implemented()
     out = [
         HEAD,
         "//",
-        "// The per-thread default-stream variants. A NULL stream becomes CU_STREAM_PER_THREAD; a function that names no",
-        "// stream runs its work on the stream that orion_default_stream_override names while it is not 0.",
+        "// The per-thread default-stream variants. A NULL stream becomes CU_STREAM_PER_THREAD; a function that names",
+        "// no stream runs its work on the stream that orion_default_stream_override names while it is not 0.",
         '#include "api.h"',
         '#include "gen_cuda_api.h"',
         "",
@@ -177,7 +179,7 @@ def procaddr() -> str:
         "} entry_point;",
         "",
         "#define PLAIN(name, version, symbol) {name, version, 1, (entry_pointer)symbol, NULL}",
-        "#define PER_THREAD(name, version, symbol, base) {name, version, 2, (entry_pointer)symbol, (entry_pointer)base}",
+        "#define PER_THREAD(name, version, symbol, of) {name, version, 2, (entry_pointer)symbol, (entry_pointer)of}",
         "",
         '#pragma GCC diagnostic ignored "-Wcast-function-type"',
         "",
@@ -218,7 +220,8 @@ def procaddr() -> str:
         "  entry_pointer found = newest->pointer;",
         "  for (size_t i = first; flags == 2 && i < end && strcmp(ENTRY_POINTS[i].name, name) == 0; i++) {",
         "    const entry_point *row = &ENTRY_POINTS[i];",
-        "    if (row->flags == 2 && row->base == newest->pointer && row->version <= cuda_version) found = row->pointer;",
+        "    if (row->flags != 2 || row->version > cuda_version) continue;",
+        "    if (row->base == newest->pointer) found = row->pointer;",
         "  }",
         "  const void *pointer;",
         "  memcpy(&pointer, &found, sizeof pointer);  // ISO C has no cast from function to object pointer",

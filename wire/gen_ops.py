@@ -85,7 +85,9 @@ def header() -> str:
     ]
     for op in OPS:
         flags = " | ".join(f"ORION_OPF_{f.upper()}" for f in FLAGS if f in op.flags) or "0"
-        out.append(f'    [ORION_OP_{op.name}] = {{"{op.name}", sizeof({struct_name(op)}), {flags}, {int(bool(op.tail))}}},')
+        out.append(
+            f'    [ORION_OP_{op.name}] = {{"{op.name}", sizeof({struct_name(op)}), {flags}, {int(bool(op.tail))}}},'
+        )
     out += ["};", "", "#endif", ""]
     return "\n".join(out)
 

@@ -42,7 +42,7 @@ def _swap_codes(wire: dict[str, Any]) -> None:
     [
         (lambda w: w["operations"].pop("70"), "is gone"),
         (_swap_codes, "was COPY_D2H and is COPY_D2D"),
-        (lambda w: w["operations"]["22"]["fields"].insert(0, w["operations"]["22"]["fields"].pop()), "moved or changed"),
+        (lambda w: w["operations"]["22"]["fields"].reverse(), "moved or changed"),
         (lambda w: w["operations"]["70"]["fields"].append({"name": "x"}), "moves the tail"),
         (lambda w: w["operations"]["42"]["reply"].pop(), "moved or changed"),
         (lambda w: w["operations"]["42"]["flags"].remove("reply"), "whether it answers"),
@@ -136,9 +136,10 @@ def test_fields_out_of_bounds_are_refused(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"token": bytes(31)}, {"host_base": 4096}, {"host_base": 1 << 47}, {"devices": [{"ordinal": 64, "base": 0, "bytes": 1 << 21}]},
-        {"devices": [{"ordinal": 0, "base": 1 << 45, "bytes": 0}]}, {"devices": [{"ordinal": 0, "base": 1, "bytes": 1 << 21}]},
-        {"session": ""}, {"transport": "ucx"},
+        {"token": bytes(31)}, {"host_base": 4096}, {"host_base": 1 << 47}, {"session": ""}, {"transport": "ucx"},
+        {"devices": [{"ordinal": 64, "base": 0, "bytes": 1 << 21}]},
+        {"devices": [{"ordinal": 0, "base": 1 << 45, "bytes": 0}]},
+        {"devices": [{"ordinal": 0, "base": 1, "bytes": 1 << 21}]},
     ],
     ids=str,
 )  # fmt: skip
@@ -147,7 +148,9 @@ def test_bind_out_of_bounds_is_refused(change: dict[str, Any]) -> None:
         control.decode_request(pack(REQUESTS[1], **change))
 
 
-@pytest.mark.parametrize("data", [b"", b"\x00", b"\xc1", b"\xff" * 100, b"\x91" * 100_000, b"\x81\xa1v\xc0", bytes(2 << 20)])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00", b"\xc1", b"\xff" * 100, b"\x91" * 100_000, b"\x81\xa1v\xc0", bytes(2 << 20)]
+)
 def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
     with pytest.raises(control.ControlError):
         control.decode_request(data)

@@ -10,9 +10,9 @@ One entry for each base name (the key of cuGetProcAddress):
       dptr: minted
       reason: why the whole function is deliberately not implemented
 
-First line: base name, class, flags, `op=` the operations that carry it, resource effects. A line that starts with a number
-is an ABI: the CUDA version at which cuGetProcAddress hands it out, its exported symbol, its prototype; a symbol that ends in
-`_ptsz` or `_ptds` has no prototype of its own: it is the per-thread default-stream variant of the ABI above it.
+First line: base name, class, flags, `op=` the operations that carry it, resource effects. A line that starts with a
+number is an ABI: the CUDA version at which cuGetProcAddress hands it out, its exported symbol, its prototype; a symbol
+that ends in `_ptsz` or `_ptds` has no prototype: it is the per-thread default-stream variant of the ABI above it.
 
 Parameters: a pointer to const is `in`, any other pointer is `out`, the rest are values. Lines `name: words` say what C
 does not: `minted` (the client makes the handle), `local` (answered from client state), `in`, `inout`, `late` (data that
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from wire.spec.ops import OPS
+from wire.spec.ops import OPS, Op
 
 FOLDER = Path(__file__).resolve().parent / "functions"
 
@@ -47,8 +47,9 @@ FUNCTION_FLAGS = {
 DIRECTIONS = {"in", "out", "inout", "minted", "local", "late"}
 HANDLES = {
     "CUcontext": "context", "CUstream": "stream", "CUevent": "event", "CUmodule": "module", "CUfunction": "function",
-    "CUlibrary": "library", "CUkernel": "kernel", "CUdevice": "device", "CUdeviceptr": "device address", "CUarray": "array",
-    "CUmipmappedArray": "array", "CUtexref": "texture", "CUsurfref": "surface", "CUlinkState": "linker",
+    "CUlibrary": "library", "CUkernel": "kernel", "CUdevice": "device", "CUdeviceptr": "device address",
+    "CUarray": "array", "CUmipmappedArray": "array", "CUtexref": "texture", "CUsurfref": "surface",
+    "CUlinkState": "linker",
     "CUmemoryPool": "pool", "CUgraph": "graph", "CUgraphNode": "graph node", "CUgraphExec": "graph exec",
     "CUmemGenericAllocationHandle": "memory handle", "CUtexObject": "texture", "CUsurfObject": "surface",
     "CUexternalMemory": "external memory", "CUexternalSemaphore": "external semaphore", "CUgreenCtx": "green context",
@@ -226,7 +227,7 @@ def check(functions: list[Function]) -> None:
         _check_travelling(function, where, [ops[name] for name in function.ops])
 
 
-def _check_travelling(function: Function, where: str, ops: list) -> None:
+def _check_travelling(function: Function, where: str, ops: list[Op]) -> None:
     flags = {flag for op in ops for flag in op.flags}
     if function.klass == "one-way":
         outputs = [p for p in function.newest.parameters if p.direction in ("out", "inout")]

@@ -17,7 +17,7 @@ typedef struct entry_point {
 } entry_point;
 
 #define PLAIN(name, version, symbol) {name, version, 1, (entry_pointer)symbol, NULL}
-#define PER_THREAD(name, version, symbol, base) {name, version, 2, (entry_pointer)symbol, (entry_pointer)base}
+#define PER_THREAD(name, version, symbol, of) {name, version, 2, (entry_pointer)symbol, (entry_pointer)of}
 
 #pragma GCC diagnostic ignored "-Wcast-function-type"
 
@@ -724,7 +724,8 @@ const void *orion_lookup_symbol(const char *name, int cuda_version, uint64_t fla
   entry_pointer found = newest->pointer;
   for (size_t i = first; flags == 2 && i < end && strcmp(ENTRY_POINTS[i].name, name) == 0; i++) {
     const entry_point *row = &ENTRY_POINTS[i];
-    if (row->flags == 2 && row->base == newest->pointer && row->version <= cuda_version) found = row->pointer;
+    if (row->flags != 2 || row->version > cuda_version) continue;
+    if (row->base == newest->pointer) found = row->pointer;
   }
   const void *pointer;
   memcpy(&pointer, &found, sizeof pointer);  // ISO C has no cast from function to object pointer

@@ -29,8 +29,6 @@ ORION_API CUresult cuCoredumpGetAttribute(CUcoredumpSettings attrib, void *value
 ORION_API CUresult cuCoredumpGetAttributeGlobal(CUcoredumpSettings attrib, void *value, size_t *size) { return orion_not_implemented("cuCoredumpGetAttributeGlobal"); }
 ORION_API CUresult cuCoredumpSetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) { return orion_not_implemented("cuCoredumpSetAttribute"); }
 ORION_API CUresult cuCoredumpSetAttributeGlobal(CUcoredumpSettings attrib, void *value, size_t *size) { return orion_not_implemented("cuCoredumpSetAttributeGlobal"); }
-ORION_API CUresult cuCtxAttach(CUcontext *pctx, unsigned int flags) { return orion_not_implemented("cuCtxAttach"); }
-ORION_API CUresult cuCtxDetach(CUcontext ctx) { return orion_not_implemented("cuCtxDetach"); }
 ORION_API CUresult cuCtxFromGreenCtx(CUcontext *pContext, CUgreenCtx hCtx) { return orion_not_implemented("cuCtxFromGreenCtx"); }
 ORION_API CUresult cuCtxGetDevResource(CUcontext hCtx, CUdevResource *resource, CUdevResourceType type) { return orion_not_implemented("cuCtxGetDevResource"); }
 ORION_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent) { return orion_not_implemented("cuCtxRecordEvent"); }
@@ -79,8 +77,6 @@ ORION_API CUresult cuExternalMemoryGetMappedMipmappedArray(CUmipmappedArray *mip
                                                            const CUDA_EXTERNAL_MEMORY_MIPMAPPED_ARRAY_DESC *mipmapDesc) { return orion_not_implemented("cuExternalMemoryGetMappedMipmappedArray"); }
 ORION_API CUresult cuFlushGPUDirectRDMAWrites(CUflushGPUDirectRDMAWritesTarget target,
                                               CUflushGPUDirectRDMAWritesScope scope) { return orion_not_implemented("cuFlushGPUDirectRDMAWrites"); }
-ORION_API CUresult cuFuncSetBlockShape(CUfunction hfunc, int x, int y, int z) { return orion_not_implemented("cuFuncSetBlockShape"); }
-ORION_API CUresult cuFuncSetSharedSize(CUfunction hfunc, unsigned int bytes) { return orion_not_implemented("cuFuncSetSharedSize"); }
 ORION_API CUresult cuGLCtxCreate(CUcontext *pCtx, unsigned int Flags, CUdevice device) { return orion_not_implemented("cuGLCtxCreate"); }
 ORION_API CUresult cuGLCtxCreate_v2(CUcontext *pCtx, unsigned int Flags, CUdevice device) { return orion_not_implemented("cuGLCtxCreate_v2"); }
 ORION_API CUresult cuGLGetDevices(unsigned int *pCudaDeviceCount, CUdevice *pCudaDevices, unsigned int cudaDeviceCount,
@@ -276,11 +272,8 @@ ORION_API CUresult cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handl
 ORION_API CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags) { return orion_not_implemented("cuIpcOpenMemHandle"); }
 ORION_API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags) { return orion_not_implemented("cuIpcOpenMemHandle_v2"); }
 ORION_API CUresult cuKernelSetCacheConfig(CUkernel kernel, CUfunc_cache config, CUdevice dev) { return orion_not_implemented("cuKernelSetCacheConfig"); }
-ORION_API CUresult cuLaunch(CUfunction f) { return orion_not_implemented("cuLaunch"); }
 ORION_API CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices,
                                                         unsigned int flags) { return orion_not_implemented("cuLaunchCooperativeKernelMultiDevice"); }
-ORION_API CUresult cuLaunchGrid(CUfunction f, int grid_width, int grid_height) { return orion_not_implemented("cuLaunchGrid"); }
-ORION_API CUresult cuLaunchGridAsync(CUfunction f, int grid_width, int grid_height, CUstream hStream) { return orion_not_implemented("cuLaunchGridAsync"); }
 ORION_API CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, CUlibrary lib) { return orion_not_implemented("cuLibraryEnumerateKernels"); }
 ORION_API CUresult cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) { return orion_not_implemented("cuLibraryGetKernelCount"); }
 ORION_API CUresult cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) { return orion_not_implemented("cuLibraryGetManaged"); }
@@ -438,11 +431,7 @@ ORION_API CUresult cuMulticastGetGranularity(size_t *granularity, const CUmultic
 ORION_API CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size) { return orion_not_implemented("cuMulticastUnbind"); }
 ORION_API CUresult cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func, const CUlaunchConfig *config) { return orion_not_implemented("cuOccupancyMaxActiveClusters"); }
 ORION_API CUresult cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction func, const CUlaunchConfig *config) { return orion_not_implemented("cuOccupancyMaxPotentialClusterSize"); }
-ORION_API CUresult cuParamSetSize(CUfunction hfunc, unsigned int numbytes) { return orion_not_implemented("cuParamSetSize"); }
 ORION_API CUresult cuParamSetTexRef(CUfunction hfunc, int texunit, CUtexref hTexRef) { return orion_not_implemented("cuParamSetTexRef"); }
-ORION_API CUresult cuParamSetf(CUfunction hfunc, int offset, float value) { return orion_not_implemented("cuParamSetf"); }
-ORION_API CUresult cuParamSeti(CUfunction hfunc, int offset, unsigned int value) { return orion_not_implemented("cuParamSeti"); }
-ORION_API CUresult cuParamSetv(CUfunction hfunc, int offset, void *ptr, unsigned int numbytes) { return orion_not_implemented("cuParamSetv"); }
 ORION_API CUresult cuProfilerInitialize(const char *configFile, const char *outputFile, CUoutput_mode outputMode) { return orion_not_implemented("cuProfilerInitialize"); }
 ORION_API CUresult cuSignalExternalSemaphoresAsync(const CUexternalSemaphore *extSemArray,
                                                    const CUDA_EXTERNAL_SEMAPHORE_SIGNAL_PARAMS *paramsArray,

@@ -1,0 +1,1 @@
+"""Developer tools around the spec; nothing here is needed to build."""
