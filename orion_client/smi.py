@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import uuid
 from typing import Annotated, Any
@@ -28,6 +29,8 @@ The servers are those of --server, else of ORION_SERVER (environment or client.c
 Exit code 1 when a server did not answer.
 """
 
+_PIPE_COLUMNS = 160
+
 app = typer.Typer(add_completion=True, rich_markup_mode=None)
 
 
@@ -43,7 +46,8 @@ def smi(
     if version:
         print(f"orion-smi {__version__}")
         return
-    console = Console()
+    # Into a pipe or a file: wide enough that nothing is folded.
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS)
     try:
         named = server.split(",") if server else []
         servers = [settings.parse_server(s) for s in named] or settings.servers() or [settings.DEFAULT_SERVER]
@@ -135,7 +139,7 @@ def render(reports: list[dict[str, Any]], now_s: float) -> Group:
             count += 1
             used_by = ",".join(map(str, s["devices"]))
             age = f"{max(0.0, now_s - s['since']):.0f} s"
-            program = printable(s["program"])
+            program = printable(s["program"].rpartition("/")[2])
             row = (r["address"], s["session"], s["pid"], program, s["transport"] or "binding", used_by)
             clients.add_row(*(Text(str(cell)) for cell in row), Text(mib(s["used_bytes"])), Text(age))
     parts: list[Any] = [*errors]

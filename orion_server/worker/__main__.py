@@ -25,6 +25,7 @@ log = logging.getLogger("orion.worker")
 
 _PR_SET_PDEATHSIG = 1
 _STOP_WAIT_S = 0.3
+_LANES_POLL_S = 0.05
 
 
 class Worker:
@@ -46,6 +47,7 @@ class Worker:
         self._end_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._end_reason = ""
         self._end: str | None = None
+        self._awaits_lanes = False
 
     def warm(self) -> None:
         """Makes the contexts and tells the server what the devices are."""
@@ -62,7 +64,11 @@ class Worker:
     def serve(self) -> str:
         """Handles events until the session ends; returns why it did."""
         while self._end is None:
-            for key, _ in self._selector.select():
+            events = self._selector.select(_LANES_POLL_S if self._awaits_lanes else None)
+            if self._awaits_lanes and self._engine is not None and self._engine.lanes_connected():
+                self._awaits_lanes = False
+                self._channel.send({"type": "connected"})
+            for key, _ in events:
                 key.data()
                 if self._end is not None:
                     break
@@ -130,6 +136,7 @@ class Worker:
             else:
                 self._close_doorway()
                 self._engine.bind_tcp(host_base, devices)
+                self._awaits_lanes = True
         except BindConflict as conflict:
             return {"ok": False, "conflict": [conflict.host, conflict.devices]}
         self._selector.register(self._end_fd, selectors.EVENT_READ, self._on_engine_end)

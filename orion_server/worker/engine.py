@@ -75,6 +75,12 @@ class Engine:
         sentence = _ENDS.get(end, f"engine ended with {end}")
         return f"{sentence}: {reason}" if reason else sentence
 
+    def lanes_connected(self) -> bool:
+        """Whether the client has come in on both TCP lanes."""
+        stats = ffi.new("orion_engine_stats *")
+        lib.orion_engine_get_stats(self._engine, stats)
+        return bool(stats.lanes >= 2)
+
     def stop(self) -> None:
         """Makes `run` return soon."""
         lib.orion_engine_stop(self._engine)
