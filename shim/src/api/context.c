@@ -81,6 +81,7 @@ static orion_context *new_context(orion_device_state *device, bool is_primary) {
   atomic_store(&context->active, false);
   atomic_store(&context->cache_config, CU_FUNC_CACHE_PREFER_NONE);
   atomic_store(&context->peer_access, 0);
+  atomic_store(&context->attachments, 1);
   atomic_store(&context->blocking_streams, 0);
   context->streams = NULL;
   context->retired_count = 0;
@@ -275,6 +276,24 @@ ORION_API CUresult cuCtxDestroy_v2(CUcontext handle) {
 }
 
 ORION_API CUresult cuCtxDestroy(CUcontext handle) { return cuCtxDestroy_v2(handle); }
+
+ORION_API CUresult cuCtxAttach(CUcontext *handle, unsigned int flags) {
+  ORION_ENTER_CONTEXT(context);
+  ORION_REQUIRE(handle != NULL && flags == 0, CUDA_ERROR_INVALID_VALUE);
+  atomic_fetch_add(&context->attachments, 1);
+  *handle = (CUcontext)(uintptr_t)context->handle;
+  return CUDA_SUCCESS;
+}
+
+ORION_API CUresult cuCtxDetach(CUcontext handle) {
+  ORION_ENTER_CONTEXT(context);
+  ORION_REQUIRE((uint64_t)(uintptr_t)handle == context->handle, CUDA_ERROR_INVALID_CONTEXT);
+  if (atomic_load(&context->attachments) > 1) {
+    atomic_fetch_sub(&context->attachments, 1);
+    return CUDA_SUCCESS;
+  }
+  return cuCtxDestroy_v2(handle);
+}
 
 // ------------------------------------------------------------------------------------------------ the current context
 

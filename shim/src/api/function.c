@@ -82,6 +82,8 @@ static CUresult make_function(orion_module *module, const char *name, uint32_t n
   if (function == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   free(function->name);
   free(function->param_offsets);
+  free(function->legacy);
+  function->legacy = NULL;
   function->context = module->context;
   function->epoch = module->epoch;
   function->module = module;

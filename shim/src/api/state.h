@@ -85,6 +85,7 @@ typedef struct orion_context {
   _Atomic uint32_t blocking_streams;
   orion_ticket *retired;
   uint32_t retired_count, retired_capacity;
+  _Atomic uint32_t attachments;  // cuCtxAttach and cuCtxDetach: counted beside cuCtxCreate's own
   _Atomic int32_t cache_config;
   _Atomic uint64_t peer_access;  // one bit for each context index
   struct orion_heap *heap;       // under memory_mutex
@@ -136,6 +137,7 @@ typedef struct orion_function {
   uint32_t *param_offsets, *param_sizes;
   _Atomic uint64_t cooperative_key;   // the last cooperative configuration asked for ...
   _Atomic uint32_t cooperative_limit;  // ... and how many blocks fit
+  struct orion_legacy_launch *legacy;  // what the calls before CUDA 4.0 have set
   struct orion_function *next;
 } orion_function;
 
