@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterator
+from ctypes import c_void_p
 
 import pytest
 
 os.environ.setdefault("SOFTGPU_DEVICES", "2")
 os.environ.setdefault("SOFTGPU_MEMORY_MIB", "1024")
 
-from tests.softgpu.libcuda import PTX, Cuda, c_void_p, is_softgpu, library_path
+from tests.softgpu.libcuda import PTX, Cuda, is_softgpu, library_path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

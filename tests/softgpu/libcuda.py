@@ -140,7 +140,7 @@ class Cuda:
         return out
 
     def host_alloc(self, size: int) -> int:
-        return self.get(c_void_p, "cuMemHostAlloc", c_size_t(size), 0)
+        return int(self.get(c_void_p, "cuMemHostAlloc", c_size_t(size), 0))
 
     def stream(self, flags: int = 1) -> c_void_p:
         out = c_void_p()

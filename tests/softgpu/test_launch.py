@@ -58,7 +58,7 @@ def test_extra_buffer(cu: Cuda, bump: c_void_p) -> None:
     target = cu.alloc(4)
     cu.call("cuMemsetD32_v2", target, 0, c_size_t(1))
     buffer = ctypes.create_string_buffer(16)
-    buffer[:12] = bytes(target) + bytes(c_uint(6))
+    ctypes.memmove(buffer, bytes(target) + bytes(c_uint(6)), 12)
     assert extra_launch(cu, bump, buffer, 12) == libcuda.SUCCESS
     assert cu.read_u32(target) == 6
     assert extra_launch(cu, bump, buffer, 0) == libcuda.INVALID_VALUE

@@ -15,7 +15,7 @@ from tests.softgpu.libcuda import DEVICE, HOST, MIB, UNIFIED, Cuda, Memcpy2D, Me
 
 
 def free_bytes(cu: Cuda) -> int:
-    return cu.get(c_size_t, "cuMemGetInfo_v2", byref(c_size_t()))
+    return int(cu.get(c_size_t, "cuMemGetInfo_v2", byref(c_size_t())))
 
 
 def test_alloc_and_free(cu: Cuda) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
 
 import pytest
 
 from tests.softgpu import libcuda
-from tests.softgpu.libcuda import GRANULARITY, MIB, AccessDesc, Cuda, c_ulonglong, pinned_on
+from tests.softgpu.libcuda import GRANULARITY, MIB, AccessDesc, Cuda, pinned_on
 
 READ_WRITE = 3
 
 
 def reserve(cu: Cuda, size: int, hint: int = 0) -> int:
-    return cu.get(c_uint64, "cuMemAddressReserve", c_size_t(size), c_size_t(0), c_uint64(hint), c_ulonglong(0))
+    return int(cu.get(c_uint64, "cuMemAddressReserve", c_size_t(size), c_size_t(0), c_uint64(hint), c_ulonglong(0)))
 
 
 def create(cu: Cuda, size: int, device: int = 0, handle_types: int = 0) -> c_uint64:
