@@ -1,7 +1,8 @@
 """The wire as data, and when two of them fit: `python -m wire.freeze` writes `wire/frozen/MAJOR.MINOR/`.
 
-A release's copy is written once and never changed. Inside a major version codes keep their meaning, fields keep their
-place and are only appended, constants of the shared layout stay: so ends one minor apart work together.
+A release's copy is written once and never changed. Inside a major version operations keep their numbers and fields (the
+engine refuses one of another size), replies are only appended to, constants of the shared layout stay, control messages
+gain only fields with defaults. A minor adds operations, which an end sends only to a peer whose minor has them.
 """
 
 from __future__ import annotations
@@ -103,11 +104,10 @@ def incompatibilities(old: Wire, new: Wire) -> list[str]:
             found.append(f"operation {before['name']}: its tail came or went")
         if ("reply" in after["flags"]) != ("reply" in before["flags"]):
             found.append(f"operation {before['name']}: whether it answers changed")
-        for part in ("fields", "reply"):
-            if after[part][: len(before[part])] != before[part]:
-                found.append(f"operation {before['name']}: {part} moved or changed, they may only be appended")
-            if part == "fields" and before["tail"] and len(after[part]) != len(before[part]):
-                found.append(f"operation {before['name']}: a field before its tail moves the tail")
+        if after["fields"] != before["fields"]:
+            found.append(f"operation {before['name']}: its fields changed; add an operation instead")
+        if after["reply"][: len(before["reply"])] != before["reply"]:
+            found.append(f"operation {before['name']}: its reply changed; it may only be appended to")
     for name, value in old["constants"].items():
         if new["constants"].get(name) != value:
             found.append(f"{name} was {value} and is {new['constants'].get(name)}")

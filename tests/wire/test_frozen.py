@@ -26,7 +26,7 @@ def newer() -> dict[str, Any]:
 
 def test_what_a_minor_may_add(newer: dict[str, Any]) -> None:
     newer["operations"]["9999"] = {"name": "LATER", "flags": [], "fields": [], "reply": [], "tail": False}
-    newer["operations"]["22"]["fields"].append({"name": "hint", "type": "u64", "offset": 48, "bytes": 8})
+    newer["operations"]["42"]["reply"].append({"name": "used_bytes", "type": "u64", "offset": 16, "bytes": 8})
     newer["constants"]["ORION_LATER"] = "1"
     newer["control"]["Attach"]["later"] = ["str", False]
     assert freeze.incompatibilities(freeze.current(), newer) == []
@@ -42,9 +42,9 @@ def _swap_codes(wire: dict[str, Any]) -> None:
     [
         (lambda w: w["operations"].pop("70"), "is gone"),
         (_swap_codes, "was COPY_D2H and is COPY_D2D"),
-        (lambda w: w["operations"]["22"]["fields"].reverse(), "moved or changed"),
-        (lambda w: w["operations"]["70"]["fields"].append({"name": "x"}), "moves the tail"),
-        (lambda w: w["operations"]["42"]["reply"].pop(), "moved or changed"),
+        (lambda w: w["operations"]["22"]["fields"].reverse(), "its fields changed"),
+        (lambda w: w["operations"]["70"]["fields"].append({"name": "x"}), "its fields changed"),
+        (lambda w: w["operations"]["42"]["reply"].pop(), "its reply changed"),
         (lambda w: w["operations"]["42"]["flags"].remove("reply"), "whether it answers"),
         (lambda w: w["constants"].update(ORION_SLOT_PAYLOAD="248u"), "ORION_SLOT_PAYLOAD"),
         (lambda w: w["control"].pop("Bind"), "Bind is gone"),
