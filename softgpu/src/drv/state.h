@@ -79,7 +79,7 @@ struct Function {
   std::atomic<int> carveout{-1};
   // What cuFuncSetBlockShape and its like keep until the launch. One thread at a time, as the old API asks.
   std::mutex launch_state_mutex;
-  std::array<unsigned, 3> block_shape{0, 0, 0};
+  std::array<unsigned, 3> block_shape{1, 1, 1};
   unsigned shared_bytes = 0;
   std::vector<uint8_t> param_buffer;
 };
