@@ -34,7 +34,7 @@ extern uint32_t orion_session_count;
 
 /// A session whose memory is not there yet. NULL when out of memory.
 orion_session_impl *orion_session_new(const orion_config *config);
-/// After the transport has set segment and host_base: rings, staging and arena. False when out of memory.
+/// After the transport has set segment, rings and host_base: staging and arena. False when out of memory.
 bool orion_session_start(orion_session_impl *impl);
 /// Frees a session that no other thread has seen.
 void orion_session_free(orion_session_impl *impl);

@@ -25,9 +25,6 @@ orion_session_impl *orion_session_new(const orion_config *config) {
 }
 
 bool orion_session_start(orion_session_impl *impl) {
-  orion_session *session = &impl->base;
-  session->main_ring = orion_main_ring(session->segment);
-  session->express_ring = orion_express_ring(session->segment);
   impl->staging = orion_staging_new();
   impl->arena = orion_arena_new(ORION_STAGING_BYTES, ORION_HOST_ARENA_BYTES - ORION_STAGING_BYTES);
   return impl->staging && impl->arena;

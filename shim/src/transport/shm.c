@@ -176,6 +176,8 @@ static const char *map_memory(orion_session *session, int segment_fd, int arena_
   }
   madvise(arena, ORION_HOST_ARENA_BYTES, MADV_DONTFORK);
   session->segment = segment;
+  session->main_ring = orion_main_ring(segment);
+  session->express_ring = orion_express_ring(segment);
   return NULL;
 }
 

@@ -419,12 +419,11 @@ bool orion_tcp_open(orion_session *session, const char *ops_endpoint, const char
   state->wake_fd = -1;
   pthread_mutex_init(&state->lock, NULL);
   session->transport_state = state;
+  session->transport = &tcp_transport;
   session->transport_name = tcp_transport.name;
   const char *why = open_all(state, ops_endpoint, bulk_endpoint, token, timeout_ms);
-  if (!why) {
-    session->transport = &tcp_transport;
-    return true;
-  }
+  if (!why) return true;
+  session->transport = NULL;
   orion_log(ORION_LOG_ERROR, "the tcp connection to the worker of %s (%s) failed: %s", session->server_address,
             ops_endpoint, why);
   const int no_linger_ms = 0;

@@ -27,6 +27,7 @@ static char socket_path[64];
 static uint8_t token[32];
 static orion_segment *segment;  // the worker's view
 static uint8_t *arena;          // the worker's view
+static _Atomic(orion_segment *) client_view;
 static int segment_fd = -1, arena_fd = -1;
 static _Atomic uint64_t slot_base, executed;
 static _Atomic bool killed, held, detached, garbage;
@@ -34,6 +35,8 @@ static _Atomic uint32_t pending_word;
 static _Atomic uint64_t pending_value;
 static uint64_t bulk_received, bulk_sent;
 static uint64_t client_words_over_tcp[ORION_CLIENT_WORDS];
+static zmq_msg_t early_frames[64];  // operations that came while a host function was awaited
+static uint32_t early_count;
 
 // ------------------------------------------------------------------------------------------------- answers
 
@@ -81,11 +84,13 @@ static void receive_bulk(int flags) {
   zmq_msg_t message;
   zmq_msg_init(&message);
   if (zmq_msg_recv(&message, bulk_lane, flags) >= 0) {
-    const orion_frame *header = zmq_msg_data(&message);
-    if (header->type == ORION_FRAME_BULK) {
-      CHECK(zmq_msg_size(&message) == sizeof *header + header->bytes && header->sequence == bulk_received + 1);
-      memcpy(arena + header->a, header + 1, header->bytes);
-      bulk_received = header->sequence;
+    orion_frame header;
+    CHECK(zmq_msg_size(&message) >= sizeof header);
+    memcpy(&header, zmq_msg_data(&message), sizeof header);
+    if (header.type == ORION_FRAME_BULK) {
+      CHECK(zmq_msg_size(&message) == sizeof header + header.bytes && header.sequence == bulk_received + 1);
+      memcpy(arena + header.a, (uint8_t *)zmq_msg_data(&message) + sizeof header, header.bytes);
+      bulk_received = header.sequence;
     } else {
       send_frame(bulk_lane, ORION_FRAME_CONTROL, 0, 0, 0, NULL, 0);
     }
@@ -95,6 +100,21 @@ static void receive_bulk(int flags) {
 
 static uint64_t client_word(uint32_t index) {
   return over_tcp ? client_words_over_tcp[index] : atomic_load(&segment->client_words[index]);
+}
+
+static bool take_client_words(const uint8_t *data, size_t bytes) {
+  orion_frame header;
+  orion_word_update update;
+  CHECK(bytes >= sizeof header);
+  memcpy(&header, data, sizeof header);
+  if (header.type != ORION_FRAME_CLIENT_WORDS) return false;
+  CHECK(header.bytes == bytes - sizeof header && header.bytes % sizeof update == 0);
+  for (uint32_t at = 0; at < header.bytes; at += sizeof update) {
+    memcpy(&update, data + sizeof header + at, sizeof update);
+    CHECK(update.index < ORION_CLIENT_WORDS);
+    client_words_over_tcp[update.index] = update.value;
+  }
+  return true;
 }
 
 // ------------------------------------------------------------------------------------------------- operations
@@ -149,11 +169,13 @@ static void execute(const orion_op *op) {
       set_word(call->word, call->value);
       while (client_word(call->callback) < call->generation && !atomic_load(&killed)) {
         if (over_tcp) {
-          orion_frame frame[8];
-          const int bytes = zmq_recv(ops_lane, frame, sizeof frame, 0);
-          CHECK(bytes > (int)sizeof(orion_frame) && frame->type == ORION_FRAME_CLIENT_WORDS);
-          const orion_word_update *update = (const orion_word_update *)(frame + 1);
-          client_words_over_tcp[update->index] = update->value;
+          zmq_msg_t *message = &early_frames[early_count];
+          zmq_msg_init(message);
+          CHECK(early_count < 64 && zmq_msg_recv(message, ops_lane, 0) >= 0);
+          if (take_client_words(zmq_msg_data(message), zmq_msg_size(message)))
+            zmq_msg_close(message);
+          else
+            early_count++;
         } else {
           usleep(100);
         }
@@ -211,16 +233,12 @@ static int sealed_memory(const char *name, uint64_t bytes) {
 static void make_shared_memory(void) {
   segment_fd = sealed_memory("segment", sizeof *segment);
   arena_fd = sealed_memory("arena", ORION_HOST_ARENA_BYTES);
-  uint8_t *room = mmap(NULL, sizeof *segment + 65536, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  CHECK(room != MAP_FAILED);
-  uint8_t *aligned = (uint8_t *)(((uintptr_t)room + 65535) & ~(uintptr_t)65535);
-  segment = mmap(aligned, sizeof *segment, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, segment_fd, 0);
-  CHECK(segment != MAP_FAILED);
-  segment->magic = ORION_SEGMENT_MAGIC;
-  segment->major = ORION_WIRE_MAJOR;
-  segment->segment_bytes = sizeof *segment;
-  arena = mmap(NULL, 1ull << 30, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena_fd, 0);
-  CHECK(arena != MAP_FAILED);
+  const struct {
+    uint64_t magic;
+    uint32_t major, minor;
+    uint64_t segment_bytes;
+  } first = {ORION_SEGMENT_MAGIC, ORION_WIRE_MAJOR, ORION_WIRE_MINOR, sizeof *segment};
+  CHECK(pwrite(segment_fd, &first, sizeof first, 0) == (ssize_t)sizeof first);
 }
 
 static void drain_rings(int peer) {
@@ -260,6 +278,9 @@ static void serve_shm(void) {
   uint8_t said[64];
   CHECK(peer >= 0 && recv(peer, said, sizeof said, 0) == 32 && memcmp(said, token, 32) == 0);
   send_descriptors(peer);
+  orion_segment *shared = NULL;
+  while (!(shared = atomic_load(&client_view))) usleep(200);
+  segment = shared;
   drain_rings(peer);
 }
 
@@ -275,6 +296,7 @@ static void execute_frame(const uint8_t *data, size_t bytes) {
     send_frame(ops_lane, ORION_FRAME_CONTROL, 0, 0, 0, NULL, 0);
     return;
   }
+  if (take_client_words(data, bytes)) return;
   CHECK(header.type == ORION_FRAME_OPS_MAIN || header.type == ORION_FRAME_OPS_EXPRESS);
   for (uint32_t at = 0; at < header.bytes;) {
     static _Alignas(8) uint8_t copy[ORION_OP_MAX_BYTES];
@@ -301,6 +323,11 @@ static void serve_tcp(void) {
     if (zmq_msg_recv(&message, ops_lane, ZMQ_DONTWAIT) >= 0)
       execute_frame(zmq_msg_data(&message), zmq_msg_size(&message));
     zmq_msg_close(&message);
+    for (uint32_t i = 0; i < early_count; i++) {
+      execute_frame(zmq_msg_data(&early_frames[i]), zmq_msg_size(&early_frames[i]));
+      zmq_msg_close(&early_frames[i]);
+    }
+    early_count = 0;
   }
   zmq_close(ops_lane);
   zmq_close(bulk_lane);
@@ -464,6 +491,12 @@ void fake_worker_start(const char *transport) {
   pthread_t thread;
   CHECK(pthread_create(&thread, NULL, control_thread, NULL) == 0 && pthread_detach(thread) == 0);
   CHECK(pthread_create(&thread, NULL, worker_thread, NULL) == 0 && pthread_detach(thread) == 0);
+}
+
+void fake_worker_share(void *client_segment, uint8_t *client_arena) {
+  if (over_tcp) return;
+  arena = client_arena;
+  atomic_store(&client_view, client_segment);
 }
 
 void fake_worker_kill(void) {

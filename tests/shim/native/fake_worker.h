@@ -10,6 +10,8 @@ enum { FAKE_DEVICE_BYTES = 32 << 20 };
 
 /// Starts the threads and points ORION_SERVER and ORION_TRANSPORT at them.
 void fake_worker_start(const char *transport);
+/// shm, after attach: the worker uses the client's mappings, so that the sanitizers see one memory and not two.
+void fake_worker_share(void *client_segment, uint8_t *client_arena);
 extern uint8_t *fake_device_memory;  // what device address slot_base + i holds
 
 /// The worker dies: its sockets close, nothing is answered any more.
