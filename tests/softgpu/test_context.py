@@ -102,11 +102,14 @@ before = cu.get(c_size_t, "cuMemGetInfo_v2", byref(c_size_t()))
 cu.alloc(8 * MIB)
 stream = cu.stream()
 cu.call("cuDevicePrimaryCtxReset_v2", 0)
-assert cu.code("cuStreamQuery", stream) != SUCCESS
-assert cu.get(c_size_t, "cuMemGetInfo_v2", byref(c_size_t())) == before
-cu.call("cuDevicePrimaryCtxRelease_v2", 0)
-cu.call("cuDevicePrimaryCtxRelease_v2", 0)
 assert state()[1] == 0
+assert cu.code("cuCtxSynchronize") == CONTEXT_IS_DESTROYED
+cu.call("cuDevicePrimaryCtxRetain", byref(b), 0)
+assert a.value == b.value and state()[1] == 1
+assert cu.get(c_size_t, "cuMemGetInfo_v2", byref(c_size_t())) == before
+for active in (1, 1, 0):
+    cu.call("cuDevicePrimaryCtxRelease_v2", 0)
+    assert state()[1] == active
 assert cu.code("cuCtxSynchronize") == CONTEXT_IS_DESTROYED
 c = c_void_p()
 cu.call("cuDevicePrimaryCtxRetain", byref(c), 0)

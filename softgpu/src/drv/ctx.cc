@@ -315,7 +315,8 @@ SG_API cuDevicePrimaryCtxRetain(CUcontext* handle, CUdevice dev) {
     Device* device = driver.device(dev);
     if (!device) return CUDA_ERROR_INVALID_DEVICE;
     std::lock_guard lock(device->primary_mutex);
-    if (device->primary_references++ == 0) {
+    device->primary_references++;
+    if (!device->primary->active) {  // at first, and again after a reset
       device->primary->flags = device->primary_flags;
       device->primary->active = true;
     }
@@ -330,7 +331,7 @@ SG_API cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
     if (!device) return CUDA_ERROR_INVALID_DEVICE;
     std::lock_guard lock(device->primary_mutex);
     if (device->primary_references == 0) return CUDA_ERROR_INVALID_CONTEXT;
-    if (--device->primary_references == 0) end_primary(*device);
+    if (--device->primary_references == 0 && device->primary->active) end_primary(*device);
     return CUDA_SUCCESS;
   });
 }
@@ -341,10 +342,8 @@ SG_API cuDevicePrimaryCtxReset_v2(CUdevice dev) {
     Device* device = driver.device(dev);
     if (!device) return CUDA_ERROR_INVALID_DEVICE;
     std::lock_guard lock(device->primary_mutex);
-    if (device->primary->active) {
-      device->primary->tear_down();
-      if (device->primary_references == 0) device->primary->active = false;
-    }
+    // References stay counted, but the context is unusable (709) until somebody retains it again.
+    if (device->primary->active) end_primary(*device);
     return CUDA_SUCCESS;
   });
 }
