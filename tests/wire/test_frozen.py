@@ -67,6 +67,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"type": "attach", "id": 1, "v": 1, "wire": [1, 0], "transports": ["tcp"]},
     {"type": "bind", "id": 2, "v": 1, "session": "s", "token": bytes(32), "transport": "shm", "host_base": 1 << 44,
      "devices": [{"ordinal": 0, "base": 1 << 45, "bytes": 1 << 30}]},
+    {"type": "detach", "id": 5, "v": 1, "session": "s", "token": bytes(32)},
     {"type": "stats", "id": 3, "v": 1},
     {"type": "drain", "id": 4, "v": 1},
 ]  # fmt: skip
@@ -114,7 +115,7 @@ def test_another_major_is_refused_with_a_sentence() -> None:
 
 def test_another_control_version_is_refused_with_a_sentence() -> None:
     with pytest.raises(control.ControlError, match="control protocol version 2 is not understood") as caught:
-        control.decode_request(pack(REQUESTS[2], v=2))
+        control.decode_request(pack(REQUESTS[3], v=2))
     assert (caught.value.code, caught.value.request_id) == (803, 3)
 
 
