@@ -191,7 +191,8 @@ static void check_monitor(tcp_state *state, void *monitor) {
   zmq_msg_init(&message);
   while (zmq_msg_recv(&message, monitor, ZMQ_DONTWAIT) >= 0) event = true;
   zmq_msg_close(&message);
-  if (event && !atomic_load(&state->stop))
+  // At exit the worker may leave as soon as it has read our detach, before the lanes are closed here.
+  if (event && !atomic_load(&state->stop) && orion_ready() != CUDA_ERROR_DEINITIALIZED)
     orion_session_lose(state->session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the connection to the worker is lost");
 }
 
