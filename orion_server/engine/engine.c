@@ -201,6 +201,19 @@ static uint64_t sleep_time(const orion_engine* e, uint64_t idle_ns) {
 }
 
 // ------------------------------------------------------------------------------------------------ the loop
+// One look at everything that can move. Returns whether something did.
+static bool work_once(orion_engine* e) {
+  bool moved = e->net ? net_pump(e) : false;
+  moved |= engine_drain_express(e, LOOP_BATCH) > 0;
+  moved |= drain_main(e) > 0;
+  moved |= park_pass(e) > 0;
+  if (e->first_batch || e->maps_first) moved |= memory_reclaim(e, !moved);
+  answer_flush(e);
+  order_check_faults(e, engine_now_ns());
+  answer_flush(e);
+  return moved;
+}
+
 int orion_engine_run(orion_engine* e) {
   if (!e->bound) return ORION_END_FAILED;
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
@@ -212,15 +225,8 @@ int orion_engine_run(orion_engine* e) {
       engine_end(e, stop, stop == ORION_END_CLIENT_LOST ? "the client is gone" : "stopped");
       break;
     }
-    bool moved = e->net ? net_pump(e) : false;
-    moved |= engine_drain_express(e, LOOP_BATCH) > 0;
-    moved |= drain_main(e) > 0;
-    moved |= park_pass(e) > 0;
-    if (e->first_batch || e->maps_first) moved |= memory_reclaim(e, !moved);
-    answer_flush(e);
+    const bool moved = work_once(e);
     const uint64_t now_ns = engine_now_ns();
-    order_check_faults(e, now_ns);
-    answer_flush(e);
     if (moved) {
       busy_at_ns = now_ns;
       continue;

@@ -100,8 +100,19 @@ static int map_segment(orion_engine* e, const orion_engine_bind_request* r) {
     struct stat status;
     if (fstat(fd, &status) || (uint64_t)status.st_size < sizeof(orion_segment)) return CUDA_ERROR_INVALID_VALUE;
   }
-  void* p = mmap(NULL, sizeof(orion_segment), PROT_READ | PROT_WRITE, flags, fd, 0);
-  if (p == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  // The structure is aligned to more than a page: reserve with room to choose, map at the aligned place, give back the
+  // rest.
+  const size_t align = _Alignof(orion_segment), room = sizeof(orion_segment) + align;
+  uint8_t* reserved = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  const size_t skip = (align - (uintptr_t)reserved % align) % align;
+  void* p = mmap(reserved + skip, sizeof(orion_segment), PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+  if (p == MAP_FAILED) {
+    munmap(reserved, room);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  if (skip) munmap(reserved, skip);
+  if (skip < align) munmap(reserved + skip + sizeof(orion_segment), align - skip);
   e->segment = p;
   e->segment->magic = ORION_SEGMENT_MAGIC;
   e->segment->major = ORION_WIRE_MAJOR;

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Builds the engine's native tests with each sanitizer and runs them. FUZZ_ROUNDS (default 20000) bounds the fuzz stage.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-.venv/bin/python}
+zmq=${ORION_LIBZMQ_DIR:-$("$python" tools/build_libzmq.py | tail -n 1)}
+out=build/native_engine
+mkdir -p "$out"
+flags=(-std=c11 -D_GNU_SOURCE -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Wno-tsan -Iwire/include -Iorion_server/engine "-I$zmq/include")
+libraries=("$zmq/lib/libzmq.a" -lstdc++ -lpthread -lrt -ldl)
+engine=()
+for source in orion_server/engine/*.c; do
+  case "$(basename "$source")" in _engine*) ;; *) engine+=("$source") ;; esac
+done
+without_included=()
+for source in "${engine[@]}"; do
+  case "$(basename "$source")" in engine.c | net_zmq.c) ;; *) without_included+=("$source") ;; esac
+done
+for sanitizer in address,undefined thread; do
+  name=${sanitizer%%,*}
+  gcc "${flags[@]}" "-fsanitize=$sanitizer" -fno-sanitize-recover=all tests/native/engine_ring.c "${engine[@]}" \
+    "${libraries[@]}" -o "$out/engine_ring_$name"
+  echo "engine_ring ($sanitizer)"
+  "$out/engine_ring_$name"
+done
+gcc "${flags[@]}" -fsanitize=address,undefined -fno-sanitize-recover=all tests/native/fuzz_frame.c \
+  "${without_included[@]}" "${libraries[@]}" -o "$out/fuzz_frame"
+"$out/fuzz_frame" "${FUZZ_ROUNDS:-20000}" "${FUZZ_SEED:-1}"
