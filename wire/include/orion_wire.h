@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define ORION_WIRE_MAJOR 1  // unequal majors do not talk
-#define ORION_WIRE_MINOR 0  // a minor adds operations and fields; ends one minor apart work together
+#define ORION_WIRE_MINOR 0  // a minor adds operations and appends to replies; ends one minor apart work together
 #define ORION_SEGMENT_MAGIC 0x314e4f49524f4755ull
 
 // ---------------------------------------------------------------------------------------------- operations
