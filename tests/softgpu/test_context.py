@@ -107,9 +107,9 @@ assert cu.code("cuCtxSynchronize") == CONTEXT_IS_DESTROYED
 cu.call("cuDevicePrimaryCtxRetain", byref(b), 0)
 assert a.value == b.value and state()[1] == 1
 assert cu.get(c_size_t, "cuMemGetInfo_v2", byref(c_size_t())) == before
-for active in (1, 1, 0):
+for left in (1, 1, 0):
     cu.call("cuDevicePrimaryCtxRelease_v2", 0)
-    assert state()[1] == active
+    assert state()[1] == left
 assert cu.code("cuCtxSynchronize") == CONTEXT_IS_DESTROYED
 c = c_void_p()
 cu.call("cuDevicePrimaryCtxRetain", byref(c), 0)

@@ -86,11 +86,14 @@ def test_query_and_events_while_a_stream_is_held(cu: Cuda, gate: Gate) -> None:
 def test_event_is_not_ready_while_a_kernel_runs(cu: Cuda, module: c_void_p, gate: Gate) -> None:
     busy, free = cu.stream(), cu.stream()
     event = cu.event()
+    target = cu.alloc(4)
+    bump = cu.function(module, b"bump")
+    cu.launch(bump, [target, c_uint(5)])  # a first launch loads code, which may wait for running kernels
+    cu.call("cuCtxSynchronize")
     cu.launch(cu.function(module, b"await_flag"), [c_uint64(gate.address)], stream=busy)
     cu.call("cuEventRecord", event, busy)
-    target = cu.alloc(4)
     cu.call("cuMemsetD32Async", target, 0, c_size_t(1), free)
-    cu.launch(cu.function(module, b"bump"), [target, c_uint(5)], stream=free)
+    cu.launch(bump, [target, c_uint(5)], stream=free)
     cu.call("cuStreamSynchronize", free)  # the other stream goes on
     assert cu.code("cuEventQuery", event) == libcuda.NOT_READY
     gate.open()
