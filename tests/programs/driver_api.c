@@ -84,14 +84,13 @@
 
 #define DECLARE(name, arguments) static CUresult(*name) arguments;
 CALLS(DECLARE)
-#define LOAD(name, arguments)              \
-  name = (CUresult(*) arguments)find(#name);
+#define LOAD(name, arguments) name = (CUresult(*) arguments)find(#name);
 
-static void *library;
+static void* library;
 static int failures, checks;
 
-static void *find(const char *name) {
-  void *address = dlsym(library, name);
+static void* find(const char* name) {
+  void* address = dlsym(library, name);
   if (address == NULL) {
     printf("FAIL symbol %s is missing\n", name);
     failures++;
@@ -99,7 +98,7 @@ static void *find(const char *name) {
   return address;
 }
 
-static void report(int ok, int line, const char *what, long long expected, long long got) {
+static void report(int ok, int line, const char* what, long long expected, long long got) {
   checks++;
   if (ok) {
     printf("ok %d %s\n", line, what);
@@ -109,16 +108,16 @@ static void report(int ok, int line, const char *what, long long expected, long 
   }
 }
 
-#define CODE(expected, call)                                              \
-  do {                                                                    \
-    const CUresult got_ = (call);                                         \
+#define CODE(expected, call)                                               \
+  do {                                                                     \
+    const CUresult got_ = (call);                                          \
     report(got_ == (CUresult)(expected), __LINE__, #call, expected, got_); \
   } while (0)
 #define OK(call) CODE(0, call)
-#define IS(expected, value)                                                              \
-  do {                                                                                   \
-    const long long want_ = (long long)(expected), have_ = (long long)(value);           \
-    report(want_ == have_, __LINE__, #value, want_, have_);                              \
+#define IS(expected, value)                                                    \
+  do {                                                                         \
+    const long long want_ = (long long)(expected), have_ = (long long)(value); \
+    report(want_ == have_, __LINE__, #value, want_, have_);                    \
   } while (0)
 #define TRUE(value) report(!!(value), __LINE__, #value, 1, 0)
 
@@ -150,7 +149,8 @@ static const char ptx[] =
     // small: at most 64 threads
     ".visible .entry small() .maxntid 64, 1, 1 { ret; }\n"
     // fault: writes to address 16
-    ".visible .entry fault() { .reg .u64 %a<2>; .reg .u32 %r<2>; mov.u64 %a1, 16; mov.u32 %r1, 1; st.global.u32 [%a1], %r1; ret; }\n";
+    ".visible .entry fault() { .reg .u64 %a<2>; .reg .u32 %r<2>; mov.u64 %a1, 16; mov.u32 %r1, 1; st.global.u32 [%a1], "
+    "%r1; ret; }\n";
 
 static CUcontext context;
 static CUdevice device;
@@ -167,7 +167,7 @@ static void load_kernels(void) {
 }
 
 static CUresult launch_add(CUdeviceptr p, unsigned n, unsigned value, CUstream stream) {
-  void *params[] = {&p, &n, &value};
+  void* params[] = {&p, &n, &value};
   return cuLaunchKernel(add, (n + 127) / 128, 1, 1, 128, 1, 1, 0, stream, params, NULL);
 }
 
@@ -175,8 +175,8 @@ static CUresult launch_add(CUdeviceptr p, unsigned n, unsigned value, CUstream s
 typedef struct gate {
   volatile int entered, open;
 } gate;
-static void hold(void *data) {
-  gate *g = data;
+static void hold(void* data) {
+  gate* g = data;
   g->entered = 1;
   while (!g->open) usleep(200);
 }
@@ -186,20 +186,24 @@ static void hold(void *data) {
 #include "driver_api_streams.h"
 
 static const struct {
-  const char *name;
+  const char* name;
   void (*run)(void);
   int own_context;  // makes its own contexts: runs without a current one
 } sections[] = {
-    {"devices", test_devices, 1},   {"contexts", test_contexts, 1}, {"memory", test_memory, 0},
-    {"pinned", test_pinned, 0},     {"copies", test_copies, 0},     {"copies2d", test_copies_2d, 0},
-    {"memset", test_memset, 0},     {"pointers", test_pointers, 0}, {"modules", test_modules, 0},
-    {"launches", test_launches, 0}, {"library", test_library, 0},   {"link", test_link, 0},
-    {"occupancy", test_occupancy, 0}, {"streams", test_streams, 0}, {"events", test_events, 0},
-    {"callbacks", test_callbacks, 0}, {"threads", test_threads, 0}, {"misc", test_misc, 0},
-    {"mapped", test_mapped, 0},     {"callback_writes", test_callback_writes, 0}, {"fault", test_fault, 0},
+    {"devices", test_devices, 1},     {"contexts", test_contexts, 1},
+    {"memory", test_memory, 0},       {"pinned", test_pinned, 0},
+    {"copies", test_copies, 0},       {"copies2d", test_copies_2d, 0},
+    {"memset", test_memset, 0},       {"pointers", test_pointers, 0},
+    {"modules", test_modules, 0},     {"launches", test_launches, 0},
+    {"library", test_library, 0},     {"link", test_link, 0},
+    {"occupancy", test_occupancy, 0}, {"streams", test_streams, 0},
+    {"events", test_events, 0},       {"callbacks", test_callbacks, 0},
+    {"threads", test_threads, 0},     {"misc", test_misc, 0},
+    {"mapped", test_mapped, 0},       {"callback_writes", test_callback_writes, 0},
+    {"fault", test_fault, 0},
 };
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   library = dlopen("libcuda.so.1", RTLD_NOW);
   if (library == NULL) {

@@ -1,10 +1,10 @@
 // Part of driver_api.c: device memory, pinned memory, copies, fills, pointer attributes.
 
 static uint8_t pattern(size_t i, unsigned seed) { return (uint8_t)(i * 131 + (i >> 8) * 29 + seed); }
-static void fill_pattern(uint8_t *p, size_t n, unsigned seed) {
+static void fill_pattern(uint8_t* p, size_t n, unsigned seed) {
   for (size_t i = 0; i < n; i++) p[i] = pattern(i, seed);
 }
-static int is_pattern(const uint8_t *p, size_t n, unsigned seed) {
+static int is_pattern(const uint8_t* p, size_t n, unsigned seed) {
   for (size_t i = 0; i < n; i++) {
     if (p[i] != pattern(i, seed)) return 0;
   }
@@ -98,7 +98,7 @@ static void test_pinned(void) {
     bad += cuMemcpyHtoDAsync_v2(q, h, 65536, stream) != 0;
     bad += cuStreamSynchronize(stream) != 0;
     uint8_t out[2];
-    bad += cuMemcpyDtoH_v2(out, q + 65534, 2) != 0 || out[0] != (uint8_t)i || ((uint8_t *)h)[777] != (uint8_t)i;
+    bad += cuMemcpyDtoH_v2(out, q + 65534, 2) != 0 || out[0] != (uint8_t)i || ((uint8_t*)h)[777] != (uint8_t)i;
     memset(h, 0xee, 65536);  // the program's own bytes, which the next up-copy must not pick up
   }
   IS(0, bad);
@@ -108,7 +108,7 @@ static void test_pinned(void) {
   OK(cuMemFreeHost(h));
   CODE(1, cuMemFreeHost(h));
   OK(cuMemFreeHost(h2));
-  void *mine = NULL;
+  void* mine = NULL;
   if (posix_memalign(&mine, 4096, 8192) != 0) return;
   OK(cuMemHostRegister_v2(mine, 8192, 0));
   CODE(712, cuMemHostRegister_v2(mine, 8192, 0));
@@ -192,7 +192,8 @@ static void test_copies(void) {
   OK(cuStreamDestroy_v2(stream));
 }
 
-static CUDA_MEMCPY2D up_2d(const void *host, size_t host_pitch, CUdeviceptr p, size_t pitch, size_t width, size_t height) {
+static CUDA_MEMCPY2D up_2d(const void* host, size_t host_pitch, CUdeviceptr p, size_t pitch, size_t width,
+                           size_t height) {
   CUDA_MEMCPY2D c = {0};
   c.srcMemoryType = CU_MEMORYTYPE_HOST;
   c.srcHost = host;
@@ -205,7 +206,7 @@ static CUDA_MEMCPY2D up_2d(const void *host, size_t host_pitch, CUdeviceptr p, s
   return c;
 }
 
-static CUDA_MEMCPY2D down_2d(void *host, size_t host_pitch, CUdeviceptr p, size_t pitch, size_t width, size_t height) {
+static CUDA_MEMCPY2D down_2d(void* host, size_t host_pitch, CUdeviceptr p, size_t pitch, size_t width, size_t height) {
   CUDA_MEMCPY2D c = {0};
   c.srcMemoryType = CU_MEMORYTYPE_DEVICE;
   c.srcDevice = p;
@@ -218,14 +219,14 @@ static CUDA_MEMCPY2D down_2d(void *host, size_t host_pitch, CUdeviceptr p, size_
   return c;
 }
 
-static int same_rows(const uint8_t *a, size_t a_pitch, const uint8_t *b, size_t b_pitch, size_t width, size_t rows) {
+static int same_rows(const uint8_t* a, size_t a_pitch, const uint8_t* b, size_t b_pitch, size_t width, size_t rows) {
   for (size_t y = 0; y < rows; y++) {
     if (memcmp(a + y * a_pitch, b + y * b_pitch, width) != 0) return 0;
   }
   return 1;
 }
 
-static void copies_2d_of(uint8_t *in, uint8_t *out, size_t host_pitch, size_t width, size_t height) {
+static void copies_2d_of(uint8_t* in, uint8_t* out, size_t host_pitch, size_t width, size_t height) {
   CUdeviceptr p = 0, q = 0;
   size_t pitch = 0, pitch_2 = 0;
   OK(cuMemAllocPitch_v2(&p, &pitch, width, height, 4));
@@ -234,9 +235,16 @@ static void copies_2d_of(uint8_t *in, uint8_t *out, size_t host_pitch, size_t wi
   memset(out, 0xaa, host_pitch * height);
   CUDA_MEMCPY2D c = up_2d(in, host_pitch, p, pitch, width, height);
   OK(cuMemcpy2D_v2(&c));
-  c = (CUDA_MEMCPY2D){.srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = p, .srcPitch = pitch,
-                      .dstMemoryType = CU_MEMORYTYPE_DEVICE, .dstDevice = q, .dstPitch = pitch_2,
-                      .dstXInBytes = 64, .dstY = 2, .WidthInBytes = width, .Height = height};
+  c = (CUDA_MEMCPY2D){.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                      .srcDevice = p,
+                      .srcPitch = pitch,
+                      .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                      .dstDevice = q,
+                      .dstPitch = pitch_2,
+                      .dstXInBytes = 64,
+                      .dstY = 2,
+                      .WidthInBytes = width,
+                      .Height = height};
   OK(cuMemcpy2D_v2(&c));
   c = down_2d(out, host_pitch, q, pitch_2, width, height);
   c.srcXInBytes = 64;
@@ -274,9 +282,20 @@ static void test_copies_2d(void) {
   // A box out of the middle of a volume: 20 x 10 x 5 of 64 x 32 x 16.
   fill_pattern(in, 64 * 32 * 16, 5);
   OK(cuMemcpyHtoD_v2(p, in, 64 * 32 * 16));
-  CUDA_MEMCPY3D v = {.srcXInBytes = 7, .srcY = 3, .srcZ = 2, .srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = p,
-                     .srcPitch = 64, .srcHeight = 32, .dstMemoryType = CU_MEMORYTYPE_HOST, .dstHost = out,
-                     .dstPitch = 20, .dstHeight = 10, .WidthInBytes = 20, .Height = 10, .Depth = 5};
+  CUDA_MEMCPY3D v = {.srcXInBytes = 7,
+                     .srcY = 3,
+                     .srcZ = 2,
+                     .srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                     .srcDevice = p,
+                     .srcPitch = 64,
+                     .srcHeight = 32,
+                     .dstMemoryType = CU_MEMORYTYPE_HOST,
+                     .dstHost = out,
+                     .dstPitch = 20,
+                     .dstHeight = 10,
+                     .WidthInBytes = 20,
+                     .Height = 10,
+                     .Depth = 5};
   memset(out, 0, 1000);
   OK(cuMemcpy3D_v2(&v));
   int bad = 0;
@@ -287,9 +306,20 @@ static void test_copies_2d(void) {
   }
   IS(0, bad);
   // And back into another place, asynchronously.
-  CUDA_MEMCPY3D w = {.srcMemoryType = CU_MEMORYTYPE_HOST, .srcHost = out, .srcPitch = 20, .srcHeight = 10,
-                     .dstXInBytes = 1, .dstY = 2, .dstZ = 3, .dstMemoryType = CU_MEMORYTYPE_DEVICE, .dstDevice = p + (1 << 19),
-                     .dstPitch = 64, .dstHeight = 32, .WidthInBytes = 20, .Height = 10, .Depth = 5};
+  CUDA_MEMCPY3D w = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                     .srcHost = out,
+                     .srcPitch = 20,
+                     .srcHeight = 10,
+                     .dstXInBytes = 1,
+                     .dstY = 2,
+                     .dstZ = 3,
+                     .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                     .dstDevice = p + (1 << 19),
+                     .dstPitch = 64,
+                     .dstHeight = 32,
+                     .WidthInBytes = 20,
+                     .Height = 10,
+                     .Depth = 5};
   OK(cuMemsetD8_v2(p + (1 << 19), 0, 64 * 32 * 16));
   OK(cuMemcpy3DAsync_v2(&w, NULL));
   OK(cuMemcpyDtoH_v2(in, p + (1 << 19), 64 * 32 * 16));
@@ -310,7 +340,7 @@ static void test_copies_2d(void) {
 static void test_memset(void) {
   CUdeviceptr p = 0;
   static uint32_t words[4096];
-  uint8_t *bytes = (uint8_t *)words;
+  uint8_t* bytes = (uint8_t*)words;
   OK(cuMemAlloc_v2(&p, sizeof words));
   OK(cuMemsetD32_v2(p, 0xdeadbeef, 4096));
   OK(cuMemcpyDtoH_v2(words, p, sizeof words));
@@ -351,7 +381,7 @@ static void test_memset(void) {
 
 static void test_pointers(void) {
   CUdeviceptr p = 0, value = 0;
-  void *h = NULL;
+  void* h = NULL;
   unsigned type = 0;
   CUcontext owner = NULL;
   int ordinal = -1;
@@ -387,7 +417,7 @@ static void test_pointers(void) {
   CODE(1, cuPointerGetAttribute(NULL, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, p));
   CODE(1, cuPointerGetAttribute(&type, 9999, p));
   int which[3] = {CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, CU_POINTER_ATTRIBUTE_CONTEXT};
-  void *outs[3] = {&type, &ordinal, &owner};
+  void* outs[3] = {&type, &ordinal, &owner};
   OK(cuPointerGetAttributes(3, which, outs, p));
   IS(CU_MEMORYTYPE_DEVICE, type);
   TRUE(owner == context);
@@ -401,8 +431,8 @@ static void test_pointers(void) {
 
 // A kernel works on pinned memory directly.
 static void test_mapped(void) {
-  unsigned *h = NULL;
-  OK(cuMemHostAlloc((void **)&h, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
+  unsigned* h = NULL;
+  OK(cuMemHostAlloc((void**)&h, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
   memset(h, 0, 4096);
   OK(launch_add((CUdeviceptr)(uintptr_t)h, 1000, 5, NULL));
   OK(cuCtxSynchronize());

@@ -157,17 +157,18 @@ static void test_modules(void) {
   CUdeviceptr p = 0;
   size_t bytes = 0, offset = 0, size = 0;
   int value = 0;
-  const char *name = NULL;
+  const char* name = NULL;
   CODE(1, cuModuleLoadData(NULL, ptx));
   CODE(1, cuModuleLoadData(&m, NULL));
   CODE(218, cuModuleLoadData(&m, ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry k( { garbage\n"));
   char log[2000] = "", info[200] = "x";
   CUjit_option options[] = {CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, CU_JIT_INFO_LOG_BUFFER,
                             CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, CU_JIT_OPTIMIZATION_LEVEL};
-  void *values[] = {log, (void *)sizeof log, info, (void *)sizeof info, (void *)2};
-  CODE(218, cuModuleLoadDataEx(&m, ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry k( { garbage\n", 5, options, values));
+  void* values[] = {log, (void*)sizeof log, info, (void*)sizeof info, (void*)2};
+  CODE(218, cuModuleLoadDataEx(&m, ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry k( { garbage\n", 5,
+                               options, values));
   TRUE(log[0] != 0);
-  void *values_2[] = {log, (void *)sizeof log, info, (void *)sizeof info, (void *)2};
+  void* values_2[] = {log, (void*)sizeof log, info, (void*)sizeof info, (void*)2};
   OK(cuModuleLoadDataEx(&m, ptx, 5, options, values_2));
   CODE(301, cuModuleLoad(&other, "/nonexistent/file.cubin"));
   OK(cuModuleGetFunction(&f, m, "add"));
@@ -234,7 +235,7 @@ static void test_launches(void) {
   unsigned long long c = 0x0123456789abcdefull;
   unsigned e = 0xdeadbeef;
   OK(cuMemAlloc_v2(&p, 1 << 20));
-  void *params[] = {&p, &a, &b, &c, &d, &e};
+  void* params[] = {&p, &a, &b, &c, &d, &e};
   OK(cuLaunchKernel(mix, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL));
   OK(cuMemcpyDtoH_v2(words, p, sizeof words));
   IS(0x12, words[0]);
@@ -252,7 +253,8 @@ static void test_launches(void) {
     unsigned e;
   } packed = {p, 0x21, 0x6543, ~c, 0xa9, 0x11223344};
   size_t packed_bytes = sizeof packed;
-  void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &packed, CU_LAUNCH_PARAM_BUFFER_SIZE, &packed_bytes, CU_LAUNCH_PARAM_END};
+  void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &packed, CU_LAUNCH_PARAM_BUFFER_SIZE, &packed_bytes,
+                   CU_LAUNCH_PARAM_END};
   OK(cuLaunchKernel(mix, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, extra));
   OK(cuMemcpyDtoH_v2(words, p, sizeof words));
   IS(0x21, words[0]);
@@ -279,10 +281,10 @@ static void test_launches(void) {
   OK(cuStreamCreate(&stream, 1));
   OK(cuMemsetD32Async(p, 0, 1000, stream));
   unsigned n = 1000, value = 3;
-  void *add_params[] = {&p, &n, &value};
+  void* add_params[] = {&p, &n, &value};
   CUlaunchAttribute attributes[1] = {{.id = CU_LAUNCH_ATTRIBUTE_PRIORITY, .value.priority = 0}};
-  CUlaunchConfig config = {.gridDimX = 8, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 128, .blockDimY = 1, .blockDimZ = 1,
-                           .hStream = stream};
+  CUlaunchConfig config = {
+      .gridDimX = 8, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 128, .blockDimY = 1, .blockDimZ = 1, .hStream = stream};
   OK(cuLaunchKernelEx(&config, add, add_params, NULL));
   config.attrs = attributes;
   config.numAttrs = 1;
@@ -341,13 +343,13 @@ static void test_library(void) {
 
 static void test_link(void) {
   CUlinkState link = NULL;
-  void *image = NULL;
+  void* image = NULL;
   size_t bytes = 0;
   CUmodule m = NULL;
   CUfunction f = NULL;
   CODE(1, cuLinkCreate_v2(0, NULL, NULL, NULL));
   OK(cuLinkCreate_v2(0, NULL, NULL, &link));
-  OK(cuLinkAddData_v2(link, CU_JIT_INPUT_PTX, (void *)ptx, sizeof ptx, "kernels", 0, NULL, NULL));
+  OK(cuLinkAddData_v2(link, CU_JIT_INPUT_PTX, (void*)ptx, sizeof ptx, "kernels", 0, NULL, NULL));
   OK(cuLinkComplete(link, &image, &bytes));
   TRUE(image != NULL && bytes > 0);
   OK(cuModuleLoadData(&m, image));
@@ -374,8 +376,8 @@ static void test_occupancy(void) {
 }
 
 static void test_misc(void) {
-  const char *text = NULL;
-  void *function = NULL;
+  const char* text = NULL;
+  void* function = NULL;
   int status = 9, mode = 2;
   OK(cuGetErrorName(CUDA_ERROR_INVALID_VALUE, &text));
   IS(0, strcmp(text, "CUDA_ERROR_INVALID_VALUE"));
@@ -389,7 +391,7 @@ static void test_misc(void) {
   TRUE(function != NULL);
   IS(0, status);
   OK(cuGetProcAddress_v2("cuMemAlloc", &function, 12000, 0, &status));
-  TRUE(function == (void *)cuMemAlloc_v2);
+  TRUE(function == (void*)cuMemAlloc_v2);
   OK(cuGetProcAddress_v2("cuNoSuchThing", &function, 12000, 0, &status));
   TRUE(function == NULL);
   IS(1, status);
@@ -402,7 +404,7 @@ static void test_misc(void) {
   CODE(1, cuGetProcAddress_v2("cuInit", &function, 99000, 0, &status));
   OK(cuGetProcAddress_v2("", &function, 0, 0, NULL));
   CUuuid unknown = {{1, 2, 3}};
-  const void *table = NULL;
+  const void* table = NULL;
   CODE(1, cuGetExportTable(&table, &unknown));
   OK(cuProfilerStart());
   OK(cuProfilerStop());

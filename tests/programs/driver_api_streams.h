@@ -163,7 +163,8 @@ static void test_events(void) {
   int bad = 0;
   for (int i = 0; i < 300; i++) {
     CUstream here = i & 1 ? s : t, there = i & 1 ? t : s;
-    bad += launch_add(p, 1024, 1, here) != 0 || cuEventRecord(plain, here) != 0 || cuStreamWaitEvent(there, plain, 0) != 0;
+    bad +=
+        launch_add(p, 1024, 1, here) != 0 || cuEventRecord(plain, here) != 0 || cuStreamWaitEvent(there, plain, 0) != 0;
   }
   IS(0, bad);
   OK(cuStreamSynchronize(s));
@@ -210,14 +211,14 @@ typedef struct trace {
 } trace;
 static trace seen;
 
-static void note(void *data) {
+static void note(void* data) {
   CUdeviceptr p = 0;
   seen.order[seen.count % 64] = (int)(intptr_t)data;
   seen.count++;
   seen.inner = cuMemAlloc_v2(&p, 16);
 }
 
-static void note_stream(CUstream stream, CUresult status, void *data) {
+static void note_stream(CUstream stream, CUresult status, void* data) {
   (void)stream;
   seen.status = status;
   note(data);
@@ -232,7 +233,7 @@ static void test_callbacks(void) {
   OK(cuMemAlloc_v2(&p, 4096));
   for (intptr_t i = 0; i < 10; i++) {
     OK(launch_add(p, 1024, 1, s));
-    OK(cuLaunchHostFunc(s, note, (void *)i));
+    OK(cuLaunchHostFunc(s, note, (void*)i));
   }
   OK(cuStreamSynchronize(s));
   IS(10, seen.count);
@@ -241,15 +242,15 @@ static void test_callbacks(void) {
   TRUE(sorted);
   IS(800, seen.inner);
   seen.status = 99;
-  OK(cuStreamAddCallback(s, note_stream, (void *)77, 0));
+  OK(cuStreamAddCallback(s, note_stream, (void*)77, 0));
   OK(cuStreamSynchronize(s));
   IS(0, seen.status);
   IS(77, seen.order[10]);
   CODE(1, cuStreamAddCallback(s, NULL, NULL, 0));
-  OK(cuLaunchHostFunc(NULL, note, (void *)5));
+  OK(cuLaunchHostFunc(NULL, note, (void*)5));
   OK(cuStreamSynchronize(NULL));
   IS(12, seen.count);
-  OK(cuLaunchHostFunc(CU_STREAM_PER_THREAD, note, (void *)6));
+  OK(cuLaunchHostFunc(CU_STREAM_PER_THREAD, note, (void*)6));
   OK(cuStreamSynchronize(CU_STREAM_PER_THREAD));
   IS(13, seen.count);
   OK(cuMemFree_v2(p));
@@ -259,10 +260,10 @@ static void test_callbacks(void) {
 static void test_callback_writes(void) {
   CUstream s = NULL;
   CUdeviceptr p = 0;
-  unsigned *host = NULL;
+  unsigned* host = NULL;
   OK(cuStreamCreate(&s, 1));
   OK(cuMemAlloc_v2(&p, 4096));
-  OK(cuMemHostAlloc((void **)&host, 4096, 0));
+  OK(cuMemHostAlloc((void**)&host, 4096, 0));
   // What a copy brought is there when the function after it runs, and what the function wrote goes into the next copy.
   OK(cuMemsetD32Async(p, 3, 1024, s));
   OK(cuMemcpyDtoHAsync_v2(host, p, 4096, s));
@@ -288,8 +289,8 @@ typedef struct worker_arguments {
   unsigned bad;
 } worker_arguments;
 
-static void *worker(void *data) {
-  worker_arguments *w = data;
+static void* worker(void* data) {
+  worker_arguments* w = data;
   CUcontext current = (CUcontext)1;
   CUstream s = NULL;
   CUevent e = NULL;

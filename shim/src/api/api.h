@@ -13,7 +13,7 @@
 extern _Thread_local uintptr_t orion_default_stream_override;
 
 /// Generated: newest ABI variant of `name` for `cuda_version`; status 0 found, 1 unknown, 2 version not sufficient.
-const void *orion_lookup_symbol(const char *name, int cuda_version, uint64_t flags, int *status);
+const void* orion_lookup_symbol(const char* name, int cuda_version, uint64_t flags, int* status);
 
 /// Why no call can be served now: not initialised, forked, exiting, or inside a host function.
 CUresult orion_enter(void);
@@ -25,26 +25,26 @@ CUresult orion_enter(void);
   } while (0)
 
 /// Enters and binds `context` to the calling thread's usable current context.
-#define ORION_ENTER_CONTEXT(context)                                 \
-  orion_context *context = NULL;                                     \
-  do {                                                               \
-    CUresult entered_ = orion_enter();                               \
+#define ORION_ENTER_CONTEXT(context)                                  \
+  orion_context* context = NULL;                                      \
+  do {                                                                \
+    CUresult entered_ = orion_enter();                                \
     if (entered_ == CUDA_SUCCESS) entered_ = orion_current(&context); \
-    if (entered_ != CUDA_SUCCESS) return entered_;                   \
+    if (entered_ != CUDA_SUCCESS) return entered_;                    \
   } while (0)
 
 /// Enters and binds `stream` to what `handle` names (NULL, legacy, per-thread or created).
-#define ORION_ENTER_STREAM(stream, handle)                                           \
-  orion_stream *stream = NULL;                                                       \
-  do {                                                                               \
-    CUresult entered_ = orion_enter();                                               \
+#define ORION_ENTER_STREAM(stream, handle)                                            \
+  orion_stream* stream = NULL;                                                        \
+  do {                                                                                \
+    CUresult entered_ = orion_enter();                                                \
     if (entered_ == CUDA_SUCCESS) entered_ = orion_resolve_stream((handle), &stream); \
-    if (entered_ != CUDA_SUCCESS) return entered_;                                   \
+    if (entered_ != CUDA_SUCCESS) return entered_;                                    \
   } while (0)
 
-#define ORION_REQUIRE(condition, result)  \
-  do {                                    \
-    if (!(condition)) return (result);    \
+#define ORION_REQUIRE(condition, result) \
+  do {                                   \
+    if (!(condition)) return (result);   \
   } while (0)
 
 #endif

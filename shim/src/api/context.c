@@ -12,7 +12,7 @@ static bool flags_valid(unsigned flags) {
   return (flags & ~CONTEXT_FLAGS) == 0 && (schedule & (schedule - 1)) == 0;
 }
 
-static orion_context *find_context(CUcontext handle, uint32_t *generation) {
+static orion_context* find_context(CUcontext handle, uint32_t* generation) {
   return orion_table_find(&orion_contexts, (uint64_t)(uintptr_t)handle, generation);
 }
 
@@ -20,20 +20,20 @@ static orion_context *find_context(CUcontext handle, uint32_t *generation) {
 static CUresult unknown_context(CUcontext handle) {
   const uint64_t value = (uint64_t)(uintptr_t)handle;
   if (value >> 48 != ORION_TAG_CONTEXT || (value & 15) != 0) return CUDA_ERROR_INVALID_CONTEXT;
-  const orion_entry *entry = orion_table_at(&orion_contexts, (uint32_t)(value >> 4) & 0xfffff);
+  const orion_entry* entry = orion_table_at(&orion_contexts, (uint32_t)(value >> 4) & 0xfffff);
   if (entry == NULL || entry->index == 0) return CUDA_ERROR_INVALID_CONTEXT;
   return CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
-static CUresult usable(orion_context *context) {
+static CUresult usable(orion_context* context) {
   if (!atomic_load_explicit(&context->active, memory_order_acquire)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   return orion_context_error(context->session, context->entry.index);
 }
 
-CUresult orion_current_any(orion_context **context) {
-  const orion_thread *thread = orion_self;
+CUresult orion_current_any(orion_context** context) {
+  const orion_thread* thread = orion_self;
   if (thread == NULL || thread->depth == 0) return CUDA_ERROR_INVALID_CONTEXT;
-  const orion_context_ref *top = &thread->stack[thread->depth - 1];
+  const orion_context_ref* top = &thread->stack[thread->depth - 1];
   if (atomic_load_explicit(&top->context->entry.generation, memory_order_acquire) != top->generation) {
     return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   }
@@ -41,23 +41,23 @@ CUresult orion_current_any(orion_context **context) {
   return CUDA_SUCCESS;
 }
 
-CUresult orion_current(orion_context **context) {
+CUresult orion_current(orion_context** context) {
   const CUresult result = orion_current_any(context);
   return result == CUDA_SUCCESS ? usable(*context) : result;
 }
 
-CUresult orion_context_of(CUcontext handle, orion_context **context) {
+CUresult orion_context_of(CUcontext handle, orion_context** context) {
   if (handle == NULL) return orion_current_any(context);
   *context = find_context(handle, NULL);
   return *context == NULL ? unknown_context(handle) : CUDA_SUCCESS;
 }
 
-static bool push(orion_context *context) {
-  orion_thread *thread = orion_thread_state();
+static bool push(orion_context* context) {
+  orion_thread* thread = orion_thread_state();
   if (thread == NULL) return false;
   if (thread->depth == thread->capacity) {
     const uint32_t capacity = thread->capacity == 0 ? 8 : 2 * thread->capacity;
-    orion_context_ref *stack = realloc(thread->stack, capacity * sizeof *stack);
+    orion_context_ref* stack = realloc(thread->stack, capacity * sizeof *stack);
     if (stack == NULL) return false;
     thread->stack = stack;
     thread->capacity = capacity;
@@ -69,8 +69,8 @@ static bool push(orion_context *context) {
 
 // ------------------------------------------------------------------------------------------------ making and ending
 
-static orion_context *new_context(orion_device_state *device, bool is_primary) {
-  orion_context *context = orion_table_take(&orion_contexts);
+static orion_context* new_context(orion_device_state* device, bool is_primary) {
+  orion_context* context = orion_table_take(&orion_contexts);
   if (context == NULL) return NULL;
   if (context->id == 0) pthread_mutex_init(&context->mutex, NULL);
   context->device = device;
@@ -90,7 +90,7 @@ static orion_context *new_context(orion_device_state *device, bool is_primary) {
   return context;
 }
 
-static CUresult open_on_worker(orion_context *context, uint32_t flags) {
+static CUresult open_on_worker(orion_context* context, uint32_t flags) {
   CUresult result;
   uint32_t bytes = 0;
   if (context->is_primary) {
@@ -115,7 +115,7 @@ static CUresult open_on_worker(orion_context *context, uint32_t flags) {
 }
 
 /// Ends all that the context holds, on the worker (`code`) and here.
-static CUresult end_contents(orion_context *context, uint16_t code) {
+static CUresult end_contents(orion_context* context, uint16_t code) {
   orion_context_pinned_end(context);
   atomic_store_explicit(&context->active, false, memory_order_release);
   atomic_fetch_add_explicit(&context->epoch, 1, memory_order_acq_rel);
@@ -127,8 +127,8 @@ static CUresult end_contents(orion_context *context, uint16_t code) {
   return result;
 }
 
-orion_context *orion_primary_of(orion_device_state *device) {
-  orion_context *context = atomic_load_explicit(&device->primary, memory_order_acquire);
+orion_context* orion_primary_of(orion_device_state* device) {
+  orion_context* context = atomic_load_explicit(&device->primary, memory_order_acquire);
   if (context != NULL) return context;
   pthread_mutex_lock(&device->primary_mutex);
   context = atomic_load_explicit(&device->primary, memory_order_relaxed);
@@ -140,12 +140,12 @@ orion_context *orion_primary_of(orion_device_state *device) {
   return context;
 }
 
-ORION_API CUresult cuDevicePrimaryCtxRetain(CUcontext *handle, CUdevice ordinal) {
+ORION_API CUresult cuDevicePrimaryCtxRetain(CUcontext* handle, CUdevice ordinal) {
   ORION_ENTER();
   ORION_REQUIRE(handle != NULL, CUDA_ERROR_INVALID_VALUE);
-  orion_device_state *device = orion_device_state_at(ordinal);
+  orion_device_state* device = orion_device_state_at(ordinal);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
-  orion_context *context = orion_primary_of(device);
+  orion_context* context = orion_primary_of(device);
   ORION_REQUIRE(context != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   pthread_mutex_lock(&device->primary_mutex);
   CUresult result = CUDA_SUCCESS;
@@ -160,13 +160,13 @@ ORION_API CUresult cuDevicePrimaryCtxRetain(CUcontext *handle, CUdevice ordinal)
 
 ORION_API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
   ORION_ENTER();
-  orion_device_state *device = orion_device_state_at(ordinal);
+  orion_device_state* device = orion_device_state_at(ordinal);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
   CUresult result = CUDA_ERROR_INVALID_CONTEXT;
   pthread_mutex_lock(&device->primary_mutex);
   if (atomic_load(&device->primary_references) > 0) {
     result = CUDA_SUCCESS;
-    orion_context *context = atomic_load(&device->primary);
+    orion_context* context = atomic_load(&device->primary);
     if (atomic_fetch_sub(&device->primary_references, 1) == 1 && atomic_load(&context->active)) {
       (void)end_contents(context, ORION_OP_CTX_DESTROY);
     }
@@ -180,11 +180,11 @@ ORION_API CUresult cuDevicePrimaryCtxRelease(CUdevice ordinal) { return cuDevice
 /// Ends the contents whatever the count, and leaves the count: a later release still balances an earlier retain.
 ORION_API CUresult cuDevicePrimaryCtxReset_v2(CUdevice ordinal) {
   ORION_ENTER();
-  orion_device_state *device = orion_device_state_at(ordinal);
+  orion_device_state* device = orion_device_state_at(ordinal);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
   CUresult result = CUDA_SUCCESS;
   pthread_mutex_lock(&device->primary_mutex);
-  orion_context *context = atomic_load(&device->primary);
+  orion_context* context = atomic_load(&device->primary);
   if (context != NULL && atomic_load(&context->active)) result = end_contents(context, ORION_OP_CTX_DESTROY);
   pthread_mutex_unlock(&device->primary_mutex);
   return result;
@@ -194,12 +194,12 @@ ORION_API CUresult cuDevicePrimaryCtxReset(CUdevice ordinal) { return cuDevicePr
 
 ORION_API CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice ordinal, unsigned int flags) {
   ORION_ENTER();
-  orion_device_state *device = orion_device_state_at(ordinal);
+  orion_device_state* device = orion_device_state_at(ordinal);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
   ORION_REQUIRE(flags_valid(flags), CUDA_ERROR_INVALID_VALUE);
   pthread_mutex_lock(&device->primary_mutex);
   device->primary_flags = flags;
-  orion_context *context = atomic_load(&device->primary);
+  orion_context* context = atomic_load(&device->primary);
   if (context != NULL) context->flags = flags;
   pthread_mutex_unlock(&device->primary_mutex);
   return CUDA_SUCCESS;
@@ -209,23 +209,23 @@ ORION_API CUresult cuDevicePrimaryCtxSetFlags(CUdevice ordinal, unsigned int fla
   return cuDevicePrimaryCtxSetFlags_v2(ordinal, flags);
 }
 
-ORION_API CUresult cuDevicePrimaryCtxGetState(CUdevice ordinal, unsigned int *flags, int *active) {
+ORION_API CUresult cuDevicePrimaryCtxGetState(CUdevice ordinal, unsigned int* flags, int* active) {
   ORION_ENTER();
-  orion_device_state *device = orion_device_state_at(ordinal);
+  orion_device_state* device = orion_device_state_at(ordinal);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
   ORION_REQUIRE(flags != NULL && active != NULL, CUDA_ERROR_INVALID_VALUE);
-  orion_context *context = atomic_load_explicit(&device->primary, memory_order_acquire);
+  orion_context* context = atomic_load_explicit(&device->primary, memory_order_acquire);
   *flags = device->primary_flags;
   *active = context != NULL && atomic_load_explicit(&context->active, memory_order_acquire);
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxCreate_v2(CUcontext *handle, unsigned int flags, CUdevice ordinal) {
+ORION_API CUresult cuCtxCreate_v2(CUcontext* handle, unsigned int flags, CUdevice ordinal) {
   ORION_ENTER();
   ORION_REQUIRE(handle != NULL && flags_valid(flags), CUDA_ERROR_INVALID_VALUE);
-  orion_device_state *device = orion_device_state_at(ordinal);
+  orion_device_state* device = orion_device_state_at(ordinal);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
-  orion_context *context = new_context(device, false);
+  orion_context* context = new_context(device, false);
   ORION_REQUIRE(context != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   CUresult result = open_on_worker(context, flags);
   if (result != CUDA_SUCCESS) {
@@ -238,11 +238,11 @@ ORION_API CUresult cuCtxCreate_v2(CUcontext *handle, unsigned int flags, CUdevic
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxCreate(CUcontext *handle, unsigned int flags, CUdevice ordinal) {
+ORION_API CUresult cuCtxCreate(CUcontext* handle, unsigned int flags, CUdevice ordinal) {
   return cuCtxCreate_v2(handle, flags, ordinal);
 }
 
-ORION_API CUresult cuCtxCreate_v3(CUcontext *handle, CUexecAffinityParam *affinity, int affinity_count,
+ORION_API CUresult cuCtxCreate_v3(CUcontext* handle, CUexecAffinityParam* affinity, int affinity_count,
                                   unsigned int flags, CUdevice ordinal) {
   ORION_ENTER();
   ORION_REQUIRE(affinity_count == 0 || affinity != NULL, CUDA_ERROR_INVALID_VALUE);
@@ -250,7 +250,7 @@ ORION_API CUresult cuCtxCreate_v3(CUcontext *handle, CUexecAffinityParam *affini
   return cuCtxCreate_v2(handle, flags, ordinal);
 }
 
-ORION_API CUresult cuCtxCreate_v4(CUcontext *handle, CUctxCreateParams *parameters, unsigned int flags,
+ORION_API CUresult cuCtxCreate_v4(CUcontext* handle, CUctxCreateParams* parameters, unsigned int flags,
                                   CUdevice ordinal) {
   ORION_ENTER();
   if (parameters != NULL && parameters->numExecAffinityParams != 0) return CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
@@ -261,11 +261,11 @@ ORION_API CUresult cuCtxCreate_v4(CUcontext *handle, CUctxCreateParams *paramete
 ORION_API CUresult cuCtxDestroy_v2(CUcontext handle) {
   ORION_ENTER();
   uint32_t generation = 0;
-  orion_context *context = find_context(handle, &generation);
+  orion_context* context = find_context(handle, &generation);
   if (context == NULL) return handle == NULL ? CUDA_ERROR_INVALID_CONTEXT : unknown_context(handle);
   ORION_REQUIRE(!context->is_primary, CUDA_ERROR_INVALID_CONTEXT);
   if (!orion_table_retire(&orion_contexts, context, generation)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  orion_thread *thread = orion_self;
+  orion_thread* thread = orion_self;
   if (thread != NULL && thread->depth > 0 && thread->stack[thread->depth - 1].context == context &&
       thread->stack[thread->depth - 1].generation == generation) {
     thread->depth--;
@@ -277,7 +277,7 @@ ORION_API CUresult cuCtxDestroy_v2(CUcontext handle) {
 
 ORION_API CUresult cuCtxDestroy(CUcontext handle) { return cuCtxDestroy_v2(handle); }
 
-ORION_API CUresult cuCtxAttach(CUcontext *handle, unsigned int flags) {
+ORION_API CUresult cuCtxAttach(CUcontext* handle, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(handle != NULL && flags == 0, CUDA_ERROR_INVALID_VALUE);
   atomic_fetch_add(&context->attachments, 1);
@@ -299,7 +299,7 @@ ORION_API CUresult cuCtxDetach(CUcontext handle) {
 
 ORION_API CUresult cuCtxPushCurrent_v2(CUcontext handle) {
   ORION_ENTER();
-  orion_context *context = find_context(handle, NULL);
+  orion_context* context = find_context(handle, NULL);
   if (context == NULL) return handle == NULL ? CUDA_ERROR_INVALID_CONTEXT : unknown_context(handle);
   return push(context) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
@@ -307,48 +307,49 @@ ORION_API CUresult cuCtxPushCurrent_v2(CUcontext handle) {
 ORION_API CUresult cuCtxPushCurrent(CUcontext handle) { return cuCtxPushCurrent_v2(handle); }
 
 /// The handle under which the thread knows the context, also when that is destroyed meanwhile.
-static CUcontext handle_of(const orion_context_ref *reference) {
-  return (CUcontext)(uintptr_t)orion_handle_of(ORION_TAG_CONTEXT, reference->context->entry.index, reference->generation);
+static CUcontext handle_of(const orion_context_ref* reference) {
+  return (CUcontext)(uintptr_t)orion_handle_of(ORION_TAG_CONTEXT, reference->context->entry.index,
+                                               reference->generation);
 }
 
-ORION_API CUresult cuCtxPopCurrent_v2(CUcontext *handle) {
+ORION_API CUresult cuCtxPopCurrent_v2(CUcontext* handle) {
   ORION_ENTER();
-  orion_thread *thread = orion_self;
+  orion_thread* thread = orion_self;
   ORION_REQUIRE(thread != NULL && thread->depth > 0, CUDA_ERROR_INVALID_CONTEXT);
   thread->depth--;
   if (handle != NULL) *handle = handle_of(&thread->stack[thread->depth]);
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxPopCurrent(CUcontext *handle) { return cuCtxPopCurrent_v2(handle); }
+ORION_API CUresult cuCtxPopCurrent(CUcontext* handle) { return cuCtxPopCurrent_v2(handle); }
 
 ORION_API CUresult cuCtxSetCurrent(CUcontext handle) {
   ORION_ENTER();
-  orion_thread *thread = orion_thread_state();
+  orion_thread* thread = orion_thread_state();
   ORION_REQUIRE(thread != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   if (handle == NULL) {
     if (thread->depth > 0) thread->depth--;
     return CUDA_SUCCESS;
   }
   uint32_t generation = 0;
-  orion_context *context = find_context(handle, &generation);
+  orion_context* context = find_context(handle, &generation);
   if (context == NULL) return unknown_context(handle);
   if (thread->depth == 0) return push(context) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
   thread->stack[thread->depth - 1] = (orion_context_ref){context, generation};
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxGetCurrent(CUcontext *handle) {
+ORION_API CUresult cuCtxGetCurrent(CUcontext* handle) {
   ORION_ENTER();
   ORION_REQUIRE(handle != NULL, CUDA_ERROR_INVALID_VALUE);
-  const orion_thread *thread = orion_self;
+  const orion_thread* thread = orion_self;
   *handle = thread == NULL || thread->depth == 0 ? NULL : handle_of(&thread->stack[thread->depth - 1]);
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxGetDevice_v2(CUdevice *device, CUcontext handle) {
+ORION_API CUresult cuCtxGetDevice_v2(CUdevice* device, CUcontext handle) {
   ORION_ENTER();
-  orion_context *context;
+  orion_context* context;
   const CUresult result = orion_context_of(handle, &context);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_VALUE);
@@ -356,9 +357,9 @@ ORION_API CUresult cuCtxGetDevice_v2(CUdevice *device, CUcontext handle) {
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxGetDevice(CUdevice *device) { return cuCtxGetDevice_v2(device, NULL); }
+ORION_API CUresult cuCtxGetDevice(CUdevice* device) { return cuCtxGetDevice_v2(device, NULL); }
 
-ORION_API CUresult cuCtxGetFlags(unsigned int *flags) {
+ORION_API CUresult cuCtxGetFlags(unsigned int* flags) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(flags != NULL, CUDA_ERROR_INVALID_VALUE);
   *flags = context->flags;
@@ -373,9 +374,9 @@ ORION_API CUresult cuCtxSetFlags(unsigned int flags) {
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxGetId(CUcontext handle, unsigned long long *id) {
+ORION_API CUresult cuCtxGetId(CUcontext handle, unsigned long long* id) {
   ORION_ENTER();
-  orion_context *context;
+  orion_context* context;
   const CUresult result = orion_context_of(handle, &context);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE(id != NULL, CUDA_ERROR_INVALID_VALUE);
@@ -383,9 +384,9 @@ ORION_API CUresult cuCtxGetId(CUcontext handle, unsigned long long *id) {
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxGetApiVersion(CUcontext handle, unsigned int *version) {
+ORION_API CUresult cuCtxGetApiVersion(CUcontext handle, unsigned int* version) {
   ORION_ENTER();
-  orion_context *context;
+  orion_context* context;
   const CUresult result = orion_context_of(handle, &context);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE(version != NULL, CUDA_ERROR_INVALID_VALUE);
@@ -401,7 +402,7 @@ ORION_API CUresult cuCtxSynchronize(void) {
 
 ORION_API CUresult cuCtxSynchronize_v2(CUcontext handle) {
   ORION_ENTER();
-  orion_context *context;
+  orion_context* context;
   CUresult result = orion_context_of(handle, &context);
   if (result == CUDA_SUCCESS) result = usable(context);
   return result == CUDA_SUCCESS ? orion_context_synchronize(context) : result;
@@ -418,7 +419,7 @@ ORION_API CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
   return orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
 }
 
-ORION_API CUresult cuCtxGetLimit(size_t *value, CUlimit limit) {
+ORION_API CUresult cuCtxGetLimit(size_t* value, CUlimit limit) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(value != NULL && (unsigned)limit < CU_LIMIT_MAX, CUDA_ERROR_INVALID_VALUE);
   orion_op_ctx_get_limit op = {.op = {.code = ORION_OP_CTX_GET_LIMIT, .context = (uint16_t)context->entry.index},
@@ -429,7 +430,7 @@ ORION_API CUresult cuCtxGetLimit(size_t *value, CUlimit limit) {
   return result;
 }
 
-ORION_API CUresult cuCtxGetCacheConfig(CUfunc_cache *config) {
+ORION_API CUresult cuCtxGetCacheConfig(CUfunc_cache* config) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(config != NULL, CUDA_ERROR_INVALID_VALUE);
   *config = (CUfunc_cache)atomic_load(&context->cache_config);
@@ -447,7 +448,7 @@ ORION_API CUresult cuCtxSetCacheConfig(CUfunc_cache config) {
   return result;
 }
 
-ORION_API CUresult cuCtxGetSharedMemConfig(CUsharedconfig *config) {
+ORION_API CUresult cuCtxGetSharedMemConfig(CUsharedconfig* config) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   ORION_REQUIRE(config != NULL, CUDA_ERROR_INVALID_VALUE);
@@ -462,20 +463,19 @@ ORION_API CUresult cuCtxSetSharedMemConfig(CUsharedconfig config) {
   return CUDA_SUCCESS;  // without effect on all devices that are served
 }
 
-ORION_API CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+ORION_API CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest) {
   ORION_ENTER_CONTEXT(context);
   if (least != NULL) *least = context->device->info->least_priority;
   if (greatest != NULL) *greatest = context->device->info->greatest_priority;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuCtxGetExecAffinity(CUexecAffinityParam *affinity, CUexecAffinityType type) {
+ORION_API CUresult cuCtxGetExecAffinity(CUexecAffinityParam* affinity, CUexecAffinityType type) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(affinity != NULL, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(type == CU_EXEC_AFFINITY_TYPE_SM_COUNT, CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY);
   affinity->type = type;
-  affinity->param.smCount.val =
-      (unsigned)context->device->info->attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
+  affinity->param.smCount.val = (unsigned)context->device->info->attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
   return CUDA_SUCCESS;
 }
 
@@ -483,7 +483,7 @@ ORION_API CUresult cuCtxGetExecAffinity(CUexecAffinityParam *affinity, CUexecAff
 
 static CUresult change_peer_access(CUcontext handle, bool enable) {
   ORION_ENTER_CONTEXT(context);
-  orion_context *other = find_context(handle, NULL);
+  orion_context* other = find_context(handle, NULL);
   if (other == NULL || !atomic_load(&other->active)) return CUDA_ERROR_INVALID_CONTEXT;
   ORION_REQUIRE(other != context, CUDA_ERROR_INVALID_CONTEXT);
   const uint64_t bit = 1ull << other->entry.index;

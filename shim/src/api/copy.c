@@ -14,7 +14,7 @@ static _Atomic uint64_t extra_pull_bytes;
 
 // ------------------------------------------------------------------------------------------------ classification
 
-CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orion_place *place) {
+CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orion_place* place) {
   const orion_range range = orion_find_range(address, bytes);
   if (range.kind == ORION_MEMORY_PAGEABLE || range.kind == ORION_MEMORY_REGISTERED) {
     if (!unified || address == 0) return CUDA_ERROR_INVALID_VALUE;
@@ -30,7 +30,7 @@ CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orio
   return CUDA_SUCCESS;
 }
 
-orion_place orion_place_host(const void *address, uint64_t bytes) {
+orion_place orion_place_host(const void* address, uint64_t bytes) {
   orion_place place = {.side = ORION_SIDE_HOST, .address = (uint64_t)(uintptr_t)address};
   const orion_range range = orion_find_range(place.address, bytes);
   if (range.kind == ORION_MEMORY_PINNED && range.whole) {
@@ -43,20 +43,20 @@ orion_place orion_place_host(const void *address, uint64_t bytes) {
   return place;
 }
 
-static uint64_t arena_offset(const orion_stream *stream, uint64_t address) {
+static uint64_t arena_offset(const orion_stream* stream, uint64_t address) {
   return address - (uint64_t)(uintptr_t)stream->session->host_base;
 }
 
-bool orion_over_network(const orion_session *session) { return strcmp(session->transport_name, "tcp") == 0; }
+bool orion_over_network(const orion_session* session) { return strcmp(session->transport_name, "tcp") == 0; }
 
-CUresult orion_copy_wait(orion_stream *stream) {
+CUresult orion_copy_wait(orion_stream* stream) {
   uint64_t value;
   CUresult result = orion_stream_ticket(stream, &value);
   if (result == CUDA_SUCCESS) result = orion_stream_wait(stream, value);
   return result == CUDA_SUCCESS ? orion_take_late_error(stream->session) : result;
 }
 
-CUresult orion_staging_give_behind(orion_stream *stream, uint64_t offset) {
+CUresult orion_staging_give_behind(orion_stream* stream, uint64_t offset) {
   uint64_t value;
   const CUresult result = orion_stream_ticket(stream, &value);
   orion_staging_give(stream->session, offset, stream->word, value);
@@ -65,26 +65,26 @@ CUresult orion_staging_give_behind(orion_stream *stream, uint64_t offset) {
 
 // ------------------------------------------------------------------------------------------------ host to device
 
-static CUresult push_inline(orion_stream *stream, uint64_t destination, const void *source, uint64_t bytes) {
+static CUresult push_inline(orion_stream* stream, uint64_t destination, const void* source, uint64_t bytes) {
   orion_op_copy_h2d_inline op = {.op = {.code = ORION_OP_COPY_H2D_INLINE}, .device_dst = destination};
   return orion_stream_submit(stream, &op.op, sizeof op, source, (uint32_t)bytes);
 }
 
-static CUresult submit_h2d(orion_stream *stream, uint64_t destination, uint64_t offset, uint64_t bytes) {
+static CUresult submit_h2d(orion_stream* stream, uint64_t destination, uint64_t offset, uint64_t bytes) {
   orion_op_copy_h2d op = {
       .op = {.code = ORION_OP_COPY_H2D}, .device_dst = destination, .src_off = offset, .size_bytes = bytes};
   op.op.bulk_seq = orion_push_host(stream->session, offset, bytes);
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
-static CUresult push_pageable(orion_stream *stream, uint64_t destination, uint64_t source, uint64_t bytes) {
-  if (bytes <= INLINE_BYTES) return push_inline(stream, destination, (const void *)(uintptr_t)source, bytes);
+static CUresult push_pageable(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
+  if (bytes <= INLINE_BYTES) return push_inline(stream, destination, (const void*)(uintptr_t)source, bytes);
   while (bytes != 0) {
     const uint64_t piece = bytes < ORION_COPY_PIECE_BYTES ? bytes : ORION_COPY_PIECE_BYTES;
     uint64_t offset;
     CUresult result = orion_staging_take(stream->session, piece, &offset);
     if (result != CUDA_SUCCESS) return result;
-    memcpy(stream->session->host_base + offset, (const void *)(uintptr_t)source, piece);
+    memcpy(stream->session->host_base + offset, (const void*)(uintptr_t)source, piece);
     result = submit_h2d(stream, destination, offset, piece);
     const CUresult given = orion_staging_give_behind(stream, offset);
     if (result == CUDA_SUCCESS) result = given;
@@ -98,14 +98,14 @@ static CUresult push_pageable(orion_stream *stream, uint64_t destination, uint64
 
 // ------------------------------------------------------------------------------------------------ device to host
 
-void orion_pull_begin(orion_pull *pull, orion_stream *stream) {
+void orion_pull_begin(orion_pull* pull, orion_stream* stream) {
   pull->stream = stream;
   pull->head = pull->count = 0;
 }
 
-static uint64_t rows_bytes(const orion_rows *rows) { return rows->width_bytes * rows->rows; }
+static uint64_t rows_bytes(const orion_rows* rows) { return rows->width_bytes * rows->rows; }
 
-static void scatter(const orion_rows *rows, const uint8_t *from) {
+static void scatter(const orion_rows* rows, const uint8_t* from) {
   if (rows->rows == 1 || rows->pitch_bytes == rows->width_bytes) {
     memcpy(rows->first, from, rows_bytes(rows));
     return;
@@ -116,8 +116,8 @@ static void scatter(const orion_rows *rows, const uint8_t *from) {
 }
 
 /// Takes the oldest piece out: waits for it, scatters it unless `result` is an error already.
-static CUresult drain_one(orion_pull *pull, CUresult result) {
-  orion_session *session = pull->stream->session;
+static CUresult drain_one(orion_pull* pull, CUresult result) {
+  orion_session* session = pull->stream->session;
   const uint32_t at = pull->head;
   const orion_rows rows = pull->pieces[at].rows;
   const uint64_t offset = pull->pieces[at].offset, value = pull->pieces[at].value;
@@ -132,11 +132,12 @@ static CUresult drain_one(orion_pull *pull, CUresult result) {
   return result;
 }
 
-CUresult orion_pull_take(orion_pull *pull, uint64_t bytes, uint64_t *offset) {
+CUresult orion_pull_take(orion_pull* pull, uint64_t bytes, uint64_t* offset) {
   CUresult result = CUDA_SUCCESS;
   if (pull->count == sizeof pull->pieces / sizeof pull->pieces[0]) result = drain_one(pull, result);
   bool extra = pull->count > 0;
-  if (extra && atomic_fetch_add(&extra_pull_bytes, ORION_COPY_PIECE_BYTES) + ORION_COPY_PIECE_BYTES > EXTRA_PULL_BYTES) {
+  if (extra &&
+      atomic_fetch_add(&extra_pull_bytes, ORION_COPY_PIECE_BYTES) + ORION_COPY_PIECE_BYTES > EXTRA_PULL_BYTES) {
     atomic_fetch_sub(&extra_pull_bytes, ORION_COPY_PIECE_BYTES);
     while (pull->count > 0) result = drain_one(pull, result);
     extra = false;
@@ -146,7 +147,7 @@ CUresult orion_pull_take(orion_pull *pull, uint64_t bytes, uint64_t *offset) {
   return result;
 }
 
-CUresult orion_pull_issued(orion_pull *pull, uint64_t offset, orion_rows rows) {
+CUresult orion_pull_issued(orion_pull* pull, uint64_t offset, orion_rows rows) {
   uint64_t value;
   const CUresult result = orion_stream_ticket(pull->stream, &value);
   orion_note_pull(pull->stream->session, offset, rows_bytes(&rows), pull->stream->word, value);
@@ -158,18 +159,17 @@ CUresult orion_pull_issued(orion_pull *pull, uint64_t offset, orion_rows rows) {
   return result;
 }
 
-CUresult orion_pull_end(orion_pull *pull, CUresult result) {
+CUresult orion_pull_end(orion_pull* pull, CUresult result) {
   while (pull->count > 0) result = drain_one(pull, result);
   return result;
 }
 
-static CUresult submit_d2h(orion_stream *stream, uint64_t offset, uint64_t source, uint64_t bytes) {
-  orion_op_copy_d2h op = {
-      .op = {.code = ORION_OP_COPY_D2H}, .src = source, .dst_off = offset, .size_bytes = bytes};
+static CUresult submit_d2h(orion_stream* stream, uint64_t offset, uint64_t source, uint64_t bytes) {
+  orion_op_copy_d2h op = {.op = {.code = ORION_OP_COPY_D2H}, .src = source, .dst_off = offset, .size_bytes = bytes};
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
-static CUresult pull_pageable(orion_stream *stream, uint64_t destination, uint64_t source, uint64_t bytes) {
+static CUresult pull_pageable(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
   orion_pull pull;
   orion_pull_begin(&pull, stream);
   CUresult result = CUDA_SUCCESS;
@@ -180,8 +180,7 @@ static CUresult pull_pageable(orion_stream *stream, uint64_t destination, uint64
     if (result != CUDA_SUCCESS) break;
     result = submit_d2h(stream, offset, source, piece);
     const CUresult issued = orion_pull_issued(
-        &pull, offset,
-        (orion_rows){.first = (uint8_t *)(uintptr_t)destination, .width_bytes = piece, .rows = 1});
+        &pull, offset, (orion_rows){.first = (uint8_t*)(uintptr_t)destination, .width_bytes = piece, .rows = 1});
     if (result == CUDA_SUCCESS) result = issued;
     source += piece;
     destination += piece;
@@ -190,7 +189,7 @@ static CUresult pull_pageable(orion_stream *stream, uint64_t destination, uint64
   return orion_pull_end(&pull, result);
 }
 
-static CUresult pull_pinned(orion_stream *stream, uint64_t destination, uint64_t source, uint64_t bytes) {
+static CUresult pull_pinned(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
   const uint64_t offset = arena_offset(stream, destination);
   CUresult result = submit_d2h(stream, offset, source, bytes);
   if (result != CUDA_SUCCESS || !orion_over_network(stream->session)) return result;
@@ -204,7 +203,7 @@ static CUresult pull_pinned(orion_stream *stream, uint64_t destination, uint64_t
 
 // ------------------------------------------------------------------------------------------------ device to device
 
-static CUresult submit_d2d(orion_stream *stream, orion_place destination, orion_place source, uint64_t bytes) {
+static CUresult submit_d2d(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes) {
   if (destination.context->device == source.context->device) {
     orion_op_copy_d2d op = {.op = {.code = ORION_OP_COPY_D2D},
                             .device_dst = destination.address,
@@ -222,7 +221,7 @@ static CUresult submit_d2d(orion_stream *stream, orion_place destination, orion_
 }
 
 /// Between two servers the bytes pass through the client. Both sides' earlier work on `stream` is waited for.
-static CUresult copy_across_sessions(orion_stream *stream, orion_place destination, orion_place source,
+static CUresult copy_across_sessions(orion_stream* stream, orion_place destination, orion_place source,
                                      uint64_t bytes) {
   CUresult result = orion_stream_synchronize(stream);
   uint8_t bounce[16384];
@@ -238,25 +237,27 @@ static CUresult copy_across_sessions(orion_stream *stream, orion_place destinati
   return result == CUDA_SUCCESS ? orion_copy_wait(&destination.context->null_stream) : result;
 }
 
-CUresult orion_copy(orion_stream *stream, orion_place destination, orion_place source, uint64_t bytes, bool wait) {
+CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes, bool wait) {
   if (bytes == 0) return CUDA_SUCCESS;
   const bool to_device = destination.side == ORION_SIDE_DEVICE, from_device = source.side == ORION_SIDE_DEVICE;
   if (!to_device && !from_device) {
     const CUresult result = orion_stream_synchronize(stream);
     if (result != CUDA_SUCCESS) return result;
-    memmove((void *)(uintptr_t)destination.address, (const void *)(uintptr_t)source.address, bytes);
+    memmove((void*)(uintptr_t)destination.address, (const void*)(uintptr_t)source.address, bytes);
     return CUDA_SUCCESS;
   }
   if (to_device && from_device && destination.context->session != source.context->session) {
     return copy_across_sessions(stream, destination, source, bytes);
   }
-  // Memory of another server than the stream's: its own NULL stream does the work, after what the stream has so far.
-  orion_context *device_side = to_device ? destination.context : source.context;
-  if (device_side->session != stream->session) {
+  // Memory of another device than the stream's: the owner's NULL stream does the work, after what the stream has so
+  // far.
+  orion_context* device_side = to_device ? destination.context : source.context;
+  const bool between_devices = to_device && from_device && destination.context->device != source.context->device;
+  const bool elsewhere = device_side->device != stream->context->device && !between_devices;
+  if (elsewhere) {
     const CUresult result = orion_stream_synchronize(stream);
     if (result != CUDA_SUCCESS) return result;
     stream = &device_side->null_stream;
-    wait = true;
   }
   CUresult result;
   if (to_device && from_device) {
@@ -273,7 +274,7 @@ CUresult orion_copy(orion_stream *stream, orion_place destination, orion_place s
                       : pull_pageable(stream, destination.address, source.address, bytes);
     wait = wait && in_place;
   }
-  return result == CUDA_SUCCESS && wait ? orion_copy_wait(stream) : result;
+  return result == CUDA_SUCCESS && (wait || elsewhere) ? orion_copy_wait(stream) : result;
 }
 
 // ------------------------------------------------------------------------------------------------ CUDA's names
@@ -287,7 +288,7 @@ static CUresult copy_unified(CUdeviceptr destination, CUdeviceptr source, size_t
   return result == CUDA_SUCCESS ? orion_copy(stream, to, from, bytes, wait) : result;
 }
 
-static CUresult copy_to_device(CUdeviceptr destination, const void *source, size_t bytes, CUstream handle, bool wait) {
+static CUresult copy_to_device(CUdeviceptr destination, const void* source, size_t bytes, CUstream handle, bool wait) {
   ORION_ENTER_STREAM(stream, handle);
   if (bytes == 0) return CUDA_SUCCESS;
   orion_place to;
@@ -297,7 +298,7 @@ static CUresult copy_to_device(CUdeviceptr destination, const void *source, size
   return orion_copy(stream, to, orion_place_host(source, bytes), bytes, wait);
 }
 
-static CUresult copy_to_host(void *destination, CUdeviceptr source, size_t bytes, CUstream handle, bool wait) {
+static CUresult copy_to_host(void* destination, CUdeviceptr source, size_t bytes, CUstream handle, bool wait) {
   ORION_ENTER_STREAM(stream, handle);
   if (bytes == 0) return CUDA_SUCCESS;
   orion_place from;
@@ -324,19 +325,19 @@ ORION_API CUresult cuMemcpyAsync(CUdeviceptr destination, CUdeviceptr source, si
   return copy_unified(destination, source, bytes, stream, false);
 }
 
-ORION_API CUresult cuMemcpyHtoD_v2(CUdeviceptr destination, const void *source, size_t bytes) {
+ORION_API CUresult cuMemcpyHtoD_v2(CUdeviceptr destination, const void* source, size_t bytes) {
   return copy_to_device(destination, source, bytes, NULL, true);
 }
 
-ORION_API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr destination, const void *source, size_t bytes, CUstream stream) {
+ORION_API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr destination, const void* source, size_t bytes, CUstream stream) {
   return copy_to_device(destination, source, bytes, stream, false);
 }
 
-ORION_API CUresult cuMemcpyDtoH_v2(void *destination, CUdeviceptr source, size_t bytes) {
+ORION_API CUresult cuMemcpyDtoH_v2(void* destination, CUdeviceptr source, size_t bytes) {
   return copy_to_host(destination, source, bytes, NULL, true);
 }
 
-ORION_API CUresult cuMemcpyDtoHAsync_v2(void *destination, CUdeviceptr source, size_t bytes, CUstream stream) {
+ORION_API CUresult cuMemcpyDtoHAsync_v2(void* destination, CUdeviceptr source, size_t bytes, CUstream stream) {
   return copy_to_host(destination, source, bytes, stream, false);
 }
 
@@ -351,9 +352,9 @@ ORION_API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr destination, CUdeviceptr sou
 ORION_API CUresult cuMemcpyPeerAsync(CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,
                                      CUcontext source_context, size_t bytes, CUstream stream) {
   ORION_ENTER();
-  orion_context *context;
-  CUresult result = destination_context == NULL ? CUDA_ERROR_INVALID_CONTEXT
-                                                : orion_context_of(destination_context, &context);
+  orion_context* context;
+  CUresult result =
+      destination_context == NULL ? CUDA_ERROR_INVALID_CONTEXT : orion_context_of(destination_context, &context);
   if (result == CUDA_SUCCESS) {
     result = source_context == NULL ? CUDA_ERROR_INVALID_CONTEXT : orion_context_of(source_context, &context);
   }

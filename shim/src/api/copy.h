@@ -11,48 +11,48 @@ typedef struct orion_place {
   enum orion_side side;
   uint64_t address;
   bool pinned;
-  orion_context *context;  // of device and pinned memory
+  orion_context* context;  // of device and pinned memory
 } orion_place;
 
 /// Classifies an address that CUDA calls a device pointer (or a unified one, when `unified`), and checks the range.
-CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orion_place *place);
-orion_place orion_place_host(const void *address, uint64_t bytes);
+CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orion_place* place);
+orion_place orion_place_host(const void* address, uint64_t bytes);
 
 /// Linear copy on `stream`. `wait`: return when the destination may be used (device destinations: when the bytes are
 /// taken), as the synchronous calls do.
-CUresult orion_copy(orion_stream *stream, orion_place destination, orion_place source, uint64_t bytes, bool wait);
+CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes, bool wait);
 
 /// Rows of a 2D or 3D region in host memory, for gathering into and scattering out of staging.
 typedef struct orion_rows {
-  uint8_t *first;
+  uint8_t* first;
   uint64_t pitch_bytes, width_bytes, rows;
 } orion_rows;
 
 /// Device to pageable host in pieces through staging: `issue` submits one piece's operation into arena offset `offset`.
 /// Several pieces are in flight.
 typedef struct orion_pull {
-  orion_stream *stream;
+  orion_stream* stream;
   uint32_t head, count;
   struct {
     uint64_t offset, value;
     orion_rows rows;
   } pieces[8];
 } orion_pull;
-void orion_pull_begin(orion_pull *pull, orion_stream *stream);
+void orion_pull_begin(orion_pull* pull, orion_stream* stream);
 /// A staging block for the next piece; drains earlier ones when it has to.
-CUresult orion_pull_take(orion_pull *pull, uint64_t bytes, uint64_t *offset);
+CUresult orion_pull_take(orion_pull* pull, uint64_t bytes, uint64_t* offset);
 /// The piece's operation is submitted: places its marker. The block is given back on any result.
-CUresult orion_pull_issued(orion_pull *pull, uint64_t offset, orion_rows rows);
+CUresult orion_pull_issued(orion_pull* pull, uint64_t offset, orion_rows rows);
 /// Waits for all pieces and scatters them. `result`: of the work so far; nothing is scattered after a failure.
-CUresult orion_pull_end(orion_pull *pull, CUresult result);
+CUresult orion_pull_end(orion_pull* pull, CUresult result);
 
-bool orion_over_network(const orion_session *session);
+bool orion_over_network(const orion_session* session);
 
 /// Gives a staging block back behind the stream's work so far.
-CUresult orion_staging_give_behind(orion_stream *stream, uint64_t offset);
+CUresult orion_staging_give_behind(orion_stream* stream, uint64_t offset);
 
 /// Synchronous end of a copy that the program waits for: marker, wait, errors of this thread.
-CUresult orion_copy_wait(orion_stream *stream);
+CUresult orion_copy_wait(orion_stream* stream);
 
 #define ORION_COPY_PIECE_BYTES (2ull << 20)
 

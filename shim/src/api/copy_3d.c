@@ -16,12 +16,12 @@ typedef struct volume {
 
 typedef struct end {
   CUmemorytype type;
-  const void *host;
+  const void* host;
   CUdeviceptr device;
   size_t x_bytes, y, z, pitch_bytes, rows;
 } end;
 
-static CUresult make_region(const end *e, const volume *v, region *r) {
+static CUresult make_region(const end* e, const volume* v, region* r) {
   if (e->type == CU_MEMORYTYPE_ARRAY) return CUDA_ERROR_NOT_SUPPORTED;
   if (e->type != CU_MEMORYTYPE_HOST && e->type != CU_MEMORYTYPE_DEVICE && e->type != CU_MEMORYTYPE_UNIFIED) {
     return CUDA_ERROR_INVALID_VALUE;
@@ -46,23 +46,23 @@ static CUresult make_region(const end *e, const volume *v, region *r) {
   }
   if (e->type == CU_MEMORYTYPE_HOST) {
     if (e->host == NULL) return CUDA_ERROR_INVALID_VALUE;
-    r->place = orion_place_host((const uint8_t *)e->host + skip, span);
+    r->place = orion_place_host((const uint8_t*)e->host + skip, span);
     return CUDA_SUCCESS;
   }
   return orion_place_device(e->device + skip, span, e->type == CU_MEMORYTYPE_UNIFIED, &r->place);
 }
 
-static uint64_t row_address(const region *r, uint64_t y, uint64_t z) {
+static uint64_t row_address(const region* r, uint64_t y, uint64_t z) {
   return r->place.address + (z * r->rows + y) * r->pitch_bytes;
 }
 
-static uint64_t span_bytes(const region *r, const volume *v) {
+static uint64_t span_bytes(const region* r, const volume* v) {
   return ((v->depth - 1) * r->rows + (v->height - 1)) * r->pitch_bytes + v->width_bytes;
 }
 
 /// One operation between what the worker can reach; `*_kind` 1 means an arena offset.
-static CUresult submit_volume(orion_stream *stream, const region *to, uint64_t to_address, uint32_t to_kind,
-                              const region *from, uint64_t from_address, uint32_t from_kind, const volume *v,
+static CUresult submit_volume(orion_stream* stream, const region* to, uint64_t to_address, uint32_t to_kind,
+                              const region* from, uint64_t from_address, uint32_t from_kind, const volume* v,
                               uint64_t bulk_seq) {
   const uint32_t own = stream->context->entry.index;
   orion_op_copy_3d op = {
@@ -83,11 +83,11 @@ static CUresult submit_volume(orion_stream *stream, const region *to, uint64_t t
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
-static uint64_t arena_offset(const orion_stream *stream, uint64_t address) {
+static uint64_t arena_offset(const orion_stream* stream, uint64_t address) {
   return address - (uint64_t)(uintptr_t)stream->session->host_base;
 }
 
-static CUresult copy_pinned(orion_stream *stream, const region *to, const region *from, const volume *v, bool wait) {
+static CUresult copy_pinned(orion_stream* stream, const region* to, const region* from, const volume* v, bool wait) {
   CUresult result;
   if (to->place.side == ORION_SIDE_DEVICE) {
     const uint64_t offset = arena_offset(stream, from->place.address);
@@ -101,12 +101,12 @@ static CUresult copy_pinned(orion_stream *stream, const region *to, const region
 }
 
 /// Rows that one staging piece holds; the caller has made sure that one fits.
-static uint64_t rows_of_piece(const volume *v, uint64_t y) {
+static uint64_t rows_of_piece(const volume* v, uint64_t y) {
   const uint64_t fit = ORION_COPY_PIECE_BYTES / v->width_bytes;
   return v->height - y < fit ? v->height - y : fit;
 }
 
-static CUresult push_rows(orion_stream *stream, const region *to, const region *from, const volume *v) {
+static CUresult push_rows(orion_stream* stream, const region* to, const region* from, const volume* v) {
   CUresult result = CUDA_SUCCESS;
   for (uint64_t z = 0; z < v->depth; z++) {
     for (uint64_t y = 0, rows; y < v->height && result == CUDA_SUCCESS; y += rows) {
@@ -116,9 +116,9 @@ static CUresult push_rows(orion_stream *stream, const region *to, const region *
       uint64_t offset;
       result = orion_staging_take(stream->session, rows * v->width_bytes, &offset);
       if (result != CUDA_SUCCESS) return result;
-      uint8_t *gathered = stream->session->host_base + offset;
+      uint8_t* gathered = stream->session->host_base + offset;
       for (uint64_t i = 0; i < rows; i++) {
-        memcpy(gathered + i * v->width_bytes, (const void *)(uintptr_t)row_address(from, y + i, z), v->width_bytes);
+        memcpy(gathered + i * v->width_bytes, (const void*)(uintptr_t)row_address(from, y + i, z), v->width_bytes);
       }
       const uint64_t sequence = orion_push_host(stream->session, offset, rows * v->width_bytes);
       result = submit_volume(stream, to, row_address(to, y, z), 2, &staged, offset, 1, &piece, sequence);
@@ -129,7 +129,7 @@ static CUresult push_rows(orion_stream *stream, const region *to, const region *
   return result;
 }
 
-static CUresult pull_rows(orion_stream *stream, const region *to, const region *from, const volume *v) {
+static CUresult pull_rows(orion_stream* stream, const region* to, const region* from, const volume* v) {
   orion_pull pull;
   orion_pull_begin(&pull, stream);
   CUresult result = CUDA_SUCCESS;
@@ -143,7 +143,7 @@ static CUresult pull_rows(orion_stream *stream, const region *to, const region *
       if (result != CUDA_SUCCESS) break;
       result = submit_volume(stream, &staged, offset, 1, from, row_address(from, y, z), 2, &piece, 0);
       const CUresult issued = orion_pull_issued(&pull, offset,
-                                                (orion_rows){.first = (uint8_t *)(uintptr_t)row_address(to, y, z),
+                                                (orion_rows){.first = (uint8_t*)(uintptr_t)row_address(to, y, z),
                                                              .pitch_bytes = to->pitch_bytes,
                                                              .width_bytes = v->width_bytes,
                                                              .rows = rows});
@@ -153,7 +153,7 @@ static CUresult pull_rows(orion_stream *stream, const region *to, const region *
   return orion_pull_end(&pull, result);
 }
 
-static CUresult copy_by_row(orion_stream *stream, const region *to, const region *from, const volume *v, bool wait) {
+static CUresult copy_by_row(orion_stream* stream, const region* to, const region* from, const volume* v, bool wait) {
   CUresult result = CUDA_SUCCESS;
   for (uint64_t i = 0; i < v->depth * v->height && result == CUDA_SUCCESS; i++) {
     orion_place to_row = to->place, from_row = from->place;
@@ -164,32 +164,32 @@ static CUresult copy_by_row(orion_stream *stream, const region *to, const region
   return result;
 }
 
-static bool contiguous(const region *r, const volume *v) {
+static bool contiguous(const region* r, const volume* v) {
   const bool rows_touch = v->height == 1 || r->pitch_bytes == v->width_bytes;
   return rows_touch && (v->depth == 1 || (r->pitch_bytes == v->width_bytes && r->rows == v->height));
 }
 
-static CUresult copy_volume(orion_stream *stream, const region *to, const region *from, const volume *v, bool wait) {
+static CUresult copy_volume(orion_stream* stream, const region* to, const region* from, const volume* v, bool wait) {
   const uint64_t total_bytes = v->width_bytes * v->height * v->depth;
   if (contiguous(to, v) && contiguous(from, v)) return orion_copy(stream, to->place, from->place, total_bytes, wait);
   const bool to_device = to->place.side == ORION_SIDE_DEVICE, from_device = from->place.side == ORION_SIDE_DEVICE;
-  const bool elsewhere = (to_device && to->place.context->session != stream->session) ||
-                         (from_device && from->place.context->session != stream->session);
+  const bool elsewhere = (to_device && to->place.context->device != stream->context->device) ||
+                         (from_device && from->place.context->device != stream->context->device);
   if (elsewhere || (!to_device && !from_device) || v->width_bytes > ORION_COPY_PIECE_BYTES) {
     return copy_by_row(stream, to, from, v, wait);
   }
   if (to_device && from_device) {
     return submit_volume(stream, to, to->place.address, 2, from, from->place.address, 2, v, 0);
   }
-  const orion_place *host = to_device ? &from->place : &to->place;
+  const orion_place* host = to_device ? &from->place : &to->place;
   // Over a network whole ranges come back: in place they would write over the gaps between the rows.
-  const bool in_place = host->pinned && host->context->session == stream->session &&
-                        (to_device || !orion_over_network(stream->session));
+  const bool in_place =
+      host->pinned && host->context->session == stream->session && (to_device || !orion_over_network(stream->session));
   if (in_place) return copy_pinned(stream, to, from, v, wait);
   return to_device ? push_rows(stream, to, from, v) : pull_rows(stream, to, from, v);
 }
 
-static CUresult copy_ends(const end *to_end, const end *from_end, const volume *v, CUstream handle, bool wait) {
+static CUresult copy_ends(const end* to_end, const end* from_end, const volume* v, CUstream handle, bool wait) {
   ORION_ENTER_STREAM(stream, handle);
   if (v->width_bytes == 0 || v->height == 0 || v->depth == 0) return CUDA_SUCCESS;
   region to, from;
@@ -198,7 +198,7 @@ static CUresult copy_ends(const end *to_end, const end *from_end, const volume *
   return result == CUDA_SUCCESS ? copy_volume(stream, &to, &from, v, wait) : result;
 }
 
-static CUresult copy_2d(const CUDA_MEMCPY2D *c, CUstream stream, bool wait) {
+static CUresult copy_2d(const CUDA_MEMCPY2D* c, CUstream stream, bool wait) {
   ORION_ENTER();
   ORION_REQUIRE(c != NULL, CUDA_ERROR_INVALID_VALUE);
   const end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes, c->dstY, 0, c->dstPitch, 0};
@@ -207,45 +207,49 @@ static CUresult copy_2d(const CUDA_MEMCPY2D *c, CUstream stream, bool wait) {
   return copy_ends(&to, &from, &v, stream, wait);
 }
 
-ORION_API CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D *copy) { return copy_2d(copy, NULL, true); }
+ORION_API CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D* copy) { return copy_2d(copy, NULL, true); }
 
-ORION_API CUresult cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D *copy) { return copy_2d(copy, NULL, true); }
+ORION_API CUresult cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D* copy) { return copy_2d(copy, NULL, true); }
 
-ORION_API CUresult cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *copy, CUstream stream) {
+ORION_API CUresult cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* copy, CUstream stream) {
   return copy_2d(copy, stream, false);
 }
 
-static CUresult copy_3d(const CUDA_MEMCPY3D *c, CUstream stream, bool wait) {
+static CUresult copy_3d(const CUDA_MEMCPY3D* c, CUstream stream, bool wait) {
   ORION_ENTER();
   ORION_REQUIRE(c != NULL, CUDA_ERROR_INVALID_VALUE);
-  const end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes, c->dstY, c->dstZ, c->dstPitch, c->dstHeight};
-  const end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes, c->srcY, c->srcZ, c->srcPitch, c->srcHeight};
+  const end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes,
+                  c->dstY,          c->dstZ,    c->dstPitch,  c->dstHeight};
+  const end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes,
+                    c->srcY,          c->srcZ,    c->srcPitch,  c->srcHeight};
   const volume v = {c->WidthInBytes, c->Height, c->Depth};
   return copy_ends(&to, &from, &v, stream, wait);
 }
 
-ORION_API CUresult cuMemcpy3D_v2(const CUDA_MEMCPY3D *copy) { return copy_3d(copy, NULL, true); }
+ORION_API CUresult cuMemcpy3D_v2(const CUDA_MEMCPY3D* copy) { return copy_3d(copy, NULL, true); }
 
-ORION_API CUresult cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *copy, CUstream stream) {
+ORION_API CUresult cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D* copy, CUstream stream) {
   return copy_3d(copy, stream, false);
 }
 
 /// With one address space the contexts say nothing that the addresses do not say; they only have to exist.
-static CUresult copy_3d_peer(const CUDA_MEMCPY3D_PEER *c, CUstream stream, bool wait) {
+static CUresult copy_3d_peer(const CUDA_MEMCPY3D_PEER* c, CUstream stream, bool wait) {
   ORION_ENTER();
   ORION_REQUIRE(c != NULL, CUDA_ERROR_INVALID_VALUE);
-  orion_context *context;
+  orion_context* context;
   CUresult result = orion_context_of(c->srcContext, &context);
   if (result == CUDA_SUCCESS) result = orion_context_of(c->dstContext, &context);
   if (result != CUDA_SUCCESS) return result;
-  const end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes, c->dstY, c->dstZ, c->dstPitch, c->dstHeight};
-  const end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes, c->srcY, c->srcZ, c->srcPitch, c->srcHeight};
+  const end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes,
+                  c->dstY,          c->dstZ,    c->dstPitch,  c->dstHeight};
+  const end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes,
+                    c->srcY,          c->srcZ,    c->srcPitch,  c->srcHeight};
   const volume v = {c->WidthInBytes, c->Height, c->Depth};
   return copy_ends(&to, &from, &v, stream, wait);
 }
 
-ORION_API CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER *copy) { return copy_3d_peer(copy, NULL, true); }
+ORION_API CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER* copy) { return copy_3d_peer(copy, NULL, true); }
 
-ORION_API CUresult cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *copy, CUstream stream) {
+ORION_API CUresult cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER* copy, CUstream stream) {
   return copy_3d_peer(copy, stream, false);
 }

@@ -39,25 +39,25 @@ ORION_API CUresult cuInit(unsigned int flags) {
   return ready == CUDA_SUCCESS ? orion_start() : ready;
 }
 
-ORION_API CUresult cuDriverGetVersion(int *version) {
+ORION_API CUresult cuDriverGetVersion(int* version) {
   ORION_REQUIRE(version != NULL, CUDA_ERROR_INVALID_VALUE);
   // Allowed before cuInit. CUDA's runtime asks first and decides by the answer, so it must be the server's; without a
   // server it gets a current version and then learns from cuInit what is wrong.
   *version = DRIVER_VERSION_WITHOUT_SERVER;
   if (orion_attach() != CUDA_SUCCESS) return CUDA_SUCCESS;
-  const orion_device *device = orion_device_at(0);
+  const orion_device* device = orion_device_at(0);
   if (device != NULL) *version = device->session->driver_version;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuDeviceGetCount(int *count) {
+ORION_API CUresult cuDeviceGetCount(int* count) {
   ORION_ENTER();
   ORION_REQUIRE(count != NULL, CUDA_ERROR_INVALID_VALUE);
   *count = (int)orion_device_states();
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuDeviceGet(CUdevice *device, int ordinal) {
+ORION_API CUresult cuDeviceGet(CUdevice* device, int ordinal) {
   ORION_ENTER();
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(orion_device_state_at(ordinal) != NULL, CUDA_ERROR_INVALID_DEVICE);
@@ -65,28 +65,28 @@ ORION_API CUresult cuDeviceGet(CUdevice *device, int ordinal) {
   return CUDA_SUCCESS;
 }
 
-#define ORION_ENTER_DEVICE(state, device)                     \
-  ORION_ENTER();                                              \
-  orion_device_state *state = orion_device_state_at(device);  \
+#define ORION_ENTER_DEVICE(state, device)                    \
+  ORION_ENTER();                                             \
+  orion_device_state* state = orion_device_state_at(device); \
   ORION_REQUIRE(state != NULL, CUDA_ERROR_INVALID_DEVICE)
 
-ORION_API CUresult cuDeviceGetName(char *name, int capacity, CUdevice device) {
+ORION_API CUresult cuDeviceGetName(char* name, int capacity, CUdevice device) {
   ORION_ENTER_DEVICE(state, device);
   ORION_REQUIRE(name != NULL && capacity > 0, CUDA_ERROR_INVALID_VALUE);
   snprintf(name, (size_t)capacity, "%s", state->info->name);
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device) {
+ORION_API CUresult cuDeviceGetUuid(CUuuid* uuid, CUdevice device) {
   ORION_ENTER_DEVICE(state, device);
   ORION_REQUIRE(uuid != NULL, CUDA_ERROR_INVALID_VALUE);
   *uuid = state->info->uuid;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) { return cuDeviceGetUuid(uuid, device); }
+ORION_API CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice device) { return cuDeviceGetUuid(uuid, device); }
 
-ORION_API CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
+ORION_API CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
   ORION_ENTER_DEVICE(state, device);
   ORION_REQUIRE(bytes != NULL, CUDA_ERROR_INVALID_VALUE);
   *bytes = state->info->total_bytes;
@@ -100,19 +100,19 @@ static bool is_absent(int attribute) {
   return false;
 }
 
-ORION_API CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
+ORION_API CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice device) {
   ORION_ENTER();
   ORION_REQUIRE(value != NULL && (unsigned)attribute < 256, CUDA_ERROR_INVALID_VALUE);
-  orion_device_state *state = orion_device_state_at(device);
+  orion_device_state* state = orion_device_state_at(device);
   ORION_REQUIRE(state != NULL, CUDA_ERROR_INVALID_DEVICE);
   ORION_REQUIRE(state->info->has_attribute[attribute], CUDA_ERROR_INVALID_VALUE);
   *value = is_absent((int)attribute) ? 0 : state->info->attributes[attribute];
   return CUDA_SUCCESS;
 }
 
-static int attribute_of(const orion_device_state *state, int attribute) { return state->info->attributes[attribute]; }
+static int attribute_of(const orion_device_state* state, int attribute) { return state->info->attributes[attribute]; }
 
-ORION_API CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice device) {
+ORION_API CUresult cuDeviceComputeCapability(int* major, int* minor, CUdevice device) {
   ORION_ENTER_DEVICE(state, device);
   ORION_REQUIRE(major != NULL && minor != NULL, CUDA_ERROR_INVALID_VALUE);
   *major = attribute_of(state, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
@@ -120,7 +120,7 @@ ORION_API CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice de
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuDeviceGetProperties(CUdevprop *properties, CUdevice device) {
+ORION_API CUresult cuDeviceGetProperties(CUdevprop* properties, CUdevice device) {
   ORION_ENTER_DEVICE(state, device);
   ORION_REQUIRE(properties != NULL, CUDA_ERROR_INVALID_VALUE);
   *properties = (CUdevprop){
@@ -142,21 +142,21 @@ ORION_API CUresult cuDeviceGetProperties(CUdevprop *properties, CUdevice device)
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuDeviceGetPCIBusId(char *bus_id, int capacity, CUdevice device) {
+ORION_API CUresult cuDeviceGetPCIBusId(char* bus_id, int capacity, CUdevice device) {
   ORION_ENTER_DEVICE(state, device);
   ORION_REQUIRE(bus_id != NULL && capacity > 0, CUDA_ERROR_INVALID_VALUE);
   snprintf(bus_id, (size_t)capacity, "%s", state->info->pci_bus_id);
   return CUDA_SUCCESS;
 }
 
-static bool parse_bus_id(const char *text, unsigned parts[4]) {
+static bool parse_bus_id(const char* text, unsigned parts[4]) {
   parts[3] = 0;
   if (sscanf(text, "%x:%x:%x.%x", &parts[0], &parts[1], &parts[2], &parts[3]) >= 3) return true;
   parts[0] = 0;
   return sscanf(text, "%x:%x.%x", &parts[1], &parts[2], &parts[3]) >= 2;
 }
 
-ORION_API CUresult cuDeviceGetByPCIBusId(CUdevice *device, const char *bus_id) {
+ORION_API CUresult cuDeviceGetByPCIBusId(CUdevice* device, const char* bus_id) {
   ORION_ENTER();
   unsigned wanted[4], have[4];
   ORION_REQUIRE(device != NULL && bus_id != NULL && parse_bus_id(bus_id, wanted), CUDA_ERROR_INVALID_VALUE);
@@ -169,7 +169,7 @@ ORION_API CUresult cuDeviceGetByPCIBusId(CUdevice *device, const char *bus_id) {
   return CUDA_ERROR_INVALID_DEVICE;
 }
 
-ORION_API CUresult cuDeviceGetExecAffinitySupport(int *supported, CUexecAffinityType type, CUdevice device) {
+ORION_API CUresult cuDeviceGetExecAffinitySupport(int* supported, CUexecAffinityType type, CUdevice device) {
   ORION_ENTER();
   ORION_REQUIRE(supported != NULL && (unsigned)type < CU_EXEC_AFFINITY_TYPE_MAX, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(orion_device_state_at(device) != NULL, CUDA_ERROR_INVALID_DEVICE);
@@ -177,7 +177,7 @@ ORION_API CUresult cuDeviceGetExecAffinitySupport(int *supported, CUexecAffinity
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuDeviceCanAccessPeer(int *can_access, CUdevice device, CUdevice peer_device) {
+ORION_API CUresult cuDeviceCanAccessPeer(int* can_access, CUdevice device, CUdevice peer_device) {
   ORION_ENTER();
   ORION_REQUIRE(can_access != NULL, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(orion_device_state_at(device) != NULL && orion_device_state_at(peer_device) != NULL,
@@ -186,15 +186,15 @@ ORION_API CUresult cuDeviceCanAccessPeer(int *can_access, CUdevice device, CUdev
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuDeviceGetP2PAttribute(int *value, CUdevice_P2PAttribute attribute, CUdevice source,
+ORION_API CUresult cuDeviceGetP2PAttribute(int* value, CUdevice_P2PAttribute attribute, CUdevice source,
                                            CUdevice destination) {
   ORION_ENTER();
   ORION_REQUIRE(value != NULL && attribute >= CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK &&
                     attribute <= CU_DEVICE_P2P_ATTRIBUTE_CUDA_ARRAY_ACCESS_SUPPORTED,
                 CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE(source != destination && orion_device_state_at(source) != NULL &&
-                    orion_device_state_at(destination) != NULL,
-                CUDA_ERROR_INVALID_DEVICE);
+  ORION_REQUIRE(
+      source != destination && orion_device_state_at(source) != NULL && orion_device_state_at(destination) != NULL,
+      CUDA_ERROR_INVALID_DEVICE);
   *value = 0;
   return CUDA_SUCCESS;
 }

@@ -1,35 +1,33 @@
 // Events: a ticket of the last record. Queries are loads of the word that the GPU writes.
 //
 // An event that only streams wait for costs no marker. The first host query asks for one, and from then on each record
-// carries it. A record without marker has the ticket (word, next value): the first marker placed after it, whoever places
-// it, shows it complete. That can be late by the work in between, never early.
+// carries it. A record without marker has the ticket (word, next value): the first marker placed after it, whoever
+// places it, shows it complete. That can be late by the work in between, never early.
 #include "api.h"
 
 #define TICKET_WORD(ticket) ((uint32_t)((ticket) >> 48))
 #define TICKET_VALUE(ticket) ((ticket) & 0xffffffffffffull)
 
-CUresult orion_event_of(CUevent handle, orion_event **event) {
-  return orion_object_find(&orion_events, handle, event);
-}
+CUresult orion_event_of(CUevent handle, orion_event** event) { return orion_object_find(&orion_events, handle, event); }
 
-static orion_stream *stream_of(orion_event *event, uint64_t ticket) {
+static orion_stream* stream_of(orion_event* event, uint64_t ticket) {
   const uint32_t word = TICKET_WORD(ticket);
   return word < ORION_WORD_STREAMS ? &event->context->null_stream
                                    : orion_table_at(&orion_streams, word - ORION_WORD_STREAMS);
 }
 
-static bool reached(const orion_event *event, uint64_t ticket) {
+static bool reached(const orion_event* event, uint64_t ticket) {
   return orion_word(event->context->session, TICKET_WORD(ticket)) >= TICKET_VALUE(ticket);
 }
 
-ORION_API CUresult cuEventCreate(CUevent *handle, unsigned int flags) {
+ORION_API CUresult cuEventCreate(CUevent* handle, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   const unsigned known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
   ORION_REQUIRE(handle != NULL && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE((flags & CU_EVENT_INTERPROCESS) == 0 || (flags & CU_EVENT_DISABLE_TIMING) != 0,
                 CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE((flags & CU_EVENT_INTERPROCESS) == 0, CUDA_ERROR_NOT_SUPPORTED);
-  orion_event *event = orion_object_take(&orion_events);
+  orion_event* event = orion_object_take(&orion_events);
   ORION_REQUIRE(event != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   event->context = context;
   event->epoch = atomic_load(&context->epoch);
@@ -52,7 +50,7 @@ ORION_API CUresult cuEventCreate(CUevent *handle, unsigned int flags) {
 ORION_API CUresult cuEventDestroy_v2(CUevent handle) {
   ORION_ENTER();
   uint32_t generation;
-  orion_event *event = orion_table_find(&orion_events, (uint64_t)(uintptr_t)handle, &generation);
+  orion_event* event = orion_table_find(&orion_events, (uint64_t)(uintptr_t)handle, &generation);
   if (event == NULL) return CUDA_ERROR_INVALID_HANDLE;
   if (!orion_table_retire(&orion_events, event, generation)) return CUDA_ERROR_INVALID_HANDLE;
   if (!orion_same_epoch(event->context, event->epoch)) {
@@ -63,15 +61,14 @@ ORION_API CUresult cuEventDestroy_v2(CUevent handle) {
   const uint64_t ticket = atomic_load(&event->ticket);
   uint32_t wire_index = 0;
   if (ticket != 0 && !reached(event, ticket)) {
-    const orion_stream *stream = stream_of(event, ticket);
+    const orion_stream* stream = stream_of(event, ticket);
     if (stream->wire_index != 0 && orion_is_live(&stream->entry) && stream->context == event->context) {
       wire_index = stream->wire_index;
     }
   }
-  orion_op_event_destroy op = {.op = {.code = ORION_OP_EVENT_DESTROY,
-                                      .context = (uint16_t)event->context->entry.index,
-                                      .stream = wire_index},
-                               .event = event->entry.index};
+  orion_op_event_destroy op = {
+      .op = {.code = ORION_OP_EVENT_DESTROY, .context = (uint16_t)event->context->entry.index, .stream = wire_index},
+      .event = event->entry.index};
   const CUresult result = orion_submit(event->context->session, &op.op, sizeof op, NULL, 0);
   orion_table_give(&orion_events, event);
   return result;
@@ -79,11 +76,10 @@ ORION_API CUresult cuEventDestroy_v2(CUevent handle) {
 
 ORION_API CUresult cuEventDestroy(CUevent handle) { return cuEventDestroy_v2(handle); }
 
-CUresult orion_event_record(orion_event *event, orion_stream *stream, uint32_t flags) {
+CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t flags) {
   if (event->context != stream->context) return CUDA_ERROR_INVALID_HANDLE;
-  orion_op_event_record op = {.op = {.code = ORION_OP_EVENT_RECORD},
-                              .event = event->entry.index,
-                              .record_flags = flags};
+  orion_op_event_record op = {
+      .op = {.code = ORION_OP_EVENT_RECORD}, .event = event->entry.index, .record_flags = flags};
   // On the NULL stream a later marker would not cover the blocking streams that this record waits for.
   if (stream->wire_index == 0 || atomic_load_explicit(&event->asked, memory_order_relaxed)) {
     const CUresult result = orion_stream_submit_marked(stream, &op.op, sizeof op, &op.word, &op.value);
@@ -100,7 +96,7 @@ CUresult orion_event_record(orion_event *event, orion_stream *stream, uint32_t f
 
 ORION_API CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream_handle, unsigned int flags) {
   ORION_ENTER_STREAM(stream, stream_handle);
-  orion_event *event;
+  orion_event* event;
   const CUresult result = orion_event_of(handle, &event);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE((flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL) == 0, CUDA_ERROR_INVALID_VALUE);
@@ -110,12 +106,12 @@ ORION_API CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream_handle
 
 ORION_API CUresult cuEventRecord(CUevent handle, CUstream stream) { return cuEventRecordWithFlags(handle, stream, 0); }
 
-CUresult orion_event_wait(orion_event *event, orion_stream *stream, uint32_t flags) {
+CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t flags) {
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
   if (ticket == 0 || reached(event, ticket)) return CUDA_SUCCESS;
   if (event->context->session != stream->session) {
     // Two servers share no clock and no event: the client holds the order.
-    orion_stream *recorded = stream_of(event, ticket);
+    orion_stream* recorded = stream_of(event, ticket);
     const CUresult result = orion_stream_ensure_marker(recorded, TICKET_VALUE(ticket));
     if (result != CUDA_SUCCESS) return result;
     return orion_wait_word(event->context->session, TICKET_WORD(ticket), TICKET_VALUE(ticket),
@@ -127,17 +123,17 @@ CUresult orion_event_wait(orion_event *event, orion_stream *stream, uint32_t fla
 }
 
 /// Asks for the marker that shows the last record complete, if nobody did.
-static CUresult ask(orion_event *event, uint64_t ticket) {
+static CUresult ask(orion_event* event, uint64_t ticket) {
   atomic_store_explicit(&event->asked, true, memory_order_relaxed);
   return orion_stream_ensure_marker(stream_of(event, ticket), TICKET_VALUE(ticket));
 }
 
 ORION_API CUresult cuEventQuery(CUevent handle) {
   ORION_ENTER();
-  orion_event *event;
+  orion_event* event;
   CUresult result = orion_event_of(handle, &event);
   if (result != CUDA_SUCCESS) return result;
-  orion_session *session = event->context->session;
+  orion_session* session = event->context->session;
   result = orion_context_error(session, event->context->entry.index);
   if (result != CUDA_SUCCESS) return result;
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
@@ -149,10 +145,10 @@ ORION_API CUresult cuEventQuery(CUevent handle) {
 
 ORION_API CUresult cuEventSynchronize(CUevent handle) {
   ORION_ENTER();
-  orion_event *event;
+  orion_event* event;
   CUresult result = orion_event_of(handle, &event);
   if (result != CUDA_SUCCESS) return result;
-  orion_session *session = event->context->session;
+  orion_session* session = event->context->session;
   const uint32_t context = event->context->entry.index;
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
   if (ticket != 0 && !reached(event, ticket)) {
@@ -164,12 +160,12 @@ ORION_API CUresult cuEventSynchronize(CUevent handle) {
 }
 
 /// True when a marker that covers the record is on its way and not there yet.
-static bool known_pending(orion_event *event, uint64_t ticket) {
+static bool known_pending(orion_event* event, uint64_t ticket) {
   return atomic_load_explicit(&stream_of(event, ticket)->marker, memory_order_acquire) >= TICKET_VALUE(ticket) &&
          !reached(event, ticket);
 }
 
-ORION_API CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start_handle, CUevent end_handle) {
+ORION_API CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_handle, CUevent end_handle) {
   ORION_ENTER();
   orion_event *start, *end;
   CUresult result = orion_event_of(start_handle, &start);
@@ -181,20 +177,19 @@ ORION_API CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start_hand
       start->context->session != end->context->session) {
     return CUDA_ERROR_INVALID_HANDLE;
   }
-  orion_session *session = end->context->session;
+  orion_session* session = end->context->session;
   result = orion_context_error(session, end->context->entry.index);
   if (result != CUDA_SUCCESS) return result;
   if (known_pending(start, start_ticket) || known_pending(end, end_ticket)) return CUDA_ERROR_NOT_READY;
-  orion_op_event_elapsed op = {
-      .op = {.code = ORION_OP_EVENT_ELAPSED, .context = (uint16_t)end->context->entry.index},
-      .start = start->entry.index,
-      .end = end->entry.index};
+  orion_op_event_elapsed op = {.op = {.code = ORION_OP_EVENT_ELAPSED, .context = (uint16_t)end->context->entry.index},
+                               .start = start->entry.index,
+                               .end = end->entry.index};
   orion_reply_event_elapsed reply = {0};
   result = orion_call(session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
   if (result == CUDA_SUCCESS) *milliseconds = reply.milliseconds;
   return result;
 }
 
-ORION_API CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) {
+ORION_API CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
   return cuEventElapsedTime_v2(milliseconds, start, end);
 }

@@ -15,19 +15,19 @@ typedef struct orion_extent {
 } orion_extent;
 
 /// `extent` must not overlap another; start and bytes are set by the caller and stay unchanged while it is inside.
-void orion_extent_insert(orion_extent **root, orion_extent *extent);
-void orion_extent_remove(orion_extent **root, orion_extent *extent);
-orion_extent *orion_extent_containing(orion_extent *root, uint64_t address);
-orion_extent *orion_extent_starting_at(orion_extent *root, uint64_t start);
-orion_extent *orion_extent_at_or_above(orion_extent *root, uint64_t address);  // lowest start >= address
-orion_extent *orion_extent_fit(orion_extent *root, uint64_t bytes);            // lowest start that has `bytes`
+void orion_extent_insert(orion_extent** root, orion_extent* extent);
+void orion_extent_remove(orion_extent** root, orion_extent* extent);
+orion_extent* orion_extent_containing(orion_extent* root, uint64_t address);
+orion_extent* orion_extent_starting_at(orion_extent* root, uint64_t start);
+orion_extent* orion_extent_at_or_above(orion_extent* root, uint64_t address);  // lowest start >= address
+orion_extent* orion_extent_fit(orion_extent* root, uint64_t bytes);            // lowest start that has `bytes`
 
 /// Free lists made of plain extents, allocated here. `boundary_bytes` (a power of two, or 0): neighbours on two sides
 /// of a multiple of it are never merged.
-bool orion_free_list_give(orion_extent **root, uint64_t start, uint64_t bytes, uint64_t boundary_bytes);
+bool orion_free_list_give(orion_extent** root, uint64_t start, uint64_t bytes, uint64_t boundary_bytes);
 /// Lowest fit, or 0 when nothing fits.
-uint64_t orion_free_list_take(orion_extent **root, uint64_t bytes);
+uint64_t orion_free_list_take(orion_extent** root, uint64_t bytes);
 /// Takes exactly [start, +bytes) out, which must lie inside one free extent. False otherwise.
-bool orion_free_list_take_at(orion_extent **root, uint64_t start, uint64_t bytes);
+bool orion_free_list_take_at(orion_extent** root, uint64_t start, uint64_t bytes);
 
 #endif

@@ -7,12 +7,12 @@
 
 #define NAME_LIMIT_BYTES 32768u
 
-CUresult orion_function_of(CUfunction handle, orion_function **function) {
+CUresult orion_function_of(CUfunction handle, orion_function** function) {
   if ((uint64_t)(uintptr_t)handle >> 48 == ORION_TAG_KERNEL) return orion_kernel_function((CUkernel)handle, function);
   return orion_object_find(&orion_functions, handle, function);
 }
 
-static void store_attributes(orion_function *function, const uint8_t *pairs, uint32_t count) {
+static void store_attributes(orion_function* function, const uint8_t* pairs, uint32_t count) {
   for (uint32_t i = 0; i < count; i++) {
     int32_t pair[2];
     memcpy(pair, pairs + (size_t)i * sizeof pair, sizeof pair);
@@ -23,8 +23,8 @@ static void store_attributes(orion_function *function, const uint8_t *pairs, uin
 }
 
 /// Offsets and sizes in one allocation. They come from another process: packing must stay inside its buffer.
-static CUresult store_layout(orion_function *function, const uint8_t *pairs, uint32_t count) {
-  uint32_t *layout = malloc(2 * sizeof *layout * (count == 0 ? 1 : count));
+static CUresult store_layout(orion_function* function, const uint8_t* pairs, uint32_t count) {
+  uint32_t* layout = malloc(2 * sizeof *layout * (count == 0 ? 1 : count));
   if (layout == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   uint32_t end = 0;
   for (uint32_t i = 0; i < count; i++) {
@@ -46,7 +46,7 @@ static CUresult store_layout(orion_function *function, const uint8_t *pairs, uin
   return CUDA_SUCCESS;
 }
 
-static CUresult parse_reply(orion_function *function, const uint8_t *payload, uint32_t bytes) {
+static CUresult parse_reply(orion_function* function, const uint8_t* payload, uint32_t bytes) {
   orion_reply_module_get_function counts;
   if (bytes < sizeof counts) return CUDA_ERROR_UNKNOWN;
   memcpy(&counts, payload, sizeof counts);
@@ -61,8 +61,8 @@ static CUresult parse_reply(orion_function *function, const uint8_t *payload, ui
   return store_layout(function, payload, counts.param_count);
 }
 
-static CUresult ask_worker(orion_module *module, orion_function *function, const char *name, uint32_t name_bytes) {
-  uint8_t *payload = malloc(ORION_REPLY_BYTES);
+static CUresult ask_worker(orion_module* module, orion_function* function, const char* name, uint32_t name_bytes) {
+  uint8_t* payload = malloc(ORION_REPLY_BYTES);
   if (payload == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   orion_op_module_get_function op = {
       .op = {.code = ORION_OP_MODULE_GET_FUNCTION, .context = (uint16_t)module->context->entry.index},
@@ -77,8 +77,8 @@ static CUresult ask_worker(orion_module *module, orion_function *function, const
 }
 
 /// Under the module's mutex.
-static CUresult make_function(orion_module *module, const char *name, uint32_t name_bytes, orion_function **out) {
-  orion_function *function = orion_object_take(&orion_functions);
+static CUresult make_function(orion_module* module, const char* name, uint32_t name_bytes, orion_function** out) {
+  orion_function* function = orion_object_take(&orion_functions);
   if (function == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   free(function->name);
   free(function->param_offsets);
@@ -107,11 +107,11 @@ static CUresult make_function(orion_module *module, const char *name, uint32_t n
   return CUDA_SUCCESS;
 }
 
-CUresult orion_module_function(orion_module *module, const char *name, orion_function **out) {
+CUresult orion_module_function(orion_module* module, const char* name, orion_function** out) {
   const size_t name_bytes = strlen(name);
   ORION_REQUIRE(name_bytes <= NAME_LIMIT_BYTES, CUDA_ERROR_NOT_FOUND);
   pthread_mutex_lock(&module->mutex);
-  orion_function *function = atomic_load(&module->functions);
+  orion_function* function = atomic_load(&module->functions);
   while (function != NULL && strcmp(function->name, name) != 0) function = function->next;
   CUresult result = CUDA_SUCCESS;
   if (function != NULL) {
@@ -123,7 +123,7 @@ CUresult orion_module_function(orion_module *module, const char *name, orion_fun
   return result;
 }
 
-CUresult orion_function_get_attribute(const orion_function *function, CUfunction_attribute attribute, int *value) {
+CUresult orion_function_get_attribute(const orion_function* function, CUfunction_attribute attribute, int* value) {
   if (value == NULL || (unsigned)attribute >= ORION_FUNCTION_ATTRIBUTES ||
       (function->attribute_mask & 1u << attribute) == 0) {
     return CUDA_ERROR_INVALID_VALUE;
@@ -132,7 +132,7 @@ CUresult orion_function_get_attribute(const orion_function *function, CUfunction
   return CUDA_SUCCESS;
 }
 
-CUresult orion_function_set_attribute(orion_function *function, CUfunction_attribute attribute, int value) {
+CUresult orion_function_set_attribute(orion_function* function, CUfunction_attribute attribute, int value) {
   orion_op_function_set_attribute op = {
       .op = {.code = ORION_OP_FUNCTION_SET_ATTRIBUTE, .context = (uint16_t)function->context->entry.index},
       .function = function->entry.index,
@@ -146,7 +146,7 @@ CUresult orion_function_set_attribute(orion_function *function, CUfunction_attri
   return result;
 }
 
-CUresult orion_function_param_info(const orion_function *function, size_t index, size_t *offset, size_t *bytes) {
+CUresult orion_function_param_info(const orion_function* function, size_t index, size_t* offset, size_t* bytes) {
   if (offset == NULL || index >= function->param_count) return CUDA_ERROR_INVALID_VALUE;
   *offset = function->param_offsets[index];
   if (bytes != NULL) *bytes = function->param_sizes[index];
@@ -155,13 +155,13 @@ CUresult orion_function_param_info(const orion_function *function, size_t index,
 
 #define ORION_ENTER_FUNCTION(function, handle)                      \
   ORION_ENTER();                                                    \
-  orion_function *function;                                         \
+  orion_function* function;                                         \
   do {                                                              \
     const CUresult found_ = orion_function_of((handle), &function); \
     if (found_ != CUDA_SUCCESS) return found_;                      \
   } while (0)
 
-ORION_API CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction handle) {
+ORION_API CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction handle) {
   ORION_ENTER_FUNCTION(function, handle);
   return orion_function_get_attribute(function, attribute, value);
 }
@@ -188,26 +188,26 @@ ORION_API CUresult cuFuncSetSharedMemConfig(CUfunction handle, CUsharedconfig co
   return CUDA_SUCCESS;  // without effect on all devices that are served
 }
 
-ORION_API CUresult cuFuncGetModule(CUmodule *module, CUfunction handle) {
+ORION_API CUresult cuFuncGetModule(CUmodule* module, CUfunction handle) {
   ORION_ENTER_FUNCTION(function, handle);
   ORION_REQUIRE(module != NULL, CUDA_ERROR_INVALID_VALUE);
   *module = (CUmodule)(uintptr_t)function->module_handle;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuFuncGetName(const char **name, CUfunction handle) {
+ORION_API CUresult cuFuncGetName(const char** name, CUfunction handle) {
   ORION_ENTER_FUNCTION(function, handle);
   ORION_REQUIRE(name != NULL, CUDA_ERROR_INVALID_VALUE);
   *name = function->name;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuFuncGetParamInfo(CUfunction handle, size_t index, size_t *offset, size_t *bytes) {
+ORION_API CUresult cuFuncGetParamInfo(CUfunction handle, size_t index, size_t* offset, size_t* bytes) {
   ORION_ENTER_FUNCTION(function, handle);
   return orion_function_param_info(function, index, offset, bytes);
 }
 
-ORION_API CUresult cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction handle) {
+ORION_API CUresult cuFuncIsLoaded(CUfunctionLoadingState* state, CUfunction handle) {
   ORION_ENTER_FUNCTION(function, handle);
   (void)function;
   ORION_REQUIRE(state != NULL, CUDA_ERROR_INVALID_VALUE);

@@ -1,5 +1,5 @@
-// Host functions and stream callbacks run in the client. The stream is parked in the engine until the client's word says
-// that the function has returned.
+// Host functions and stream callbacks run in the client. The stream is parked in the engine until the client's word
+// says that the function has returned.
 //
 // One thread for each stream that has any: with one for all, a function of a stream that waits (directly or not) for
 // another stream's function would stand before it in the queue for ever.
@@ -11,16 +11,16 @@
 #include "api.h"
 
 typedef struct callback {
-  struct callback *next;
+  struct callback* next;
   uint64_t generation;
-  CUhostFn function;           // one of the two
+  CUhostFn function;  // one of the two
   CUstreamCallback on_stream;
   CUstream handle;
-  void *data;
+  void* data;
 } callback;
 
 typedef struct orion_callback_lane {
-  orion_session *session;
+  orion_session* session;
   uint32_t context, index, word;
   pthread_mutex_t mutex;
   pthread_cond_t changed;
@@ -48,7 +48,7 @@ static void give_index(uint32_t index) {
   pthread_mutex_unlock(&index_mutex);
 }
 
-static void run(const callback *work, CUresult status) {
+static void run(const callback* work, CUresult status) {
   orion_in_host_function = true;
   if (work->on_stream != NULL) {
     work->on_stream(work->handle, status, work->data);
@@ -58,12 +58,12 @@ static void run(const callback *work, CUresult status) {
   orion_in_host_function = false;
 }
 
-static void *serve(void *argument) {
-  orion_callback_lane *lane = argument;
+static void* serve(void* argument) {
+  orion_callback_lane* lane = argument;
   pthread_mutex_lock(&lane->mutex);
   for (;;) {
     while (lane->first == NULL && !lane->retired) pthread_cond_wait(&lane->changed, &lane->mutex);
-    callback *work = lane->first;
+    callback* work = lane->first;
     if (work == NULL) break;
     pthread_mutex_unlock(&lane->mutex);
     const CUresult status = orion_wait_word(lane->session, lane->word, work->generation, lane->context);
@@ -82,7 +82,7 @@ static void *serve(void *argument) {
   return NULL;
 }
 
-static bool start_thread(orion_callback_lane *lane) {
+static bool start_thread(orion_callback_lane* lane) {
   pthread_t thread;
   sigset_t all, before;
   sigfillset(&all);
@@ -94,8 +94,8 @@ static bool start_thread(orion_callback_lane *lane) {
 }
 
 /// Under the stream's mutex.
-static orion_callback_lane *lane_of(orion_stream *stream) {
-  orion_callback_lane *lane = atomic_load(&stream->lane);
+static orion_callback_lane* lane_of(orion_stream* stream) {
+  orion_callback_lane* lane = atomic_load(&stream->lane);
   if (lane != NULL) return lane;
   const uint32_t index = take_index();
   if (index == ORION_CLIENT_WORDS) return NULL;
@@ -121,8 +121,8 @@ static orion_callback_lane *lane_of(orion_stream *stream) {
   return lane;
 }
 
-void orion_callback_lane_retire(orion_stream *stream) {
-  orion_callback_lane *lane = atomic_exchange(&stream->lane, NULL);
+void orion_callback_lane_retire(orion_stream* stream) {
+  orion_callback_lane* lane = atomic_exchange(&stream->lane, NULL);
   if (lane == NULL) return;
   pthread_mutex_lock(&lane->mutex);
   lane->retired = true;
@@ -130,13 +130,13 @@ void orion_callback_lane_retire(orion_stream *stream) {
   pthread_mutex_unlock(&lane->mutex);
 }
 
-static CUresult enqueue(orion_stream *stream, const callback *wish) {
-  callback *work = malloc(sizeof *work);
+static CUresult enqueue(orion_stream* stream, const callback* wish) {
+  callback* work = malloc(sizeof *work);
   if (work == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   *work = *wish;
   work->next = NULL;
   pthread_mutex_lock(&stream->mutex);
-  orion_callback_lane *lane = lane_of(stream);
+  orion_callback_lane* lane = lane_of(stream);
   CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
   if (lane != NULL) {
     work->generation = ++generations[lane->index];  // a lane's index is its own, and this stream's mutex is held
@@ -164,13 +164,13 @@ static CUresult enqueue(orion_stream *stream, const callback *wish) {
   return result;
 }
 
-ORION_API CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void *data) {
+ORION_API CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void* data) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(function != NULL, CUDA_ERROR_INVALID_VALUE);
   return enqueue(stream, &(callback){.function = function, .data = data});
 }
 
-ORION_API CUresult cuStreamAddCallback(CUstream handle, CUstreamCallback function, void *data, unsigned int flags) {
+ORION_API CUresult cuStreamAddCallback(CUstream handle, CUstreamCallback function, void* data, unsigned int flags) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(function != NULL && flags == 0, CUDA_ERROR_INVALID_VALUE);
   return enqueue(stream, &(callback){.on_stream = function, .handle = handle, .data = data});

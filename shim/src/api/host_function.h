@@ -4,6 +4,6 @@
 #include "state.h"
 
 /// The stream ends: its callback thread finishes what is queued and goes.
-void orion_callback_lane_retire(orion_stream *stream);
+void orion_callback_lane_retire(orion_stream* stream);
 
 #endif

@@ -10,7 +10,7 @@
 #define IMAGE_LIMIT_BYTES (4ull << 30)
 #define LOG_LIMIT_BYTES (1u << 20)
 
-static uint64_t elf_bytes(const uint8_t *image) {
+static uint64_t elf_bytes(const uint8_t* image) {
   Elf64_Ehdr header;
   memcpy(&header, image, sizeof header);
   if (header.e_ident[EI_CLASS] != ELFCLASS64) return 0;
@@ -34,11 +34,11 @@ static uint64_t elf_bytes(const uint8_t *image) {
   return end;
 }
 
-uint64_t orion_image_bytes(const void *image, const void **data) {
+uint64_t orion_image_bytes(const void* image, const void** data) {
   uint32_t magic;
   memcpy(&magic, image, sizeof magic);
   if (magic == FATBIN_WRAPPER_MAGIC) {
-    memcpy(&image, (const uint8_t *)image + 8, sizeof image);
+    memcpy(&image, (const uint8_t*)image + 8, sizeof image);
     if (image == NULL) return 0;
     memcpy(&magic, image, sizeof magic);
   }
@@ -46,25 +46,25 @@ uint64_t orion_image_bytes(const void *image, const void **data) {
   uint64_t bytes;
   if (magic == FATBIN_MAGIC) {
     uint16_t header_bytes;
-    memcpy(&header_bytes, (const uint8_t *)image + 6, sizeof header_bytes);
-    memcpy(&bytes, (const uint8_t *)image + 8, sizeof bytes);
+    memcpy(&header_bytes, (const uint8_t*)image + 6, sizeof header_bytes);
+    memcpy(&bytes, (const uint8_t*)image + 8, sizeof bytes);
     bytes = bytes > IMAGE_LIMIT_BYTES ? 0 : bytes + header_bytes;
   } else if (memcmp(image, ELFMAG, SELFMAG) == 0) {
     bytes = elf_bytes(image);
   } else {
-    const unsigned char first = *(const unsigned char *)image;  // text: white space, '/' of a comment or '.'
+    const unsigned char first = *(const unsigned char*)image;  // text: white space, '/' of a comment or '.'
     const bool is_text = first == '\t' || first == '\n' || first == '\r' || (first >= 0x20 && first < 0x7f);
     bytes = is_text ? strlen(image) + 1 : 0;
   }
   return bytes > IMAGE_LIMIT_BYTES ? 0 : bytes;
 }
 
-static uint32_t bounded_log(void *value) {
+static uint32_t bounded_log(void* value) {
   const uint32_t bytes = (uint32_t)(uintptr_t)value;
   return bytes < LOG_LIMIT_BYTES ? bytes : LOG_LIMIT_BYTES;
 }
 
-CUresult orion_jit_parse(orion_jit *jit, uint32_t count, const CUjit_option *options, void **values) {
+CUresult orion_jit_parse(orion_jit* jit, uint32_t count, const CUjit_option* options, void** values) {
   *jit = (orion_jit){
       .info_size_at = UINT32_MAX, .error_size_at = UINT32_MAX, .wall_time_at = UINT32_MAX, .values = values};
   if (count == 0) return CUDA_SUCCESS;
@@ -109,7 +109,7 @@ CUresult orion_jit_parse(orion_jit *jit, uint32_t count, const CUjit_option *opt
   return CUDA_SUCCESS;
 }
 
-static void deliver(char *log, uint32_t capacity, const uint8_t *from, uint32_t bytes, void **size) {
+static void deliver(char* log, uint32_t capacity, const uint8_t* from, uint32_t bytes, void** size) {
   if (log == NULL || capacity == 0) bytes = 0;
   if (bytes > capacity) bytes = capacity;
   if (bytes != 0) {
@@ -119,10 +119,10 @@ static void deliver(char *log, uint32_t capacity, const uint8_t *from, uint32_t 
   } else if (log != NULL && capacity != 0) {
     log[0] = '\0';
   }
-  if (size != NULL) *size = (void *)(uintptr_t)bytes;
+  if (size != NULL) *size = (void*)(uintptr_t)bytes;
 }
 
-void orion_jit_finish(orion_jit *jit, const uint8_t *logs, uint32_t info_bytes, uint32_t error_bytes) {
+void orion_jit_finish(orion_jit* jit, const uint8_t* logs, uint32_t info_bytes, uint32_t error_bytes) {
   if (info_bytes > jit->info_log_bytes) info_bytes = jit->info_log_bytes;
   if (error_bytes > jit->error_log_bytes) error_bytes = jit->error_log_bytes;
   deliver(jit->info_log, jit->info_log_bytes, logs, info_bytes,

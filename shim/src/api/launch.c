@@ -14,15 +14,15 @@ typedef struct launch_shape {
 } launch_shape;
 
 /// Registers are given out to whole warps in units of 256.
-static bool registers_fit(const orion_function *function, uint64_t threads) {
-  const int32_t *limit = function->context->device->info->attributes;
+static bool registers_fit(const orion_function* function, uint64_t threads) {
+  const int32_t* limit = function->context->device->info->attributes;
   const uint64_t per_thread = (uint32_t)orion_function_attribute(function, CU_FUNC_ATTRIBUTE_NUM_REGS);
   const uint64_t per_warp = (per_thread * 32 + 255) & ~255ull;
   return (threads + 31) / 32 * per_warp <= (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK];
 }
 
-static CUresult check_shape(const orion_function *function, const launch_shape *shape) {
-  const int32_t *limit = function->context->device->info->attributes;
+static CUresult check_shape(const orion_function* function, const launch_shape* shape) {
+  const int32_t* limit = function->context->device->info->attributes;
   uint64_t threads = 1;
   for (int i = 0; i < 3; i++) {
     if (shape->grid[i] == 0 || shape->grid[i] > (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X + i] ||
@@ -43,8 +43,8 @@ static CUresult check_shape(const orion_function *function, const launch_shape *
 }
 
 /// `extra` holds (key, value) pairs: the packed buffer and its size.
-static CUresult pack_extra(void **extra, const void **buffer, uint32_t *bytes) {
-  const size_t *size = NULL;
+static CUresult pack_extra(void** extra, const void** buffer, uint32_t* bytes) {
+  const size_t* size = NULL;
   *buffer = NULL;
   for (; extra[0] != CU_LAUNCH_PARAM_END; extra += 2) {
     if (extra[0] == CU_LAUNCH_PARAM_BUFFER_POINTER) {
@@ -62,12 +62,12 @@ static CUresult pack_extra(void **extra, const void **buffer, uint32_t *bytes) {
   return CUDA_SUCCESS;
 }
 
-static CUresult pack_params(const orion_function *function, void **params, uint8_t *to) {
+static CUresult pack_params(const orion_function* function, void** params, uint8_t* to) {
   if (params == NULL) return CUDA_ERROR_INVALID_VALUE;
   for (uint32_t i = 0; i < function->param_count; i++) {
-    const void *from = params[i];
+    const void* from = params[i];
     if (from == NULL) return CUDA_ERROR_INVALID_VALUE;
-    uint8_t *at = to + function->param_offsets[i];
+    uint8_t* at = to + function->param_offsets[i];
     const uint32_t bytes = function->param_sizes[i];
     if (bytes == 8) {
       memcpy(at, from, 8);
@@ -81,12 +81,12 @@ static CUresult pack_params(const orion_function *function, void **params, uint8
 }
 
 /// Behind `reserve` bytes of scratch, or in place for `extra` when nothing has to stand before it.
-static CUresult pack(const orion_function *function, void **params, void **extra, uint8_t *scratch, uint32_t reserve,
-                     const void **tail, uint32_t *param_bytes) {
+static CUresult pack(const orion_function* function, void** params, void** extra, uint8_t* scratch, uint32_t reserve,
+                     const void** tail, uint32_t* param_bytes) {
   *tail = scratch;
   if (extra != NULL) {
     if (params != NULL) return CUDA_ERROR_INVALID_VALUE;
-    const void *buffer;
+    const void* buffer;
     const CUresult result = pack_extra(extra, &buffer, param_bytes);
     if (result != CUDA_SUCCESS) return result;
     if (function->layout_known && *param_bytes < function->param_bytes) return CUDA_ERROR_INVALID_VALUE;
@@ -104,16 +104,15 @@ static CUresult pack(const orion_function *function, void **params, void **extra
 }
 
 /// All blocks of a cooperative launch must run at once. The limit is asked for once for each configuration in turn.
-static CUresult check_cooperative(orion_function *function, const launch_shape *shape) {
-  const int32_t *attributes = function->context->device->info->attributes;
+static CUresult check_cooperative(orion_function* function, const launch_shape* shape) {
+  const int32_t* attributes = function->context->device->info->attributes;
   if (attributes[CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH] == 0) return CUDA_ERROR_NOT_SUPPORTED;
   const uint32_t threads = shape->block[0] * shape->block[1] * shape->block[2];
   const uint64_t key = (uint64_t)threads << 32 | shape->dynamic_shared_bytes;
   uint32_t limit = atomic_load_explicit(&function->cooperative_limit, memory_order_relaxed);
   if (atomic_load_explicit(&function->cooperative_key, memory_order_acquire) != key) {
     int32_t blocks;
-    const CUresult result =
-        orion_occupancy_blocks(function, (int32_t)threads, shape->dynamic_shared_bytes, 0, &blocks);
+    const CUresult result = orion_occupancy_blocks(function, (int32_t)threads, shape->dynamic_shared_bytes, 0, &blocks);
     if (result != CUDA_SUCCESS) return result;
     limit = (uint32_t)blocks * (uint32_t)attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
     atomic_store_explicit(&function->cooperative_key, 0, memory_order_relaxed);
@@ -124,8 +123,8 @@ static CUresult check_cooperative(orion_function *function, const launch_shape *
   return blocks > limit ? CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE : CUDA_SUCCESS;
 }
 
-static CUresult find_function(CUfunction handle, CUstream stream_handle, orion_stream **stream,
-                              orion_function **function, orion_thread **thread) {
+static CUresult find_function(CUfunction handle, CUstream stream_handle, orion_stream** stream,
+                              orion_function** function, orion_thread** thread) {
   CUresult result = orion_enter();
   if (result == CUDA_SUCCESS) result = orion_function_of(handle, function);
   if (result == CUDA_SUCCESS) result = orion_resolve_stream(stream_handle, stream);
@@ -135,19 +134,19 @@ static CUresult find_function(CUfunction handle, CUstream stream_handle, orion_s
   return *thread == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
 }
 
-static CUresult after_launch(orion_stream *stream, CUresult result) {
+static CUresult after_launch(orion_stream* stream, CUresult result) {
   return result == CUDA_SUCCESS && orion_launch_blocking() ? orion_stream_synchronize(stream) : result;
 }
 
-static CUresult launch(CUfunction handle, const launch_shape *shape, CUstream stream_handle, void **params,
-                       void **extra, uint32_t flags) {
-  orion_stream *stream;
-  orion_function *function;
-  orion_thread *thread;
+static CUresult launch(CUfunction handle, const launch_shape* shape, CUstream stream_handle, void** params,
+                       void** extra, uint32_t flags) {
+  orion_stream* stream;
+  orion_function* function;
+  orion_thread* thread;
   CUresult result = find_function(handle, stream_handle, &stream, &function, &thread);
   if (result == CUDA_SUCCESS) result = check_shape(function, shape);
   if (result != CUDA_SUCCESS) return result;
-  const void *tail;
+  const void* tail;
   uint32_t param_bytes;
   result = pack(function, params, extra, thread->scratch, 0, &tail, &param_bytes);
   if (result == CUDA_SUCCESS && (flags & LAUNCH_COOPERATIVE) != 0) result = check_cooperative(function, shape);
@@ -170,7 +169,7 @@ static CUresult launch(CUfunction handle, const launch_shape *shape, CUstream st
 
 ORION_API CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                                   unsigned int block_x, unsigned int block_y, unsigned int block_z,
-                                  unsigned int dynamic_shared_bytes, CUstream stream, void **params, void **extra) {
+                                  unsigned int dynamic_shared_bytes, CUstream stream, void** params, void** extra) {
   const launch_shape shape = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, dynamic_shared_bytes};
   return launch(function, &shape, stream, params, extra, 0);
 }
@@ -178,20 +177,21 @@ ORION_API CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsi
 ORION_API CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y,
                                              unsigned int grid_z, unsigned int block_x, unsigned int block_y,
                                              unsigned int block_z, unsigned int dynamic_shared_bytes, CUstream stream,
-                                             void **params) {
+                                             void** params) {
   const launch_shape shape = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, dynamic_shared_bytes};
   return launch(function, &shape, stream, params, NULL, LAUNCH_COOPERATIVE);
 }
 
-/// Appends the attributes that travel. Events and graph nodes are handles of this process: refused until they are mapped.
-static CUresult pack_attributes(const CUlaunchConfig *config, uint8_t *scratch, uint32_t *count, bool *cooperative) {
+/// Appends the attributes that travel. Events and graph nodes are handles of this process: refused until they are
+/// mapped.
+static CUresult pack_attributes(const CUlaunchConfig* config, uint8_t* scratch, uint32_t* count, bool* cooperative) {
   *count = 0;
   *cooperative = false;
   if (config->numAttrs > ATTRIBUTES_MAX || (config->numAttrs != 0 && config->attrs == NULL)) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   for (uint32_t i = 0; i < config->numAttrs; i++) {
-    const CUlaunchAttribute *attribute = &config->attrs[i];
+    const CUlaunchAttribute* attribute = &config->attrs[i];
     switch (attribute->id) {
       case CU_LAUNCH_ATTRIBUTE_IGNORE:
         continue;
@@ -205,7 +205,7 @@ static CUresult pack_attributes(const CUlaunchConfig *config, uint8_t *scratch, 
       default:
         if ((unsigned)attribute->id >= CU_LAUNCH_ATTRIBUTE_MAX) return CUDA_ERROR_INVALID_VALUE;
     }
-    uint8_t *to = scratch + (size_t)*count * ATTRIBUTE_BYTES;
+    uint8_t* to = scratch + (size_t)*count * ATTRIBUTE_BYTES;
     const uint32_t head[2] = {(uint32_t)attribute->id, 0};
     memcpy(to, head, sizeof head);
     memcpy(to + sizeof head, &attribute->value, ATTRIBUTE_BYTES - sizeof head);
@@ -214,16 +214,16 @@ static CUresult pack_attributes(const CUlaunchConfig *config, uint8_t *scratch, 
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction handle, void **params, void **extra) {
+ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction handle, void** params, void** extra) {
   ORION_ENTER();
   ORION_REQUIRE(config != NULL, CUDA_ERROR_INVALID_VALUE);
   const launch_shape shape = {{config->gridDimX, config->gridDimY, config->gridDimZ},
                               {config->blockDimX, config->blockDimY, config->blockDimZ},
                               config->sharedMemBytes};
   if (config->numAttrs == 0) return launch(handle, &shape, config->hStream, params, extra, 0);
-  orion_stream *stream;
-  orion_function *function;
-  orion_thread *thread;
+  orion_stream* stream;
+  orion_function* function;
+  orion_thread* thread;
   CUresult result = find_function(handle, config->hStream, &stream, &function, &thread);
   if (result == CUDA_SUCCESS) result = check_shape(function, &shape);
   uint32_t attribute_count = 0, param_bytes = 0;
@@ -231,7 +231,7 @@ ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction han
   if (result == CUDA_SUCCESS) result = pack_attributes(config, thread->scratch, &attribute_count, &cooperative);
   if (result != CUDA_SUCCESS) return result;
   const uint32_t attribute_bytes = attribute_count * ATTRIBUTE_BYTES;
-  const void *tail;
+  const void* tail;
   result = pack(function, params, extra, thread->scratch, attribute_bytes, &tail, &param_bytes);
   if (result == CUDA_SUCCESS && cooperative) result = check_cooperative(function, &shape);
   if (result != CUDA_SUCCESS) return result;

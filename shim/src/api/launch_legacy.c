@@ -1,5 +1,5 @@
-// Launches as before CUDA 4.0: shape and parameters are set on the function, then it is launched. Some bindings still use
-// them. As natively, one function is set up by one thread at a time.
+// Launches as before CUDA 4.0: shape and parameters are set on the function, then it is launched. Some bindings still
+// use them. As natively, one function is set up by one thread at a time.
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,8 +14,8 @@ typedef struct orion_legacy_launch {
   uint8_t params[PARAM_BUFFER_BYTES];
 } orion_legacy_launch;
 
-static CUresult set_up(CUfunction handle, orion_legacy_launch **legacy) {
-  orion_function *function;
+static CUresult set_up(CUfunction handle, orion_legacy_launch** legacy) {
+  orion_function* function;
   CUresult result = orion_enter();
   if (result == CUDA_SUCCESS) result = orion_function_of(handle, &function);
   if (result != CUDA_SUCCESS) return result;
@@ -28,11 +28,11 @@ static CUresult set_up(CUfunction handle, orion_legacy_launch **legacy) {
   return CUDA_SUCCESS;
 }
 
-#define ORION_ENTER_LEGACY(legacy, handle)                     \
-  orion_legacy_launch *legacy;                                 \
-  do {                                                         \
-    const CUresult entered_ = set_up((handle), &legacy);       \
-    if (entered_ != CUDA_SUCCESS) return entered_;             \
+#define ORION_ENTER_LEGACY(legacy, handle)               \
+  orion_legacy_launch* legacy;                           \
+  do {                                                   \
+    const CUresult entered_ = set_up((handle), &legacy); \
+    if (entered_ != CUDA_SUCCESS) return entered_;       \
   } while (0)
 
 ORION_API CUresult cuFuncSetBlockShape(CUfunction function, int x, int y, int z) {
@@ -57,10 +57,10 @@ ORION_API CUresult cuParamSetSize(CUfunction function, unsigned int bytes) {
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuParamSetv(CUfunction function, int offset, void *value, unsigned int bytes) {
+ORION_API CUresult cuParamSetv(CUfunction function, int offset, void* value, unsigned int bytes) {
   ORION_ENTER_LEGACY(legacy, function);
-  ORION_REQUIRE(offset >= 0 && (uint32_t)offset <= PARAM_BUFFER_BYTES && bytes <= PARAM_BUFFER_BYTES - (uint32_t)offset &&
-                    (value != NULL || bytes == 0),
+  ORION_REQUIRE(offset >= 0 && (uint32_t)offset <= PARAM_BUFFER_BYTES &&
+                    bytes <= PARAM_BUFFER_BYTES - (uint32_t)offset && (value != NULL || bytes == 0),
                 CUDA_ERROR_INVALID_VALUE);
   if (bytes != 0) memcpy(legacy->params + offset, value, bytes);
   return CUDA_SUCCESS;
@@ -78,7 +78,7 @@ ORION_API CUresult cuLaunchGridAsync(CUfunction function, int width, int height,
   ORION_ENTER_LEGACY(legacy, function);
   ORION_REQUIRE(width > 0 && height > 0, CUDA_ERROR_INVALID_VALUE);
   size_t bytes = legacy->param_bytes;
-  void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, legacy->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
+  void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, legacy->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
                    CU_LAUNCH_PARAM_END};
   return cuLaunchKernel(function, (unsigned)width, (unsigned)height, 1, legacy->block[0], legacy->block[1],
                         legacy->block[2], legacy->shared_bytes, stream, NULL, extra);

@@ -9,16 +9,16 @@
 #define OUTPUT_MIN_BYTES (1ull << 20)
 
 typedef struct link_input {
-  struct link_input *next;
+  struct link_input* next;
   uint32_t type;
-  char *name;
-  uint8_t *data;
+  char* name;
+  uint8_t* data;
   uint64_t bytes;
 } link_input;
 
 typedef struct orion_link {
   orion_entry entry;
-  orion_context *context;
+  orion_context* context;
   uint32_t epoch;
   pthread_mutex_t mutex;
   bool ready;  // the mutex is made
@@ -26,15 +26,15 @@ typedef struct orion_link {
   link_input *first, *last;
   uint32_t input_count;
   uint64_t input_bytes;
-  uint8_t *image;
+  uint8_t* image;
   uint64_t image_bytes;
 } orion_link;
 
 static orion_table links = ORION_TABLE(ORION_TAG_LINK, orion_link, 4096, 0);
 
-static void drop_contents(orion_link *link) {
+static void drop_contents(orion_link* link) {
   while (link->first != NULL) {
-    link_input *input = link->first;
+    link_input* input = link->first;
     link->first = input->next;
     free(input->name);
     free(input->data);
@@ -47,18 +47,18 @@ static void drop_contents(orion_link *link) {
   link->image = NULL;
 }
 
-static orion_link *find_link(CUlinkState handle, uint32_t *generation) {
+static orion_link* find_link(CUlinkState handle, uint32_t* generation) {
   return orion_table_find(&links, (uint64_t)(uintptr_t)handle, generation);
 }
 
-ORION_API CUresult cuLinkCreate_v2(unsigned int option_count, CUjit_option *options, void **values,
-                                   CUlinkState *handle) {
+ORION_API CUresult cuLinkCreate_v2(unsigned int option_count, CUjit_option* options, void** values,
+                                   CUlinkState* handle) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(handle != NULL, CUDA_ERROR_INVALID_VALUE);
   orion_jit jit;
   const CUresult result = orion_jit_parse(&jit, option_count, options, values);
   if (result != CUDA_SUCCESS) return result;
-  orion_link *link = orion_table_take(&links);
+  orion_link* link = orion_table_take(&links);
   ORION_REQUIRE(link != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   if (!link->ready) pthread_mutex_init(&link->mutex, NULL);
   link->ready = true;
@@ -69,16 +69,16 @@ ORION_API CUresult cuLinkCreate_v2(unsigned int option_count, CUjit_option *opti
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuLinkAddData_v2(CUlinkState handle, CUjitInputType type, void *data, size_t bytes,
-                                    const char *name, unsigned int option_count, CUjit_option *options, void **values) {
+ORION_API CUresult cuLinkAddData_v2(CUlinkState handle, CUjitInputType type, void* data, size_t bytes, const char* name,
+                                    unsigned int option_count, CUjit_option* options, void** values) {
   ORION_ENTER();
   (void)options, (void)values, (void)option_count;  // the linker's own options hold for all inputs
-  orion_link *link = find_link(handle, NULL);
+  orion_link* link = find_link(handle, NULL);
   ORION_REQUIRE(link != NULL, CUDA_ERROR_INVALID_HANDLE);
   ORION_REQUIRE(data != NULL && bytes != 0 && (unsigned)type < CU_JIT_NUM_INPUT_TYPES, CUDA_ERROR_INVALID_VALUE);
-  link_input *input = calloc(1, sizeof *input);
-  uint8_t *copy = malloc(bytes);
-  char *label = strdup(name == NULL ? "" : name);
+  link_input* input = calloc(1, sizeof *input);
+  uint8_t* copy = malloc(bytes);
+  char* label = strdup(name == NULL ? "" : name);
   if (input == NULL || copy == NULL || label == NULL) {
     free(input);
     free(copy);
@@ -100,12 +100,12 @@ ORION_API CUresult cuLinkAddData_v2(CUlinkState handle, CUjitInputType type, voi
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuLinkAddFile_v2(CUlinkState handle, CUjitInputType type, const char *path,
-                                    unsigned int option_count, CUjit_option *options, void **values) {
+ORION_API CUresult cuLinkAddFile_v2(CUlinkState handle, CUjitInputType type, const char* path,
+                                    unsigned int option_count, CUjit_option* options, void** values) {
   ORION_ENTER();
   ORION_REQUIRE(find_link(handle, NULL) != NULL, CUDA_ERROR_INVALID_HANDLE);
   ORION_REQUIRE(path != NULL, CUDA_ERROR_INVALID_VALUE);
-  uint8_t *data;
+  uint8_t* data;
   uint64_t bytes;
   CUresult result = orion_read_file(path, &data, &bytes);
   if (result != CUDA_SUCCESS) return result;
@@ -116,8 +116,8 @@ ORION_API CUresult cuLinkAddFile_v2(CUlinkState handle, CUjitInputType type, con
 }
 
 /// Lays the inputs out as the operation says: type, name length, size, name, data, padded to 8.
-static void write_inputs(const orion_link *link, uint8_t *to) {
-  for (const link_input *input = link->first; input != NULL; input = input->next) {
+static void write_inputs(const orion_link* link, uint8_t* to) {
+  for (const link_input* input = link->first; input != NULL; input = input->next) {
     const uint32_t head[2] = {input->type, (uint32_t)strlen(input->name)};
     memcpy(to, head, sizeof head);
     memcpy(to + 8, &input->bytes, sizeof input->bytes);
@@ -128,15 +128,15 @@ static void write_inputs(const orion_link *link, uint8_t *to) {
 }
 
 /// Under the link's mutex.
-static CUresult complete(orion_link *link) {
-  orion_session *session = link->context->session;
+static CUresult complete(orion_link* link) {
+  orion_session* session = link->context->session;
   const uint64_t out_at = (link->input_bytes + 63) & ~63ull;
   const uint64_t out_bytes = OUTPUT_MIN_BYTES + OUTPUT_FACTOR * link->input_bytes;
   const uint64_t log_at = out_at + out_bytes;
   orion_upload upload;
   CUresult result = orion_upload_take(&upload, session, log_at + link->jit.info_log_bytes + link->jit.error_log_bytes);
   if (result != CUDA_SUCCESS) return result;
-  uint8_t *bytes = orion_upload_address(&upload);
+  uint8_t* bytes = orion_upload_address(&upload);
   write_inputs(link, bytes);
   orion_op_link op = {.op = {.code = ORION_OP_LINK, .context = (uint16_t)link->context->entry.index},
                       .input_count = link->input_count,
@@ -167,10 +167,10 @@ static CUresult complete(orion_link *link) {
   return result;
 }
 
-ORION_API CUresult cuLinkComplete(CUlinkState handle, void **image, size_t *bytes) {
+ORION_API CUresult cuLinkComplete(CUlinkState handle, void** image, size_t* bytes) {
   ORION_ENTER();
   ORION_REQUIRE(image != NULL, CUDA_ERROR_INVALID_VALUE);
-  orion_link *link = find_link(handle, NULL);
+  orion_link* link = find_link(handle, NULL);
   ORION_REQUIRE(link != NULL, CUDA_ERROR_INVALID_HANDLE);
   ORION_REQUIRE(orion_same_epoch(link->context, link->epoch), CUDA_ERROR_CONTEXT_IS_DESTROYED);
   pthread_mutex_lock(&link->mutex);
@@ -187,7 +187,7 @@ ORION_API CUresult cuLinkComplete(CUlinkState handle, void **image, size_t *byte
 ORION_API CUresult cuLinkDestroy(CUlinkState handle) {
   ORION_ENTER();
   uint32_t generation;
-  orion_link *link = find_link(handle, &generation);
+  orion_link* link = find_link(handle, &generation);
   if (link == NULL || !orion_table_retire(&links, link, generation)) return CUDA_ERROR_INVALID_HANDLE;
   pthread_mutex_lock(&link->mutex);
   drop_contents(link);
@@ -198,16 +198,16 @@ ORION_API CUresult cuLinkDestroy(CUlinkState handle) {
 
 // The names before _v2 have the same arguments.
 
-ORION_API CUresult cuLinkCreate(unsigned int option_count, CUjit_option *options, void **values, CUlinkState *handle) {
+ORION_API CUresult cuLinkCreate(unsigned int option_count, CUjit_option* options, void** values, CUlinkState* handle) {
   return cuLinkCreate_v2(option_count, options, values, handle);
 }
 
-ORION_API CUresult cuLinkAddData(CUlinkState handle, CUjitInputType type, void *data, size_t bytes, const char *name,
-                                 unsigned int option_count, CUjit_option *options, void **values) {
+ORION_API CUresult cuLinkAddData(CUlinkState handle, CUjitInputType type, void* data, size_t bytes, const char* name,
+                                 unsigned int option_count, CUjit_option* options, void** values) {
   return cuLinkAddData_v2(handle, type, data, bytes, name, option_count, options, values);
 }
 
-ORION_API CUresult cuLinkAddFile(CUlinkState handle, CUjitInputType type, const char *path, unsigned int option_count,
-                                 CUjit_option *options, void **values) {
+ORION_API CUresult cuLinkAddFile(CUlinkState handle, CUjitInputType type, const char* path, unsigned int option_count,
+                                 CUjit_option* options, void** values) {
   return cuLinkAddFile_v2(handle, type, path, option_count, options, values);
 }

@@ -9,22 +9,22 @@
 #define PITCH_BYTES 512ull
 
 pthread_mutex_t orion_memory_mutex = PTHREAD_MUTEX_INITIALIZER;
-orion_extent *orion_allocations;
+orion_extent* orion_allocations;
 
-static orion_allocation *containing(uint64_t address) {
-  return (orion_allocation *)orion_extent_containing(orion_allocations, address);
+static orion_allocation* containing(uint64_t address) {
+  return (orion_allocation*)orion_extent_containing(orion_allocations, address);
 }
 
 static bool overlaps(uint64_t start, uint64_t bytes) {
   if (containing(start) != NULL) return true;
-  const orion_extent *above = orion_extent_at_or_above(orion_allocations, start);
+  const orion_extent* above = orion_extent_at_or_above(orion_allocations, start);
   return above != NULL && above->start - start < bytes;
 }
 
 orion_range orion_find_range(uint64_t address, uint64_t bytes) {
   orion_range range = {.kind = ORION_MEMORY_PAGEABLE};
   pthread_mutex_lock(&orion_memory_mutex);
-  const orion_allocation *found = containing(address);
+  const orion_allocation* found = containing(address);
   if (found != NULL) {
     range = (orion_range){.kind = found->kind,
                           .context = found->context,
@@ -41,15 +41,15 @@ orion_range orion_find_range(uint64_t address, uint64_t bytes) {
 
 bool orion_set_sync_memops(uint64_t address, bool value) {
   pthread_mutex_lock(&orion_memory_mutex);
-  orion_allocation *found = containing(address);
+  orion_allocation* found = containing(address);
   if (found != NULL) found->sync_memops = value;
   pthread_mutex_unlock(&orion_memory_mutex);
   return found != NULL;
 }
 
-void orion_add_global(orion_context *context, uint64_t address, uint64_t bytes) {
+void orion_add_global(orion_context* context, uint64_t address, uint64_t bytes) {
   if (bytes == 0) return;
-  orion_allocation *global = calloc(1, sizeof *global);
+  orion_allocation* global = calloc(1, sizeof *global);
   if (global == NULL) return;
   *global = (orion_allocation){.extent = {.start = address, .bytes = bytes},
                                .kind = ORION_MEMORY_GLOBAL,
@@ -65,9 +65,9 @@ void orion_add_global(orion_context *context, uint64_t address, uint64_t bytes) 
   pthread_mutex_unlock(&orion_memory_mutex);
 }
 
-void orion_remove_global(orion_context *context, uint64_t address) {
+void orion_remove_global(orion_context* context, uint64_t address) {
   pthread_mutex_lock(&orion_memory_mutex);
-  orion_allocation *found = (orion_allocation *)orion_extent_starting_at(orion_allocations, address);
+  orion_allocation* found = (orion_allocation*)orion_extent_starting_at(orion_allocations, address);
   if (found != NULL && found->kind == ORION_MEMORY_GLOBAL && found->context == context) {
     orion_extent_remove(&orion_allocations, &found->extent);
     free(found);
@@ -77,7 +77,7 @@ void orion_remove_global(orion_context *context, uint64_t address) {
 
 // ------------------------------------------------------------------------------------------------ device memory
 
-ORION_API CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
+ORION_API CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(address != NULL && bytes != 0, CUDA_ERROR_INVALID_VALUE);
   uint64_t start;
@@ -86,7 +86,7 @@ ORION_API CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
   return result;
 }
 
-ORION_API CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width_bytes, size_t height,
+ORION_API CUresult cuMemAllocPitch_v2(CUdeviceptr* address, size_t* pitch, size_t width_bytes, size_t height,
                                       unsigned int element_bytes) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(address != NULL && pitch != NULL && width_bytes != 0 && height != 0, CUDA_ERROR_INVALID_VALUE);
@@ -108,7 +108,7 @@ ORION_API CUresult cuMemFree_v2(CUdeviceptr address) {
   return orion_device_free(address);
 }
 
-ORION_API CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
+ORION_API CUresult cuMemGetInfo_v2(size_t* free_bytes, size_t* total_bytes) {
   ORION_ENTER_CONTEXT(context);
   orion_op_mem_info op = {.op = {.code = ORION_OP_MEM_INFO, .context = (uint16_t)context->entry.index}};
   orion_reply_mem_info reply = {0};
@@ -119,7 +119,7 @@ ORION_API CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *bytes, CUdeviceptr address) {
+ORION_API CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* bytes, CUdeviceptr address) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   const orion_range range = orion_find_range(address, 1);
@@ -129,7 +129,7 @@ ORION_API CUresult cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *bytes, CUd
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned int flags) {
+ORION_API CUresult cuMemAllocManaged(CUdeviceptr* address, size_t bytes, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   ORION_REQUIRE(address != NULL && bytes != 0, CUDA_ERROR_INVALID_VALUE);
@@ -139,9 +139,9 @@ ORION_API CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigne
 
 // ------------------------------------------------------------------------------------------------ pinned memory
 
-static orion_allocation *new_host_allocation(orion_context *context, enum orion_memory_kind kind, uint64_t start,
+static orion_allocation* new_host_allocation(orion_context* context, enum orion_memory_kind kind, uint64_t start,
                                              uint64_t bytes, uint32_t flags) {
-  orion_allocation *allocation = calloc(1, sizeof *allocation);
+  orion_allocation* allocation = calloc(1, sizeof *allocation);
   if (allocation == NULL) return NULL;
   *allocation = (orion_allocation){.extent = {.start = start, .bytes = bytes},
                                    .kind = kind,
@@ -152,7 +152,7 @@ static orion_allocation *new_host_allocation(orion_context *context, enum orion_
   return allocation;
 }
 
-ORION_API CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned int flags) {
+ORION_API CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   const unsigned known = CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_WRITECOMBINED;
   ORION_REQUIRE(address != NULL && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
@@ -161,18 +161,17 @@ ORION_API CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned int fla
     return CUDA_SUCCESS;
   }
   ORION_REQUIRE(bytes <= ORION_HOST_ARENA_BYTES, CUDA_ERROR_OUT_OF_MEMORY);
-  orion_session *session = context->session;
+  orion_session* session = context->session;
   const uint64_t reserved_bytes = (bytes + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
-  uint8_t *start = orion_arena_allocate(session, reserved_bytes);
+  uint8_t* start = orion_arena_allocate(session, reserved_bytes);
   ORION_REQUIRE(start != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   // With one address space pinned memory is always mapped; both sides hold it at the same address.
-  orion_allocation *allocation = new_host_allocation(context, ORION_MEMORY_PINNED, (uint64_t)(uintptr_t)start, bytes,
+  orion_allocation* allocation = new_host_allocation(context, ORION_MEMORY_PINNED, (uint64_t)(uintptr_t)start, bytes,
                                                      flags | CU_MEMHOSTALLOC_DEVICEMAP);
-  orion_op_host_register op = {
-      .op = {.code = ORION_OP_HOST_REGISTER, .context = (uint16_t)context->entry.index},
-      .arena_off = (uint64_t)(start - session->host_base),
-      .size_bytes = reserved_bytes,
-      .register_flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP};
+  orion_op_host_register op = {.op = {.code = ORION_OP_HOST_REGISTER, .context = (uint16_t)context->entry.index},
+                               .arena_off = (uint64_t)(start - session->host_base),
+                               .size_bytes = reserved_bytes,
+                               .register_flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP};
   CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
   if (allocation != NULL) result = orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
   if (result != CUDA_SUCCESS) {
@@ -187,23 +186,23 @@ ORION_API CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned int fla
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuMemAllocHost_v2(void **address, size_t bytes) {
+ORION_API CUresult cuMemAllocHost_v2(void** address, size_t bytes) {
   return cuMemHostAlloc(address, bytes, CU_MEMHOSTALLOC_PORTABLE);
 }
 
 /// Takes a host allocation that begins at `address` out of the map.
-static orion_allocation *take_host(const void *address, enum orion_memory_kind kind) {
+static orion_allocation* take_host(const void* address, enum orion_memory_kind kind) {
   pthread_mutex_lock(&orion_memory_mutex);
-  orion_allocation *found =
-      (orion_allocation *)orion_extent_starting_at(orion_allocations, (uint64_t)(uintptr_t)address);
+  orion_allocation* found =
+      (orion_allocation*)orion_extent_starting_at(orion_allocations, (uint64_t)(uintptr_t)address);
   if (found != NULL && found->kind != kind) found = NULL;
   if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
   return found;
 }
 
-static CUresult unpin(orion_allocation *allocation) {
-  orion_session *session = allocation->context->session;
+static CUresult unpin(orion_allocation* allocation) {
+  orion_session* session = allocation->context->session;
   orion_op_host_unregister op = {
       .op = {.code = ORION_OP_HOST_UNREGISTER, .context = (uint16_t)allocation->context->entry.index},
       .arena_off = allocation->extent.start - (uint64_t)(uintptr_t)session->host_base,
@@ -211,25 +210,25 @@ static CUresult unpin(orion_allocation *allocation) {
   // The reply comes when no work can touch the bytes any more: only then may the pages serve someone else.
   const CUresult result = orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
   if (result == CUDA_SUCCESS) {
-    orion_arena_free(session, (void *)(uintptr_t)allocation->extent.start, allocation->reserved_bytes);
+    orion_arena_free(session, (void*)(uintptr_t)allocation->extent.start, allocation->reserved_bytes);
   }
   free(allocation);
   return result;
 }
 
-ORION_API CUresult cuMemFreeHost(void *address) {
+ORION_API CUresult cuMemFreeHost(void* address) {
   ORION_ENTER();
   if (address == NULL) return CUDA_SUCCESS;
-  orion_allocation *allocation = take_host(address, ORION_MEMORY_PINNED);
+  orion_allocation* allocation = take_host(address, ORION_MEMORY_PINNED);
   return allocation == NULL ? CUDA_ERROR_INVALID_VALUE : unpin(allocation);
 }
 
-void orion_context_pinned_end(orion_context *context) {
+void orion_context_pinned_end(orion_context* context) {
   for (uint64_t above = 0;;) {
     pthread_mutex_lock(&orion_memory_mutex);
-    orion_allocation *found;
+    orion_allocation* found;
     do {
-      found = (orion_allocation *)orion_extent_at_or_above(orion_allocations, above);
+      found = (orion_allocation*)orion_extent_at_or_above(orion_allocations, above);
       if (found != NULL) above = found->extent.start + 1;
     } while (found != NULL && (found->kind != ORION_MEMORY_PINNED || found->context != context));
     if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
@@ -239,7 +238,7 @@ void orion_context_pinned_end(orion_context *context) {
   }
 }
 
-ORION_API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *device_address, void *address, unsigned int flags) {
+ORION_API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device_address, void* address, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   ORION_REQUIRE(device_address != NULL && address != NULL && flags == 0, CUDA_ERROR_INVALID_VALUE);
@@ -250,7 +249,7 @@ ORION_API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *device_address, voi
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuMemHostGetFlags(unsigned int *flags, void *address) {
+ORION_API CUresult cuMemHostGetFlags(unsigned int* flags, void* address) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   ORION_REQUIRE(flags != NULL, CUDA_ERROR_INVALID_VALUE);
@@ -263,14 +262,14 @@ ORION_API CUresult cuMemHostGetFlags(unsigned int *flags, void *address) {
 /// The program's own memory cannot be shared with the worker yet. It stays pageable: copies from and to it keep their
 /// meaning (asynchronous ones complete earlier than they must), only access by kernels is refused: DEVICEMAP and
 /// cuMemHostGetDevicePointer answer CUDA_ERROR_NOT_SUPPORTED.
-ORION_API CUresult cuMemHostRegister_v2(void *address, size_t bytes, unsigned int flags) {
+ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   const unsigned known = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP | CU_MEMHOSTREGISTER_IOMEMORY |
                          CU_MEMHOSTREGISTER_READ_ONLY;
   ORION_REQUIRE(address != NULL && bytes != 0 && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE((flags & (CU_MEMHOSTREGISTER_IOMEMORY | CU_MEMHOSTREGISTER_READ_ONLY)) == 0, CUDA_ERROR_NOT_SUPPORTED);
   ORION_REQUIRE((flags & CU_MEMHOSTREGISTER_DEVICEMAP) == 0, CUDA_ERROR_NOT_SUPPORTED);
-  orion_allocation *allocation =
+  orion_allocation* allocation =
       new_host_allocation(context, ORION_MEMORY_REGISTERED, (uint64_t)(uintptr_t)address, bytes, flags);
   ORION_REQUIRE(allocation != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   pthread_mutex_lock(&orion_memory_mutex);
@@ -281,14 +280,14 @@ ORION_API CUresult cuMemHostRegister_v2(void *address, size_t bytes, unsigned in
   return taken ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED : CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuMemHostRegister(void *address, size_t bytes, unsigned int flags) {
+ORION_API CUresult cuMemHostRegister(void* address, size_t bytes, unsigned int flags) {
   return cuMemHostRegister_v2(address, bytes, flags);
 }
 
-ORION_API CUresult cuMemHostUnregister(void *address) {
+ORION_API CUresult cuMemHostUnregister(void* address) {
   ORION_ENTER();
   ORION_REQUIRE(address != NULL, CUDA_ERROR_INVALID_VALUE);
-  orion_allocation *allocation = take_host(address, ORION_MEMORY_REGISTERED);
+  orion_allocation* allocation = take_host(address, ORION_MEMORY_REGISTERED);
   ORION_REQUIRE(allocation != NULL, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
   free(allocation);
   return CUDA_SUCCESS;

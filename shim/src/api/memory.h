@@ -15,10 +15,10 @@ enum orion_memory_kind {
 /// What [address, +bytes) is. `whole` is false when the range leaves its allocation.
 typedef struct orion_range {
   enum orion_memory_kind kind;
-  orion_context *context;
+  orion_context* context;
   uint64_t start, bytes;  // of the allocation
   uint64_t buffer_id;
-  uint32_t flags;         // of host allocations
+  uint32_t flags;  // of host allocations
   bool whole;
   bool sync_memops;
 } orion_range;
@@ -26,7 +26,7 @@ typedef struct orion_range {
 typedef struct orion_allocation {
   orion_extent extent;  // first; bytes as the program asked
   enum orion_memory_kind kind;
-  orion_context *context;
+  orion_context* context;
   uint64_t reserved_bytes;  // of the block or of the mapped range
   bool is_mapped_range;     // owns whole 2 MiB chunks
   uint32_t flags;
@@ -42,17 +42,17 @@ static inline bool orion_is_device(enum orion_memory_kind kind) {
 orion_range orion_find_range(uint64_t address, uint64_t bytes);
 bool orion_set_sync_memops(uint64_t address, bool value);
 /// Adds a module global (ignored where something already is) and forgets it again.
-void orion_add_global(orion_context *context, uint64_t address, uint64_t bytes);
-void orion_remove_global(orion_context *context, uint64_t address);
+void orion_add_global(orion_context* context, uint64_t address, uint64_t bytes);
+void orion_remove_global(orion_context* context, uint64_t address);
 
 // memory_allocator.c
-CUresult orion_device_allocate(orion_context *context, uint64_t bytes, uint64_t *address);
+CUresult orion_device_allocate(orion_context* context, uint64_t bytes, uint64_t* address);
 CUresult orion_device_free(uint64_t address);
 /// Forgets all memory of a context whose destruction or reset the worker has confirmed.
-void orion_context_memory_end(orion_context *context);
+void orion_context_memory_end(orion_context* context);
 /// memory.c: gives a context's pinned memory back, while the worker still knows the context.
-void orion_context_pinned_end(orion_context *context);
+void orion_context_pinned_end(orion_context* context);
 
-extern orion_extent *orion_allocations;  // under orion_memory_mutex
+extern orion_extent* orion_allocations;  // under orion_memory_mutex
 
 #endif

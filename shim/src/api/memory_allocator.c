@@ -17,17 +17,17 @@ typedef struct orion_chunk {
 
 /// A context's mapped chunks.
 typedef struct orion_heap {
-  orion_extent *free_blocks;
-  orion_extent *chunks;
+  orion_extent* free_blocks;
+  orion_extent* chunks;
   uint32_t empty_chunks;
 } orion_heap;
 
 typedef struct orion_pending_free {
-  struct orion_pending_free *next;
+  struct orion_pending_free* next;
   uint64_t number;
   uint64_t start, bytes;
-  orion_context *context;
-  orion_device_state *device;
+  orion_context* context;
+  orion_device_state* device;
   uint32_t epoch;
   bool is_range;
 } orion_pending_free;
@@ -37,7 +37,7 @@ static uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit -
 // ------------------------------------------------------------------------------------------------ frees
 
 /// Numbers and submits one MEM_FREE; `pending` waits for its number.
-static CUresult submit_free(orion_peer *peer, orion_pending_free *pending) {
+static CUresult submit_free(orion_peer* peer, orion_pending_free* pending) {
   orion_op_mem_free op = {.op = {.code = ORION_OP_MEM_FREE, .context = (uint16_t)pending->context->entry.index},
                           .device_address = pending->start,
                           .size_bytes = pending->bytes,
@@ -59,7 +59,7 @@ static CUresult submit_free(orion_peer *peer, orion_pending_free *pending) {
   return result;
 }
 
-static void release_chunk(orion_heap *heap, orion_chunk *chunk, orion_pending_free *pending) {
+static void release_chunk(orion_heap* heap, orion_chunk* chunk, orion_pending_free* pending) {
   orion_extent_remove(&heap->chunks, &chunk->extent);
   (void)orion_free_list_take_at(&heap->free_blocks, chunk->extent.start, ORION_CHUNK_BYTES);
   heap->empty_chunks--;
@@ -74,9 +74,9 @@ static void release_chunk(orion_heap *heap, orion_chunk *chunk, orion_pending_fr
 }
 
 /// Under the memory mutex: a block is free for use again. Keeps one empty chunk, gives further ones back.
-static void reclaim_block(orion_pending_free *pending) {
-  orion_heap *heap = pending->context->heap;
-  orion_chunk *chunk = (orion_chunk *)orion_extent_containing(heap->chunks, pending->start);
+static void reclaim_block(orion_pending_free* pending) {
+  orion_heap* heap = pending->context->heap;
+  orion_chunk* chunk = (orion_chunk*)orion_extent_containing(heap->chunks, pending->start);
   (void)orion_free_list_give(&heap->free_blocks, pending->start, pending->bytes, ORION_CHUNK_BYTES);
   chunk->used_blocks--;
   if (chunk->used_blocks == 0 && ++heap->empty_chunks > 1) {
@@ -87,11 +87,11 @@ static void reclaim_block(orion_pending_free *pending) {
 }
 
 /// Under the memory mutex: takes back what the worker has counted.
-static void reap(orion_peer *peer) {
+static void reap(orion_peer* peer) {
   const uint64_t done = orion_word(peer->session, ORION_WORD_FREES_DONE);
   for (;;) {
     pthread_mutex_lock(&peer->free_mutex);
-    orion_pending_free *pending = peer->pending_head;
+    orion_pending_free* pending = peer->pending_head;
     if (pending != NULL && pending->number <= done) {
       peer->pending_head = pending->next;
       if (peer->pending_head == NULL) peer->pending_tail = NULL;
@@ -112,10 +112,10 @@ static void reap(orion_peer *peer) {
 }
 
 CUresult orion_device_free(uint64_t address) {
-  orion_pending_free *pending = malloc(sizeof *pending);
+  orion_pending_free* pending = malloc(sizeof *pending);
   if (pending == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   pthread_mutex_lock(&orion_memory_mutex);
-  orion_allocation *found = (orion_allocation *)orion_extent_starting_at(orion_allocations, address);
+  orion_allocation* found = (orion_allocation*)orion_extent_starting_at(orion_allocations, address);
   if (found != NULL && found->kind != ORION_MEMORY_DEVICE) found = NULL;
   if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
@@ -136,8 +136,8 @@ CUresult orion_device_free(uint64_t address) {
 // ------------------------------------------------------------------------------------------------ ranges
 
 /// Takes an address range out of the device's slot. Waits for frees on their way when the slot has no room.
-static CUresult take_range(orion_device_state *device, uint64_t bytes, uint64_t *start) {
-  orion_peer *peer = device->peer;
+static CUresult take_range(orion_device_state* device, uint64_t bytes, uint64_t* start) {
+  orion_peer* peer = device->peer;
   for (;;) {
     pthread_mutex_lock(&orion_memory_mutex);
     reap(peer);
@@ -153,23 +153,22 @@ static CUresult take_range(orion_device_state *device, uint64_t bytes, uint64_t 
   }
 }
 
-static void give_range(orion_device_state *device, uint64_t start, uint64_t bytes) {
+static void give_range(orion_device_state* device, uint64_t start, uint64_t bytes) {
   pthread_mutex_lock(&orion_memory_mutex);
   (void)orion_free_list_give(&device->free_addresses, start, bytes, 0);
   pthread_mutex_unlock(&orion_memory_mutex);
 }
 
 /// Gives the spare empty chunk back to the worker. True when there was one: a refused mapping is worth another try.
-static bool release_spare(orion_context *context) {
-  orion_pending_free *pending = malloc(sizeof *pending);
+static bool release_spare(orion_context* context) {
+  orion_pending_free* pending = malloc(sizeof *pending);
   if (pending == NULL) return false;
-  *pending = (orion_pending_free){
-      .context = context, .device = context->device, .epoch = atomic_load(&context->epoch)};
+  *pending = (orion_pending_free){.context = context, .device = context->device, .epoch = atomic_load(&context->epoch)};
   pthread_mutex_lock(&orion_memory_mutex);
-  orion_heap *heap = context->heap;
-  orion_extent *block =
+  orion_heap* heap = context->heap;
+  orion_extent* block =
       heap == NULL || heap->empty_chunks == 0 ? NULL : orion_extent_fit(heap->free_blocks, ORION_CHUNK_BYTES);
-  orion_chunk *chunk = block == NULL ? NULL : (orion_chunk *)orion_extent_starting_at(heap->chunks, block->start);
+  orion_chunk* chunk = block == NULL ? NULL : (orion_chunk*)orion_extent_starting_at(heap->chunks, block->start);
   if (chunk != NULL) {
     release_chunk(heap, chunk, pending);
   } else {
@@ -180,7 +179,7 @@ static bool release_spare(orion_context *context) {
 }
 
 /// A mapped range of a multiple of 2 MiB.
-static CUresult map_range(orion_context *context, uint64_t bytes, uint64_t *start) {
+static CUresult map_range(orion_context* context, uint64_t bytes, uint64_t* start) {
   CUresult result = take_range(context->device, bytes, start);
   if (result != CUDA_SUCCESS) return result;
   orion_op_mem_map op = {.op = {.code = ORION_OP_MEM_MAP, .context = (uint16_t)context->entry.index},
@@ -194,8 +193,8 @@ static CUresult map_range(orion_context *context, uint64_t bytes, uint64_t *star
   return result;
 }
 
-static CUresult add_chunk(orion_context *context) {
-  orion_chunk *chunk = calloc(1, sizeof *chunk);
+static CUresult add_chunk(orion_context* context) {
+  orion_chunk* chunk = calloc(1, sizeof *chunk);
   if (chunk == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   uint64_t start;
   const CUresult result = map_range(context, ORION_CHUNK_BYTES, &start);
@@ -218,19 +217,19 @@ static CUresult add_chunk(orion_context *context) {
 }
 
 /// Under the memory mutex: a block of a mapped chunk, or 0.
-static uint64_t take_block(orion_context *context, uint64_t bytes) {
-  orion_heap *heap = context->heap;
+static uint64_t take_block(orion_context* context, uint64_t bytes) {
+  orion_heap* heap = context->heap;
   if (heap == NULL) return 0;
   const uint64_t start = orion_free_list_take(&heap->free_blocks, bytes);
   if (start == 0) return 0;
-  orion_chunk *chunk = (orion_chunk *)orion_extent_containing(heap->chunks, start);
+  orion_chunk* chunk = (orion_chunk*)orion_extent_containing(heap->chunks, start);
   if (chunk->used_blocks++ == 0) heap->empty_chunks--;
   return start;
 }
 
-CUresult orion_device_allocate(orion_context *context, uint64_t bytes, uint64_t *address) {
+CUresult orion_device_allocate(orion_context* context, uint64_t bytes, uint64_t* address) {
   if (bytes > context->device->info->slot_bytes - ORION_CHUNK_BYTES) return CUDA_ERROR_OUT_OF_MEMORY;
-  orion_allocation *allocation = calloc(1, sizeof *allocation);
+  orion_allocation* allocation = calloc(1, sizeof *allocation);
   if (allocation == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   allocation->kind = ORION_MEMORY_DEVICE;
   allocation->context = context;
@@ -267,19 +266,19 @@ CUresult orion_device_allocate(orion_context *context, uint64_t bytes, uint64_t 
 
 // ------------------------------------------------------------------------------------------------ a context's end
 
-static void free_extents(orion_extent *node) {
+static void free_extents(orion_extent* node) {
   if (node == NULL) return;
   free_extents(node->left);
   free_extents(node->right);
   free(node);
 }
 
-void orion_context_memory_end(orion_context *context) {
+void orion_context_memory_end(orion_context* context) {
   pthread_mutex_lock(&orion_memory_mutex);
-  orion_extent *node = orion_extent_at_or_above(orion_allocations, 0);
+  orion_extent* node = orion_extent_at_or_above(orion_allocations, 0);
   while (node != NULL) {
-    orion_allocation *allocation = (orion_allocation *)node;
-    orion_extent *next = orion_extent_at_or_above(orion_allocations, node->start + 1);
+    orion_allocation* allocation = (orion_allocation*)node;
+    orion_extent* next = orion_extent_at_or_above(orion_allocations, node->start + 1);
     if (allocation->context == context && orion_is_device(allocation->kind)) {
       if (allocation->is_mapped_range) {
         (void)orion_free_list_give(&context->device->free_addresses, node->start, allocation->reserved_bytes, 0);
@@ -289,7 +288,7 @@ void orion_context_memory_end(orion_context *context) {
     }
     node = next;
   }
-  orion_heap *heap = context->heap;
+  orion_heap* heap = context->heap;
   context->heap = NULL;
   if (heap != NULL) {
     for (node = orion_extent_at_or_above(heap->chunks, 0); node != NULL;

@@ -8,14 +8,14 @@ typedef struct fill {
   uint32_t value, element_bytes;
 } fill;
 
-static void fill_host(const fill *f) {
+static void fill_host(const fill* f) {
   for (uint64_t y = 0; y < f->height; y++) {
-    uint8_t *row = (uint8_t *)(uintptr_t)(f->address + y * f->pitch_bytes);
+    uint8_t* row = (uint8_t*)(uintptr_t)(f->address + y * f->pitch_bytes);
     for (uint64_t x = 0; x < f->width; x++) memcpy(row + x * f->element_bytes, &f->value, f->element_bytes);
   }
 }
 
-static CUresult submit_fill(const fill *f, CUstream handle) {
+static CUresult submit_fill(const fill* f, CUstream handle) {
   ORION_ENTER_STREAM(stream, handle);
   if (f->width == 0 || f->height == 0) return CUDA_SUCCESS;
   uint64_t row_bytes, span_bytes;
@@ -32,7 +32,7 @@ static CUresult submit_fill(const fill *f, CUstream handle) {
   orion_place place;
   CUresult result = orion_place_device(f->address, span_bytes, false, &place);
   if (result != CUDA_SUCCESS) return result;
-  const bool elsewhere = place.context->session != stream->session;
+  const bool elsewhere = place.context->device != stream->context->device;
   if (place.side == ORION_SIDE_HOST || elsewhere) result = orion_stream_synchronize(stream);
   if (result != CUDA_SUCCESS) return result;
   if (place.side == ORION_SIDE_HOST) {  // pinned memory: this side's copy is the one that the program sees

@@ -7,7 +7,7 @@
 
 #define LOGGED_TABLES 64u
 
-static void log_table_once(const CUuuid *id) {
+static void log_table_once(const CUuuid* id) {
   static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   static CUuuid seen[LOGGED_TABLES];
   static uint32_t seen_count;
@@ -23,7 +23,7 @@ static void log_table_once(const CUuuid *id) {
 }
 
 /// CUDA's runtime library asks for tables before cuInit too.
-ORION_API CUresult cuGetExportTable(const void **table, const CUuuid *id) {
+ORION_API CUresult cuGetExportTable(const void** table, const CUuuid* id) {
   ORION_REQUIRE(table != NULL && id != NULL, CUDA_ERROR_INVALID_VALUE);
   log_table_once(id);
   return CUDA_ERROR_INVALID_VALUE;
@@ -47,7 +47,8 @@ static CUresult check_value_address(CUdeviceptr address, uint32_t width_bytes) {
   return range.whole && range.kind != ORION_MEMORY_REGISTERED ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-static CUresult write_value(CUstream handle, CUdeviceptr address, uint64_t value, unsigned flags, uint32_t width_bytes) {
+static CUresult write_value(CUstream handle, CUdeviceptr address, uint64_t value, unsigned flags,
+                            uint32_t width_bytes) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE((flags & ~(unsigned)CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER) == 0, CUDA_ERROR_INVALID_VALUE);
   const CUresult result = check_value_address(address, width_bytes);

@@ -10,18 +10,18 @@
 #define NAME_LIMIT_BYTES 32768u
 #define FILE_LIMIT_BYTES (1ull << 32)
 
-CUresult orion_module_of(CUmodule handle, orion_module **module) {
+CUresult orion_module_of(CUmodule handle, orion_module** module) {
   return orion_object_find(&orion_modules, handle, module);
 }
 
-static CUresult load_on_worker(orion_context *context, uint32_t index, const void *image, uint64_t image_bytes,
-                               orion_jit *jit, orion_reply_module_load *reply) {
+static CUresult load_on_worker(orion_context* context, uint32_t index, const void* image, uint64_t image_bytes,
+                               orion_jit* jit, orion_reply_module_load* reply) {
   const uint64_t log_at = (image_bytes + 63) & ~63ull;
   const uint64_t log_bytes = (uint64_t)jit->info_log_bytes + jit->error_log_bytes;
   orion_upload upload;
   CUresult result = orion_upload_take(&upload, context->session, log_at + log_bytes);
   if (result != CUDA_SUCCESS) return result;
-  uint8_t *bytes = orion_upload_address(&upload);
+  uint8_t* bytes = orion_upload_address(&upload);
   memcpy(bytes, image, image_bytes);
   orion_op_module_load op = {.op = {.code = ORION_OP_MODULE_LOAD, .context = (uint16_t)context->entry.index},
                              .module = index,
@@ -39,15 +39,15 @@ static CUresult load_on_worker(orion_context *context, uint32_t index, const voi
   return result;
 }
 
-CUresult orion_module_load(orion_context *context, const void *image, uint32_t option_count, CUjit_option *options,
-                           void **values, CUmodule *handle) {
-  const void *data = NULL;
+CUresult orion_module_load(orion_context* context, const void* image, uint32_t option_count, CUjit_option* options,
+                           void** values, CUmodule* handle) {
+  const void* data = NULL;
   const uint64_t image_bytes = orion_image_bytes(image, &data);
   ORION_REQUIRE(image_bytes != 0, CUDA_ERROR_INVALID_IMAGE);
   orion_jit jit;
   CUresult result = orion_jit_parse(&jit, option_count, options, values);
   if (result != CUDA_SUCCESS) return result;
-  orion_module *module = orion_object_take(&orion_modules);
+  orion_module* module = orion_object_take(&orion_modules);
   ORION_REQUIRE(module != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   orion_reply_module_load reply = {0};
   result = load_on_worker(context, module->entry.index, data, image_bytes, &jit, &reply);
@@ -61,7 +61,7 @@ CUresult orion_module_load(orion_context *context, const void *image, uint32_t o
   module->function_count = reply.function_count;
   atomic_store(&module->functions, NULL);
   while (module->globals != NULL) {  // what an owner left whose context ended
-    orion_global *global = module->globals;
+    orion_global* global = module->globals;
     module->globals = global->next;
     free(global->name);
     free(global);
@@ -71,23 +71,23 @@ CUresult orion_module_load(orion_context *context, const void *image, uint32_t o
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int option_count,
-                                      CUjit_option *options, void **values) {
+ORION_API CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned int option_count,
+                                      CUjit_option* options, void** values) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(module != NULL && image != NULL, CUDA_ERROR_INVALID_VALUE);
   return orion_module_load(context, image, option_count, options, values, module);
 }
 
-ORION_API CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+ORION_API CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   return cuModuleLoadDataEx(module, image, 0, NULL, NULL);
 }
 
-ORION_API CUresult cuModuleLoadFatBinary(CUmodule *module, const void *image) {
+ORION_API CUresult cuModuleLoadFatBinary(CUmodule* module, const void* image) {
   return cuModuleLoadDataEx(module, image, 0, NULL, NULL);
 }
 
-CUresult orion_read_file(const char *path, uint8_t **bytes, uint64_t *size) {
-  FILE *file = fopen(path, "rb");
+CUresult orion_read_file(const char* path, uint8_t** bytes, uint64_t* size) {
+  FILE* file = fopen(path, "rb");
   if (file == NULL) return CUDA_ERROR_FILE_NOT_FOUND;
   CUresult result = CUDA_ERROR_INVALID_IMAGE;
   long end = -1;
@@ -104,14 +104,14 @@ CUresult orion_read_file(const char *path, uint8_t **bytes, uint64_t *size) {
   return result;
 }
 
-ORION_API CUresult cuModuleLoad(CUmodule *module, const char *path) {
+ORION_API CUresult cuModuleLoad(CUmodule* module, const char* path) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(module != NULL && path != NULL, CUDA_ERROR_INVALID_VALUE);
-  uint8_t *image;
+  uint8_t* image;
   uint64_t bytes;
   CUresult result = orion_read_file(path, &image, &bytes);
   if (result != CUDA_SUCCESS) return result;
-  const void *data = NULL;
+  const void* data = NULL;
   // Sizes in a file's headers are checked against the file.
   result = orion_image_bytes(image, &data) > bytes + 1 ? CUDA_ERROR_INVALID_IMAGE
                                                        : orion_module_load(context, image, 0, NULL, NULL, module);
@@ -121,13 +121,13 @@ ORION_API CUresult cuModuleLoad(CUmodule *module, const char *path) {
 
 CUresult orion_module_unload(CUmodule handle) {
   uint32_t generation;
-  orion_module *module = orion_table_find(&orion_modules, (uint64_t)(uintptr_t)handle, &generation);
+  orion_module* module = orion_table_find(&orion_modules, (uint64_t)(uintptr_t)handle, &generation);
   if (module == NULL || !orion_table_retire(&orion_modules, module, generation)) return CUDA_ERROR_INVALID_HANDLE;
   CUresult result = CUDA_ERROR_CONTEXT_IS_DESTROYED;
   if (orion_same_epoch(module->context, module->epoch)) {
     pthread_mutex_lock(&module->mutex);
-    for (orion_function *function = atomic_load(&module->functions); function != NULL;) {
-      orion_function *next = function->next;
+    for (orion_function* function = atomic_load(&module->functions); function != NULL;) {
+      orion_function* next = function->next;
       const uint32_t function_generation = atomic_load(&function->entry.generation);
       if ((function_generation & 1) != 0 && orion_table_retire(&orion_functions, function, function_generation)) {
         orion_table_give(&orion_functions, function);
@@ -135,7 +135,7 @@ CUresult orion_module_unload(CUmodule handle) {
       function = next;
     }
     atomic_store(&module->functions, NULL);
-    for (const orion_global *global = module->globals; global != NULL; global = global->next) {
+    for (const orion_global* global = module->globals; global != NULL; global = global->next) {
       orion_remove_global(module->context, global->address);
     }
     pthread_mutex_unlock(&module->mutex);
@@ -153,40 +153,40 @@ ORION_API CUresult cuModuleUnload(CUmodule handle) {
   return orion_module_unload(handle);
 }
 
-ORION_API CUresult cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
+ORION_API CUresult cuModuleGetLoadingMode(CUmoduleLoadingMode* mode) {
   ORION_ENTER();
   ORION_REQUIRE(mode != NULL, CUDA_ERROR_INVALID_VALUE);
-  const char *wish = getenv("CUDA_MODULE_LOADING");
+  const char* wish = getenv("CUDA_MODULE_LOADING");
   *mode = wish != NULL && strcmp(wish, "EAGER") == 0 ? CU_MODULE_EAGER_LOADING : CU_MODULE_LAZY_LOADING;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuModuleGetFunctionCount(unsigned int *count, CUmodule handle) {
+ORION_API CUresult cuModuleGetFunctionCount(unsigned int* count, CUmodule handle) {
   ORION_ENTER();
   ORION_REQUIRE(count != NULL, CUDA_ERROR_INVALID_VALUE);
-  orion_module *module;
+  orion_module* module;
   const CUresult result = orion_module_of(handle, &module);
   if (result == CUDA_SUCCESS) *count = module->function_count;
   return result;
 }
 
-ORION_API CUresult cuModuleGetFunction(CUfunction *handle, CUmodule module_handle, const char *name) {
+ORION_API CUresult cuModuleGetFunction(CUfunction* handle, CUmodule module_handle, const char* name) {
   ORION_ENTER();
   ORION_REQUIRE(handle != NULL && name != NULL && name[0] != '\0', CUDA_ERROR_INVALID_VALUE);
-  orion_module *module;
+  orion_module* module;
   CUresult result = orion_module_of(module_handle, &module);
   if (result != CUDA_SUCCESS) return result;
-  orion_function *function;
+  orion_function* function;
   result = orion_module_function(module, name, &function);
   if (result == CUDA_SUCCESS) *handle = (CUfunction)(uintptr_t)function->handle;
   return result;
 }
 
-CUresult orion_module_global(orion_module *module, const char *name, uint64_t *address, uint64_t *bytes) {
+CUresult orion_module_global(orion_module* module, const char* name, uint64_t* address, uint64_t* bytes) {
   const size_t name_bytes = strlen(name);
   ORION_REQUIRE(name_bytes != 0 && name_bytes <= NAME_LIMIT_BYTES, CUDA_ERROR_NOT_FOUND);
   pthread_mutex_lock(&module->mutex);
-  orion_global *global = module->globals;
+  orion_global* global = module->globals;
   while (global != NULL && strcmp(global->name, name) != 0) global = global->next;
   CUresult result = CUDA_SUCCESS;
   if (global == NULL) {
@@ -194,11 +194,11 @@ CUresult orion_module_global(orion_module *module, const char *name, uint64_t *a
         .op = {.code = ORION_OP_MODULE_GET_GLOBAL, .context = (uint16_t)module->context->entry.index},
         .module = module->entry.index};
     orion_reply_module_get_global reply = {0};
-    result = orion_call(module->context->session, &op.op, sizeof op, name, (uint32_t)name_bytes, &reply, sizeof reply,
-                        NULL);
+    result =
+        orion_call(module->context->session, &op.op, sizeof op, name, (uint32_t)name_bytes, &reply, sizeof reply, NULL);
     if (result == CUDA_SUCCESS) {
       global = calloc(1, sizeof *global);
-      char *copy = strdup(name);
+      char* copy = strdup(name);
       if (global == NULL || copy == NULL) {
         free(global);
         free(copy);
@@ -218,10 +218,10 @@ CUresult orion_module_global(orion_module *module, const char *name, uint64_t *a
   return result;
 }
 
-ORION_API CUresult cuModuleGetGlobal_v2(CUdeviceptr *address, size_t *bytes, CUmodule handle, const char *name) {
+ORION_API CUresult cuModuleGetGlobal_v2(CUdeviceptr* address, size_t* bytes, CUmodule handle, const char* name) {
   ORION_ENTER();
   ORION_REQUIRE(name != NULL, CUDA_ERROR_INVALID_VALUE);
-  orion_module *module;
+  orion_module* module;
   CUresult result = orion_module_of(handle, &module);
   if (result != CUDA_SUCCESS) return result;
   uint64_t start = 0, size = 0;  // what an unknown name leaves, natively too

@@ -1,8 +1,8 @@
 // Occupancy: the worker's driver knows; its answers are asked for once for each argument set in a search.
 #include "api.h"
 
-CUresult orion_occupancy_blocks(orion_function *function, int32_t block_size, uint64_t dynamic_bytes, uint32_t flags,
-                                int32_t *blocks) {
+CUresult orion_occupancy_blocks(orion_function* function, int32_t block_size, uint64_t dynamic_bytes, uint32_t flags,
+                                int32_t* blocks) {
   orion_op_occupancy_blocks op = {
       .op = {.code = ORION_OP_OCCUPANCY_BLOCKS, .context = (uint16_t)function->context->entry.index},
       .function = function->entry.index,
@@ -16,13 +16,13 @@ CUresult orion_occupancy_blocks(orion_function *function, int32_t block_size, ui
   return result;
 }
 
-ORION_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, CUfunction handle, int block_size,
+ORION_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, CUfunction handle, int block_size,
                                                                         size_t dynamic_bytes, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   ORION_REQUIRE(blocks != NULL && block_size > 0, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE((flags & ~(unsigned)CU_OCCUPANCY_DISABLE_CACHING_OVERRIDE) == 0, CUDA_ERROR_INVALID_VALUE);
-  orion_function *function;
+  orion_function* function;
   CUresult result = orion_function_of(handle, &function);
   if (result != CUDA_SUCCESS) return result;
   int32_t count;
@@ -31,18 +31,18 @@ ORION_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blo
   return result;
 }
 
-ORION_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction handle, int block_size,
+ORION_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction handle, int block_size,
                                                                size_t dynamic_bytes) {
   return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, handle, block_size, dynamic_bytes,
                                                               CU_OCCUPANCY_DEFAULT);
 }
 
-ORION_API CUresult cuOccupancyAvailableDynamicSMemPerBlock(size_t *bytes, CUfunction handle, int blocks,
+ORION_API CUresult cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, CUfunction handle, int blocks,
                                                            int block_size) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   ORION_REQUIRE(bytes != NULL && blocks > 0 && block_size > 0, CUDA_ERROR_INVALID_VALUE);
-  orion_function *function;
+  orion_function* function;
   CUresult result = orion_function_of(handle, &function);
   if (result != CUDA_SUCCESS) return result;
   orion_op_occupancy_shared op = {
@@ -58,17 +58,17 @@ ORION_API CUresult cuOccupancyAvailableDynamicSMemPerBlock(size_t *bytes, CUfunc
 
 /// The block size with most resident threads; among equals the largest. Sizes are multiples of the warp, as CUDA's own
 /// search takes them.
-ORION_API CUresult cuOccupancyMaxPotentialBlockSizeWithFlags(int *min_grid_size, int *block_size, CUfunction handle,
+ORION_API CUresult cuOccupancyMaxPotentialBlockSizeWithFlags(int* min_grid_size, int* block_size, CUfunction handle,
                                                              CUoccupancyB2DSize dynamic_bytes_of_block,
                                                              size_t dynamic_bytes, int block_size_limit,
                                                              unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(min_grid_size != NULL && block_size != NULL && block_size_limit >= 0, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE((flags & ~(unsigned)CU_OCCUPANCY_DISABLE_CACHING_OVERRIDE) == 0, CUDA_ERROR_INVALID_VALUE);
-  orion_function *function;
+  orion_function* function;
   CUresult result = orion_function_of(handle, &function);
   if (result != CUDA_SUCCESS) return result;
-  const int32_t *attributes = context->device->info->attributes;
+  const int32_t* attributes = context->device->info->attributes;
   const int32_t resident_limit = attributes[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR];
   const int32_t warp = attributes[CU_DEVICE_ATTRIBUTE_WARP_SIZE] > 0 ? attributes[CU_DEVICE_ATTRIBUTE_WARP_SIZE] : 32;
   int32_t limit = orion_function_attribute(function, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK);
@@ -92,7 +92,7 @@ ORION_API CUresult cuOccupancyMaxPotentialBlockSizeWithFlags(int *min_grid_size,
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuOccupancyMaxPotentialBlockSize(int *min_grid_size, int *block_size, CUfunction function,
+ORION_API CUresult cuOccupancyMaxPotentialBlockSize(int* min_grid_size, int* block_size, CUfunction function,
                                                     CUoccupancyB2DSize dynamic_bytes_of_block, size_t dynamic_bytes,
                                                     int block_size_limit) {
   return cuOccupancyMaxPotentialBlockSizeWithFlags(min_grid_size, block_size, function, dynamic_bytes_of_block,

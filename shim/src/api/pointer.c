@@ -6,27 +6,27 @@
 
 #define ACCESS_READ_WRITE 3u
 
-static CUresult write_u32(void *data, uint32_t value) {
+static CUresult write_u32(void* data, uint32_t value) {
   memcpy(data, &value, sizeof value);
   return CUDA_SUCCESS;
 }
 
-static CUresult write_u64(void *data, uint64_t value) {
+static CUresult write_u64(void* data, uint64_t value) {
   memcpy(data, &value, sizeof value);
   return CUDA_SUCCESS;
 }
 
-static CUresult write_bool(void *data, bool value) {
+static CUresult write_bool(void* data, bool value) {
   const uint8_t byte = value;
   memcpy(data, &byte, sizeof byte);
   return CUDA_SUCCESS;
 }
 
-static bool is_host(const orion_range *range) {
+static bool is_host(const orion_range* range) {
   return range->kind == ORION_MEMORY_PINNED || range->kind == ORION_MEMORY_REGISTERED;
 }
 
-static CUresult write_attribute(void *data, CUpointer_attribute attribute, uint64_t address, const orion_range *range) {
+static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint64_t address, const orion_range* range) {
   switch (attribute) {
     case CU_POINTER_ATTRIBUTE_CONTEXT:
       return write_u64(data, range->context->handle);
@@ -65,7 +65,7 @@ static CUresult write_attribute(void *data, CUpointer_attribute attribute, uint6
   }
 }
 
-ORION_API CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr address) {
+ORION_API CUresult cuPointerGetAttribute(void* data, CUpointer_attribute attribute, CUdeviceptr address) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   ORION_REQUIRE(data != NULL, CUDA_ERROR_INVALID_VALUE);
@@ -75,7 +75,7 @@ ORION_API CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribu
 }
 
 /// What CUDA defines for a pointer that it does not know: zeros, and invalid ordinals.
-static void write_unknown(void *data, CUpointer_attribute attribute) {
+static void write_unknown(void* data, CUpointer_attribute attribute) {
   switch (attribute) {
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       (void)write_u32(data, (uint32_t)-2);
@@ -97,7 +97,7 @@ static void write_unknown(void *data, CUpointer_attribute attribute) {
   }
 }
 
-ORION_API CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute *attributes, void **data,
+ORION_API CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute* attributes, void** data,
                                           CUdeviceptr address) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
@@ -105,8 +105,9 @@ ORION_API CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribut
   const orion_range range = orion_find_range(address, 1);
   for (unsigned i = 0; i < count; i++) {
     const unsigned attribute = (unsigned)attributes[i];
-    ORION_REQUIRE(attribute >= CU_POINTER_ATTRIBUTE_CONTEXT && attribute <= CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE,
-                  CUDA_ERROR_INVALID_VALUE);
+    ORION_REQUIRE(
+        attribute >= CU_POINTER_ATTRIBUTE_CONTEXT && attribute <= CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE,
+        CUDA_ERROR_INVALID_VALUE);
     if (range.kind == ORION_MEMORY_PAGEABLE ||
         write_attribute(data[i], attributes[i], address, &range) != CUDA_SUCCESS) {
       write_unknown(data[i], attributes[i]);
@@ -115,7 +116,7 @@ ORION_API CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribut
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute attribute, CUdeviceptr address) {
+ORION_API CUresult cuPointerSetAttribute(const void* value, CUpointer_attribute attribute, CUdeviceptr address) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
   ORION_REQUIRE(value != NULL && attribute == CU_POINTER_ATTRIBUTE_SYNC_MEMOPS, CUDA_ERROR_INVALID_VALUE);

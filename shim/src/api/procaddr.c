@@ -4,12 +4,12 @@ enum { LOOKUP_FOUND = 0 };
 
 /// Versions above the server's driver are refused; without a server any version may be asked for.
 static bool version_known(int version) {
-  const orion_device *device = orion_attached() ? orion_device_at(0) : NULL;
+  const orion_device* device = orion_attached() ? orion_device_at(0) : NULL;
   return device == NULL || version <= device->session->driver_version;
 }
 
 /// A name of length 0 with version 0 is how CUDA's runtime probes for this function; the driver answers success.
-static CUresult look_up(const char *name, void **function, int version, cuuint64_t flags, int *status) {
+static CUresult look_up(const char* name, void** function, int version, cuuint64_t flags, int* status) {
   if (name == NULL || function == NULL || (flags & ~(cuuint64_t)3) != 0 || !version_known(version)) {
     return CUDA_ERROR_INVALID_VALUE;
   }
@@ -18,12 +18,12 @@ static CUresult look_up(const char *name, void **function, int version, cuuint64
     *function = NULL;
     return CUDA_SUCCESS;
   }
-  *function = (void *)(uintptr_t)orion_lookup_symbol(name, version, flags, status);
+  *function = (void*)(uintptr_t)orion_lookup_symbol(name, version, flags, status);
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuGetProcAddress_v2(const char *name, void **function, int version, cuuint64_t flags,
-                                       CUdriverProcAddressQueryResult *status) {
+ORION_API CUresult cuGetProcAddress_v2(const char* name, void** function, int version, cuuint64_t flags,
+                                       CUdriverProcAddressQueryResult* status) {
   int found = LOOKUP_FOUND;
   const CUresult result = look_up(name, function, version, flags, &found);
   if (result != CUDA_SUCCESS) return result;
@@ -33,6 +33,6 @@ ORION_API CUresult cuGetProcAddress_v2(const char *name, void **function, int ve
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuGetProcAddress(const char *name, void **function, int version, cuuint64_t flags) {
+ORION_API CUresult cuGetProcAddress(const char* name, void** function, int version, cuuint64_t flags) {
   return cuGetProcAddress_v2(name, function, version, flags, NULL);
 }

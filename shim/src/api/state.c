@@ -12,7 +12,7 @@ orion_table orion_events = ORION_TABLE(ORION_TAG_EVENT, orion_event, ORION_EVENT
 orion_table orion_modules = ORION_TABLE(ORION_TAG_MODULE, orion_module, ORION_MODULES, 64);
 orion_table orion_functions = ORION_TABLE(ORION_TAG_FUNCTION, orion_function, ORION_FUNCTIONS, 1024);
 
-_Thread_local orion_thread *orion_self __attribute__((tls_model("initial-exec")));
+_Thread_local orion_thread* orion_self __attribute__((tls_model("initial-exec")));
 _Thread_local bool orion_in_host_function __attribute__((tls_model("initial-exec")));
 _Thread_local uintptr_t orion_default_stream_override;
 
@@ -32,18 +32,18 @@ CUresult orion_enter(void) {
   return orion_ready();
 }
 
-static bool is_orphan(const orion_object *object) { return !orion_same_epoch(object->context, object->epoch); }
+static bool is_orphan(const orion_object* object) { return !orion_same_epoch(object->context, object->epoch); }
 
-CUresult orion_object_find(orion_table *table, const void *handle, void *out) {
-  orion_object *object = orion_table_find(table, (uint64_t)(uintptr_t)handle, NULL);
+CUresult orion_object_find(orion_table* table, const void* handle, void* out) {
+  orion_object* object = orion_table_find(table, (uint64_t)(uintptr_t)handle, NULL);
   if (object == NULL) return CUDA_ERROR_INVALID_HANDLE;
   if (is_orphan(object)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  *(void **)out = object;
+  *(void**)out = object;
   return CUDA_SUCCESS;
 }
 
-void *orion_object_take(orion_table *table) {
-  orion_object *object = orion_table_take(table);
+void* orion_object_take(orion_table* table) {
+  orion_object* object = orion_table_take(table);
   if (object != NULL) return object;
   const uint32_t end = orion_table_end(table);
   for (uint32_t i = 1; i < end; i++) {
@@ -57,8 +57,8 @@ void *orion_object_take(orion_table *table) {
 
 bool orion_launch_blocking(void) { return launch_blocking; }
 
-static void end_thread(void *value) {
-  orion_thread *thread = value;
+static void end_thread(void* value) {
+  orion_thread* thread = value;
   orion_self = thread;  // TLS of this library may already be back at its initial value
   if (orion_ready() == CUDA_SUCCESS) orion_thread_streams_end(thread);
   orion_self = NULL;
@@ -67,9 +67,9 @@ static void end_thread(void *value) {
   free(thread);
 }
 
-orion_thread *orion_thread_state(void) {
+orion_thread* orion_thread_state(void) {
   if (orion_self != NULL) return orion_self;
-  orion_thread *thread = calloc(1, sizeof *thread);
+  orion_thread* thread = calloc(1, sizeof *thread);
   if (thread == NULL) return NULL;
   thread->scratch = malloc(ORION_OP_MAX_BYTES);
   if (thread->scratch == NULL || pthread_setspecific(thread_key, thread) != 0) {
@@ -81,11 +81,11 @@ orion_thread *orion_thread_state(void) {
   return thread;
 }
 
-static orion_peer *peer_of(orion_session *session) {
+static orion_peer* peer_of(orion_session* session) {
   for (uint32_t i = 0; i < peer_count; i++) {
     if (peers[i].session == session) return &peers[i];
   }
-  orion_peer *peer = &peers[peer_count++];
+  orion_peer* peer = &peers[peer_count++];
   peer->session = session;
   pthread_mutex_init(&peer->free_mutex, NULL);
   return peer;
@@ -96,11 +96,11 @@ static void start(void) {
     start_result = CUDA_ERROR_OPERATING_SYSTEM;
     return;
   }
-  const char *blocking = getenv("CUDA_LAUNCH_BLOCKING");
+  const char* blocking = getenv("CUDA_LAUNCH_BLOCKING");
   launch_blocking = blocking != NULL && strcmp(blocking, "1") == 0;
   const uint32_t count = orion_device_count();
   for (uint32_t i = 0; i < count && i < ORION_DEVICES; i++) {
-    orion_device_state *state = &device_states[i];
+    orion_device_state* state = &device_states[i];
     state->info = orion_device_at(i);
     state->peer = peer_of(state->info->session);
     state->ordinal = i;
@@ -118,7 +118,7 @@ CUresult orion_start(void) {
   return start_result;
 }
 
-orion_device_state *orion_device_state_at(CUdevice device) {
+orion_device_state* orion_device_state_at(CUdevice device) {
   return device >= 0 && (uint32_t)device < device_count ? &device_states[device] : NULL;
 }
 

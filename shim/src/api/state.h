@@ -18,46 +18,46 @@ struct orion_heap;
 
 /// What the API side keeps for one session.
 typedef struct orion_peer {
-  orion_session *session;
-  pthread_mutex_t free_mutex;     // numbers MEM_FREE operations and submits them in that order
+  orion_session* session;
+  pthread_mutex_t free_mutex;  // numbers MEM_FREE operations and submits them in that order
   uint64_t frees_submitted;
   struct orion_pending_free *pending_head, *pending_tail;  // in the order of their numbers
 } orion_peer;
 
 typedef struct orion_device_state {
-  orion_device *info;
-  orion_peer *peer;
+  orion_device* info;
+  orion_peer* peer;
   uint32_t ordinal;
   pthread_mutex_t primary_mutex;
-  struct orion_context *_Atomic primary;  // made when first asked for, then the same for ever
+  struct orion_context* _Atomic primary;  // made when first asked for, then the same for ever
   _Atomic uint32_t primary_references;
   uint32_t primary_flags;
-  orion_extent *free_addresses;  // under memory_mutex
+  orion_extent* free_addresses;  // under memory_mutex
 } orion_device_state;
 
 /// How everything that belongs to a context begins.
 typedef struct orion_object {
   orion_entry entry;
-  struct orion_context *context;
+  struct orion_context* context;
   uint32_t epoch;
 } orion_object;
 
 /// One ordered queue of work. The NULL stream of a context is one too, with wire index 0.
 typedef struct orion_stream {
   orion_entry entry;
-  struct orion_context *context;
+  struct orion_context* context;
   uint32_t epoch;       // the context's when this was made
   uint32_t wire_index;  // 0: NULL stream
-  orion_session *session;
+  orion_session* session;
   uint32_t word;
   uint32_t flags;
   int32_t priority;
   uint64_t id;
   uint64_t handle;
-  pthread_mutex_t mutex;   // numbers markers and submits them in that order
+  pthread_mutex_t mutex;    // numbers markers and submits them in that order
   _Atomic uint64_t marker;  // last value minted for `word`; never falls, not even when the index is used again
   _Atomic uint32_t dirty;   // set after an operation is committed: work that no marker follows yet
-  struct orion_callback_lane *_Atomic lane;
+  struct orion_callback_lane* _Atomic lane;
   struct orion_stream *previous, *next;  // in the context's list
 } orion_stream;
 
@@ -70,30 +70,30 @@ typedef struct orion_ticket {
 
 typedef struct orion_context {
   orion_entry entry;
-  orion_device_state *device;
-  orion_session *session;
+  orion_device_state* device;
+  orion_session* session;
   bool is_primary;
-  _Atomic bool active;      // the worker knows it
-  _Atomic uint32_t epoch;   // grows when all that the context held is gone (destroy, reset, last release)
+  _Atomic bool active;     // the worker knows it
+  _Atomic uint32_t epoch;  // grows when all that the context held is gone (destroy, reset, last release)
   uint32_t flags;
   uint32_t api_version;
   uint64_t id;
   uint64_t handle;
   orion_stream null_stream;
   pthread_mutex_t mutex;
-  orion_stream *streams;  // live created streams
+  orion_stream* streams;  // live created streams
   _Atomic uint32_t blocking_streams;
-  orion_ticket *retired;
+  orion_ticket* retired;
   uint32_t retired_count, retired_capacity;
   _Atomic uint32_t attachments;  // cuCtxAttach and cuCtxDetach: counted beside cuCtxCreate's own
   _Atomic int32_t cache_config;
   _Atomic uint64_t peer_access;  // one bit for each context index
-  struct orion_heap *heap;       // under memory_mutex
+  struct orion_heap* heap;       // under memory_mutex
 } orion_context;
 
 typedef struct orion_event {
   orion_entry entry;
-  orion_context *context;
+  orion_context* context;
   uint32_t epoch;
   uint32_t flags;
   uint64_t handle;
@@ -104,60 +104,60 @@ typedef struct orion_event {
 } orion_event;
 
 typedef struct orion_global {
-  char *name;
+  char* name;
   uint64_t address, bytes;
-  struct orion_global *next;
+  struct orion_global* next;
 } orion_global;
 
 typedef struct orion_module {
   orion_entry entry;
-  orion_context *context;
+  orion_context* context;
   uint32_t epoch;
   uint64_t handle;
   uint32_t function_count;
   pthread_mutex_t mutex;
-  struct orion_function *_Atomic functions;
-  orion_global *globals;
+  struct orion_function* _Atomic functions;
+  orion_global* globals;
 } orion_module;
 
 #define ORION_FUNCTION_ATTRIBUTES 32u
 
 typedef struct orion_function {
   orion_entry entry;
-  orion_context *context;
+  orion_context* context;
   uint32_t epoch;
-  orion_module *module;
+  orion_module* module;
   uint64_t module_handle;
   uint64_t handle;
-  char *name;
+  char* name;
   uint32_t attribute_mask;
   _Atomic int32_t attributes[ORION_FUNCTION_ATTRIBUTES];
   uint32_t param_count, param_bytes;
   bool layout_known;
   uint32_t *param_offsets, *param_sizes;
-  _Atomic uint64_t cooperative_key;   // the last cooperative configuration asked for ...
+  _Atomic uint64_t cooperative_key;    // the last cooperative configuration asked for ...
   _Atomic uint32_t cooperative_limit;  // ... and how many blocks fit
-  struct orion_legacy_launch *legacy;  // what the calls before CUDA 4.0 have set
-  struct orion_function *next;
+  struct orion_legacy_launch* legacy;  // what the calls before CUDA 4.0 have set
+  struct orion_function* next;
 } orion_function;
 
 typedef struct orion_context_ref {
-  orion_context *context;
+  orion_context* context;
   uint32_t generation;
 } orion_context_ref;
 
 /// What one client thread has: its context stack, its per-thread streams, scratch for parameters.
 typedef struct orion_thread {
-  orion_context_ref *stack;
+  orion_context_ref* stack;
   uint32_t depth, capacity;
   uint64_t thread_streams[ORION_CONTEXTS];  // handles, by context index
-  uint8_t *scratch;                         // ORION_OP_MAX_BYTES
+  uint8_t* scratch;                         // ORION_OP_MAX_BYTES
   CUstreamCaptureMode capture_mode;
 } orion_thread;
 
-#define ORION_OBJECT_CHECK(type)                                                       \
-  _Static_assert(offsetof(type, context) == offsetof(orion_object, context) &&         \
-                     offsetof(type, epoch) == offsetof(orion_object, epoch),           \
+#define ORION_OBJECT_CHECK(type)                                               \
+  _Static_assert(offsetof(type, context) == offsetof(orion_object, context) && \
+                     offsetof(type, epoch) == offsetof(orion_object, epoch),   \
                  #type)
 ORION_OBJECT_CHECK(orion_stream);
 ORION_OBJECT_CHECK(orion_event);
@@ -166,69 +166,69 @@ ORION_OBJECT_CHECK(orion_function);
 
 extern orion_table orion_contexts, orion_streams, orion_events, orion_modules, orion_functions;
 extern pthread_mutex_t orion_memory_mutex;
-extern _Thread_local orion_thread *orion_self __attribute__((tls_model("initial-exec")));
+extern _Thread_local orion_thread* orion_self __attribute__((tls_model("initial-exec")));
 extern _Thread_local bool orion_in_host_function __attribute__((tls_model("initial-exec")));
 
 // state.c
 CUresult orion_start(void);  // after a successful attach: device states. Idempotent.
-orion_device_state *orion_device_state_at(CUdevice device);
+orion_device_state* orion_device_state_at(CUdevice device);
 uint32_t orion_device_states(void);
-orion_thread *orion_thread_state(void);  // NULL only without memory
+orion_thread* orion_thread_state(void);  // NULL only without memory
 uint64_t orion_next_id(void);
 /// The object behind a handle: 400 for one that names nothing, 709 when its context's contents are gone.
-CUresult orion_object_find(orion_table *table, const void *handle, void *object);
+CUresult orion_object_find(orion_table* table, const void* handle, void* object);
 /// orion_table_take; a full table first takes back what belongs to contexts that are gone.
-void *orion_object_take(orion_table *table);
+void* orion_object_take(orion_table* table);
 bool orion_launch_blocking(void);  // CUDA_LAUNCH_BLOCKING=1
 
 // context.c
-CUresult orion_current(orion_context **context);              // usable for work
-CUresult orion_current_any(orion_context **context);          // maybe an inactive primary
-CUresult orion_context_of(CUcontext handle, orion_context **context);  // NULL: current
-orion_context *orion_primary_of(orion_device_state *device);  // stable, not retained; NULL without memory
-CUresult orion_context_synchronize(orion_context *context);
-static inline bool orion_same_epoch(const orion_context *context, uint32_t epoch) {
+CUresult orion_current(orion_context** context);                       // usable for work
+CUresult orion_current_any(orion_context** context);                   // maybe an inactive primary
+CUresult orion_context_of(CUcontext handle, orion_context** context);  // NULL: current
+orion_context* orion_primary_of(orion_device_state* device);           // stable, not retained; NULL without memory
+CUresult orion_context_synchronize(orion_context* context);
+static inline bool orion_same_epoch(const orion_context* context, uint32_t epoch) {
   return atomic_load_explicit(&context->epoch, memory_order_acquire) == epoch;
 }
 
 // stream.c
-CUresult orion_resolve_stream(CUstream handle, orion_stream **stream);
-void orion_stream_prepare_null(orion_context *context);
+CUresult orion_resolve_stream(CUstream handle, orion_stream** stream);
+void orion_stream_prepare_null(orion_context* context);
 /// Fills context and stream into `op`, submits, and leaves the stream dirty.
-CUresult orion_stream_submit(orion_stream *stream, orion_op *op, uint32_t head_bytes, const void *tail,
+CUresult orion_stream_submit(orion_stream* stream, orion_op* op, uint32_t head_bytes, const void* tail,
                              uint32_t tail_bytes);
 /// A marker behind everything submitted so far; *value is reached when all of it is done. Places none when the last
 /// one still covers everything.
-CUresult orion_stream_ticket(orion_stream *stream, uint64_t *value);
+CUresult orion_stream_ticket(orion_stream* stream, uint64_t* value);
 /// Submits `op`, whose `word` and `value` fields are set here to the stream's next marker.
-CUresult orion_stream_submit_marked(orion_stream *stream, orion_op *op, uint32_t head_bytes, uint32_t *word,
-                                    uint64_t *value);
+CUresult orion_stream_submit_marked(orion_stream* stream, orion_op* op, uint32_t head_bytes, uint32_t* word,
+                                    uint64_t* value);
 /// Makes sure that marker `value` (at most one above the last minted) has been asked for.
-CUresult orion_stream_ensure_marker(orion_stream *stream, uint64_t value);
-CUresult orion_stream_synchronize(orion_stream *stream);
-CUresult orion_stream_wait(orion_stream *stream, uint64_t value);
-void orion_thread_streams_end(orion_thread *thread);
-void orion_context_streams_end(orion_context *context);  // the worker has dropped them
+CUresult orion_stream_ensure_marker(orion_stream* stream, uint64_t value);
+CUresult orion_stream_synchronize(orion_stream* stream);
+CUresult orion_stream_wait(orion_stream* stream, uint64_t value);
+void orion_thread_streams_end(orion_thread* thread);
+void orion_context_streams_end(orion_context* context);  // the worker has dropped them
 
 // event.c
-CUresult orion_event_of(CUevent handle, orion_event **event);
-CUresult orion_event_record(orion_event *event, orion_stream *stream, uint32_t flags);
-CUresult orion_event_wait(orion_event *event, orion_stream *stream, uint32_t flags);
+CUresult orion_event_of(CUevent handle, orion_event** event);
+CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t flags);
+CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t flags);
 
 // module.c and function.c
-CUresult orion_module_load(orion_context *context, const void *image, uint32_t option_count, CUjit_option *options,
-                           void **values, CUmodule *module);
+CUresult orion_module_load(orion_context* context, const void* image, uint32_t option_count, CUjit_option* options,
+                           void** values, CUmodule* module);
 CUresult orion_module_unload(CUmodule handle);
-CUresult orion_module_of(CUmodule handle, orion_module **module);
-CUresult orion_module_function(orion_module *module, const char *name, orion_function **function);
-CUresult orion_module_global(orion_module *module, const char *name, uint64_t *address, uint64_t *bytes);
+CUresult orion_module_of(CUmodule handle, orion_module** module);
+CUresult orion_module_function(orion_module* module, const char* name, orion_function** function);
+CUresult orion_module_global(orion_module* module, const char* name, uint64_t* address, uint64_t* bytes);
 /// `handle` may be a CUkernel, as CUDA allows: then its function in the current context.
-CUresult orion_function_of(CUfunction handle, orion_function **function);
-static inline int32_t orion_function_attribute(const orion_function *function, uint32_t attribute) {
+CUresult orion_function_of(CUfunction handle, orion_function** function);
+static inline int32_t orion_function_attribute(const orion_function* function, uint32_t attribute) {
   return atomic_load_explicit(&function->attributes[attribute], memory_order_relaxed);
 }
-CUresult orion_occupancy_blocks(orion_function *function, int32_t block_size, uint64_t dynamic_bytes, uint32_t flags,
-                                int32_t *blocks);
+CUresult orion_occupancy_blocks(orion_function* function, int32_t block_size, uint64_t dynamic_bytes, uint32_t flags,
+                                int32_t* blocks);
 
 // jit.c: options and logs of module loads and links
 typedef struct orion_jit {
@@ -237,12 +237,12 @@ typedef struct orion_jit {
   char *info_log, *error_log;
   uint32_t info_log_bytes, error_log_bytes;
   uint32_t info_size_at, error_size_at, wall_time_at;  // index into values, UINT32_MAX: none
-  void **values;
+  void** values;
 } orion_jit;
-CUresult orion_jit_parse(orion_jit *jit, uint32_t count, const CUjit_option *options, void **values);
-void orion_jit_finish(orion_jit *jit, const uint8_t *logs, uint32_t info_bytes, uint32_t error_bytes);
-CUresult orion_read_file(const char *path, uint8_t **bytes, uint64_t *size);  // module.c; the caller frees *bytes
+CUresult orion_jit_parse(orion_jit* jit, uint32_t count, const CUjit_option* options, void** values);
+void orion_jit_finish(orion_jit* jit, const uint8_t* logs, uint32_t info_bytes, uint32_t error_bytes);
+CUresult orion_read_file(const char* path, uint8_t** bytes, uint64_t* size);  // module.c; the caller frees *bytes
 /// Bytes of an image that begins at `image`, or 0 when it is none. *data is what to send (a wrapper's container).
-uint64_t orion_image_bytes(const void *image, const void **data);
+uint64_t orion_image_bytes(const void* image, const void** data);
 
 #endif

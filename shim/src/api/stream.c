@@ -7,17 +7,18 @@
 #include "api.h"
 #include "host_function.h"
 
-static bool reached(const orion_stream *stream, uint64_t value) {
+static bool reached(const orion_stream* stream, uint64_t value) {
   return orion_word(stream->session, stream->word) >= value;
 }
 
-/// The worker has dropped all work. A marker that it dropped too is never written: then a first wait asks for a new one.
-static void forget_pending(orion_stream *stream) {
+/// The worker has dropped all work. A marker that it dropped too is never written: then a first wait asks for a new
+/// one.
+static void forget_pending(orion_stream* stream) {
   atomic_store(&stream->dirty, !reached(stream, atomic_load(&stream->marker)));
 }
 
-void orion_stream_prepare_null(orion_context *context) {
-  orion_stream *stream = &context->null_stream;
+void orion_stream_prepare_null(orion_context* context) {
+  orion_stream* stream = &context->null_stream;
   if (stream->id == 0) pthread_mutex_init(&stream->mutex, NULL);
   stream->context = context;
   stream->session = context->session;
@@ -29,7 +30,7 @@ void orion_stream_prepare_null(orion_context *context) {
 
 // ------------------------------------------------------------------------------------------------ work and markers
 
-CUresult orion_stream_submit(orion_stream *stream, orion_op *op, uint32_t head_bytes, const void *tail,
+CUresult orion_stream_submit(orion_stream* stream, orion_op* op, uint32_t head_bytes, const void* tail,
                              uint32_t tail_bytes) {
   op->context = (uint16_t)stream->context->entry.index;
   op->stream = stream->wire_index;
@@ -39,23 +40,22 @@ CUresult orion_stream_submit(orion_stream *stream, orion_op *op, uint32_t head_b
 }
 
 /// Under the stream's mutex: mints the next value; everything committed so far is covered by its marker.
-static uint64_t mint(orion_stream *stream) {
+static uint64_t mint(orion_stream* stream) {
   const uint64_t value = atomic_load_explicit(&stream->marker, memory_order_relaxed) + 1;
   atomic_store_explicit(&stream->marker, value, memory_order_release);
   atomic_store_explicit(&stream->dirty, 0, memory_order_seq_cst);
   return value;
 }
 
-static CUresult submit_mark(orion_stream *stream) {
-  orion_op_mark op = {.op = {.code = ORION_OP_MARK,
-                             .context = (uint16_t)stream->context->entry.index,
-                             .stream = stream->wire_index},
-                      .word = stream->word};
+static CUresult submit_mark(orion_stream* stream) {
+  orion_op_mark op = {
+      .op = {.code = ORION_OP_MARK, .context = (uint16_t)stream->context->entry.index, .stream = stream->wire_index},
+      .word = stream->word};
   op.value = mint(stream);
   return orion_submit(stream->session, &op.op, sizeof op, NULL, 0);
 }
 
-CUresult orion_stream_ticket(orion_stream *stream, uint64_t *value) {
+CUresult orion_stream_ticket(orion_stream* stream, uint64_t* value) {
   CUresult result = CUDA_SUCCESS;
   if (atomic_load_explicit(&stream->dirty, memory_order_acquire) != 0) {
     pthread_mutex_lock(&stream->mutex);
@@ -66,8 +66,8 @@ CUresult orion_stream_ticket(orion_stream *stream, uint64_t *value) {
   return result;
 }
 
-CUresult orion_stream_submit_marked(orion_stream *stream, orion_op *op, uint32_t head_bytes, uint32_t *word,
-                                    uint64_t *value) {
+CUresult orion_stream_submit_marked(orion_stream* stream, orion_op* op, uint32_t head_bytes, uint32_t* word,
+                                    uint64_t* value) {
   op->context = (uint16_t)stream->context->entry.index;
   op->stream = stream->wire_index;
   pthread_mutex_lock(&stream->mutex);
@@ -78,7 +78,7 @@ CUresult orion_stream_submit_marked(orion_stream *stream, orion_op *op, uint32_t
   return result;
 }
 
-CUresult orion_stream_ensure_marker(orion_stream *stream, uint64_t value) {
+CUresult orion_stream_ensure_marker(orion_stream* stream, uint64_t value) {
   if (atomic_load_explicit(&stream->marker, memory_order_acquire) >= value) return CUDA_SUCCESS;
   CUresult result = CUDA_SUCCESS;
   pthread_mutex_lock(&stream->mutex);
@@ -87,22 +87,22 @@ CUresult orion_stream_ensure_marker(orion_stream *stream, uint64_t value) {
   return result;
 }
 
-CUresult orion_stream_wait(orion_stream *stream, uint64_t value) {
+CUresult orion_stream_wait(orion_stream* stream, uint64_t value) {
   return orion_wait_word(stream->session, stream->word, value, stream->context->entry.index);
 }
 
 // ------------------------------------------------------------------------------------------------ waiting for several
 
 typedef struct wait_set {
-  orion_ticket *tickets;
+  orion_ticket* tickets;
   uint32_t count, capacity;
   orion_ticket first[64];
 } wait_set;
 
-static bool add_ticket(wait_set *set, uint32_t word, uint64_t value) {
+static bool add_ticket(wait_set* set, uint32_t word, uint64_t value) {
   if (set->count == set->capacity) {
     const uint32_t capacity = 2 * set->capacity;
-    orion_ticket *larger = malloc(capacity * sizeof *larger);
+    orion_ticket* larger = malloc(capacity * sizeof *larger);
     if (larger == NULL) return false;
     for (uint32_t i = 0; i < set->count; i++) larger[i] = set->tickets[i];
     if (set->tickets != set->first) free(set->tickets);
@@ -113,7 +113,7 @@ static bool add_ticket(wait_set *set, uint32_t word, uint64_t value) {
   return true;
 }
 
-static CUresult add_stream(wait_set *set, orion_stream *stream) {
+static CUresult add_stream(wait_set* set, orion_stream* stream) {
   uint64_t value;
   const CUresult result = orion_stream_ticket(stream, &value);
   if (result != CUDA_SUCCESS || reached(stream, value)) return result;
@@ -121,13 +121,13 @@ static CUresult add_stream(wait_set *set, orion_stream *stream) {
 }
 
 /// Unreached tickets of the NULL stream and of the context's other streams (`all`: non-blocking ones too).
-static CUresult collect(orion_context *context, bool all, wait_set *set) {
+static CUresult collect(orion_context* context, bool all, wait_set* set) {
   set->tickets = set->first;
   set->count = 0;
   set->capacity = sizeof set->first / sizeof set->first[0];
   CUresult result = add_stream(set, &context->null_stream);
   pthread_mutex_lock(&context->mutex);
-  for (orion_stream *stream = context->streams; stream != NULL && result == CUDA_SUCCESS; stream = stream->next) {
+  for (orion_stream* stream = context->streams; stream != NULL && result == CUDA_SUCCESS; stream = stream->next) {
     if (all || (stream->flags & CU_STREAM_NON_BLOCKING) == 0) result = add_stream(set, stream);
   }
   uint32_t kept = 0;
@@ -142,12 +142,12 @@ static CUresult collect(orion_context *context, bool all, wait_set *set) {
   return result;
 }
 
-static CUresult finish(orion_context *context, CUresult result) {
+static CUresult finish(orion_context* context, CUresult result) {
   if (result == CUDA_SUCCESS) result = orion_context_error(context->session, context->entry.index);
   return result == CUDA_SUCCESS ? orion_take_late_error(context->session) : result;
 }
 
-static CUresult wait_all(orion_context *context, bool all) {
+static CUresult wait_all(orion_context* context, bool all) {
   wait_set set;
   CUresult result = collect(context, all, &set);
   for (uint32_t i = 0; i < set.count && result == CUDA_SUCCESS; i++) {
@@ -157,14 +157,15 @@ static CUresult wait_all(orion_context *context, bool all) {
   return finish(context, result);
 }
 
-CUresult orion_context_synchronize(orion_context *context) { return wait_all(context, true); }
+CUresult orion_context_synchronize(orion_context* context) { return wait_all(context, true); }
 
-static bool covers_others(const orion_stream *stream) {
-  return stream->wire_index == 0 && (atomic_load_explicit(&stream->context->blocking_streams, memory_order_acquire) != 0 ||
-                                     stream->context->retired_count != 0);
+static bool covers_others(const orion_stream* stream) {
+  return stream->wire_index == 0 &&
+         (atomic_load_explicit(&stream->context->blocking_streams, memory_order_acquire) != 0 ||
+          stream->context->retired_count != 0);
 }
 
-CUresult orion_stream_synchronize(orion_stream *stream) {
+CUresult orion_stream_synchronize(orion_stream* stream) {
   if (covers_others(stream)) return wait_all(stream->context, false);
   uint64_t value;
   CUresult result = orion_stream_ticket(stream, &value);
@@ -197,17 +198,18 @@ ORION_API CUresult cuStreamQuery(CUstream handle) {
 
 // ------------------------------------------------------------------------------------------------ making and ending
 
-static bool settled(orion_stream *stream) {
-  if (stream->id == 0) return true;                                      // never used
+static bool settled(orion_stream* stream) {
+  if (stream->id == 0) return true;                                    // never used
   if (!orion_same_epoch(stream->context, stream->epoch)) return true;  // the worker has drained and dropped it
   return reached(stream, atomic_load(&stream->marker));
 }
 
-/// An index whose last owner's markers are all written: the GPU could still write an old value over a new one otherwise.
-static orion_stream *take_settled(void) {
-  orion_stream *stream = orion_object_take(&orion_streams);
+/// An index whose last owner's markers are all written: the GPU could still write an old value over a new one
+/// otherwise.
+static orion_stream* take_settled(void) {
+  orion_stream* stream = orion_object_take(&orion_streams);
   if (stream == NULL || settled(stream)) return stream;
-  orion_stream *fresh = orion_table_take_unused(&orion_streams);
+  orion_stream* fresh = orion_table_take_unused(&orion_streams);
   if (fresh != NULL) {
     orion_table_give(&orion_streams, stream);
     return fresh;
@@ -217,8 +219,8 @@ static orion_stream *take_settled(void) {
   return NULL;
 }
 
-static CUresult create(orion_context *context, uint32_t flags, int32_t priority, orion_stream **out) {
-  orion_stream *stream = take_settled();
+static CUresult create(orion_context* context, uint32_t flags, int32_t priority, orion_stream** out) {
+  orion_stream* stream = take_settled();
   if (stream == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   if (stream->id == 0) pthread_mutex_init(&stream->mutex, NULL);
   stream->context = context;
@@ -230,11 +232,10 @@ static CUresult create(orion_context *context, uint32_t flags, int32_t priority,
   stream->priority = priority;
   stream->id = orion_next_id();
   atomic_store(&stream->dirty, !reached(stream, atomic_load(&stream->marker)));
-  orion_op_stream_create op = {.op = {.code = ORION_OP_STREAM_CREATE,
-                                      .context = (uint16_t)context->entry.index,
-                                      .stream = stream->wire_index},
-                               .stream_flags = flags,
-                               .priority = priority};
+  orion_op_stream_create op = {
+      .op = {.code = ORION_OP_STREAM_CREATE, .context = (uint16_t)context->entry.index, .stream = stream->wire_index},
+      .stream_flags = flags,
+      .priority = priority};
   const CUresult result = orion_submit(context->session, &op.op, sizeof op, NULL, 0);
   if (result != CUDA_SUCCESS) {
     orion_table_give(&orion_streams, stream);
@@ -252,7 +253,7 @@ static CUresult create(orion_context *context, uint32_t flags, int32_t priority,
   return CUDA_SUCCESS;
 }
 
-static void unlink_stream(orion_context *context, orion_stream *stream) {
+static void unlink_stream(orion_context* context, orion_stream* stream) {
   if (stream->previous != NULL) {
     stream->previous->next = stream->next;
   } else {
@@ -263,7 +264,7 @@ static void unlink_stream(orion_context *context, orion_stream *stream) {
 }
 
 /// Under the context's mutex. Without memory the ticket is lost, so the caller waits for it instead.
-static bool keep_retired(orion_context *context, const orion_stream *stream, uint64_t value) {
+static bool keep_retired(orion_context* context, const orion_stream* stream, uint64_t value) {
   if (context->retired_count == context->retired_capacity) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < context->retired_count; i++) {
@@ -274,18 +275,18 @@ static bool keep_retired(orion_context *context, const orion_stream *stream, uin
   }
   if (context->retired_count == context->retired_capacity) {
     const uint32_t capacity = context->retired_capacity == 0 ? 32 : 2 * context->retired_capacity;
-    orion_ticket *larger = realloc(context->retired, capacity * sizeof *larger);
+    orion_ticket* larger = realloc(context->retired, capacity * sizeof *larger);
     if (larger == NULL) return false;
     context->retired = larger;
     context->retired_capacity = capacity;
   }
-  context->retired[context->retired_count++] = (orion_ticket){
-      .word = stream->word, .blocking = (stream->flags & CU_STREAM_NON_BLOCKING) == 0, .value = value};
+  context->retired[context->retired_count++] =
+      (orion_ticket){.word = stream->word, .blocking = (stream->flags & CU_STREAM_NON_BLOCKING) == 0, .value = value};
   return true;
 }
 
-static CUresult destroy(orion_stream *stream, uint32_t generation) {
-  orion_context *context = stream->context;
+static CUresult destroy(orion_stream* stream, uint32_t generation) {
+  orion_context* context = stream->context;
   if (!orion_table_retire(&orion_streams, stream, generation)) return CUDA_ERROR_INVALID_HANDLE;
   uint64_t value;
   CUresult result = orion_stream_ticket(stream, &value);
@@ -295,17 +296,16 @@ static CUresult destroy(orion_stream *stream, uint32_t generation) {
   pthread_mutex_unlock(&context->mutex);
   if (lost) (void)orion_stream_wait(stream, value);
   orion_callback_lane_retire(stream);
-  orion_op_stream_destroy op = {.op = {.code = ORION_OP_STREAM_DESTROY,
-                                       .context = (uint16_t)context->entry.index,
-                                       .stream = stream->wire_index}};
+  orion_op_stream_destroy op = {
+      .op = {.code = ORION_OP_STREAM_DESTROY, .context = (uint16_t)context->entry.index, .stream = stream->wire_index}};
   const CUresult submitted = orion_submit(stream->session, &op.op, sizeof op, NULL, 0);
   orion_table_give(&orion_streams, stream);
   return result == CUDA_SUCCESS ? submitted : result;
 }
 
-void orion_context_streams_end(orion_context *context) {
+void orion_context_streams_end(orion_context* context) {
   pthread_mutex_lock(&context->mutex);
-  for (orion_stream *stream = context->streams; stream != NULL; stream = stream->next) {
+  for (orion_stream* stream = context->streams; stream != NULL; stream = stream->next) {
     orion_callback_lane_retire(stream);
   }
   context->streams = NULL;
@@ -316,20 +316,20 @@ void orion_context_streams_end(orion_context *context) {
   forget_pending(&context->null_stream);
 }
 
-void orion_thread_streams_end(orion_thread *thread) {
+void orion_thread_streams_end(orion_thread* thread) {
   for (uint32_t i = 0; i < ORION_CONTEXTS; i++) {
     if (thread->thread_streams[i] == 0) continue;
     uint32_t generation;
-    orion_stream *stream = orion_table_find(&orion_streams, thread->thread_streams[i], &generation);
+    orion_stream* stream = orion_table_find(&orion_streams, thread->thread_streams[i], &generation);
     if (stream != NULL && orion_same_epoch(stream->context, stream->epoch)) (void)destroy(stream, generation);
   }
 }
 
-static CUresult thread_stream(orion_context *context, orion_stream **out) {
-  orion_thread *thread = orion_thread_state();
+static CUresult thread_stream(orion_context* context, orion_stream** out) {
+  orion_thread* thread = orion_thread_state();
   if (thread == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
-  uint64_t *slot = &thread->thread_streams[context->entry.index];
-  orion_stream *stream = *slot == 0 ? NULL : orion_table_find(&orion_streams, *slot, NULL);
+  uint64_t* slot = &thread->thread_streams[context->entry.index];
+  orion_stream* stream = *slot == 0 ? NULL : orion_table_find(&orion_streams, *slot, NULL);
   if (stream != NULL && stream->context == context && orion_same_epoch(context, stream->epoch)) {
     *out = stream;
     return CUDA_SUCCESS;
@@ -339,11 +339,11 @@ static CUresult thread_stream(orion_context *context, orion_stream **out) {
   return result;
 }
 
-CUresult orion_resolve_stream(CUstream handle, orion_stream **out) {
+CUresult orion_resolve_stream(CUstream handle, orion_stream** out) {
   uintptr_t value = (uintptr_t)handle;
   if (value == 0) value = orion_default_stream_override;
   if (value <= (uintptr_t)CU_STREAM_PER_THREAD) {
-    orion_context *context;
+    orion_context* context;
     const CUresult result = orion_current(&context);
     if (result != CUDA_SUCCESS) return result;
     if (value == (uintptr_t)CU_STREAM_PER_THREAD) return thread_stream(context, out);
@@ -355,26 +355,26 @@ CUresult orion_resolve_stream(CUstream handle, orion_stream **out) {
   return orion_context_error((*out)->session, (*out)->context->entry.index);
 }
 
-ORION_API CUresult cuStreamCreateWithPriority(CUstream *handle, unsigned int flags, int priority) {
+ORION_API CUresult cuStreamCreateWithPriority(CUstream* handle, unsigned int flags, int priority) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(handle != NULL && (flags & ~(unsigned)CU_STREAM_NON_BLOCKING) == 0, CUDA_ERROR_INVALID_VALUE);
-  const orion_device *device = context->device->info;
+  const orion_device* device = context->device->info;
   if (priority > device->least_priority) priority = device->least_priority;
   if (priority < device->greatest_priority) priority = device->greatest_priority;
-  orion_stream *stream;
+  orion_stream* stream;
   const CUresult result = create(context, flags, priority, &stream);
   if (result == CUDA_SUCCESS) *handle = (CUstream)(uintptr_t)stream->handle;
   return result;
 }
 
-ORION_API CUresult cuStreamCreate(CUstream *handle, unsigned int flags) {
+ORION_API CUresult cuStreamCreate(CUstream* handle, unsigned int flags) {
   return cuStreamCreateWithPriority(handle, flags, 0);
 }
 
 ORION_API CUresult cuStreamDestroy_v2(CUstream handle) {
   ORION_ENTER();
   uint32_t generation;
-  orion_stream *stream = orion_table_find(&orion_streams, (uint64_t)(uintptr_t)handle, &generation);
+  orion_stream* stream = orion_table_find(&orion_streams, (uint64_t)(uintptr_t)handle, &generation);
   if (stream == NULL) return CUDA_ERROR_INVALID_HANDLE;
   if (!orion_same_epoch(stream->context, stream->epoch)) {
     if (orion_table_retire(&orion_streams, stream, generation)) orion_table_give(&orion_streams, stream);
@@ -387,35 +387,35 @@ ORION_API CUresult cuStreamDestroy(CUstream handle) { return cuStreamDestroy_v2(
 
 // ------------------------------------------------------------------------------------------------ properties
 
-ORION_API CUresult cuStreamGetPriority(CUstream handle, int *priority) {
+ORION_API CUresult cuStreamGetPriority(CUstream handle, int* priority) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(priority != NULL, CUDA_ERROR_INVALID_VALUE);
   *priority = stream->wire_index == 0 ? 0 : stream->priority;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuStreamGetFlags(CUstream handle, unsigned int *flags) {
+ORION_API CUresult cuStreamGetFlags(CUstream handle, unsigned int* flags) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(flags != NULL, CUDA_ERROR_INVALID_VALUE);
   *flags = stream->wire_index == 0 ? CU_STREAM_DEFAULT : stream->flags;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuStreamGetId(CUstream handle, unsigned long long *id) {
+ORION_API CUresult cuStreamGetId(CUstream handle, unsigned long long* id) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(id != NULL, CUDA_ERROR_INVALID_VALUE);
   *id = stream->id;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuStreamGetCtx(CUstream handle, CUcontext *context) {
+ORION_API CUresult cuStreamGetCtx(CUstream handle, CUcontext* context) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(context != NULL, CUDA_ERROR_INVALID_VALUE);
   *context = (CUcontext)(uintptr_t)stream->context->handle;
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuStreamGetCtx_v2(CUstream handle, CUcontext *context, CUgreenCtx *green_context) {
+ORION_API CUresult cuStreamGetCtx_v2(CUstream handle, CUcontext* context, CUgreenCtx* green_context) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(context != NULL && green_context != NULL, CUDA_ERROR_INVALID_VALUE);
   *context = (CUcontext)(uintptr_t)stream->context->handle;
@@ -423,7 +423,7 @@ ORION_API CUresult cuStreamGetCtx_v2(CUstream handle, CUcontext *context, CUgree
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuStreamGetDevice(CUstream handle, CUdevice *device) {
+ORION_API CUresult cuStreamGetDevice(CUstream handle, CUdevice* device) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_VALUE);
   *device = (CUdevice)stream->context->device->ordinal;
@@ -432,7 +432,7 @@ ORION_API CUresult cuStreamGetDevice(CUstream handle, CUdevice *device) {
 
 // Capture cannot begin yet, so no stream is ever capturing.
 
-ORION_API CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus *status) {
+ORION_API CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* status) {
   ORION_ENTER_STREAM(stream, handle);
   (void)stream;
   ORION_REQUIRE(status != NULL, CUDA_ERROR_INVALID_VALUE);
@@ -440,28 +440,28 @@ ORION_API CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus *s
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus *status, cuuint64_t *id,
-                                             CUgraph *graph, const CUgraphNode **dependencies, size_t *count) {
+ORION_API CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
+                                             CUgraph* graph, const CUgraphNode** dependencies, size_t* count) {
   (void)id, (void)graph, (void)dependencies, (void)count;  // written only while capturing
   return cuStreamIsCapturing(handle, status);
 }
 
-ORION_API CUresult cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus *status, cuuint64_t *id,
-                                             CUgraph *graph, const CUgraphNode **dependencies,
-                                             const CUgraphEdgeData **edges, size_t *count) {
+ORION_API CUresult cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
+                                             CUgraph* graph, const CUgraphNode** dependencies,
+                                             const CUgraphEdgeData** edges, size_t* count) {
   (void)id, (void)graph, (void)dependencies, (void)edges, (void)count;
   return cuStreamIsCapturing(handle, status);
 }
 
-ORION_API CUresult cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus *status, cuuint64_t *id) {
+ORION_API CUresult cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id) {
   (void)id;
   return cuStreamIsCapturing(handle, status);
 }
 
-ORION_API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
+ORION_API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
   ORION_ENTER();
   ORION_REQUIRE(mode != NULL && (unsigned)*mode <= CU_STREAM_CAPTURE_MODE_RELAXED, CUDA_ERROR_INVALID_VALUE);
-  orion_thread *thread = orion_thread_state();
+  orion_thread* thread = orion_thread_state();
   ORION_REQUIRE(thread != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   const CUstreamCaptureMode previous = thread->capture_mode;
   thread->capture_mode = *mode;
@@ -473,7 +473,7 @@ ORION_API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) 
 
 ORION_API CUresult cuStreamWaitEvent(CUstream handle, CUevent event_handle, unsigned int flags) {
   ORION_ENTER_STREAM(stream, handle);
-  orion_event *event;
+  orion_event* event;
   const CUresult result = orion_event_of(event_handle, &event);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE((flags & ~1u) == 0, CUDA_ERROR_INVALID_VALUE);

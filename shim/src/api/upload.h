@@ -7,14 +7,14 @@
 #define ORION_STAGING_LIMIT_BYTES (4ull << 20)
 
 typedef struct orion_upload {
-  orion_session *session;
+  orion_session* session;
   uint64_t offset, bytes;
   bool is_staging;
 } orion_upload;
 
-CUresult orion_upload_take(orion_upload *upload, orion_session *session, uint64_t bytes);
-void orion_upload_give(orion_upload *upload);
-static inline uint8_t *orion_upload_address(const orion_upload *upload) {
+CUresult orion_upload_take(orion_upload* upload, orion_session* session, uint64_t bytes);
+void orion_upload_give(orion_upload* upload);
+static inline uint8_t* orion_upload_address(const orion_upload* upload) {
   return upload->session->host_base + upload->offset;
 }
 
