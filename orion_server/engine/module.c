@@ -83,7 +83,7 @@ bool image_check(const uint8_t* image, uint64_t bytes, bool* text) {
 typedef struct jit {
   CUjit_option options[OPTIONS_MAX + 4];
   void* values[OPTIONS_MAX + 4];
-  uint32_t count, log_at;
+  uint32_t count;
   char *info, *error;
   uint32_t info_bytes, error_bytes;
 } jit;
@@ -149,11 +149,14 @@ static int32_t jit_begin(const orion_engine* e, jit* j, const orion_op* op, uint
     jit_end(j);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
-  j->log_at = j->count;
-  add_option(j, CU_JIT_INFO_LOG_BUFFER, (uint64_t)(uintptr_t)j->info);
-  add_option(j, CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, info_bytes);
-  add_option(j, CU_JIT_ERROR_LOG_BUFFER, (uint64_t)(uintptr_t)j->error);
-  add_option(j, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, error_bytes);
+  if (info_bytes) {
+    add_option(j, CU_JIT_INFO_LOG_BUFFER, (uint64_t)(uintptr_t)j->info);
+    add_option(j, CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, info_bytes);
+  }
+  if (error_bytes) {
+    add_option(j, CU_JIT_ERROR_LOG_BUFFER, (uint64_t)(uintptr_t)j->error);
+    add_option(j, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, error_bytes);
+  }
   return 0;
 }
 
