@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Every native test under the sanitizers: the shim's session side here, then each other script of this folder.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+native=$root/tests/shim/native
+for sanitizer in address,undefined thread; do
+  binary=$root/build/native_shim/session_test_${sanitizer%%,*}
+  "$native/build.sh" "$binary" "-fsanitize=$sanitizer" -fno-sanitize-recover=all
+  echo "== shim sessions ($sanitizer)"
+  "$native/run.sh" "$binary"
+done
+for script in "$here"/*.sh; do
+  [ "$script" = "$here/run.sh" ] && continue
+  echo "== $(basename "$script")"
+  bash "$script"
+done
