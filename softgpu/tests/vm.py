@@ -7,7 +7,8 @@ import os
 import struct
 import subprocess
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class Fault(Exception):
 class Buffer:
     """Device memory that starts with a copy of an array."""
 
-    def __init__(self, machine: "Machine", array: np.ndarray) -> None:
+    def __init__(self, machine: Machine, array: np.ndarray) -> None:
         self.shape, self.dtype, self.nbytes = array.shape, array.dtype, array.nbytes
         self.address: int = LIB.sgt_alloc(machine.session, max(array.nbytes, 1))
         ctypes.memmove(self.address, np.ascontiguousarray(array).ctypes.data, array.nbytes)

@@ -9,35 +9,53 @@ enum class Where : uint8_t { generic, global, shared };
 /// True if every lane in mask may touch `bytes` (a power of two, also the alignment) at its address. Else raises.
 bool check_slow(Warp& w, const uint64_t* address, uint32_t mask, uint32_t bytes, uint32_t align, Where where);
 
-inline bool check(Warp& w, const uint64_t* address, uint32_t mask, uint32_t bytes, uint32_t align, Where where) {
-  uint64_t low = ~uint64_t{0}, high = 0, bits = 0;
-  auto add = [&](uint64_t a) {
-    low = a < low ? a : low;
-    high = a > high ? a : high;
-    bits |= a;
-  };
-  if (mask == kFullMask) {
-    for (uint32_t l = 0; l < kLanes; ++l) add(address[l]);
-  } else {
-    for (uint32_t rest = mask; rest; rest &= rest - 1) add(address[__builtin_ctz(rest)]);
+/// Forgets cached ranges if one may have been taken away since.
+inline void refresh_ranges(Block& b) {
+  uint64_t epoch = b.launch->memory->epoch();
+  if (__builtin_expect(b.epoch == epoch, 1)) return;
+  b.epoch = epoch;
+  for (Range& old : b.ranges) old = {};
+}
+
+/// The known range that holds `bytes` at `address`; an empty one if there is none.
+inline Range known_range(Block& b, uint64_t address, uint64_t bytes, Where where) {
+  if (where == Where::shared) {
+    uint64_t begin = reinterpret_cast<uint64_t>(b.shared);
+    Range r{begin, begin + b.shared_bytes};
+    return r.contains(address, bytes) ? r : Range{};
   }
-  if ((bits & (align - 1)) == 0) {
-    auto inside = [&](const Range& r) {
-      return low >= r.begin && high <= r.end && bytes <= r.end - high;
+  refresh_ranges(b);
+  for (const Range& r : b.ranges) {
+    if (r.contains(address, bytes)) return r;
+  }
+  return {};
+}
+
+/// True if all lanes run and address neighbouring elements that they may touch.
+template <class T>
+inline bool is_dense(Warp& w, const uint64_t* address, uint32_t mask, Where where) {
+  if (mask != kFullMask) return false;
+  uint64_t first = address[0], differ = first & (sizeof(T) - 1);
+  for (uint32_t l = 0; l < kLanes; ++l) differ |= (address[l] - first) ^ (l * sizeof(T));
+  return differ == 0 && known_range(*w.block, first, kLanes * sizeof(T), where).end != 0;
+}
+
+inline bool check(Warp& w, const uint64_t* address, uint32_t mask, uint32_t bytes, uint32_t align, Where where) {
+  Range r = known_range(*w.block, address[__builtin_ctz(mask)], bytes, where);
+  if (r.end != 0) {
+    // An address is inside if neither its distance from the range's begin nor what is then left is negative.
+    uint64_t most = r.end - r.begin - bytes, outside = 0, bits = 0;
+    auto add = [&](uint64_t a) {
+      uint64_t offset = a - r.begin;
+      outside |= offset | (most - offset);
+      bits |= a;
     };
-    if (where == Where::shared) {
-      uint64_t begin = reinterpret_cast<uint64_t>(w.block->shared);
-      if (inside({begin, begin + w.block->shared_bytes})) return true;
+    if (mask == kFullMask) {
+      for (uint32_t l = 0; l < kLanes; ++l) add(address[l]);
     } else {
-      uint64_t epoch = w.block->launch->memory->epoch();
-      if (__builtin_expect(w.epoch != epoch, 0)) {
-        w.epoch = epoch;
-        for (Range& old : w.ranges) old = {};
-      }
-      for (const Range& r : w.ranges) {
-        if (inside(r)) return true;
-      }
+      for (uint32_t rest = mask; rest; rest &= rest - 1) add(address[__builtin_ctz(rest)]);
     }
+    if (outside >> 63 == 0 && (bits & (align - 1)) == 0) return true;
   }
   return check_slow(w, address, mask, bytes, align, where);
 }

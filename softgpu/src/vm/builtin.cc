@@ -50,7 +50,7 @@ struct Conversion {
 /// Appends one formatted argument. `c.flags` came from a kernel: only digits, "-+ #0." ever get into it.
 bool convert(Warp& w, const Conversion& c, uint64_t* at, std::string* out) {
   char buffer[512];
-  uint64_t v;
+  uint64_t v = 0;
   int n = 0;
   switch (c.letter) {
     case 'd': case 'i': case 'u': case 'x': case 'X': case 'o': {

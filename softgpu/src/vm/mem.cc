@@ -11,21 +11,19 @@ struct Wide {
 };
 
 bool find_device_range(Warp& w, uint64_t address, uint64_t bytes, Range* out) {
-  for (uint32_t i = 0; i < 4; ++i) {
-    if (w.ranges[i].contains(address, bytes)) {
-      *out = w.ranges[i];
+  Block& b = *w.block;
+  refresh_ranges(b);
+  for (const Range& r : b.ranges) {
+    if (r.contains(address, bytes)) {
+      *out = r;
       return true;
     }
   }
   Range r;
-  uint64_t epoch = w.block->launch->memory->epoch();
-  if (!w.block->launch->memory->find(address, &r) || !r.contains(address, bytes)) return false;
-  if (epoch != w.epoch) {
-    w.epoch = epoch;
-    for (Range& old : w.ranges) old = {};
-  }
-  for (uint32_t i = 3; i > 0; --i) w.ranges[i] = w.ranges[i - 1];
-  w.ranges[0] = r;
+  // The epoch was read before this, so a range that is taken away meanwhile is noticed at the next access.
+  if (!b.launch->memory->find(address, &r) || !r.contains(address, bytes)) return false;
+  for (uint32_t i = 3; i > 0; --i) b.ranges[i] = b.ranges[i - 1];
+  b.ranges[0] = r;
   *out = r;
   return true;
 }
@@ -113,6 +111,12 @@ void h_ld(Warp& w, const Insn& in, uint32_t mask) {
   AccessMode mode(in.c);
   uint64_t a[kLanes];
   addresses(w, in.a, mode.wide, in.imm, a);
+  if constexpr (sizeof(T) == 4 || sizeof(T) == 8) {
+    if (is_dense<T>(w, a, mask, mode.where)) {
+      std::memcpy(w.regs + in.d, reinterpret_cast<const void*>(a[0]), kLanes * sizeof(T));
+      return;
+    }
+  }
   if (!check(w, a, mask, sizeof(T), sizeof(T), mode.where)) return;
   if constexpr (sizeof(T) == 16) {
     for_lanes(mask, [&](uint32_t l) { w.reg<T>(in.d)[l] = load_from<T>(a[l]); });
@@ -141,6 +145,12 @@ void h_st(Warp& w, const Insn& in, uint32_t mask) {
   AccessMode mode(in.c);
   uint64_t a[kLanes];
   addresses(w, in.a, mode.wide, in.imm, a);
+  if constexpr (sizeof(T) == 4 || sizeof(T) == 8) {
+    if (is_dense<T>(w, a, mask, mode.where)) {
+      std::memcpy(reinterpret_cast<void*>(a[0]), w.regs + in.b, kLanes * sizeof(T));
+      return;
+    }
+  }
   if (!check(w, a, mask, sizeof(T), sizeof(T), mode.where)) return;
   // Lanes may store to the same address: one lane after the other, the highest wins.
   for (uint32_t rest = mask; rest; rest &= rest - 1) {

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <deque>
 #include <map>
+#include <new>
 
 #include "linker.h"
 #include "pool.h"
@@ -10,7 +11,7 @@
 namespace sg::vm {
 namespace {
 
-constexpr int kInvalidPtx = 218, kNotFound = 500;
+constexpr int kOutOfMemory = 2, kInvalidPtx = 218, kNotFound = 500;
 constexpr uint64_t kSliceOfBlock = 100000;      // warp instructions before the next block of a cooperative grid
 constexpr uint64_t kEndless = ~uint64_t{0} / 2;
 constexpr size_t kSharedAlign = 16;
@@ -164,6 +165,10 @@ class ProgramImpl : public Program {
         d.image.reset();
         d.error = "kernel " + std::string(name) + ": " + e.what();
         d.code = e.code();
+      } catch (const std::bad_alloc&) {
+        d.image.reset();
+        d.error = "kernel " + std::string(name) + ": out of memory";
+        d.code = kOutOfMemory;
       }
       found = images_.emplace(std::string(name), std::move(d)).first;
     }
@@ -351,6 +356,10 @@ std::unique_ptr<Program> link_ptx(const std::vector<std::string_view>& texts, Ad
   } catch (const ptx::Error& e) {
     if (log) *log = e.what();
     if (code) *code = e.code();
+    return nullptr;
+  } catch (const std::bad_alloc&) {
+    if (log) *log = "out of memory";
+    if (code) *code = vm::kOutOfMemory;
     return nullptr;
   }
   return program;

@@ -556,7 +556,6 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
     w.parked = 0;
     w.current = 0;
     w.fault = Fault::none;
-    w.epoch = ~uint64_t{0};
     w.groups.clear();
     Group g;
     g.mask = w.alive;

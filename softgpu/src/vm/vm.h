@@ -145,9 +145,6 @@ struct Warp {
   uint64_t turn_until = 0;
   uint32_t parked = 0;  // lanes at a block barrier
   std::vector<Group> groups;
-  // Ranges where earlier accesses hit, most recent first; valid while the address space's epoch is `epoch`.
-  Range ranges[4];
-  uint64_t epoch = ~uint64_t{0};
   Fault fault = Fault::none;
   uint64_t fault_address = 0;
   std::string fault_text;
@@ -188,6 +185,10 @@ struct Block {
   size_t shared_bytes = 0;    // in use by this launch
   size_t shared_capacity = 0;
   Barrier barriers[kBarriers];
+  // Ranges of device memory where earlier accesses hit, most recent first; valid while the address space's epoch is
+  // `epoch`.
+  Range ranges[4];
+  uint64_t epoch = ~uint64_t{0};
   std::vector<Warp> warps;
   bool done = false;
 
