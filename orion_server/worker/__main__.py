@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import logging
@@ -11,7 +12,6 @@ import resource
 import selectors
 import signal
 import socket
-import sys
 import threading
 from typing import Any
 
@@ -228,9 +228,12 @@ def main() -> None:
     worker = Worker(channel, arguments.kind, arguments.libcuda, arguments.log_level)
     try:
         worker.warm()
+    except BrokenPipeError:
+        os._exit(1)  # the server stopped meanwhile
     except Exception as error:  # the server tells it to the operator; a traceback would say less
-        channel.send({"type": "failed", "message": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
+        with contextlib.suppress(OSError):
+            channel.send({"type": "failed", "message": f"{type(error).__name__}: {error}"})
+        os._exit(1)
     worker.shut(worker.serve())
     # The kernel frees everything at once; Python's and CUDA's own tear-down would only take longer.
     os._exit(0)

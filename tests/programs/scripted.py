@@ -1,0 +1,56 @@
+"""A client that does one step for each line of its stdin and prints the CUresult: the tests do harm between steps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+cuda = ctypes.CDLL("libcuda.so.1")
+context = ctypes.c_void_p()
+pointer = ctypes.c_uint64()
+BYTES = 32 << 20
+
+
+def attach() -> int:
+    return cuda.cuInit(0) or cuda.cuCtxCreate_v2(ctypes.byref(context), 0, 0)
+
+
+def allocate() -> int:
+    return cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(BYTES))
+
+
+def fill() -> int:
+    return cuda.cuMemsetD8_v2(pointer, ctypes.c_ubyte(7), ctypes.c_size_t(BYTES))
+
+
+def read() -> int:
+    host = (ctypes.c_ubyte * 16)()
+    result = cuda.cuMemcpyDtoH_v2(host, pointer, ctypes.c_size_t(16))
+    return result if result else (0 if bytes(host) == b"\7" * 16 else -1)
+
+
+def free() -> int:
+    return cuda.cuMemFree_v2(pointer)
+
+
+def fork() -> int:
+    """What a forked child of an initialised parent gets."""
+    pid = os.fork()
+    if pid == 0:
+        other = ctypes.c_uint64()
+        os._exit(cuda.cuMemAlloc_v2(ctypes.byref(other), ctypes.c_size_t(4096)))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+STEPS = {
+    "attach": attach,
+    "allocate": allocate,
+    "fill": fill,
+    "read": read,
+    "free": free,
+    "fork": fork,
+    "sync": cuda.cuCtxSynchronize,
+}
+for line in sys.stdin:
+    print(STEPS[line.strip()](), flush=True)
