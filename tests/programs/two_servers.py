@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def readable_ranges() -> list[tuple[int, int]]:
 
 def overlapping(spans: list[tuple[int, int]]) -> tuple[int, int] | None:
     spans = sorted(spans)
-    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+    for (_, end), (start, _) in itertools.pairwise(spans):
         if start < end:
             return start, end
     return None
