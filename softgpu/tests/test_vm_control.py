@@ -69,7 +69,8 @@ def test_bump() -> None:
 
 
 def test_nested_divergence() -> None:
-    body = """and.b32 %r1, %r0, 1; setp.eq.u32 %p1, %r1, 0; and.b32 %r2, %r0, 2; setp.eq.u32 %p2, %r2, 0; mov.u32 %r3, 0;
+    body = """and.b32 %r1, %r0, 1; setp.eq.u32 %p1, %r1, 0; and.b32 %r2, %r0, 2; setp.eq.u32 %p2, %r2, 0;
+      mov.u32 %r3, 0;
       @%p1 bra A;
       @%p2 bra B; add.u32 %r3, %r3, 1; bra C;
       B: add.u32 %r3, %r3, 2;
@@ -171,7 +172,8 @@ def test_atomics_wrap_and_compare() -> None:
 
 def test_cp_async_and_vectors() -> None:
     extra = ".shared .align 16 .b8 s[1024];\n"
-    body = """shl.b32 %r1, %r0, 4; mov.u32 %r2, s; add.u32 %r2, %r2, %r1; and.b32 %r3, %r0, 7; mul.wide.u32 %x2, %r3, 16;
+    body = """shl.b32 %r1, %r0, 4; mov.u32 %r2, s; add.u32 %r2, %r2, %r1; and.b32 %r3, %r0, 7;
+      mul.wide.u32 %x2, %r3, 16;
       add.u64 %x2, %x0, %x2; cp.async.cg.shared.global [%r2], [%x2], 16; cp.async.commit_group; cp.async.wait_group 0;
       ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%r2]; add.u32 %r4, %r4, %r7; bar.sync 0; st.global.u32 [%x1], %r4;"""
     m = vm.Machine(kernel(body, extra))

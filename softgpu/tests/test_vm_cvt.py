@@ -66,7 +66,7 @@ def test_float_to_int(to: str, source: Any) -> None:
     low, high = limits(to)
     for mode, f in ROUND.items():
         got = run_op(f"cvt.{mode}.{to}.f{8 * a.dtype.itemsize} %d, %a;", [a], container(to))
-        for x, g in zip(a, got):
+        for x, g in zip(a, got, strict=False):
             if math.isnan(x):
                 zero = source != np.float64 and to not in ("u64", "s64")
                 want = 0 if zero else (1 << (int(to[1:]) - 1))
@@ -101,7 +101,7 @@ def test_int_to_float(source: str, mode: str) -> None:
     a = np.concatenate([a, np.array(extra, a.dtype)])
     for to, bits in (("f32", 24), ("f64", 53)):
         got = run_op(f"cvt.{mode}.{to}.{source} %d, %a;", [a], f"f{int(to[1:]) // 8}")
-        for x, g in zip(a, got):
+        for x, g in zip(a, got, strict=False):
             assert Fraction(float(g)) == fraction_to(Fraction(int(x)), bits, -2000, mode), (x, to)
 
 
@@ -111,7 +111,7 @@ def test_f64_to_f32(mode: str) -> None:
     (a,) = float_cases(np.float64, 1)
     a = np.concatenate([a, rng_values()])
     got = run_op(f"cvt.{mode}.f32.f64 %d, %a;", [a], np.float32)
-    for x, g in zip(a, got):
+    for x, g in zip(a, got, strict=False):
         if not math.isfinite(x):
             assert math.isnan(x) == math.isnan(g) and (math.isnan(x) or x == g)
         elif abs(x) < 3.4028234e38:
@@ -146,7 +146,7 @@ def test_f32_to_half(t: str, mode: str) -> None:
     ties = np.array([1 + 2.0**-significant, 1 + 3 * 2.0**-significant, 2.0**low / 2, 2.0**low * 1.5], np.float32)
     a = np.concatenate([a, ties, -ties, np.array([0.0, -0.0, math.inf, math.nan, largest, 3.4e38], np.float32)])
     got = run_op(f"cvt.{mode}.{t}.f32 %d, %a;", [a], np.uint16)
-    for x, g in zip(a, got):
+    for x, g in zip(a, got, strict=False):
         value = half_value(int(g), t)
         if math.isnan(x):
             assert g == 0x7FFF
@@ -178,7 +178,7 @@ def test_half_arithmetic_rounds_once(t: str) -> None:
     }.items():
         operands = "%a, %b, %c" if op == "fma.rn" else "%a, %b"
         got = run_op(f"{op}.{t} %d, {operands};", [np.ascontiguousarray(v) for v in (a, b, c)], np.uint16)
-        for x, y, z, g in zip(a, b, c, got):
+        for x, y, z, g in zip(a, b, c, got, strict=False):
             exact = f(*[Fraction(half_value(int(v), t)) for v in (x, y, z)])
             want = fraction_to(exact, significant, low, "rn")
             value = half_value(int(g), t)
@@ -220,7 +220,7 @@ def test_eight_bit_formats() -> None:
         x = np.concatenate([np.random.default_rng(2).standard_normal(400) * s for s in (0.001, 0.1, 10, 1000, 1e5)])
         x = x.astype(np.float32)
         got8 = run_op(f"cvt.rn.satfinite.{t}.f32 %d, %a, %a;", [x], np.uint16)
-        for v, g in zip(x, got8):
+        for v, g in zip(x, got8, strict=False):
             assert int(g) >> 8 == int(g) & 255
             code = int(g) & 127
             error = abs(abs(float(v)) - values[code])

@@ -99,7 +99,7 @@ def test_math_f32(basic: vm.Machine) -> None:
         np.sqrt(abs(d)),
         1 / (abs(d) + 1),
     ]
-    for got, want in zip(out.get(), expected):
+    for got, want in zip(out.get(), expected, strict=False):
         np.testing.assert_allclose(got, want.astype(np.float32), rtol=2e-5, atol=1e-6)
 
 
@@ -116,7 +116,7 @@ def test_math_f64(basic: vm.Machine) -> None:
         1 / (abs(x) + 1),
         np.fmod(x, 3.7),
     ]
-    for got, want in zip(out.get(), expected):
+    for got, want in zip(out.get(), expected, strict=False):
         np.testing.assert_allclose(got, want, rtol=4e-15, atol=1e-15)
 
 
@@ -131,17 +131,17 @@ def test_int64(basic: vm.Machine) -> None:
     def wrap(v: int) -> int:
         return (v + (1 << 63)) % (1 << 64) - (1 << 63)
 
-    pairs = [(int(x), int(y)) for x, y in zip(a, b)]
+    pairs = [(int(x), int(y)) for x, y in zip(a, b, strict=False)]
     quotients = [abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1) for x, y in pairs]
     expected = [
         [wrap(x * y) for x, y in pairs],
         [x * y >> 64 for x, y in pairs],
         quotients,
-        [x - q * y for (x, y), q in zip(pairs, quotients)],
+        [x - q * y for (x, y), q in zip(pairs, quotients, strict=False)],
         [bin(x % (1 << 64)).count("1") for x, _ in pairs],
         [64 - (x % (1 << 64)).bit_length() for x, _ in pairs],
     ]
-    for got, want in zip(out.get(), expected):
+    for got, want in zip(out.get(), expected, strict=False):
         assert got.tolist() == want
 
 
@@ -151,7 +151,7 @@ def test_half(basic: vm.Machine) -> None:
     out = basic.buffer(np.zeros((4, n), np.float16))
     basic.run("half_ops", 8, 256, basic.buffer(a), basic.buffer(b), out, n)
     d, e = a.astype(np.float64), b.astype(np.float64)
-    for got, want in zip(out.get(), [d + e, d * e, d * e + d, d * 3]):
+    for got, want in zip(out.get(), [d + e, d * e, d * e + d, d * 3], strict=False):
         assert np.array_equal(got, want.astype(np.float16))
 
 
@@ -356,7 +356,7 @@ def test_numba_maths() -> None:
         abs(x) ** 1.5,
         np.array([math.lgamma(abs(v) + 0.5) for v in x]),
     ]
-    for got, want in zip(out.get(), expected):
+    for got, want in zip(out.get(), expected, strict=False):
         np.testing.assert_allclose(got, want, rtol=1e-14, atol=1e-14)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -30,12 +30,12 @@ def run_op(body: str, inputs: Sequence[np.ndarray], out: type | str, outputs: in
     lines.append(", ".join(f".param .u64 p{x}" for x in [*names, "d"]) + ", .param .u32 n)")
     lines.append("{ .reg .b64 %x<9>; .reg .u32 %i<4>; .reg .pred %p<9>; .reg .b32 %t<9>; .reg .b64 %w<9>;")
     lines.append(".reg .b16 %h<9>;")
-    for name, array in zip(names, inputs):
+    for name, array in zip(names, inputs, strict=False):
         lines.append(f".reg .{REGISTER[array.dtype.itemsize]} %{name};")
     lines.append(f".reg .{REGISTER[dtype.itemsize]} %d, %q;")
     lines.append("mov.u32 %i1, %tid.x; mov.u32 %i2, %ctaid.x; mad.lo.u32 %i1, %i2, 64, %i1;")
     lines.append("ld.param.u32 %i3, [n]; setp.ge.u32 %p8, %i1, %i3; @%p8 ret;")
-    for name, array in zip(names, inputs):
+    for name, array in zip(names, inputs, strict=False):
         size = array.dtype.itemsize
         lines.append(
             f"ld.param.u64 %x1, [p{name}]; mad.wide.u32 %x1, %i1, {size}, %x1; ld.global.b{8 * size} %{name}, [%x1];"
@@ -76,7 +76,7 @@ def int_cases(ptx_type: str, count: int) -> list[np.ndarray]:
     rows = list(itertools.product(edge_ints(bits, is_signed), repeat=count))
     if len(rows) > 3000:
         rows = [rows[i] for i in rng.permutation(len(rows))[:3000]]
-    return [np.array(column, dtype) for column in zip(*rows)]
+    return [np.array(column, dtype) for column in zip(*rows, strict=False)]
 
 
 def wrapped(values: list[int], dtype: np.dtype) -> np.ndarray:
@@ -118,7 +118,7 @@ BINARY: dict[str, tuple[list[str], Callable[[int, int], int]]] = {
 def test_int_binary(op: str, t: str) -> None:
     a, b = int_cases(t.replace("b", "u"), 2)
     got = run_op(f"{op}.{t} %d, %a, %b;", [a, b], a.dtype)
-    want = wrapped([BINARY[op][1](int(x), int(y)) for x, y in zip(a, b)], a.dtype)
+    want = wrapped([BINARY[op][1](int(x), int(y)) for x, y in zip(a, b, strict=False)], a.dtype)
     assert np.array_equal(got, want)
 
 
@@ -126,7 +126,7 @@ def test_int_binary(op: str, t: str) -> None:
 def test_mul_hi(t: str) -> None:
     a, b = int_cases(t, 2)
     got = run_op(f"mul.hi.{t} %d, %a, %b;", [a, b], a.dtype)
-    assert np.array_equal(got, wrapped([int(x) * int(y) >> int(t[1:]) for x, y in zip(a, b)], a.dtype))
+    assert np.array_equal(got, wrapped([int(x) * int(y) >> int(t[1:]) for x, y in zip(a, b, strict=False)], a.dtype))
 
 
 @pytest.mark.parametrize("t", ["u16", "s16", "u32", "s32"])
@@ -134,17 +134,18 @@ def test_wide(t: str) -> None:
     a, b = int_cases(t, 2)
     wide = np.dtype(f"{a.dtype.kind}{2 * a.dtype.itemsize}")
     assert np.array_equal(
-        run_op(f"mul.wide.{t} %d, %a, %b;", [a, b], wide), wrapped([int(x) * int(y) for x, y in zip(a, b)], wide)
+        run_op(f"mul.wide.{t} %d, %a, %b;", [a, b], wide),
+        wrapped([int(x) * int(y) for x, y in zip(a, b, strict=False)], wide),
     )
     c = rng.integers(0, 1 << 30, len(a)).astype(wide)
     got = run_op(f"mad.wide.{t} %d, %a, %b, %c;", [a, b, c], wide)
-    assert np.array_equal(got, wrapped([int(x) * int(y) + int(z) for x, y, z in zip(a, b, c)], wide))
+    assert np.array_equal(got, wrapped([int(x) * int(y) + int(z) for x, y, z in zip(a, b, c, strict=False)], wide))
 
 
 @pytest.mark.parametrize("t", ALL)
 def test_mad_and_sad(t: str) -> None:
     a, b, c = int_cases(t, 3)
-    rows = [(int(x), int(y), int(z)) for x, y, z in zip(a, b, c)]
+    rows = [(int(x), int(y), int(z)) for x, y, z in zip(a, b, c, strict=False)]
     bits = int(t[1:])
     for op, f in [
         ("mad.lo", lambda x, y, z: x * y + z),
@@ -164,9 +165,11 @@ def test_mul24(t: str) -> None:
 
     for part, shift in (("lo", 0), ("hi", 16)):
         got = run_op(f"mul24.{part}.{t} %d, %a, %b;", [a, b], a.dtype)
-        assert np.array_equal(got, wrapped([low(int(x)) * low(int(y)) >> shift for x, y in zip(a, b)], a.dtype))
+        assert np.array_equal(
+            got, wrapped([low(int(x)) * low(int(y)) >> shift for x, y in zip(a, b, strict=False)], a.dtype)
+        )
         got = run_op(f"mad24.{part}.{t} %d, %a, %b, %a;", [a, b], a.dtype)
-        want = [(low(int(x)) * low(int(y)) >> shift) + int(x) for x, y in zip(a, b)]
+        want = [(low(int(x)) * low(int(y)) >> shift) + int(x) for x, y in zip(a, b, strict=False)]
         assert np.array_equal(got, wrapped(want, a.dtype))
 
 
@@ -186,7 +189,7 @@ def test_carry_chain() -> None:
             + (int(x) >> 32) * (int(y) % 2**32)
         )
         % 2**64
-        for x, y in zip(a, b)
+        for x, y in zip(a, b, strict=False)
     ]
     assert run_op(body, [a, b], "u8").tolist() == want
 
@@ -198,15 +201,17 @@ def test_shifts(bits: int) -> None:
         (a,) = int_cases(t, 1)
         a = np.resize(a, len(shifts))
         got = run_op(f"shr.{t} %d, %a, %b;", [a, shifts], a.dtype)
-        assert np.array_equal(got, wrapped([int(x) >> int(s) for x, s in zip(a, shifts)], a.dtype))
+        assert np.array_equal(got, wrapped([int(x) >> int(s) for x, s in zip(a, shifts, strict=False)], a.dtype))
         got = run_op(f"shl.b{bits} %d, %a, %b;", [a, shifts], a.dtype)
-        assert np.array_equal(got, wrapped([int(x) << min(int(s), 64) for x, s in zip(a, shifts)], a.dtype))
+        assert np.array_equal(
+            got, wrapped([int(x) << min(int(s), 64) for x, s in zip(a, shifts, strict=False)], a.dtype)
+        )
 
 
 def test_funnel_shift() -> None:
     a, b, c = int_cases("u32", 3)
     for mode, amount in (("clamp", lambda s: min(s, 32)), ("wrap", lambda s: s & 31)):
-        rows = [(int(x) | int(y) << 32, amount(int(s))) for x, y, s in zip(a, b, c)]
+        rows = [(int(x) | int(y) << 32, amount(int(s))) for x, y, s in zip(a, b, c, strict=False)]
         assert run_op(f"shf.r.{mode}.b32 %d, %a, %b, %c;", [a, b, c], "u4").tolist() == [
             v >> s & 0xFFFFFFFF for v, s in rows
         ]
@@ -294,7 +299,7 @@ def test_prmt() -> None:
     modes = {"": None, ".f4e": [0, 1, 2, 3], ".b4e": [0, -1, -2, -3], ".rc8": 1, ".ecl": 1, ".ecr": 1, ".rc16": 1}
     for mode in modes:
         got = run_op(f"prmt.b32{mode} %d, %a, %b, %c;", [a, b, c], "u4")
-        for x, y, s, g in zip(a, b, c, got):
+        for x, y, s, g in zip(a, b, c, got, strict=False):
             data = [(int(x) | int(y) << 32) >> (8 * i) & 255 for i in range(8)]
             k = int(s) & 3
             picks = {
@@ -323,14 +328,16 @@ def test_dot_products() -> None:
     for ta, tb in itertools.product(["u32", "s32"], repeat=2):
         got = run_op(f"dp4a.{ta}.{tb} %d, %a, %b, %c;", [a, b, c], "u4")
         want = [
-            (sum(p * q for p, q in zip(parts(int(x), 8, ta, 4), parts(int(y), 8, tb, 4))) + int(z)) % 2**32
-            for x, y, z in zip(a, b, c)
+            (sum(p * q for p, q in zip(parts(int(x), 8, ta, 4), parts(int(y), 8, tb, 4), strict=False)) + int(z))
+            % 2**32
+            for x, y, z in zip(a, b, c, strict=False)
         ]
         assert got.tolist() == want
         got = run_op(f"dp2a.hi.{ta}.{tb} %d, %a, %b, %c;", [a, b, c], "u4")
         want = [
-            (sum(p * q for p, q in zip(parts(int(x), 16, ta, 2), parts(int(y) >> 16, 8, tb, 2))) + int(z)) % 2**32
-            for x, y, z in zip(a, b, c)
+            (sum(p * q for p, q in zip(parts(int(x), 16, ta, 2), parts(int(y) >> 16, 8, tb, 2), strict=False)) + int(z))
+            % 2**32
+            for x, y, z in zip(a, b, c, strict=False)
         ]
         assert got.tolist() == want
 
@@ -390,7 +397,7 @@ def float_cases(dtype: Any, count: int, limit: int = 3000) -> list[np.ndarray]:
     rows = list(itertools.product(np.concatenate([edges, extra]), repeat=count))
     if len(rows) > limit:
         rows = [rows[i] for i in rng.permutation(len(rows))[:limit]]
-    return [np.array(column, dtype) for column in zip(*rows)]
+    return [np.array(column, dtype) for column in zip(*rows, strict=False)]
 
 
 def same(got: np.ndarray, want: np.ndarray) -> bool:
@@ -468,7 +475,7 @@ def test_directed_rounding(mode: str, t: Any) -> None:
     for op, reference in f.items():
         operands = "%a, %b, %c" if op == "fma" else "%a, %b"
         got = run_op(f"{op}.{mode}.{name} %d, {operands};", [a, b, c], t)
-        for x, y, z, g in zip(a, b, c, got):
+        for x, y, z, g in zip(a, b, c, got, strict=False):
             exact = reference(*[Fraction(float(v)) for v in (x, y, z)])
             if exact == 0:
                 assert g == 0
@@ -481,7 +488,7 @@ def test_directed_rounding(mode: str, t: Any) -> None:
 def test_fma_rounds_once() -> None:
     a, b, c = float_cases(np.float32, 3)
     got = run_op("fma.rn.f32 %d, %a, %b, %c;", [a, b, c], np.float32)
-    for x, y, z, g in zip(a, b, c, got):
+    for x, y, z, g in zip(a, b, c, got, strict=False):
         if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)):
             assert math.isnan(g) == bool(np.isnan(np.float64(x) * np.float64(y) + np.float64(z)))
             continue
@@ -502,7 +509,9 @@ def test_float_min_max() -> None:
             ("min", lambda x, y: x < y or (x == y and np.signbit(x))),
             ("max", lambda x, y: x > y or (x == y and not np.signbit(x))),
         ):
-            want = np.array([y if np.isnan(x) else x if np.isnan(y) or pick(x, y) else y for x, y in zip(a, b)], t)
+            want = np.array(
+                [y if np.isnan(x) else x if np.isnan(y) or pick(x, y) else y for x, y in zip(a, b, strict=False)], t
+            )
             assert same(run_op(f"{op}.{name} %d, %a, %b;", [a, b], t), want)
             if t == np.float32:
                 nan = np.where(np.isnan(a) | np.isnan(b), np.float32("nan"), want)

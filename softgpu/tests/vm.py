@@ -6,9 +6,9 @@ import ctypes
 import os
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -125,7 +125,7 @@ class Machine:
         out = (ctypes.c_uint32 * 6)()
         LIB.sgt_kernel_info(self.kernel(name), out)
         keys = ("param_bytes", "static_shared_bytes", "local_bytes", "const_bytes", "max_threads", "params")
-        return dict(zip(keys, out))
+        return dict(zip(keys, out, strict=False))
 
     def global_address(self, name: str) -> tuple[int, int]:
         size = ctypes.c_size_t()
@@ -141,7 +141,7 @@ class Machine:
         shared: int = 0,
         cooperative: bool = False,
     ) -> None:
-        """Arguments: Buffer, int (packed to the parameter's size), float (as f32 or f64 by size), bytes, numpy scalar."""
+        """Arguments: Buffer, int (packed to the parameter's size), float (f32 or f64 by size), bytes, numpy scalar."""
         kernel = self.kernel(name)
         info = self.info(name)
         params = bytearray(max(info["param_bytes"], 1))

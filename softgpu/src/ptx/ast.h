@@ -32,12 +32,12 @@ struct Operand {
     list,     // (sub...), only in calls
   };
   Kind kind = Kind::name;
-  bool negated = false;    // !p
-  bool minus = false;      // -x, for registers only
-  char component = 0;      // %v.x -> 'x'
+  bool negated = false;  // !p
+  bool minus = false;    // -x, for registers only
+  char component = 0;    // %v.x -> 'x'
   uint32_t line = 0;
-  std::string_view name;   // empty: none
-  std::string_view second; // p|q: the q
+  std::string_view name;    // empty: none
+  std::string_view second;  // p|q: the q
   int64_t value = 0;
   std::vector<Operand> sub;
 };
@@ -71,7 +71,7 @@ struct Variable {
   std::string_view name;
   uint64_t elements = 1;  // product of the dimensions
   bool is_array = false;
-  bool unsized = false;        // name[]
+  bool unsized = false;         // name[]
   uint32_t register_count = 0;  // %r<n>
   bool external = false, weak = false, visible = false;
   std::vector<Initializer> init;

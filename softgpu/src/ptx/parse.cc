@@ -135,10 +135,14 @@ class Parser {
     }
     bool external = false, weak = false, visible = false;
     for (;;) {
-      if (eat_dot("extern")) external = true;
-      else if (eat_dot("weak") || eat_dot("common")) weak = visible = true;
-      else if (eat_dot("visible")) visible = true;
-      else break;
+      if (eat_dot("extern"))
+        external = true;
+      else if (eat_dot("weak") || eat_dot("common"))
+        weak = visible = true;
+      else if (eat_dot("visible"))
+        visible = true;
+      else
+        break;
     }
     if (is_dot("entry") || is_dot("func")) return function(external, weak, visible);
     std::vector<Variable> vars;
@@ -352,10 +356,14 @@ class Parser {
     f.name = name();
     if (is('(')) params(&f.signature.params);
     for (;;) {
-      if (eat_dot("maxntid")) triple(f.max_threads);
-      else if (eat_dot("reqntid")) triple(f.required_threads);
-      else if (eat_dot("minnctapersm") || eat_dot("maxnctapersm") || eat_dot("maxnreg")) small_integer(UINT32_MAX);
-      else if (eat_dot("noreturn") || eat_dot("unified")) continue;
+      if (eat_dot("maxntid"))
+        triple(f.max_threads);
+      else if (eat_dot("reqntid"))
+        triple(f.required_threads);
+      else if (eat_dot("minnctapersm") || eat_dot("maxnctapersm") || eat_dot("maxnreg"))
+        small_integer(UINT32_MAX);
+      else if (eat_dot("noreturn") || eat_dot("unified"))
+        continue;
       else if (is_dot("pragma")) {
         while (!eat(';')) {
           if (cur().kind == Tok::end) unexpected("';'");

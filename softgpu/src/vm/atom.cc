@@ -60,8 +60,8 @@ struct AddHalf {
     return update<T>(p, [b](T v) {
       T r = 0;
       for (uint32_t s = 0; s < 8 * sizeof(T); s += 16) {
-        double sum = static_cast<double>(F::widen(static_cast<uint16_t>(v >> s))) +
-                     F::widen(static_cast<uint16_t>(b >> s));
+        double sum =
+            static_cast<double>(F::widen(static_cast<uint16_t>(v >> s))) + F::widen(static_cast<uint16_t>(b >> s));
         r = static_cast<T>(r | static_cast<T>(F::narrow(sum)) << s);
       }
       return r;
@@ -86,31 +86,45 @@ void h_atomic(Warp& w, const Insn& in, uint32_t mask) {
 template <class Op>
 Handler bits(Type t) {
   switch (ptx::bytes_of(t)) {
-    case 2: return h_atomic<Op, uint16_t>;
-    case 4: return h_atomic<Op, uint32_t>;
-    default: return h_atomic<Op, uint64_t>;
+    case 2:
+      return h_atomic<Op, uint16_t>;
+    case 4:
+      return h_atomic<Op, uint32_t>;
+    default:
+      return h_atomic<Op, uint64_t>;
   }
 }
 
 template <class Op>
 Handler ordered(Type t) {
   switch (t) {
-    case Type::s32: return h_atomic<Op, int32_t>;
-    case Type::s64: return h_atomic<Op, int64_t>;
-    case Type::u64: return h_atomic<Op, uint64_t>;
-    default: return h_atomic<Op, uint32_t>;
+    case Type::s32:
+      return h_atomic<Op, int32_t>;
+    case Type::s64:
+      return h_atomic<Op, int64_t>;
+    case Type::u64:
+      return h_atomic<Op, uint64_t>;
+    default:
+      return h_atomic<Op, uint32_t>;
   }
 }
 
 Handler add(Type t, Space space) {
   switch (t) {
-    case Type::f32: return space == Space::shared ? h_atomic<AddF32, uint32_t> : h_atomic<AddF32Flush, uint32_t>;
-    case Type::f64: return h_atomic<AddF64, uint64_t>;
-    case Type::f16: return h_atomic<AddHalf<F16>, uint16_t>;
-    case Type::f16x2: return h_atomic<AddHalf<F16>, uint32_t>;
-    case Type::bf16: return h_atomic<AddHalf<BF16>, uint16_t>;
-    case Type::bf16x2: return h_atomic<AddHalf<BF16>, uint32_t>;
-    default: return bits<Add>(t);
+    case Type::f32:
+      return space == Space::shared ? h_atomic<AddF32, uint32_t> : h_atomic<AddF32Flush, uint32_t>;
+    case Type::f64:
+      return h_atomic<AddF64, uint64_t>;
+    case Type::f16:
+      return h_atomic<AddHalf<F16>, uint16_t>;
+    case Type::f16x2:
+      return h_atomic<AddHalf<F16>, uint32_t>;
+    case Type::bf16:
+      return h_atomic<AddHalf<BF16>, uint16_t>;
+    case Type::bf16x2:
+      return h_atomic<AddHalf<BF16>, uint32_t>;
+    default:
+      return bits<Add>(t);
   }
 }
 
@@ -126,10 +140,10 @@ void emit_atomic(Decoder& d, bool wants_old) {
   if (a.in_frame || a.in_params) d.fail("atomic operation on a local variable");
   uint32_t b = d.src(at + 1, t), c = op == "cas" ? d.src(at + 2, t) : 0;
   uint32_t to = wants_old && d.op(0).name != "_" ? d.dst(0, t) : 0;
-  Handler h = op == "add"   ? add(t, space)
-              : op == "and" ? bits<And>(t)
-              : op == "or"  ? bits<Or>(t)
-              : op == "xor" ? bits<Xor>(t)
+  Handler h = op == "add"    ? add(t, space)
+              : op == "and"  ? bits<And>(t)
+              : op == "or"   ? bits<Or>(t)
+              : op == "xor"  ? bits<Xor>(t)
               : op == "exch" ? bits<Exch>(t)
               : op == "cas"  ? bits<Cas>(t)
               : op == "min"  ? ordered<Min>(t)

@@ -12,9 +12,8 @@ constexpr size_t kMaxText = 4096;  // of one format or string
 uint64_t argument(const Warp& w, const CallSite& site, size_t i, uint32_t lane) {
   if (i >= site.args.size()) return 0;
   const Formal& f = site.args[i];
-  const uint8_t* p = f.in_register
-                         ? w.regs + f.offset + lane * (f.bytes == 8 ? 8 : 4)
-                         : w.frame->local + uint64_t{lane} * w.frame->code->local_bytes + f.offset;
+  const uint8_t* p = f.in_register ? w.regs + f.offset + lane * (f.bytes == 8 ? 8 : 4)
+                                   : w.frame->local + uint64_t{lane} * w.frame->code->local_bytes + f.offset;
   uint64_t v = 0;
   std::memcpy(&v, p, f.bytes < 8 ? f.bytes : 8);
   return v;
@@ -42,8 +41,8 @@ bool next_argument(Warp& w, uint64_t* at, uint32_t bytes, uint64_t* value) {
 }
 
 struct Conversion {
-  std::string flags;      // "%-08.3" without length and letter
-  bool is_long = false;   // 8-byte integer
+  std::string flags;     // "%-08.3" without length and letter
+  bool is_long = false;  // 8-byte integer
   char letter = 0;
 };
 
@@ -53,7 +52,12 @@ bool convert(Warp& w, const Conversion& c, uint64_t* at, std::string* out) {
   uint64_t v = 0;
   int n = 0;
   switch (c.letter) {
-    case 'd': case 'i': case 'u': case 'x': case 'X': case 'o': {
+    case 'd':
+    case 'i':
+    case 'u':
+    case 'x':
+    case 'X':
+    case 'o': {
       if (!next_argument(w, at, c.is_long ? 8 : 4, &v)) return false;
       std::string f = c.flags + "ll" + c.letter;
       bool is_signed = c.letter == 'd' || c.letter == 'i';
@@ -65,7 +69,14 @@ bool convert(Warp& w, const Conversion& c, uint64_t* at, std::string* out) {
       if (!next_argument(w, at, 4, &v)) return false;
       n = std::snprintf(buffer, sizeof buffer, (c.flags + 'c').c_str(), static_cast<int>(v));
       break;
-    case 'e': case 'E': case 'f': case 'F': case 'g': case 'G': case 'a': case 'A':
+    case 'e':
+    case 'E':
+    case 'f':
+    case 'F':
+    case 'g':
+    case 'G':
+    case 'a':
+    case 'A':
       if (!next_argument(w, at, 8, &v)) return false;
       n = std::snprintf(buffer, sizeof buffer, (c.flags + c.letter).c_str(), bits_as<double>(v));
       break;
@@ -86,7 +97,8 @@ bool convert(Warp& w, const Conversion& c, uint64_t* at, std::string* out) {
       if (n > 0) out->append(big, 0, std::min<size_t>(static_cast<size_t>(n), big.size() - 1));
       return true;
     }
-    default: return true;
+    default:
+      return true;
   }
   if (n > 0) out->append(buffer, std::min<size_t>(static_cast<size_t>(n), sizeof buffer - 1));
   return true;
@@ -229,11 +241,16 @@ uint32_t builtin_named(std::string_view name) {
 
 void run_builtin(Warp& w, const CallSite& site, uint32_t mask) {
   switch (site.builtin) {
-    case kBuiltinVprintf: return run_vprintf(w, site, mask);
-    case kBuiltinAssert: return run_assert(w, site, mask);
-    case kBuiltinMalloc: return run_malloc(w, site, mask);
-    case kBuiltinFree: return run_free(w, site, mask);
-    default: break;
+    case kBuiltinVprintf:
+      return run_vprintf(w, site, mask);
+    case kBuiltinAssert:
+      return run_assert(w, site, mask);
+    case kBuiltinMalloc:
+      return run_malloc(w, site, mask);
+    case kBuiltinFree:
+      return run_free(w, site, mask);
+    default:
+      break;
   }
 }
 

@@ -28,10 +28,14 @@ inline double value_of(double v) { return v; }
 
 double round_to_integer(double v, Round r) {
   switch (r) {
-    case Round::nearest: return std::nearbyint(v);
-    case Round::zero: return std::trunc(v);
-    case Round::down: return std::floor(v);
-    default: return std::ceil(v);
+    case Round::nearest:
+      return std::nearbyint(v);
+    case Round::zero:
+      return std::trunc(v);
+    case Round::down:
+      return std::floor(v);
+    default:
+      return std::ceil(v);
   }
 }
 
@@ -132,20 +136,56 @@ void h_cast(Warp& w, const Insn& in, uint32_t mask) {
   map1<S, D>(w, in, mask, [](S s) { return static_cast<D>(s); });
 }
 
-#define SG_BY_TYPE(t, ...)                                      \
-  switch (t) {                                                  \
-    case Type::u8: { using T = uint8_t; __VA_ARGS__; }          \
-    case Type::s8: { using T = int8_t; __VA_ARGS__; }           \
-    case Type::u16: { using T = uint16_t; __VA_ARGS__; }        \
-    case Type::s16: { using T = int16_t; __VA_ARGS__; }         \
-    case Type::u32: { using T = uint32_t; __VA_ARGS__; }        \
-    case Type::s32: { using T = int32_t; __VA_ARGS__; }         \
-    case Type::u64: { using T = uint64_t; __VA_ARGS__; }        \
-    case Type::s64: { using T = int64_t; __VA_ARGS__; }         \
-    case Type::f16: { using T = Half; __VA_ARGS__; }            \
-    case Type::bf16: { using T = Bfloat; __VA_ARGS__; }         \
-    case Type::f32: { using T = float; __VA_ARGS__; }           \
-    default: { using T = double; __VA_ARGS__; }                 \
+#define SG_BY_TYPE(t, ...) \
+  switch (t) {             \
+    case Type::u8: {       \
+      using T = uint8_t;   \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::s8: {       \
+      using T = int8_t;    \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::u16: {      \
+      using T = uint16_t;  \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::s16: {      \
+      using T = int16_t;   \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::u32: {      \
+      using T = uint32_t;  \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::s32: {      \
+      using T = int32_t;   \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::u64: {      \
+      using T = uint64_t;  \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::s64: {      \
+      using T = int64_t;   \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::f16: {      \
+      using T = Half;      \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::bf16: {     \
+      using T = Bfloat;    \
+      __VA_ARGS__;         \
+    }                      \
+    case Type::f32: {      \
+      using T = float;     \
+      __VA_ARGS__;         \
+    }                      \
+    default: {             \
+      using T = double;    \
+      __VA_ARGS__;         \
+    }                      \
   }
 
 template <class S>
@@ -253,22 +293,32 @@ uint8_t encode_e8m0(double v, Round r) {
 uint32_t encode_pair_element(Type t, double v, Round r, uint8_t flags) {
   if ((flags & kRelu) && v <= 0) v = 0;
   switch (t) {
-    case Type::f16x2: return make_real<Half>(v, r, flags).bits;
-    case Type::bf16x2: return make_real<Bfloat>(v, r, flags).bits;
-    case Type::e4m3x2: return encode8<4, 3, 0x7e>(v);
-    case Type::e5m2x2: return encode8<5, 2, 0x7b>(v);
-    default: return encode_e8m0(v, r);
+    case Type::f16x2:
+      return make_real<Half>(v, r, flags).bits;
+    case Type::bf16x2:
+      return make_real<Bfloat>(v, r, flags).bits;
+    case Type::e4m3x2:
+      return encode8<4, 3, 0x7e>(v);
+    case Type::e5m2x2:
+      return encode8<5, 2, 0x7b>(v);
+    default:
+      return encode_e8m0(v, r);
   }
 }
 
 double decode_pair_element(Type t, uint32_t v) {
   switch (t) {
-    case Type::f16x2: return half_to_float(static_cast<uint16_t>(v));
-    case Type::bf16x2: return bf16_to_float(static_cast<uint16_t>(v));
-    case Type::e4m3x2: return decode_e4m3(static_cast<uint8_t>(v));
-    case Type::e5m2x2: return decode_e5m2(static_cast<uint8_t>(v));
-    default: return (v & 0xff) == 0xff ? std::numeric_limits<double>::quiet_NaN()
-                                       : std::ldexp(1.0, static_cast<int>(v & 0xff) - 127);
+    case Type::f16x2:
+      return half_to_float(static_cast<uint16_t>(v));
+    case Type::bf16x2:
+      return bf16_to_float(static_cast<uint16_t>(v));
+    case Type::e4m3x2:
+      return decode_e4m3(static_cast<uint8_t>(v));
+    case Type::e5m2x2:
+      return decode_e5m2(static_cast<uint8_t>(v));
+    default:
+      return (v & 0xff) == 0xff ? std::numeric_limits<double>::quiet_NaN()
+                                : std::ldexp(1.0, static_cast<int>(v & 0xff) - 127);
   }
 }
 

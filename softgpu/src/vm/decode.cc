@@ -25,15 +25,22 @@ void h_extend(Warp& w, const Insn& in, uint32_t mask) {
 Handler extend_handler(Type from, uint32_t to_bytes) {
   bool wide = to_bytes == 8;
   switch (from) {
-    case Type::s8: return wide ? h_extend<int8_t, int64_t> : h_extend<int8_t, int32_t>;
-    case Type::s16: return wide ? h_extend<int16_t, int64_t> : h_extend<int16_t, int32_t>;
-    case Type::s32: return h_extend<int32_t, int64_t>;
-    default: break;
+    case Type::s8:
+      return wide ? h_extend<int8_t, int64_t> : h_extend<int8_t, int32_t>;
+    case Type::s16:
+      return wide ? h_extend<int16_t, int64_t> : h_extend<int16_t, int32_t>;
+    case Type::s32:
+      return h_extend<int32_t, int64_t>;
+    default:
+      break;
   }
   switch (ptx::bytes_of(from)) {
-    case 1: return wide ? h_extend<uint8_t, uint64_t> : h_extend<uint8_t, uint32_t>;
-    case 2: return wide ? h_extend<uint16_t, uint64_t> : h_extend<uint16_t, uint32_t>;
-    default: return h_extend<uint32_t, uint64_t>;
+    case 1:
+      return wide ? h_extend<uint8_t, uint64_t> : h_extend<uint8_t, uint32_t>;
+    case 2:
+      return wide ? h_extend<uint16_t, uint64_t> : h_extend<uint16_t, uint32_t>;
+    default:
+      return h_extend<uint32_t, uint64_t>;
   }
 }
 
@@ -69,26 +76,49 @@ struct Special {
 };
 
 constexpr Special kSpecials[] = {
-    {"%tid", 'x', Fill::tid_x, 0}, {"%tid", 'y', Fill::tid_y, 0}, {"%tid", 'z', Fill::tid_z, 0},
-    {"%ntid", 'x', Fill::ntid_x, 0}, {"%ntid", 'y', Fill::ntid_y, 0}, {"%ntid", 'z', Fill::ntid_z, 0},
-    {"%ctaid", 'x', Fill::ctaid_x, 0}, {"%ctaid", 'y', Fill::ctaid_y, 0}, {"%ctaid", 'z', Fill::ctaid_z, 0},
-    {"%nctaid", 'x', Fill::nctaid_x, 0}, {"%nctaid", 'y', Fill::nctaid_y, 0}, {"%nctaid", 'z', Fill::nctaid_z, 0},
-    {"%laneid", 0, Fill::lane, 0}, {"%warpid", 0, Fill::warp, 0}, {"%nwarpid", 0, Fill::warps, 0},
-    {"%smid", 0, Fill::sm, 0}, {"%nsmid", 0, Fill::sms, 0}, {"%gridid", 0, Fill::grid_id, 0},
-    {"%lanemask_eq", 0, Fill::lanemask_eq, 0}, {"%lanemask_le", 0, Fill::lanemask_le, 0},
-    {"%lanemask_lt", 0, Fill::lanemask_lt, 0}, {"%lanemask_ge", 0, Fill::lanemask_ge, 0},
+    {"%tid", 'x', Fill::tid_x, 0},
+    {"%tid", 'y', Fill::tid_y, 0},
+    {"%tid", 'z', Fill::tid_z, 0},
+    {"%ntid", 'x', Fill::ntid_x, 0},
+    {"%ntid", 'y', Fill::ntid_y, 0},
+    {"%ntid", 'z', Fill::ntid_z, 0},
+    {"%ctaid", 'x', Fill::ctaid_x, 0},
+    {"%ctaid", 'y', Fill::ctaid_y, 0},
+    {"%ctaid", 'z', Fill::ctaid_z, 0},
+    {"%nctaid", 'x', Fill::nctaid_x, 0},
+    {"%nctaid", 'y', Fill::nctaid_y, 0},
+    {"%nctaid", 'z', Fill::nctaid_z, 0},
+    {"%laneid", 0, Fill::lane, 0},
+    {"%warpid", 0, Fill::warp, 0},
+    {"%nwarpid", 0, Fill::warps, 0},
+    {"%smid", 0, Fill::sm, 0},
+    {"%nsmid", 0, Fill::sms, 0},
+    {"%gridid", 0, Fill::grid_id, 0},
+    {"%lanemask_eq", 0, Fill::lanemask_eq, 0},
+    {"%lanemask_le", 0, Fill::lanemask_le, 0},
+    {"%lanemask_lt", 0, Fill::lanemask_lt, 0},
+    {"%lanemask_ge", 0, Fill::lanemask_ge, 0},
     {"%lanemask_gt", 0, Fill::lanemask_gt, 0},
-    {"%dynamic_smem_size", 0, Fill::dynamic_shared_bytes, 0}, {"%total_smem_size", 0, Fill::total_shared_bytes, 0},
-    {"%envreg1", 0, Fill::envreg1, 0}, {"%envreg2", 0, Fill::envreg2, 0},
+    {"%dynamic_smem_size", 0, Fill::dynamic_shared_bytes, 0},
+    {"%total_smem_size", 0, Fill::total_shared_bytes, 0},
+    {"%envreg1", 0, Fill::envreg1, 0},
+    {"%envreg2", 0, Fill::envreg2, 0},
     {"WARP_SZ", 0, Fill::constant, 32},
     // A launch without clusters is one of clusters of one block.
-    {"%is_explicit_cluster", 0, Fill::constant, 0}, {"%cluster_ctarank", 0, Fill::constant, 0},
+    {"%is_explicit_cluster", 0, Fill::constant, 0},
+    {"%cluster_ctarank", 0, Fill::constant, 0},
     {"%cluster_nctarank", 0, Fill::constant, 1},
-    {"%cluster_ctaid", 'x', Fill::constant, 0}, {"%cluster_ctaid", 'y', Fill::constant, 0},
-    {"%cluster_ctaid", 'z', Fill::constant, 0}, {"%cluster_nctaid", 'x', Fill::constant, 1},
-    {"%cluster_nctaid", 'y', Fill::constant, 1}, {"%cluster_nctaid", 'z', Fill::constant, 1},
-    {"%clusterid", 'x', Fill::ctaid_x, 0}, {"%clusterid", 'y', Fill::ctaid_y, 0}, {"%clusterid", 'z', Fill::ctaid_z, 0},
-    {"%nclusterid", 'x', Fill::nctaid_x, 0}, {"%nclusterid", 'y', Fill::nctaid_y, 0},
+    {"%cluster_ctaid", 'x', Fill::constant, 0},
+    {"%cluster_ctaid", 'y', Fill::constant, 0},
+    {"%cluster_ctaid", 'z', Fill::constant, 0},
+    {"%cluster_nctaid", 'x', Fill::constant, 1},
+    {"%cluster_nctaid", 'y', Fill::constant, 1},
+    {"%cluster_nctaid", 'z', Fill::constant, 1},
+    {"%clusterid", 'x', Fill::ctaid_x, 0},
+    {"%clusterid", 'y', Fill::ctaid_y, 0},
+    {"%clusterid", 'z', Fill::ctaid_z, 0},
+    {"%nclusterid", 'x', Fill::nctaid_x, 0},
+    {"%nclusterid", 'y', Fill::nctaid_y, 0},
     {"%nclusterid", 'z', Fill::nctaid_z, 0},
 };
 
@@ -134,9 +164,7 @@ uint32_t Decoder::temp_pred() {
   return next_pred_ - 4;
 }
 
-uint32_t Decoder::allocate_type(Type type) {
-  return type == Type::pred ? temp_pred() : temp(ptx::bytes_of(type));
-}
+uint32_t Decoder::allocate_type(Type type) { return type == Type::pred ? temp_pred() : temp(ptx::bytes_of(type)); }
 
 uint32_t Decoder::allocate_local(uint64_t bytes, uint32_t align) {
   uint64_t at = (uint64_t{code_.local_bytes} + align - 1) / align * align;
@@ -186,8 +214,7 @@ void Decoder::params() {
       at = (at + v.alignment() - 1) / v.alignment() * v.alignment();
       scopes_.back().locals[v.name] = {&v, static_cast<uint32_t>(at), true};
       if (kernel_) {
-        kernel_->params.push_back(
-            {static_cast<uint32_t>(at), static_cast<uint32_t>(v.size_bytes()), v.alignment()});
+        kernel_->params.push_back({static_cast<uint32_t>(at), static_cast<uint32_t>(v.size_bytes()), v.alignment()});
       }
       at += v.size_bytes();
       if (at > 32764) throw Error(v.line, "kernel parameters take more than 32764 bytes");
@@ -214,17 +241,26 @@ void Decoder::scan_labels() {
   uint32_t next = 1;
   for (const Statement& s : function_.body) {
     switch (s.kind) {
-      case Statement::Kind::open: open.push_back(next++); break;
-      case Statement::Kind::close: open.pop_back(); break;
+      case Statement::Kind::open:
+        open.push_back(next++);
+        break;
+      case Statement::Kind::close:
+        open.pop_back();
+        break;
       case Statement::Kind::label: {
         auto [it, fresh] = labels_.emplace(std::make_pair(open.back(), s.name), label_pc_.size());
         if (!fresh) throw Error(s.line, "label " + str(s.name) + " is defined twice");
         label_pc_.push_back(kNone);
         break;
       }
-      case Statement::Kind::branch_targets: target_lists_[s.name] = s.labels; break;
-      case Statement::Kind::prototype: prototypes_[s.name] = &function_.prototypes[s.index]; break;
-      default: break;
+      case Statement::Kind::branch_targets:
+        target_lists_[s.name] = s.labels;
+        break;
+      case Statement::Kind::prototype:
+        prototypes_[s.name] = &function_.prototypes[s.index];
+        break;
+      default:
+        break;
     }
   }
 }
@@ -238,17 +274,24 @@ void Decoder::run() {
   params();
   for (const Statement& s : function_.body) {
     switch (s.kind) {
-      case Statement::Kind::instruction: decode(function_.instructions[s.index]); break;
-      case Statement::Kind::variable: declare(function_.variables[s.index]); break;
+      case Statement::Kind::instruction:
+        decode(function_.instructions[s.index]);
+        break;
+      case Statement::Kind::variable:
+        declare(function_.variables[s.index]);
+        break;
       case Statement::Kind::open:
         scopes_.emplace_back();
         scopes_.back().id = next_scope_++;
         break;
-      case Statement::Kind::close: scopes_.pop_back(); break;
+      case Statement::Kind::close:
+        scopes_.pop_back();
+        break;
       case Statement::Kind::label:
         label_pc_[labels_.at({scopes_.back().id, s.name})] = static_cast<uint32_t>(code_.insns.size());
         break;
-      default: break;
+      default:
+        break;
     }
   }
   in_ = nullptr;
@@ -438,8 +481,10 @@ uint32_t Decoder::src(const Operand& o, Type type) {
       if (bytes == 4) return constant(bits_as<uint32_t>(f), 4);
       fail("floating point constant for a type of other size");
     }
-    case Operand::Kind::name: break;
-    default: fail("operand is not a value");
+    case Operand::Kind::name:
+      break;
+    default:
+      fail("operand is not a value");
   }
   Register r = reg(o);
   if (r.type == Type::none) {

@@ -142,7 +142,7 @@ class Decoder {
   int target_sm() const { return sm_; }
 
   // Control flow.
-  uint32_t label(const Operand& o);                       // id for branch_to
+  uint32_t label(const Operand& o);  // id for branch_to
   std::vector<uint32_t> branch_targets(std::string_view name);
   void jump(Insn& insn, uint32_t label_id);
   void jump_table(uint32_t aux_index, const std::vector<uint32_t>& label_ids);
@@ -206,7 +206,7 @@ class Decoder {
   std::vector<uint32_t> label_pc_;
   std::map<std::string_view, std::vector<std::string_view>> target_lists_;
   std::map<std::string_view, const ptx::Signature*> prototypes_;
-  std::vector<std::pair<uint32_t, uint32_t>> jumps_;       // insn, label id
+  std::vector<std::pair<uint32_t, uint32_t>> jumps_;        // insn, label id
   std::vector<std::pair<uint32_t, uint32_t>> table_jumps_;  // aux index, label id
   std::map<std::tuple<uint8_t, uint32_t, uint64_t>, uint32_t> fills_;
   std::vector<Widen> widen_;

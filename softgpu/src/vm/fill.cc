@@ -43,34 +43,90 @@ void fill_slots(const Warp& w, Frame* frame, bool constants_too) {
       case Fill::constant:
         if (constants_too) all(s.value);
         break;
-      case Fill::tid_x: each(s, to, [&](uint32_t l) { return (first + l) % n[0]; }); break;
-      case Fill::tid_y: each(s, to, [&](uint32_t l) { return (first + l) / n[0] % n[1]; }); break;
-      case Fill::tid_z: each(s, to, [&](uint32_t l) { return (first + l) / n[0] / n[1]; }); break;
-      case Fill::ntid_x: all(n[0]); break;
-      case Fill::ntid_y: all(n[1]); break;
-      case Fill::ntid_z: all(n[2]); break;
-      case Fill::ctaid_x: all(b.index[0]); break;
-      case Fill::ctaid_y: all(b.index[1]); break;
-      case Fill::ctaid_z: all(b.index[2]); break;
-      case Fill::nctaid_x: all(grid[0]); break;
-      case Fill::nctaid_y: all(grid[1]); break;
-      case Fill::nctaid_z: all(grid[2]); break;
-      case Fill::lane: each(s, to, [&](uint32_t l) { return uint64_t{l}; }); break;
-      case Fill::warp: all(w.index); break;
-      case Fill::warps: all(b.warps.size()); break;
-      case Fill::sm: all(0); break;
-      case Fill::sms: all(1); break;
-      case Fill::grid_id: all(b.launch->id); break;
-      case Fill::lanemask_eq: each(s, to, [&](uint32_t l) { return uint64_t{1} << l; }); break;
-      case Fill::lanemask_le: each(s, to, [&](uint32_t l) { return (uint64_t{2} << l) - 1; }); break;
-      case Fill::lanemask_lt: each(s, to, [&](uint32_t l) { return (uint64_t{1} << l) - 1; }); break;
-      case Fill::lanemask_ge: each(s, to, [&](uint32_t l) { return kFullMask & ~((uint64_t{1} << l) - 1); }); break;
-      case Fill::lanemask_gt: each(s, to, [&](uint32_t l) { return kFullMask & ~((uint64_t{2} << l) - 1); }); break;
-      case Fill::dynamic_shared_bytes: all(launch.dynamic_shared_bytes); break;
-      case Fill::total_shared_bytes: all(b.shared_bytes); break;
-      case Fill::envreg1: all(b.launch->grid_workspace >> 32); break;
-      case Fill::envreg2: all(b.launch->grid_workspace & 0xffffffffu); break;
-      case Fill::shared_address: all(reinterpret_cast<uint64_t>(b.shared) + s.value); break;
+      case Fill::tid_x:
+        each(s, to, [&](uint32_t l) { return (first + l) % n[0]; });
+        break;
+      case Fill::tid_y:
+        each(s, to, [&](uint32_t l) { return (first + l) / n[0] % n[1]; });
+        break;
+      case Fill::tid_z:
+        each(s, to, [&](uint32_t l) { return (first + l) / n[0] / n[1]; });
+        break;
+      case Fill::ntid_x:
+        all(n[0]);
+        break;
+      case Fill::ntid_y:
+        all(n[1]);
+        break;
+      case Fill::ntid_z:
+        all(n[2]);
+        break;
+      case Fill::ctaid_x:
+        all(b.index[0]);
+        break;
+      case Fill::ctaid_y:
+        all(b.index[1]);
+        break;
+      case Fill::ctaid_z:
+        all(b.index[2]);
+        break;
+      case Fill::nctaid_x:
+        all(grid[0]);
+        break;
+      case Fill::nctaid_y:
+        all(grid[1]);
+        break;
+      case Fill::nctaid_z:
+        all(grid[2]);
+        break;
+      case Fill::lane:
+        each(s, to, [&](uint32_t l) { return uint64_t{l}; });
+        break;
+      case Fill::warp:
+        all(w.index);
+        break;
+      case Fill::warps:
+        all(b.warps.size());
+        break;
+      case Fill::sm:
+        all(0);
+        break;
+      case Fill::sms:
+        all(1);
+        break;
+      case Fill::grid_id:
+        all(b.launch->id);
+        break;
+      case Fill::lanemask_eq:
+        each(s, to, [&](uint32_t l) { return uint64_t{1} << l; });
+        break;
+      case Fill::lanemask_le:
+        each(s, to, [&](uint32_t l) { return (uint64_t{2} << l) - 1; });
+        break;
+      case Fill::lanemask_lt:
+        each(s, to, [&](uint32_t l) { return (uint64_t{1} << l) - 1; });
+        break;
+      case Fill::lanemask_ge:
+        each(s, to, [&](uint32_t l) { return kFullMask & ~((uint64_t{1} << l) - 1); });
+        break;
+      case Fill::lanemask_gt:
+        each(s, to, [&](uint32_t l) { return kFullMask & ~((uint64_t{2} << l) - 1); });
+        break;
+      case Fill::dynamic_shared_bytes:
+        all(launch.dynamic_shared_bytes);
+        break;
+      case Fill::total_shared_bytes:
+        all(b.shared_bytes);
+        break;
+      case Fill::envreg1:
+        all(b.launch->grid_workspace >> 32);
+        break;
+      case Fill::envreg2:
+        all(b.launch->grid_workspace & 0xffffffffu);
+        break;
+      case Fill::shared_address:
+        all(reinterpret_cast<uint64_t>(b.shared) + s.value);
+        break;
       case Fill::dynamic_shared_address:
         all(reinterpret_cast<uint64_t>(b.shared) + b.image->static_shared_bytes + s.value);
         break;
@@ -79,7 +135,9 @@ void fill_slots(const Warp& w, Frame* frame, bool constants_too) {
           return reinterpret_cast<uint64_t>(frame->local) + uint64_t{l} * frame->code->local_bytes + s.value;
         });
         break;
-      case Fill::param_address: all(b.launch->params.begin + s.value); break;
+      case Fill::param_address:
+        all(b.launch->params.begin + s.value);
+        break;
     }
   }
 }

@@ -94,9 +94,8 @@ void h_plain2(Warp& w, const Insn& in, uint32_t mask) {
 template <class Op, class T>
 [[gnu::noinline]] void flagged2(Warp& w, const Insn& in, uint32_t mask) {
   uint8_t flags = in.n;
-  map2<T, T, T>(w, in, mask, [flags](T a, T b) {
-    return after(Op::template f<T>(before(a, flags), before(b, flags)), flags);
-  });
+  map2<T, T, T>(w, in, mask,
+                [flags](T a, T b) { return after(Op::template f<T>(before(a, flags), before(b, flags)), flags); });
 }
 template <class Op, class T>
 void h_flagged2(Warp& w, const Insn& in, uint32_t mask) {
@@ -292,12 +291,24 @@ void h_testp(Warp& w, const Insn& in, uint32_t mask) {
     T v = get<T>(w.regs + in.a, l);
     bool yes = false;
     switch (in.n) {
-      case 0: yes = std::isfinite(v); break;
-      case 1: yes = std::isinf(v); break;
-      case 2: yes = !std::isnan(v); break;
-      case 3: yes = std::isnan(v); break;
-      case 4: yes = std::isnormal(v); break;
-      case 5: yes = std::fpclassify(v) == FP_SUBNORMAL; break;
+      case 0:
+        yes = std::isfinite(v);
+        break;
+      case 1:
+        yes = std::isinf(v);
+        break;
+      case 2:
+        yes = !std::isnan(v);
+        break;
+      case 3:
+        yes = std::isnan(v);
+        break;
+      case 4:
+        yes = std::isnormal(v);
+        break;
+      case 5:
+        yes = std::fpclassify(v) == FP_SUBNORMAL;
+        break;
     }
     bits |= static_cast<uint32_t>(yes) << l;
   });

@@ -40,11 +40,20 @@ inline uint32_t encode(double v, Round mode) {
   }
   bool up = false;
   switch (mode) {
-    case Round::nearest: up = rest > half || (rest == half && (kept & 1)); break;
-    case Round::away: up = rest >= half; break;
-    case Round::zero: break;
-    case Round::down: up = rest && sign; break;
-    case Round::up: up = rest && !sign; break;
+    case Round::nearest:
+      up = rest > half || (rest == half && (kept & 1));
+      break;
+    case Round::away:
+      up = rest >= half;
+      break;
+    case Round::zero:
+      break;
+    case Round::down:
+      up = rest && sign;
+      break;
+    case Round::up:
+      up = rest && !sign;
+      break;
   }
   uint64_t magnitude = (e > 1 ? static_cast<uint64_t>(e - 1) << M : 0) + kept + (up ? 1 : 0);
   if (magnitude >= infinity) {

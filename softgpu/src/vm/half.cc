@@ -53,8 +53,8 @@ void halves(Warp& w, const Insn& in, uint32_t mask, Body f) {
   for_lanes(mask, [&](uint32_t l) {
     uint32_t r = 0;
     for (uint32_t s = 0; s < in.e; s += 16) {
-      r |= static_cast<uint32_t>(f(static_cast<uint16_t>(a[l] >> s), static_cast<uint16_t>(b[l] >> s),
-                                   static_cast<uint16_t>(c[l] >> s)))
+      r |= static_cast<uint32_t>(
+               f(static_cast<uint16_t>(a[l] >> s), static_cast<uint16_t>(b[l] >> s), static_cast<uint16_t>(c[l] >> s)))
            << s;
     }
     d[l] = r;
@@ -67,9 +67,8 @@ void h_half1(Warp& w, const Insn& in, uint32_t mask) {
 }
 template <class Op, class F>
 void h_half2(Warp& w, const Insn& in, uint32_t mask) {
-  halves(w, in, mask, [n = in.n](uint16_t a, uint16_t b, uint16_t) {
-    return narrow<F>(Op::f(widen<F>(a, n), widen<F>(b, n)), n);
-  });
+  halves(w, in, mask,
+         [n = in.n](uint16_t a, uint16_t b, uint16_t) { return narrow<F>(Op::f(widen<F>(a, n), widen<F>(b, n)), n); });
 }
 template <class F>
 void h_half_fma(Warp& w, const Insn& in, uint32_t mask) {

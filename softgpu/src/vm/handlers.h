@@ -19,9 +19,9 @@ inline To bits_as(From from) {
 }
 
 template <class T>
-using Bits = std::conditional_t<sizeof(T) == 8, uint64_t,
-                                std::conditional_t<sizeof(T) == 4, uint32_t,
-                                                   std::conditional_t<sizeof(T) == 2, uint16_t, uint8_t>>>;
+using Bits = std::conditional_t<
+    sizeof(T) == 8, uint64_t,
+    std::conditional_t<sizeof(T) == 4, uint32_t, std::conditional_t<sizeof(T) == 2, uint16_t, uint8_t>>>;
 
 template <class T>
 inline T get(const void* slot, uint32_t lane) {

@@ -15,10 +15,10 @@ constexpr uint32_t kBits = 8 * sizeof(T);
 template <class T>
 using Wrap = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
 template <class T>
-using Twice = std::conditional_t<
-    sizeof(T) == 8, std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>,
-    std::conditional_t<sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>,
-                       std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>>>;
+using Twice =
+    std::conditional_t<sizeof(T) == 8, std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>,
+                       std::conditional_t<sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>,
+                                          std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>>>;
 
 template <class T>
 T saturate(int64_t v) {
@@ -74,17 +74,39 @@ void h3(Warp& w, const Insn& in, uint32_t mask) {
 }
 
 // Picks the instance of a template of handlers for an integer type.
-#define SG_PICK_INT(type, ...)                                               \
-  [&](Type t_) -> Handler {                                                  \
-    switch (t_) {                                                            \
-      case Type::u16: case Type::b16: { using T = uint16_t; return __VA_ARGS__; } \
-      case Type::s16: { using T = int16_t; return __VA_ARGS__; }             \
-      case Type::u32: case Type::b32: { using T = uint32_t; return __VA_ARGS__; } \
-      case Type::s32: { using T = int32_t; return __VA_ARGS__; }             \
-      case Type::u64: case Type::b64: { using T = uint64_t; return __VA_ARGS__; } \
-      case Type::s64: { using T = int64_t; return __VA_ARGS__; }             \
-      default: return nullptr;                                               \
-    }                                                                        \
+#define SG_PICK_INT(type, ...) \
+  [&](Type t_) -> Handler {    \
+    switch (t_) {              \
+      case Type::u16:          \
+      case Type::b16: {        \
+        using T = uint16_t;    \
+        return __VA_ARGS__;    \
+      }                        \
+      case Type::s16: {        \
+        using T = int16_t;     \
+        return __VA_ARGS__;    \
+      }                        \
+      case Type::u32:          \
+      case Type::b32: {        \
+        using T = uint32_t;    \
+        return __VA_ARGS__;    \
+      }                        \
+      case Type::s32: {        \
+        using T = int32_t;     \
+        return __VA_ARGS__;    \
+      }                        \
+      case Type::u64:          \
+      case Type::b64: {        \
+        using T = uint64_t;    \
+        return __VA_ARGS__;    \
+      }                        \
+      case Type::s64: {        \
+        using T = int64_t;     \
+        return __VA_ARGS__;    \
+      }                        \
+      default:                 \
+        return nullptr;        \
+    }                          \
   }(type)
 
 void emit_n(Decoder& d, Handler h, Type result, std::initializer_list<Type> types) {
@@ -164,19 +186,27 @@ void h_mad_hi_sat(Warp& w, const Insn& in, uint32_t mask) {
 
 Type double_width(Type t) {
   switch (t) {
-    case Type::u16: return Type::u32;
-    case Type::s16: return Type::s32;
-    case Type::u32: return Type::u64;
-    default: return Type::s64;
+    case Type::u16:
+      return Type::u32;
+    case Type::s16:
+      return Type::s32;
+    case Type::u32:
+      return Type::u64;
+    default:
+      return Type::s64;
   }
 }
 
 Handler wide_handler(Type t, bool add) {
   switch (t) {
-    case Type::u16: return add ? h_mad_wide<uint16_t> : h_mul_wide<uint16_t>;
-    case Type::s16: return add ? h_mad_wide<int16_t> : h_mul_wide<int16_t>;
-    case Type::u32: return add ? h_mad_wide<uint32_t> : h_mul_wide<uint32_t>;
-    default: return add ? h_mad_wide<int32_t> : h_mul_wide<int32_t>;
+    case Type::u16:
+      return add ? h_mad_wide<uint16_t> : h_mul_wide<uint16_t>;
+    case Type::s16:
+      return add ? h_mad_wide<int16_t> : h_mul_wide<int16_t>;
+    case Type::u32:
+      return add ? h_mad_wide<uint32_t> : h_mul_wide<uint32_t>;
+    default:
+      return add ? h_mad_wide<int32_t> : h_mul_wide<int32_t>;
   }
 }
 

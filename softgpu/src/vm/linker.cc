@@ -144,8 +144,10 @@ class Linker {
       case Symbol::Kind::function:
         out_.address_taken.push_back(s.function_index);
         return kFunctionBase + kFunctionStride * s.function_index;
-      case Symbol::Kind::shared: throw Error(e.line, "address of shared memory as an initial value");
-      default: return s.address + static_cast<uint64_t>(e.value);
+      case Symbol::Kind::shared:
+        throw Error(e.line, "address of shared memory as an initial value");
+      default:
+        return s.address + static_cast<uint64_t>(e.value);
     }
   }
 

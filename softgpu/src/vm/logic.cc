@@ -145,9 +145,8 @@ inline uint32_t table3(uint32_t a, uint32_t b, uint32_t c, uint32_t lut) {
 
 void h_lop3(Warp& w, const Insn& in, uint32_t mask) {
   uint32_t lut = static_cast<uint32_t>(in.imm);
-  map3<uint32_t, uint32_t, uint32_t, uint32_t>(w, in, mask, [lut](uint32_t a, uint32_t b, uint32_t c) {
-    return table3(a, b, c, lut);
-  });
+  map3<uint32_t, uint32_t, uint32_t, uint32_t>(
+      w, in, mask, [lut](uint32_t a, uint32_t b, uint32_t c) { return table3(a, b, c, lut); });
 }
 
 uint8_t lut_of(Decoder& d, size_t i) {
@@ -205,9 +204,13 @@ void lop3_pred(Decoder& d) {
 
 // Selector of each special mode by the two low bits of c.
 uint32_t permute_selector(uint8_t mode, uint32_t c) {
-  static constexpr uint16_t kModes[7][4] = {
-      {}, {0x3210, 0x4321, 0x5432, 0x6543}, {0x5670, 0x6701, 0x7012, 0x0123}, {0x0000, 0x1111, 0x2222, 0x3333},
-      {0x3210, 0x3211, 0x3222, 0x3333}, {0x0000, 0x1110, 0x2210, 0x3210}, {0x1010, 0x3232, 0x1010, 0x3232}};
+  static constexpr uint16_t kModes[7][4] = {{},
+                                            {0x3210, 0x4321, 0x5432, 0x6543},
+                                            {0x5670, 0x6701, 0x7012, 0x0123},
+                                            {0x0000, 0x1111, 0x2222, 0x3333},
+                                            {0x3210, 0x3211, 0x3222, 0x3333},
+                                            {0x0000, 0x1110, 0x2210, 0x3210},
+                                            {0x1010, 0x3232, 0x1010, 0x3232}};
   return mode ? kModes[mode][c & 3] : c;
 }
 
@@ -341,45 +344,72 @@ void h_setp(Warp& w, const Insn& in, uint32_t mask) {
 template <class T>
 Handler pick_int_compare(Cmp c) {
   switch (c) {
-    case Cmp::eq: return h_setp<Cmp::eq, T>;
-    case Cmp::ne: return h_setp<Cmp::ne, T>;
-    case Cmp::lt: return h_setp<Cmp::lt, T>;
-    case Cmp::le: return h_setp<Cmp::le, T>;
-    case Cmp::gt: return h_setp<Cmp::gt, T>;
-    default: return h_setp<Cmp::ge, T>;
+    case Cmp::eq:
+      return h_setp<Cmp::eq, T>;
+    case Cmp::ne:
+      return h_setp<Cmp::ne, T>;
+    case Cmp::lt:
+      return h_setp<Cmp::lt, T>;
+    case Cmp::le:
+      return h_setp<Cmp::le, T>;
+    case Cmp::gt:
+      return h_setp<Cmp::gt, T>;
+    default:
+      return h_setp<Cmp::ge, T>;
   }
 }
 
 template <class T>
 Handler pick_float_compare(Cmp c) {
   switch (c) {
-    case Cmp::equ: return h_setp<Cmp::equ, T>;
-    case Cmp::neu: return h_setp<Cmp::neu, T>;
-    case Cmp::ltu: return h_setp<Cmp::ltu, T>;
-    case Cmp::leu: return h_setp<Cmp::leu, T>;
-    case Cmp::gtu: return h_setp<Cmp::gtu, T>;
-    case Cmp::geu: return h_setp<Cmp::geu, T>;
-    case Cmp::num: return h_setp<Cmp::num, T>;
-    case Cmp::nan: return h_setp<Cmp::nan, T>;
-    default: return pick_int_compare<T>(c);
+    case Cmp::equ:
+      return h_setp<Cmp::equ, T>;
+    case Cmp::neu:
+      return h_setp<Cmp::neu, T>;
+    case Cmp::ltu:
+      return h_setp<Cmp::ltu, T>;
+    case Cmp::leu:
+      return h_setp<Cmp::leu, T>;
+    case Cmp::gtu:
+      return h_setp<Cmp::gtu, T>;
+    case Cmp::geu:
+      return h_setp<Cmp::geu, T>;
+    case Cmp::num:
+      return h_setp<Cmp::num, T>;
+    case Cmp::nan:
+      return h_setp<Cmp::nan, T>;
+    default:
+      return pick_int_compare<T>(c);
   }
 }
 
 Handler pick_compare(Type t, Cmp c) {
   switch (t) {
-    case Type::b16: case Type::u16: return pick_int_compare<uint16_t>(c);
-    case Type::s16: return pick_int_compare<int16_t>(c);
-    case Type::b32: case Type::u32: return pick_int_compare<uint32_t>(c);
-    case Type::s32: return pick_int_compare<int32_t>(c);
-    case Type::b64: case Type::u64: return pick_int_compare<uint64_t>(c);
-    case Type::s64: return pick_int_compare<int64_t>(c);
-    case Type::f32: return pick_float_compare<float>(c);
-    default: return pick_float_compare<double>(c);
+    case Type::b16:
+    case Type::u16:
+      return pick_int_compare<uint16_t>(c);
+    case Type::s16:
+      return pick_int_compare<int16_t>(c);
+    case Type::b32:
+    case Type::u32:
+      return pick_int_compare<uint32_t>(c);
+    case Type::s32:
+      return pick_int_compare<int32_t>(c);
+    case Type::b64:
+    case Type::u64:
+      return pick_int_compare<uint64_t>(c);
+    case Type::s64:
+      return pick_int_compare<int64_t>(c);
+    case Type::f32:
+      return pick_float_compare<float>(c);
+    default:
+      return pick_float_compare<double>(c);
   }
 }
 
 Cmp comparison(Decoder& d, Type t) {
-  static constexpr std::string_view kNames[] = {"eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
+  static constexpr std::string_view kNames[] = {"eq",  "ne",  "lt",  "le",  "gt",  "ge",  "equ",
+                                                "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
   static constexpr std::pair<std::string_view, Cmp> kUnsigned[] = {
       {"lo", Cmp::lt}, {"ls", Cmp::le}, {"hi", Cmp::gt}, {"hs", Cmp::ge}};
   for (uint8_t i = 0; i < 14; ++i) {
@@ -447,20 +477,34 @@ void set(Decoder& d) {
 
 bool compare_as(Cmp c, float a, float b) {
   switch (c) {
-    case Cmp::eq: return compare<Cmp::eq>(a, b);
-    case Cmp::ne: return compare<Cmp::ne>(a, b);
-    case Cmp::lt: return compare<Cmp::lt>(a, b);
-    case Cmp::le: return compare<Cmp::le>(a, b);
-    case Cmp::gt: return compare<Cmp::gt>(a, b);
-    case Cmp::ge: return compare<Cmp::ge>(a, b);
-    case Cmp::equ: return compare<Cmp::equ>(a, b);
-    case Cmp::neu: return compare<Cmp::neu>(a, b);
-    case Cmp::ltu: return compare<Cmp::ltu>(a, b);
-    case Cmp::leu: return compare<Cmp::leu>(a, b);
-    case Cmp::gtu: return compare<Cmp::gtu>(a, b);
-    case Cmp::geu: return compare<Cmp::geu>(a, b);
-    case Cmp::num: return compare<Cmp::num>(a, b);
-    default: return compare<Cmp::nan>(a, b);
+    case Cmp::eq:
+      return compare<Cmp::eq>(a, b);
+    case Cmp::ne:
+      return compare<Cmp::ne>(a, b);
+    case Cmp::lt:
+      return compare<Cmp::lt>(a, b);
+    case Cmp::le:
+      return compare<Cmp::le>(a, b);
+    case Cmp::gt:
+      return compare<Cmp::gt>(a, b);
+    case Cmp::ge:
+      return compare<Cmp::ge>(a, b);
+    case Cmp::equ:
+      return compare<Cmp::equ>(a, b);
+    case Cmp::neu:
+      return compare<Cmp::neu>(a, b);
+    case Cmp::ltu:
+      return compare<Cmp::ltu>(a, b);
+    case Cmp::leu:
+      return compare<Cmp::leu>(a, b);
+    case Cmp::gtu:
+      return compare<Cmp::gtu>(a, b);
+    case Cmp::geu:
+      return compare<Cmp::geu>(a, b);
+    case Cmp::num:
+      return compare<Cmp::num>(a, b);
+    default:
+      return compare<Cmp::nan>(a, b);
   }
 }
 
@@ -475,7 +519,8 @@ void h_setp_half(Warp& w, const Insn& in, uint32_t mask) {
     if (ftz && (h & F::infinity) == 0) h &= 0x8000;
     return F::widen(h);
   };
-  for_lanes(mask, [&](uint32_t l) { bits |= static_cast<uint32_t>(compare_as(c, value(in.a, l), value(in.b, l))) << l; });
+  for_lanes(mask,
+            [&](uint32_t l) { bits |= static_cast<uint32_t>(compare_as(c, value(in.a, l), value(in.b, l))) << l; });
   store_compare(w, in, mask, bits);
 }
 
@@ -507,9 +552,8 @@ void setp_half(Decoder& d) {
 // Packs two predicates into a register of two halves; in.imm: what true is in the low half.
 void h_preds_to_pair(Warp& w, const Insn& in, uint32_t mask) {
   uint32_t lo = w.pred(in.a), hi = w.pred(in.b), yes = static_cast<uint32_t>(in.imm);
-  for_lanes(mask, [&](uint32_t l) {
-    w.reg<uint32_t>(in.d)[l] = (lo >> l & 1 ? yes : 0) | (hi >> l & 1 ? yes << 16 : 0);
-  });
+  for_lanes(mask,
+            [&](uint32_t l) { w.reg<uint32_t>(in.d)[l] = (lo >> l & 1 ? yes : 0) | (hi >> l & 1 ? yes << 16 : 0); });
 }
 
 void set_half(Decoder& d) {
@@ -589,11 +633,16 @@ void h_unpack128(Warp& w, const Insn& in, uint32_t mask) {
 
 Type part_type(Decoder& d, size_t bytes) {
   switch (bytes) {
-    case 1: return Type::b8;
-    case 2: return Type::b16;
-    case 4: return Type::b32;
-    case 8: return Type::b64;
-    default: d.fail("vector does not fit the type");
+    case 1:
+      return Type::b8;
+    case 2:
+      return Type::b16;
+    case 4:
+      return Type::b32;
+    case 8:
+      return Type::b64;
+    default:
+      d.fail("vector does not fit the type");
   }
 }
 
@@ -620,8 +669,12 @@ void mov(Decoder& d) {
   for (const Operand& o : parts) slots.push_back(pack ? d.src(o, part) : d.dst(o, part));
   uint32_t whole = pack ? d.dst(to, t) : d.src(from, t);
   uint32_t list = d.aux(slots);
-  Handler h = pack ? (bytes == 16 ? h_pack128 : bytes == 8 ? h_pack<uint64_t> : h_pack<uint32_t>)
-                   : (bytes == 16 ? h_unpack128 : bytes == 8 ? h_unpack<uint64_t> : h_unpack<uint32_t>);
+  Handler h = pack ? (bytes == 16  ? h_pack128
+                      : bytes == 8 ? h_pack<uint64_t>
+                                   : h_pack<uint32_t>)
+                   : (bytes == 16  ? h_unpack128
+                      : bytes == 8 ? h_unpack<uint64_t>
+                                   : h_unpack<uint32_t>);
   Insn& n = d.emit(h);
   (pack ? n.d : n.a) = whole;
   n.e = list;

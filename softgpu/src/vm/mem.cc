@@ -217,16 +217,16 @@ constexpr Handler kLoadVector[] = {h_ld_vector<uint8_t>, h_ld_vector<uint16_t>, 
 constexpr Handler kStore[] = {h_st<uint8_t>, h_st<uint16_t>, h_st<uint32_t>, h_st<uint64_t>, h_st<Wide>};
 constexpr Handler kStoreVector[] = {h_st_vector<uint8_t>, h_st_vector<uint16_t>, h_st_vector<uint32_t>,
                                     h_st_vector<uint64_t>};
-constexpr Handler kLoadParam[] = {h_ld_param<uint8_t>, h_ld_param<uint16_t>, h_ld_param<uint32_t>,
-                                  h_ld_param<uint64_t>, h_ld_param<Wide>};
-constexpr Handler kLoadFrame[] = {h_ld_frame<uint8_t>, h_ld_frame<uint16_t>, h_ld_frame<uint32_t>,
-                                  h_ld_frame<uint64_t>, h_ld_frame<Wide>};
+constexpr Handler kLoadParam[] = {h_ld_param<uint8_t>, h_ld_param<uint16_t>, h_ld_param<uint32_t>, h_ld_param<uint64_t>,
+                                  h_ld_param<Wide>};
+constexpr Handler kLoadFrame[] = {h_ld_frame<uint8_t>, h_ld_frame<uint16_t>, h_ld_frame<uint32_t>, h_ld_frame<uint64_t>,
+                                  h_ld_frame<Wide>};
 constexpr Handler kStoreFrame[] = {h_st_frame<uint8_t>, h_st_frame<uint16_t>, h_st_frame<uint32_t>,
                                    h_st_frame<uint64_t>, h_st_frame<Wide>};
 
 Space space_of(Decoder& d) {
-  std::string_view s = d.mods.one_of({"global", "local", "shared", "shared::cta", "param", "param::entry",
-                                      "param::func", "const"});
+  std::string_view s =
+      d.mods.one_of({"global", "local", "shared", "shared::cta", "param", "param::entry", "param::func", "const"});
   if (s == "global") return Space::global;
   if (s == "local") return Space::local;
   if (s.substr(0, 6) == "shared") return Space::shared;
@@ -357,11 +357,20 @@ void h_isspacep(Warp& w, const Insn& in, uint32_t mask) {
   for_lanes(mask, [&](uint32_t l) {
     bool is = false;
     switch (static_cast<Space>(in.c)) {
-      case Space::shared: is = shared_range(w).contains(a[l], 1); break;
-      case Space::local: is = find_local(w, a[l], 1, &r); break;
-      case Space::param: is = w.block->launch->params.contains(a[l], 1); break;
-      case Space::global: is = find_device_range(w, a[l], 1, &r); break;
-      default: break;
+      case Space::shared:
+        is = shared_range(w).contains(a[l], 1);
+        break;
+      case Space::local:
+        is = find_local(w, a[l], 1, &r);
+        break;
+      case Space::param:
+        is = w.block->launch->params.contains(a[l], 1);
+        break;
+      case Space::global:
+        is = find_device_range(w, a[l], 1, &r);
+        break;
+      default:
+        break;
     }
     bits |= static_cast<uint32_t>(is) << l;
   });

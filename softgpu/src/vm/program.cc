@@ -12,7 +12,7 @@ namespace sg::vm {
 namespace {
 
 constexpr int kOutOfMemory = 2, kInvalidPtx = 218, kNotFound = 500;
-constexpr uint64_t kSliceOfBlock = 100000;      // warp instructions before the next block of a cooperative grid
+constexpr uint64_t kSliceOfBlock = 100000;  // warp instructions before the next block of a cooperative grid
 constexpr uint64_t kEndless = ~uint64_t{0} / 2;
 constexpr size_t kSharedAlign = 16;
 constexpr size_t kMaxShared = 227 * 1024;
@@ -44,8 +44,7 @@ class ImageBuilder {
       const FunctionRef& ref = linked_.functions[index];
       ModuleResolver resolver(this, ref.module_index);
       Code* code = const_cast<Code*>(image_.by_function_index[index]);
-      Decoder(*ref.function, code, index == entry ? &k : nullptr, &resolver, ref.module->version,
-              ref.module->target_sm)
+      Decoder(*ref.function, code, index == entry ? &k : nullptr, &resolver, ref.module->version, ref.module->target_sm)
           .run();
       if (queue_.empty() && indirect_) {
         for (uint32_t taken : linked_.address_taken) want(taken);
@@ -54,7 +53,8 @@ class ImageBuilder {
     k.static_shared_bytes = static_cast<uint32_t>(shared_bytes_);
     k.const_bytes = linked_.const_bytes;
     k.local_bytes = image_.entry->local_bytes;
-    image_.static_shared_bytes = static_cast<uint32_t>((shared_bytes_ + kSharedAlign - 1) / kSharedAlign * kSharedAlign);
+    image_.static_shared_bytes =
+        static_cast<uint32_t>((shared_bytes_ + kSharedAlign - 1) / kSharedAlign * kSharedAlign);
   }
 
  private:

@@ -145,7 +145,10 @@ void copy_formal(uint32_t mask, Frame* from, const Formal& f, Frame* to, const F
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     uint32_t l = static_cast<uint32_t>(__builtin_ctz(rest));
     auto place = [l](Frame* frame, const Formal& x) {
-      return x.in_register ? frame->regs + x.offset + l * (x.bytes == 8 ? 8 : x.bytes == 16 ? 16 : 4)
+      return x.in_register ? frame->regs + x.offset +
+                                 l * (x.bytes == 8    ? 8
+                                      : x.bytes == 16 ? 16
+                                                      : 4)
                            : frame->local + uint64_t{l} * frame->code->local_bytes + x.offset;
     };
     std::memcpy(place(to, t), place(from, f), bytes);
@@ -294,33 +297,46 @@ class Runner {
         w_.groups[w_.current].pc = static_cast<uint32_t>(in.imm);
         break;
       }
-      case Kind::branch_index: branch_index(in, mask); break;
+      case Kind::branch_index:
+        branch_index(in, mask);
+        break;
       case Kind::call: {
         const CallSite& site = w_.frame->code->calls[static_cast<size_t>(in.imm)];
         leave_behind(w_, mask);
         enter(w_, site, *site.callee, mask, &w_.groups[w_.current]);
         break;
       }
-      case Kind::call_indirect: call_indirect(in, mask); break;
+      case Kind::call_indirect:
+        call_indirect(in, mask);
+        break;
       case Kind::builtin:
         run_builtin(w_, w_.frame->code->calls[static_cast<size_t>(in.imm)], mask);
         if (w_.fault == Fault::none) g->pc = pc + 1;
         break;
-      case Kind::ret: ret(mask); break;
+      case Kind::ret:
+        ret(mask);
+        break;
       case Kind::exit:
         leave_behind(w_, mask);
         exit_lanes(w_, mask);
         release_all(*w_.block);
         break;
-      case Kind::barrier: barrier(in, mask); break;
-      case Kind::warp_barrier: warp_barrier(in, mask); break;
+      case Kind::barrier:
+        barrier(in, mask);
+        break;
+      case Kind::warp_barrier:
+        warp_barrier(in, mask);
+        break;
       case Kind::sync:
         // Lanes that take part are elsewhere: wait for them here.
         g->state = GroupState::waiting;
         g->members = members_;
         break;
-      case Kind::trap: w_.raise(Fault::launch_failed, 0, "trap"); break;
-      case Kind::data: break;
+      case Kind::trap:
+        w_.raise(Fault::launch_failed, 0, "trap");
+        break;
+      case Kind::data:
+        break;
     }
   }
 
@@ -328,10 +344,10 @@ class Runner {
     leave_behind(w_, mask);
     for (uint32_t rest = mask; rest;) {
       uint32_t index = get<uint32_t>(w_.regs + in.a, static_cast<uint32_t>(__builtin_ctz(rest))), same = 0;
-      for_lanes(rest, [&](uint32_t l) {
-        same |= static_cast<uint32_t>(get<uint32_t>(w_.regs + in.a, l) == index) << l;
-      });
-      if (index >= static_cast<uint64_t>(in.imm)) return w_.raise(Fault::invalid_pc, index, "branch index out of range");
+      for_lanes(rest,
+                [&](uint32_t l) { same |= static_cast<uint32_t>(get<uint32_t>(w_.regs + in.a, l) == index) << l; });
+      if (index >= static_cast<uint64_t>(in.imm))
+        return w_.raise(Fault::invalid_pc, index, "branch index out of range");
       uint32_t target = w_.frame->code->aux[in.e + index];
       rest &= ~same;
       if (rest) {
