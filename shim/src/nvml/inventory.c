@@ -9,14 +9,14 @@
 #include "../session/control.h"
 #include "../session/log.h"
 
-static void read_text(orion_unpacker *u, char *out, size_t capacity) {
-  const uint8_t *text = NULL;
+static void read_text(orion_unpacker* u, char* out, size_t capacity) {
+  const uint8_t* text = NULL;
   const uint32_t bytes = orion_unpack_bytes(u, &text);
-  orion_printable(out, capacity, (const char *)text, bytes);
+  orion_printable(out, capacity, (const char*)text, bytes);
 }
 
-static void read_uuid(orion_unpacker *u, char out[48]) {
-  const uint8_t *b = NULL;
+static void read_uuid(orion_unpacker* u, char out[48]) {
+  const uint8_t* b = NULL;
   if (orion_unpack_bytes(u, &b) != 16 || u->bad) {
     u->bad = true;
     return;
@@ -25,9 +25,9 @@ static void read_uuid(orion_unpacker *u, char out[48]) {
            b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 }
 
-static void read_gpu(orion_unpacker *u, orion_nvml_gpu *gpu) {
+static void read_gpu(orion_unpacker* u, orion_nvml_gpu* gpu) {
   for (uint32_t pairs = orion_unpack_map(u); pairs && !u->bad; pairs--) {
-    const uint8_t *key = NULL;
+    const uint8_t* key = NULL;
     const uint32_t n = orion_unpack_bytes(u, &key);
     if (orion_unpack_equals(key, n, "name"))
       read_text(u, gpu->name, sizeof gpu->name);
@@ -44,11 +44,11 @@ static void read_gpu(orion_unpacker *u, orion_nvml_gpu *gpu) {
   }
 }
 
-static bool read_stats(const orion_control *control, orion_nvml_inventory *inventory) {
+static bool read_stats(const orion_control* control, orion_nvml_inventory* inventory) {
   uint32_t pairs = 0;
   orion_unpacker u = orion_control_answer(control, &pairs);
   for (; pairs && !u.bad; pairs--) {
-    const uint8_t *key = NULL;
+    const uint8_t* key = NULL;
     const uint32_t n = orion_unpack_bytes(&u, &key);
     if (orion_unpack_equals(key, n, "gpus")) {
       for (uint32_t left = orion_unpack_array(&u); left && !u.bad; left--) {
@@ -56,7 +56,7 @@ static bool read_stats(const orion_control *control, orion_nvml_inventory *inven
           orion_unpack_skip(&u);
           continue;
         }
-        orion_nvml_gpu *gpu = &inventory->gpus[inventory->count++];
+        orion_nvml_gpu* gpu = &inventory->gpus[inventory->count++];
         memset(gpu, 0, sizeof *gpu);
         read_gpu(&u, gpu);
       }
@@ -69,7 +69,7 @@ static bool read_stats(const orion_control *control, orion_nvml_inventory *inven
   return !u.bad;
 }
 
-static bool ask_server(const char *address, const orion_config *config, orion_nvml_inventory *inventory, bool quiet) {
+static bool ask_server(const char* address, const orion_config* config, orion_nvml_inventory* inventory, bool quiet) {
   orion_control control;
   if (orion_control_open(&control, address, config->server_is_default, config->attach_timeout_ms, quiet) !=
       CUDA_SUCCESS)
@@ -84,10 +84,10 @@ static bool ask_server(const char *address, const orion_config *config, orion_nv
   return answered;
 }
 
-bool orion_nvml_ask(orion_nvml_inventory *inventory, bool quiet) {
+bool orion_nvml_ask(orion_nvml_inventory* inventory, bool quiet) {
   inventory->count = 0;
   inventory->driver_version[0] = 0;
-  orion_config *config = calloc(1, sizeof *config);
+  orion_config* config = calloc(1, sizeof *config);
   bool answered = config && orion_config_read(config);
   for (uint32_t i = 0; answered && i < config->server_count; i++)
     answered = ask_server(config->servers[i], config, inventory, quiet);

@@ -21,6 +21,6 @@ typedef struct orion_nvml_inventory {
 } orion_nvml_inventory;
 
 /// Asks every configured server. False, after one line on stderr unless `quiet`, when one does not answer.
-bool orion_nvml_ask(orion_nvml_inventory *inventory, bool quiet);
+bool orion_nvml_ask(orion_nvml_inventory* inventory, bool quiet);
 
 #endif

@@ -23,7 +23,7 @@ enum nvml_result {
   NVML_ERROR_GPU_IS_LOST = 15,
 };
 typedef int nvmlReturn_t;
-typedef struct orion_nvml_gpu *nvmlDevice_t;  // opaque to callers
+typedef struct orion_nvml_gpu* nvmlDevice_t;  // opaque to callers
 
 typedef struct nvmlMemory_t {
   unsigned long long total, free, used;
@@ -81,7 +81,7 @@ NVML_API nvmlReturn_t nvmlShutdown(void) {
 }
 
 // Handles outlive a shutdown, as natively, but nothing answers until the next init.
-static nvmlReturn_t check(const void *output) {
+static nvmlReturn_t check(const void* output) {
   pthread_mutex_lock(&lock);
   const unsigned count = init_count;
   pthread_mutex_unlock(&lock);
@@ -89,7 +89,7 @@ static nvmlReturn_t check(const void *output) {
   return output ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }
 
-static nvmlReturn_t check_device(const struct orion_nvml_gpu *device, const void *output) {
+static nvmlReturn_t check_device(const struct orion_nvml_gpu* device, const void* output) {
   const nvmlReturn_t result = check(output);
   if (result != NVML_SUCCESS) return result;
   const uintptr_t first = (uintptr_t)inventory.gpus;
@@ -99,14 +99,14 @@ static nvmlReturn_t check_device(const struct orion_nvml_gpu *device, const void
   return NVML_SUCCESS;
 }
 
-static nvmlReturn_t give_text(const char *text, char *out, unsigned int capacity) {
+static nvmlReturn_t give_text(const char* text, char* out, unsigned int capacity) {
   if (!text[0]) return NVML_ERROR_NOT_SUPPORTED;
   if (strlen(text) >= capacity) return NVML_ERROR_INSUFFICIENT_SIZE;
   memcpy(out, text, strlen(text) + 1);
   return NVML_SUCCESS;
 }
 
-NVML_API const char *nvmlErrorString(nvmlReturn_t result) {
+NVML_API const char* nvmlErrorString(nvmlReturn_t result) {
   switch (result) {
     case NVML_SUCCESS:
       return "Success";
@@ -129,39 +129,39 @@ NVML_API const char *nvmlErrorString(nvmlReturn_t result) {
   }
 }
 
-NVML_API nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length) {
+NVML_API nvmlReturn_t nvmlSystemGetDriverVersion(char* version, unsigned int length) {
   const nvmlReturn_t result = check(version);
   return result != NVML_SUCCESS ? result : give_text(inventory.driver_version, version, length);
 }
 
-NVML_API nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned int length) {
+NVML_API nvmlReturn_t nvmlSystemGetNVMLVersion(char* version, unsigned int length) {
   if (!version) return NVML_ERROR_INVALID_ARGUMENT;
   return give_text("13.0", version, length);
 }
 
-static nvmlReturn_t get_count(unsigned int *count) {
+static nvmlReturn_t get_count(unsigned int* count) {
   const nvmlReturn_t result = check(count);
   if (result == NVML_SUCCESS) *count = inventory.count;
   return result;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetCount(unsigned int *count) { return get_count(count); }
-NVML_API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) { return get_count(count); }
+NVML_API nvmlReturn_t nvmlDeviceGetCount(unsigned int* count) { return get_count(count); }
+NVML_API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int* count) { return get_count(count); }
 
-static nvmlReturn_t by_index(unsigned int index, nvmlDevice_t *device) {
+static nvmlReturn_t by_index(unsigned int index, nvmlDevice_t* device) {
   const nvmlReturn_t result = check(device);
   if (result != NVML_SUCCESS) return result;
   if (index >= inventory.count) return NVML_ERROR_INVALID_ARGUMENT;
   *device = &inventory.gpus[index];
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device) {
+NVML_API nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t* device) {
   return by_index(index, device);
 }
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
+NVML_API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t* device) {
   return by_index(index, device);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
+NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char* uuid, nvmlDevice_t* device) {
   const nvmlReturn_t result = check(device);
   if (result != NVML_SUCCESS) return result;
   if (!uuid) return NVML_ERROR_INVALID_ARGUMENT;
@@ -173,14 +173,14 @@ NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *
   return NVML_ERROR_NOT_FOUND;
 }
 
-static bool parse_pci(const char *text, unsigned int parts[3]) {
+static bool parse_pci(const char* text, unsigned int parts[3]) {
   parts[0] = 0;
   if (sscanf(text, "%x:%x:%x", &parts[0], &parts[1], &parts[2]) == 3) return true;
   parts[0] = 0;
   return sscanf(text, "%x:%x", &parts[1], &parts[2]) == 2;
 }
 
-static nvmlReturn_t by_pci(const char *bus_id, nvmlDevice_t *device) {
+static nvmlReturn_t by_pci(const char* bus_id, nvmlDevice_t* device) {
   const nvmlReturn_t result = check(device);
   if (result != NVML_SUCCESS) return result;
   unsigned int wanted[3];
@@ -193,37 +193,37 @@ static nvmlReturn_t by_pci(const char *bus_id, nvmlDevice_t *device) {
   }
   return NVML_ERROR_NOT_FOUND;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *bus_id, nvmlDevice_t *device) {
+NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char* bus_id, nvmlDevice_t* device) {
   return by_pci(bus_id, device);
 }
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, nvmlDevice_t *device) {
+NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char* bus_id, nvmlDevice_t* device) {
   return by_pci(bus_id, device);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index) {
+NVML_API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int* index) {
   const nvmlReturn_t result = check_device(device, index);
   if (result == NVML_SUCCESS) *index = (unsigned int)(device - inventory.gpus);
   return result;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length) {
+NVML_API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char* name, unsigned int length) {
   const nvmlReturn_t result = check_device(device, name);
   return result != NVML_SUCCESS ? result : give_text(device->name, name, length);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length) {
+NVML_API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char* uuid, unsigned int length) {
   const nvmlReturn_t result = check_device(device, uuid);
   return result != NVML_SUCCESS ? result : give_text(device->uuid, uuid, length);
 }
 
-static nvmlReturn_t get_memory(nvmlDevice_t device, unsigned long long *total, unsigned long long *used) {
+static nvmlReturn_t get_memory(nvmlDevice_t device, unsigned long long* total, unsigned long long* used) {
   nvmlReturn_t result = NVML_SUCCESS;
   pthread_mutex_lock(&lock);
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   const long age_ms = (now.tv_sec - asked_at.tv_sec) * 1000 + (now.tv_nsec - asked_at.tv_nsec) / 1000000;
   if (age_ms > FRESH_MS) {
-    orion_nvml_inventory *fresh = malloc(sizeof *fresh);
+    orion_nvml_inventory* fresh = malloc(sizeof *fresh);
     if (fresh && orion_nvml_ask(fresh, true) && fresh->count == inventory.count) {
       for (uint32_t i = 0; i < inventory.count; i++) {
         inventory.gpus[i].total_bytes = fresh->gpus[i].total_bytes;
@@ -241,14 +241,14 @@ static nvmlReturn_t get_memory(nvmlDevice_t device, unsigned long long *total, u
   return result;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
+NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t* memory) {
   nvmlReturn_t result = check_device(device, memory);
   if (result == NVML_SUCCESS) result = get_memory(device, &memory->total, &memory->used);
   if (result == NVML_SUCCESS) memory->free = memory->total - memory->used;
   return result;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory) {
+NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t* memory) {
   nvmlReturn_t result = check_device(device, memory);
   if (result == NVML_SUCCESS) result = get_memory(device, &memory->total, &memory->used);
   if (result != NVML_SUCCESS) return result;
@@ -257,7 +257,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory
   return NVML_SUCCESS;
 }
 
-static nvmlReturn_t get_pci(nvmlDevice_t device, nvmlPciInfo_t *pci) {
+static nvmlReturn_t get_pci(nvmlDevice_t device, nvmlPciInfo_t* pci) {
   const nvmlReturn_t result = check_device(device, pci);
   if (result != NVML_SUCCESS) return result;
   unsigned int parts[3];
@@ -271,19 +271,19 @@ static nvmlReturn_t get_pci(nvmlDevice_t device, nvmlPciInfo_t *pci) {
   snprintf(pci->busId, sizeof pci->busId, "%08X:%02X:%02X.0", parts[0], parts[1] & 0xff, parts[2] & 0xff);
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) { return get_pci(device, pci); }
-NVML_API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci) { return get_pci(device, pci); }
+NVML_API nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t* pci) { return get_pci(device, pci); }
+NVML_API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t* pci) { return get_pci(device, pci); }
 
-NVML_API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, void *rates) {
+NVML_API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, void* rates) {
   const nvmlReturn_t result = check_device(device, rates);
   return result != NVML_SUCCESS ? result : NVML_ERROR_NOT_SUPPORTED;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned int *celsius) {
+NVML_API nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned int* celsius) {
   (void)sensor;
   const nvmlReturn_t result = check_device(device, celsius);
   return result != NVML_SUCCESS ? result : NVML_ERROR_NOT_SUPPORTED;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *milliwatts) {
+NVML_API nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int* milliwatts) {
   const nvmlReturn_t result = check_device(device, milliwatts);
   return result != NVML_SUCCESS ? result : NVML_ERROR_NOT_SUPPORTED;
 }

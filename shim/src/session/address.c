@@ -38,7 +38,7 @@ static bool reserve(uint64_t base, uint64_t bytes) {
   return true;
 }
 
-bool orion_reserve_host(uint64_t *base) {
+bool orion_reserve_host(uint64_t* base) {
   while (next_host < HOST_CANDIDATES) {
     *base = HOST_CANDIDATE(next_host++);
     if (reserve(*base, ORION_HOST_ARENA_BYTES)) return true;
@@ -46,7 +46,7 @@ bool orion_reserve_host(uint64_t *base) {
   return false;
 }
 
-bool orion_reserve_device(uint64_t bytes, uint64_t *base) {
+bool orion_reserve_device(uint64_t bytes, uint64_t* base) {
   while (next_device < DEVICE_CANDIDATES) {
     *base = ORION_DEVICE_SLOT_CANDIDATE(next_device++);
     if (reserve(*base, bytes)) return true;
@@ -56,14 +56,14 @@ bool orion_reserve_device(uint64_t bytes, uint64_t *base) {
 
 void orion_unreserve(uint64_t base, uint64_t bytes) { syscall(SYS_munmap, base, bytes); }
 
-orion_segment *orion_map_segment(int fd) {
+orion_segment* orion_map_segment(int fd) {
   // The layout asks for 64 KiB alignment, mmap promises a page: map inside a larger reservation and cut it to size.
   enum { ALIGNMENT = _Alignof(orion_segment) };
   const int kind = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
   const uint64_t bytes = sizeof(orion_segment);
-  uint8_t *room = mmap(NULL, bytes + ALIGNMENT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  uint8_t* room = mmap(NULL, bytes + ALIGNMENT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (room == MAP_FAILED) return NULL;
-  uint8_t *aligned = (uint8_t *)(((uintptr_t)room + ALIGNMENT - 1) & ~(uintptr_t)(ALIGNMENT - 1));
+  uint8_t* aligned = (uint8_t*)(((uintptr_t)room + ALIGNMENT - 1) & ~(uintptr_t)(ALIGNMENT - 1));
   if (aligned > room) munmap(room, (size_t)(aligned - room));
   munmap(aligned + bytes, (size_t)(room + ALIGNMENT - aligned));
   if (mmap(aligned, bytes, PROT_READ | PROT_WRITE, kind | MAP_FIXED, fd, 0) == MAP_FAILED) {
@@ -71,5 +71,5 @@ orion_segment *orion_map_segment(int fd) {
     return NULL;
   }
   madvise(aligned, bytes, MADV_DONTFORK);
-  return (orion_segment *)aligned;
+  return (orion_segment*)aligned;
 }

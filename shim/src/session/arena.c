@@ -10,17 +10,17 @@ enum { PAGE_BYTES = 4096 };
 
 typedef struct interval {
   uint64_t first, end;  // offsets in the arena
-  struct interval *next;
+  struct interval* next;
 } interval;
 
 struct orion_arena {
   pthread_mutex_t lock;
-  interval *free_list;  // by address, never adjacent
+  interval* free_list;  // by address, never adjacent
 };
 
-orion_arena *orion_arena_new(uint64_t first, uint64_t bytes) {
-  orion_arena *arena = calloc(1, sizeof *arena);
-  interval *all = calloc(1, sizeof *all);
+orion_arena* orion_arena_new(uint64_t first, uint64_t bytes) {
+  orion_arena* arena = calloc(1, sizeof *arena);
+  interval* all = calloc(1, sizeof *all);
   if (!arena || !all) {
     free(arena);
     free(all);
@@ -32,10 +32,10 @@ orion_arena *orion_arena_new(uint64_t first, uint64_t bytes) {
   return arena;
 }
 
-void orion_arena_delete(orion_arena *arena) {
+void orion_arena_delete(orion_arena* arena) {
   if (!arena) return;
-  for (interval *item = arena->free_list; item;) {
-    interval *next = item->next;
+  for (interval* item = arena->free_list; item;) {
+    interval* next = item->next;
     free(item);
     item = next;
   }
@@ -45,14 +45,14 @@ void orion_arena_delete(orion_arena *arena) {
 
 static uint64_t whole_pages(uint64_t bytes) { return (bytes + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1); }
 
-void *orion_arena_allocate(orion_session *session, uint64_t bytes) {
+void* orion_arena_allocate(orion_session* session, uint64_t bytes) {
   if (bytes == 0 || bytes > ORION_HOST_ARENA_BYTES || atomic_load(&session->lost)) return NULL;
   const uint64_t wanted = whole_pages(bytes);
-  orion_arena *arena = orion_impl(session)->arena;
-  void *address = NULL;
+  orion_arena* arena = orion_impl(session)->arena;
+  void* address = NULL;
   pthread_mutex_lock(&arena->lock);
-  for (interval **link = &arena->free_list; *link; link = &(*link)->next) {
-    interval *item = *link;
+  for (interval** link = &arena->free_list; *link; link = &(*link)->next) {
+    interval* item = *link;
     if (item->end - item->first < wanted) continue;
     address = session->host_base + item->first;
     item->first += wanted;
@@ -66,18 +66,18 @@ void *orion_arena_allocate(orion_session *session, uint64_t bytes) {
   return address;
 }
 
-void orion_arena_free(orion_session *session, void *address, uint64_t bytes) {
-  const uint64_t first = (uint64_t)((uint8_t *)address - session->host_base);
+void orion_arena_free(orion_session* session, void* address, uint64_t bytes) {
+  const uint64_t first = (uint64_t)((uint8_t*)address - session->host_base);
   if (!address || bytes == 0 || bytes > ORION_HOST_ARENA_BYTES || first < ORION_STAGING_BYTES ||
       first >= ORION_HOST_ARENA_BYTES || atomic_load(&session->lost))
     return;
   const uint64_t end = first + whole_pages(bytes);
   if (end > ORION_HOST_ARENA_BYTES) return;
   session->transport->drop_pages(session, address, end - first);
-  orion_arena *arena = orion_impl(session)->arena;
+  orion_arena* arena = orion_impl(session)->arena;
   pthread_mutex_lock(&arena->lock);
-  interval *before = NULL;
-  interval *after = arena->free_list;
+  interval* before = NULL;
+  interval* after = arena->free_list;
   while (after && after->first < first) {
     before = after;
     after = after->next;
@@ -93,7 +93,7 @@ void orion_arena_free(orion_session *session, void *address, uint64_t bytes) {
   } else if (joins_after) {
     after->first = first;
   } else {
-    interval *item = malloc(sizeof *item);
+    interval* item = malloc(sizeof *item);
     if (item) {  // out of memory: the range is lost for later allocations, nothing else
       *item = (interval){first, end, after};
       if (before)

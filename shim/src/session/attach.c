@@ -24,16 +24,16 @@ static _Atomic int32_t failure;
 static pthread_mutex_t attach_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
 
-orion_session_impl *orion_sessions[ORION_SESSIONS_MAX];
+orion_session_impl* orion_sessions[ORION_SESSIONS_MAX];
 uint32_t orion_session_count;
-static orion_device **devices;
+static orion_device** devices;
 static uint32_t device_count;
 
 // One server while it is being attached to.
 typedef struct attach_job {
   orion_control control;
   orion_attach_answer attached;
-  orion_session_impl *impl;
+  orion_session_impl* impl;
   bool is_open, is_attached;
   bool visible[ORION_DEVICES];  // by position in attached.devices
   bool needed;
@@ -55,7 +55,7 @@ bool orion_attached(void) { return atomic_load_explicit(&state, memory_order_acq
 
 uint32_t orion_device_count(void) { return orion_attached() ? device_count : 0; }
 
-orion_device *orion_device_at(uint32_t ordinal) {
+orion_device* orion_device_at(uint32_t ordinal) {
   return orion_attached() && ordinal < device_count ? devices[ordinal] : NULL;
 }
 
@@ -69,12 +69,13 @@ static void after_fork_in_child(void) {
   if (before != ATTACHED && before != EXITING) return;
   if (before == ATTACHED) atomic_store(&state, FORKED);
   for (uint32_t i = 0; i < orion_session_count; i++) {
-    orion_session *session = &orion_sessions[i]->base;
+    orion_session* session = &orion_sessions[i]->base;
     atomic_store(&session->lost, CUDA_ERROR_NOT_INITIALIZED);
     session->transport->after_fork(session);
     // The parent's segment is not inherited. Empty pages in its place make a stray load harmless.
-    mmap(session->segment, sizeof *session->segment, PROT_READ | PROT_WRITE,
-         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    if (mmap(session->segment, sizeof *session->segment, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+      continue;
   }
   orion_api_after_fork();
 }
@@ -83,7 +84,7 @@ static void at_exit(void) {
   int expected = ATTACHED;
   if (!atomic_compare_exchange_strong(&state, &expected, EXITING)) return;
   for (uint32_t i = 0; i < orion_session_count; i++) {
-    orion_session *session = &orion_sessions[i]->base;
+    orion_session* session = &orion_sessions[i]->base;
     if (atomic_load(&session->lost) == 0) {
       orion_op_detach detach = {.op = {.code = ORION_OP_DETACH}};
       orion_try_push(session, &detach.op, sizeof detach, NULL, 0);
@@ -100,22 +101,22 @@ static void register_handlers(void) {
 
 // ------------------------------------------------------------------------------------------------- attach
 
-static void read_line(const char *path, char *out, size_t capacity) {
+static void read_line(const char* path, char* out, size_t capacity) {
   out[0] = 0;
-  FILE *file = fopen(path, "re");
+  FILE* file = fopen(path, "re");
   if (!file) return;
   if (!fgets(out, (int)capacity, file)) out[0] = 0;
   out[strcspn(out, "\n")] = 0;
   fclose(file);
 }
 
-static bool is_forwarded(const char *name) {
-  const char *value = getenv(name);
+static bool is_forwarded(const char* name) {
+  const char* value = getenv(name);
   return value && strlen(value) <= 64;  // every meaningful value is a short word or number
 }
 
-static CUresult attach(attach_job *job, const orion_config *config) {
-  static const char *const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
+static CUresult attach(attach_job* job, const orion_config* config) {
+  static const char* const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
                                           "CUDA_MODULE_LOADING",         "CUDA_MODULE_DATA_LOADING",
                                           "CUDA_FORCE_PTX_JIT",          "CUDA_DISABLE_PTX_JIT"};
   enum { FORWARDED = sizeof forwarded / sizeof *forwarded };
@@ -165,7 +166,7 @@ static CUresult attach(attach_job *job, const orion_config *config) {
   char type[32];
   const CUresult result = orion_control_request(&job->control, &p, type, false);
   if (result != CUDA_SUCCESS) return result;
-  const char *address = job->control.address;
+  const char* address = job->control.address;
   if (strcmp(type, "attached") != 0 || !orion_attached_read(&job->control, &job->attached)) {
     orion_log(ORION_LOG_ERROR, "%s answered the attach request with something else: check ORION_SERVER", address);
     return CUDA_ERROR_NO_DEVICE;
@@ -181,7 +182,7 @@ static CUresult attach(attach_job *job, const orion_config *config) {
   return CUDA_SUCCESS;
 }
 
-static void tell_detach(attach_job *job) {
+static void tell_detach(attach_job* job) {
   uint8_t buffer[1024];
   orion_packer p = {buffer, 0, sizeof buffer, false};
   orion_control_begin(&job->control, &p, "detach", 2);
@@ -192,26 +193,26 @@ static void tell_detach(attach_job *job) {
   orion_control_tell(&job->control, &p);
 }
 
-static bool reserve_device(attach_job *job, uint32_t i) {
-  orion_device *device = &job->attached.devices[i];
+static bool reserve_device(attach_job* job, uint32_t i) {
+  orion_device* device = &job->attached.devices[i];
   if (orion_reserve_device(device->slot_bytes, &device->slot_base)) return true;
   orion_log(ORION_LOG_ERROR, "no free address range for device %u of %s (is RLIMIT_AS set?)", i, job->control.address);
   return false;
 }
 
-static bool reserve_host(attach_job *job) {
+static bool reserve_host(attach_job* job) {
   if (orion_reserve_host(&job->host_base)) return true;
   orion_log(ORION_LOG_ERROR, "no free address range for pinned memory of %s (is RLIMIT_AS set?)", job->control.address);
   return false;
 }
 
 // Lets go of the ranges that the worker cannot have, and takes the next candidates. False when none is left.
-static bool next_candidates(attach_job *job) {
+static bool next_candidates(attach_job* job) {
   uint32_t pairs = 0;
   orion_unpacker u = orion_control_answer(&job->control, &pairs);
   bool any = false;
   for (; pairs && !u.bad; pairs--) {
-    const uint8_t *key = NULL;
+    const uint8_t* key = NULL;
     const uint32_t n = orion_unpack_bytes(&u, &key);
     if (orion_unpack_equals(key, n, "host")) {
       if (!orion_unpack_integer(&u) || u.bad) continue;
@@ -223,7 +224,7 @@ static bool next_candidates(attach_job *job) {
       for (uint32_t left = orion_unpack_array(&u); left && !u.bad; left--) {
         const int64_t ordinal = orion_unpack_integer(&u);
         for (uint32_t i = 0; i < job->attached.device_count && !u.bad; i++) {
-          orion_device *device = &job->attached.devices[i];
+          orion_device* device = &job->attached.devices[i];
           if (!job->visible[i] || (int64_t)device->remote_ordinal != ordinal) continue;
           orion_unreserve(device->slot_base, device->slot_bytes);
           device->slot_base = 0;
@@ -239,7 +240,7 @@ static bool next_candidates(attach_job *job) {
   return any && !u.bad;
 }
 
-static CUresult bind_addresses(attach_job *job, const char *transport) {
+static CUresult bind_addresses(attach_job* job, const char* transport) {
   uint32_t visible = 0;
   if (!reserve_host(job)) return CUDA_ERROR_OUT_OF_MEMORY;
   for (uint32_t i = 0; i < job->attached.device_count; i++) {
@@ -286,9 +287,9 @@ static CUresult bind_addresses(attach_job *job, const char *transport) {
   return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-static CUresult connect_job(attach_job *job, const orion_config *config) {
-  const orion_attach_answer *attached = &job->attached;
-  const char *address = job->control.address;
+static CUresult connect_job(attach_job* job, const orion_config* config) {
+  const orion_attach_answer* attached = &job->attached;
+  const char* address = job->control.address;
   int socket_fd = -1;
   if (config->transport != ORION_WISH_TCP && attached->shm_socket[0]) {
     socket_fd = orion_shm_connect(attached->shm_socket);
@@ -297,8 +298,10 @@ static CUresult connect_job(attach_job *job, const orion_config *config) {
                 "no shared memory with %s: %s: %s%s", address, attached->shm_socket, strerror(errno),
                 config->transport == ORION_WISH_SHM ? " (ORION_TRANSPORT=auto falls back to tcp)" : "; using tcp");
   } else if (config->transport == ORION_WISH_SHM) {
-    orion_log(ORION_LOG_ERROR, "%s offers no shared memory to this process: is it on another host? (ORION_TRANSPORT=auto"
-              " falls back to tcp)", address);
+    orion_log(ORION_LOG_ERROR,
+              "%s offers no shared memory to this process: is it on another host? (ORION_TRANSPORT=auto"
+              " falls back to tcp)",
+              address);
   }
   if (socket_fd < 0 && config->transport == ORION_WISH_SHM) return CUDA_ERROR_NO_DEVICE;
   if (socket_fd < 0 && (!attached->tcp_ops[0] || !attached->tcp_bulk[0])) {
@@ -310,16 +313,15 @@ static CUresult connect_job(attach_job *job, const orion_config *config) {
     if (socket_fd >= 0) close(socket_fd);
     return result;
   }
-  orion_session *session = &job->impl->base;
-  session->host_base = (uint8_t *)(uintptr_t)job->host_base;
+  orion_session* session = &job->impl->base;
+  session->host_base = (uint8_t*)(uintptr_t)job->host_base;
   session->driver_version = attached->driver_version;
   session->is_softgpu = attached->is_softgpu;
   session->runtime_validated = attached->runtime_validated;
   snprintf(session->server_address, sizeof session->server_address, "%s", address);
-  const bool opened = socket_fd >= 0
-                          ? orion_shm_open(session, socket_fd, attached->token, config->attach_timeout_ms)
-                          : orion_tcp_open(session, attached->tcp_ops, attached->tcp_bulk, attached->token,
-                                           config->attach_timeout_ms);
+  const bool opened = socket_fd >= 0 ? orion_shm_open(session, socket_fd, attached->token, config->attach_timeout_ms)
+                                     : orion_tcp_open(session, attached->tcp_ops, attached->tcp_bulk, attached->token,
+                                                      config->attach_timeout_ms);
   if (!opened) return CUDA_ERROR_NO_DEVICE;
   if (!orion_session_start(job->impl)) return CUDA_ERROR_OUT_OF_MEMORY;
   orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s", address, attached->server_version,
@@ -328,8 +330,8 @@ static CUresult connect_job(attach_job *job, const orion_config *config) {
 }
 
 // Chooses the devices that the program sees, and with them the sessions that are needed.
-static CUresult choose_devices(attach_job *jobs, uint32_t job_count) {
-  orion_device *all[ORION_DEVICES * ORION_SESSIONS_MAX];
+static CUresult choose_devices(attach_job* jobs, uint32_t job_count) {
+  orion_device* all[ORION_DEVICES * ORION_SESSIONS_MAX];
   uint32_t count = 0;
   for (uint32_t j = 0; j < job_count; j++) {
     for (uint32_t i = 0; i < jobs[j].attached.device_count; i++) {
@@ -337,9 +339,10 @@ static CUresult choose_devices(attach_job *jobs, uint32_t job_count) {
       all[count++] = &jobs[j].attached.devices[i];
     }
   }
-  devices = calloc(count + 1, sizeof(orion_device *));
+  devices = calloc(count + 1, sizeof(orion_device*));
   if (!devices) return CUDA_ERROR_OUT_OF_MEMORY;
-  device_count = orion_visible_devices(all, count, getenv("CUDA_DEVICE_ORDER"), getenv("CUDA_VISIBLE_DEVICES"), devices);
+  device_count =
+      orion_visible_devices(all, count, getenv("CUDA_DEVICE_ORDER"), getenv("CUDA_VISIBLE_DEVICES"), devices);
   if (device_count == 0) {
     orion_log(count ? ORION_LOG_INFO : ORION_LOG_ERROR, "no device is visible: %s",
               count ? "CUDA_VISIBLE_DEVICES hides them all" : "the server has none to give");
@@ -355,8 +358,8 @@ static CUresult choose_devices(attach_job *jobs, uint32_t job_count) {
   return CUDA_SUCCESS;
 }
 
-static void undo(attach_job *job) {
-  orion_session *session = job->impl ? &job->impl->base : NULL;
+static void undo(attach_job* job) {
+  orion_session* session = job->impl ? &job->impl->base : NULL;
   if (session && session->transport) {
     session->transport->close(session);
     munmap(session->segment, sizeof *session->segment);
@@ -369,7 +372,7 @@ static void undo(attach_job *job) {
   orion_session_free(job->impl);
 }
 
-static CUresult attach_all(const orion_config *config, attach_job *jobs) {
+static CUresult attach_all(const orion_config* config, attach_job* jobs) {
   CUresult result = CUDA_SUCCESS;
   for (uint32_t j = 0; j < config->server_count && result == CUDA_SUCCESS; j++) {
     jobs[j].impl = orion_session_new(config);
@@ -400,11 +403,11 @@ static CUresult attach_all(const orion_config *config, attach_job *jobs) {
 }
 
 static CUresult attach_locked(void) {
-  orion_config *config = calloc(1, sizeof *config);
+  orion_config* config = calloc(1, sizeof *config);
   if (!config) return CUDA_ERROR_OUT_OF_MEMORY;
   CUresult result = CUDA_ERROR_INVALID_VALUE;
   if (orion_config_read(config)) {
-    attach_job *jobs = calloc(config->server_count, sizeof *jobs);
+    attach_job* jobs = calloc(config->server_count, sizeof *jobs);
     result = jobs ? attach_all(config, jobs) : CUDA_ERROR_OUT_OF_MEMORY;
     free(jobs);
   }

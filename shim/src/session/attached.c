@@ -5,24 +5,24 @@
 
 #include "log.h"
 
-static void read_text(orion_unpacker *u, char *out, size_t capacity) {
-  const uint8_t *text = NULL;
+static void read_text(orion_unpacker* u, char* out, size_t capacity) {
+  const uint8_t* text = NULL;
   const uint32_t bytes = orion_unpack_bytes(u, &text);
   if (bytes >= capacity)
     u->bad = true;
   else
-    orion_printable(out, capacity, (const char *)text, bytes);
+    orion_printable(out, capacity, (const char*)text, bytes);
 }
 
-static void read_fixed(orion_unpacker *u, void *out, uint32_t bytes) {
-  const uint8_t *data = NULL;
+static void read_fixed(orion_unpacker* u, void* out, uint32_t bytes) {
+  const uint8_t* data = NULL;
   if (orion_unpack_bytes(u, &data) != bytes || u->bad)
     u->bad = true;
   else
     memcpy(out, data, bytes);
 }
 
-static void read_attributes(orion_unpacker *u, orion_device *device) {
+static void read_attributes(orion_unpacker* u, orion_device* device) {
   for (uint32_t pairs = orion_unpack_map(u); pairs && !u->bad; pairs--) {
     const int64_t id = orion_unpack_integer(u);
     const int64_t value = orion_unpack_integer(u);
@@ -32,7 +32,7 @@ static void read_attributes(orion_unpacker *u, orion_device *device) {
   }
 }
 
-static void read_pair(orion_unpacker *u, int64_t *first, int64_t *second) {
+static void read_pair(orion_unpacker* u, int64_t* first, int64_t* second) {
   const uint32_t items = orion_unpack_array(u);
   if (items < 2) u->bad = true;
   *first = orion_unpack_integer(u);
@@ -40,12 +40,12 @@ static void read_pair(orion_unpacker *u, int64_t *first, int64_t *second) {
   for (uint32_t i = 2; i < items && !u->bad; i++) orion_unpack_skip(u);
 }
 
-static void read_device(orion_unpacker *u, orion_device *device) {
+static void read_device(orion_unpacker* u, orion_device* device) {
   int64_t first = 0;
   int64_t second = 0;
   memset(device, 0, sizeof *device);
   for (uint32_t pairs = orion_unpack_map(u); pairs && !u->bad; pairs--) {
-    const uint8_t *key = NULL;
+    const uint8_t* key = NULL;
     const uint32_t n = orion_unpack_bytes(u, &key);
     if (orion_unpack_equals(key, n, "ordinal")) {
       const int64_t ordinal = orion_unpack_integer(u);
@@ -75,7 +75,7 @@ static void read_device(orion_unpacker *u, orion_device *device) {
   if (device->slot_bytes == 0 || device->slot_bytes > spacing || device->slot_bytes % ORION_CHUNK_BYTES) u->bad = true;
 }
 
-static void read_devices(orion_unpacker *u, orion_attach_answer *attached) {
+static void read_devices(orion_unpacker* u, orion_attach_answer* attached) {
   const uint32_t count = orion_unpack_array(u);
   if (count > ORION_DEVICES || attached->devices) u->bad = true;
   if (u->bad || count == 0) return;
@@ -84,15 +84,15 @@ static void read_devices(orion_unpacker *u, orion_attach_answer *attached) {
   for (uint32_t i = 0; i < count && !u->bad; i++) read_device(u, &attached->devices[attached->device_count++]);
 }
 
-bool orion_attached_read(const orion_control *control, orion_attach_answer *attached) {
+bool orion_attached_read(const orion_control* control, orion_attach_answer* attached) {
   memset(attached, 0, sizeof *attached);
   uint32_t pairs = 0;
   orion_unpacker unpacker = orion_control_answer(control, &pairs);
-  orion_unpacker *u = &unpacker;
+  orion_unpacker* u = &unpacker;
   for (; pairs && !u->bad; pairs--) {
-    const uint8_t *key = NULL;
+    const uint8_t* key = NULL;
     const uint32_t n = orion_unpack_bytes(u, &key);
-    const uint8_t *start = u->at;
+    const uint8_t* start = u->at;
     if (orion_unpack_equals(key, n, "session")) {
       orion_unpack_skip(u);
       const size_t bytes = (size_t)(u->at - start);

@@ -16,11 +16,11 @@ typedef struct orion_attach_answer {
   int driver_version;
   char shm_socket[108];
   char tcp_ops[160], tcp_bulk[160];
-  orion_device *devices;  // malloc
+  orion_device* devices;  // malloc
   uint32_t device_count;
 } orion_attach_answer;
 
 /// False when the answer is not a well-formed "attached". The caller frees `devices` in either case.
-bool orion_attached_read(const orion_control *control, orion_attach_answer *attached);
+bool orion_attached_read(const orion_control* control, orion_attach_answer* attached);
 
 #endif

@@ -15,7 +15,7 @@
 
 enum { VALUE_BYTES = 2048, CONF_FILE_MAX_BYTES = 1 << 20 };
 
-static char *trimmed(char *text) {
+static char* trimmed(char* text) {
   while (isspace((unsigned char)*text)) text++;
   size_t n = strlen(text);
   while (n && isspace((unsigned char)text[n - 1])) text[--n] = 0;
@@ -23,17 +23,17 @@ static char *trimmed(char *text) {
 }
 
 // Looks for `key` in an INI file. Sections only group keys for the reader; `#` and `;` start a comment line.
-static bool find_in_file(const char *path, const char *key, char *value) {
-  FILE *file = fopen(path, "re");
+static bool find_in_file(const char* path, const char* key, char* value) {
+  FILE* file = fopen(path, "re");
   if (!file) return false;
   char line[VALUE_BYTES];
   bool found = false;
   size_t read_bytes = 0;
   while (!found && read_bytes < CONF_FILE_MAX_BYTES && fgets(line, sizeof line, file)) {
     read_bytes += strlen(line);
-    char *text = trimmed(line);
+    char* text = trimmed(line);
     if (!*text || *text == '#' || *text == ';' || *text == '[') continue;
-    char *equals = strchr(text, '=');
+    char* equals = strchr(text, '=');
     if (!equals) continue;
     *equals = 0;
     if (strcasecmp(trimmed(text), key) != 0) continue;
@@ -44,37 +44,36 @@ static bool find_in_file(const char *path, const char *key, char *value) {
   return found;
 }
 
-static bool setting(const char *key, char *value) {
-  const char *from_environment = getenv(key);
+static bool setting(const char* key, char* value) {
+  const char* from_environment = getenv(key);
   if (from_environment && *from_environment) {
     snprintf(value, VALUE_BYTES, "%s", from_environment);
     return true;
   }
-  const char *home = getenv("HOME");
+  const char* home = getenv("HOME");
   char buffer[1024];
   struct passwd entry;
-  struct passwd *user = NULL;
+  struct passwd* user = NULL;
   if (!home && getpwuid_r(getuid(), &entry, buffer, sizeof buffer, &user) == 0 && user) home = user->pw_dir;
   if (home) {
     char path[1024];
-    if (snprintf(path, sizeof path, "%s/.orion/client.conf", home) < (int)sizeof path &&
-        find_in_file(path, key, value))
+    if (snprintf(path, sizeof path, "%s/.orion/client.conf", home) < (int)sizeof path && find_in_file(path, key, value))
       return true;
   }
   return find_in_file("/etc/orion/client.conf", key, value);
 }
 
-static bool bad_value(const char *key, const char *value, const char *expected) {
+static bool bad_value(const char* key, const char* value, const char* expected) {
   char shown[128];
   orion_printable(shown, sizeof shown, value, strlen(value));
   orion_log(ORION_LOG_ERROR, "%s=%s is not valid: expected %s", key, shown, expected);
   return false;
 }
 
-static bool read_number(const char *key, uint64_t least, uint64_t most, const char *expected, uint64_t *number) {
+static bool read_number(const char* key, uint64_t least, uint64_t most, const char* expected, uint64_t* number) {
   char value[VALUE_BYTES];
   if (!setting(key, value)) return true;
-  char *end = NULL;
+  char* end = NULL;
   errno = 0;
   unsigned long long parsed = strtoull(value, &end, 10);
   if (!isdigit((unsigned char)value[0]) || *end || errno || parsed < least || parsed > most)
@@ -83,15 +82,15 @@ static bool read_number(const char *key, uint64_t least, uint64_t most, const ch
   return true;
 }
 
-static bool parse_servers(orion_config *config, char *value) {
+static bool parse_servers(orion_config* config, char* value) {
   static const char expected[] = "host:port[,host:port...], at most 16, for example 127.0.0.1:9960";
   char whole[VALUE_BYTES];
   snprintf(whole, sizeof whole, "%s", value);
-  char *rest = NULL;
-  for (char *item = strtok_r(value, ",", &rest); item; item = strtok_r(NULL, ",", &rest)) {
+  char* rest = NULL;
+  for (char* item = strtok_r(value, ",", &rest); item; item = strtok_r(NULL, ",", &rest)) {
     item = trimmed(item);
-    char *colon = strrchr(item, ':');
-    char *end = NULL;
+    char* colon = strrchr(item, ':');
+    char* end = NULL;
     unsigned long port = 9960;
     if (colon && !strchr(colon, ']')) {  // "[::1]" alone has its last colon inside the brackets
       port = strtoul(colon + 1, &end, 10);
@@ -113,7 +112,7 @@ static bool read_log_settings(void) {
   int level = ORION_LOG_WARN;
   setting("ORION_LOG_FILE", file);
   if (setting("ORION_LOG", value)) {
-    static const char *const names[] = {"error", "warn", "info", "debug"};
+    static const char* const names[] = {"error", "warn", "info", "debug"};
     for (level = 0; level < 4 && strcasecmp(value, names[level]) != 0; level++) continue;
     if (level == 4) return bad_value("ORION_LOG", value, "error, warn, info or debug");
   }
@@ -121,7 +120,7 @@ static bool read_log_settings(void) {
   return true;
 }
 
-bool orion_config_read(orion_config *config) {
+bool orion_config_read(orion_config* config) {
   memset(config, 0, sizeof *config);
   if (!read_log_settings()) return false;
   char value[VALUE_BYTES];
@@ -133,7 +132,7 @@ bool orion_config_read(orion_config *config) {
     config->server_is_default = true;
   }
   if (setting("ORION_TRANSPORT", value)) {
-    static const char *const names[] = {"auto", "shm", "tcp"};
+    static const char* const names[] = {"auto", "shm", "tcp"};
     int wish = 0;
     while (wish < 3 && strcasecmp(value, names[wish]) != 0) wish++;
     if (wish == 3) return bad_value("ORION_TRANSPORT", value, "auto, shm or tcp");

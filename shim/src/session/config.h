@@ -14,8 +14,8 @@ typedef struct orion_config {
   uint32_t server_count;
   bool server_is_default;  // nobody named one
   enum orion_transport_wish transport;
-  uint32_t vgpu_count;  // 0: all that the server offers
-  uint64_t gmem_mib;    // 0: the server's default
+  uint32_t vgpu_count;     // 0: all that the server offers
+  uint64_t gmem_mib;       // 0: the server's default
   uint32_t ratio_percent;  // 0: the server's default
   char group[256];
   uint32_t spin_us;
@@ -24,6 +24,6 @@ typedef struct orion_config {
 } orion_config;
 
 /// Reads the configuration, sets up logging. False after one line on stderr that names the bad value.
-bool orion_config_read(orion_config *config);
+bool orion_config_read(orion_config* config);
 
 #endif

@@ -16,26 +16,26 @@
 #include "log.h"
 
 // A plain connection first: ZeroMQ retries in silence, and "connection refused" is worth telling at once.
-static int probe(const char *address, uint32_t timeout_ms, char *why, size_t why_bytes) {
+static int probe(const char* address, uint32_t timeout_ms, char* why, size_t why_bytes) {
   char host[ORION_SERVER_NAME_BYTES];
   snprintf(host, sizeof host, "%s", address);
-  char *colon = strrchr(host, ':');
+  char* colon = strrchr(host, ':');
   if (!colon) return EINVAL;
   *colon = 0;
-  char *name = host;
+  char* name = host;
   if (*name == '[' && colon[-1] == ']') {
     colon[-1] = 0;
     name++;
   }
   const struct addrinfo wanted = {.ai_socktype = SOCK_STREAM};
-  struct addrinfo *found = NULL;
+  struct addrinfo* found = NULL;
   const int problem = getaddrinfo(name, colon + 1, &wanted, &found);
   if (problem) {
     snprintf(why, why_bytes, "%s", gai_strerror(problem));
     return EHOSTUNREACH;
   }
   int error = EHOSTUNREACH;
-  for (struct addrinfo *item = found; item && error; item = item->ai_next) {
+  for (struct addrinfo* item = found; item && error; item = item->ai_next) {
     const int fd = socket(item->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
       error = errno;
@@ -63,7 +63,7 @@ static int probe(const char *address, uint32_t timeout_ms, char *why, size_t why
   return error;
 }
 
-CUresult orion_control_open(orion_control *control, const char *address, bool is_default, uint32_t timeout_ms,
+CUresult orion_control_open(orion_control* control, const char* address, bool is_default, uint32_t timeout_ms,
                             bool quiet) {
   memset(control, 0, sizeof *control);
   snprintf(control->address, sizeof control->address, "%s", address);
@@ -99,7 +99,7 @@ CUresult orion_control_open(orion_control *control, const char *address, bool is
   return CUDA_SUCCESS;
 }
 
-void orion_control_close(orion_control *control) {
+void orion_control_close(orion_control* control) {
   if (control->socket) zmq_socket_monitor(control->socket, NULL, 0);
   if (control->monitor) zmq_close(control->monitor);
   if (control->socket) zmq_close(control->socket);
@@ -109,7 +109,7 @@ void orion_control_close(orion_control *control) {
   memset(control, 0, sizeof *control);
 }
 
-void orion_control_begin(orion_control *control, orion_packer *packer, const char *type, uint32_t pairs) {
+void orion_control_begin(orion_control* control, orion_packer* packer, const char* type, uint32_t pairs) {
   orion_pack_map(packer, 3 + pairs);
   orion_pack_string(packer, "v");
   orion_pack_unsigned(packer, ORION_CONTROL_VERSION);
@@ -119,12 +119,12 @@ void orion_control_begin(orion_control *control, orion_packer *packer, const cha
   orion_pack_unsigned(packer, ++control->next_id);
 }
 
-void orion_control_tell(orion_control *control, const orion_packer *packer) {
+void orion_control_tell(orion_control* control, const orion_packer* packer) {
   zmq_send(control->socket, packer->data, packer->bytes, ZMQ_DONTWAIT);
 }
 
 // The next message, whole. False at the deadline or when the peer does not speak our protocol.
-static bool receive(orion_control *control, uint64_t deadline_ns, bool *not_zmtp) {
+static bool receive(orion_control* control, uint64_t deadline_ns, bool* not_zmtp) {
   for (;;) {
     const uint64_t now_ns = orion_now_ns();
     if (now_ns >= deadline_ns) return false;
@@ -152,7 +152,7 @@ static bool receive(orion_control *control, uint64_t deadline_ns, bool *not_zmtp
   }
 }
 
-orion_unpacker orion_control_answer(const orion_control *control, uint32_t *pairs) {
+orion_unpacker orion_control_answer(const orion_control* control, uint32_t* pairs) {
   orion_unpacker u = {control->answer, control->answer + control->answer_bytes, false};
   *pairs = orion_unpack_map(&u);
   if (u.bad) *pairs = 0;
@@ -164,15 +164,15 @@ typedef struct answer_head {
   char type[32], message[384], hint[256];
 } answer_head;
 
-static bool read_head(const orion_control *control, answer_head *head) {
+static bool read_head(const orion_control* control, answer_head* head) {
   memset(head, 0, sizeof *head);
   head->code = CUDA_ERROR_UNKNOWN;
   uint32_t pairs = 0;
   orion_unpacker u = orion_control_answer(control, &pairs);
   if (u.bad) return false;
   for (; pairs && !u.bad; pairs--) {
-    const uint8_t *key = NULL;
-    const uint8_t *text = NULL;
+    const uint8_t* key = NULL;
+    const uint8_t* text = NULL;
     const uint32_t key_bytes = orion_unpack_bytes(&u, &key);
     if (orion_unpack_equals(key, key_bytes, "v")) {
       head->version = orion_unpack_integer(&u);
@@ -183,19 +183,19 @@ static bool read_head(const orion_control *control, answer_head *head) {
       orion_unpack_skip(&u);
     } else if (orion_unpack_equals(key, key_bytes, "type")) {
       const uint32_t bytes = orion_unpack_bytes(&u, &text);
-      orion_printable(head->type, sizeof head->type, (const char *)text, bytes);
+      orion_printable(head->type, sizeof head->type, (const char*)text, bytes);
     } else if (orion_unpack_equals(key, key_bytes, "code")) {
       head->code = orion_unpack_integer(&u);
     } else if (orion_unpack_equals(key, key_bytes, "message")) {
       const uint32_t bytes = orion_unpack_bytes(&u, &text);
-      orion_printable(head->message, sizeof head->message, (const char *)text, bytes);
+      orion_printable(head->message, sizeof head->message, (const char*)text, bytes);
     } else if (orion_unpack_equals(key, key_bytes, "hint")) {
       if (u.at < u.end && *u.at == 0xc0) {
         orion_unpack_skip(&u);
         continue;
       }
       const uint32_t bytes = orion_unpack_bytes(&u, &text);
-      orion_printable(head->hint, sizeof head->hint, (const char *)text, bytes);
+      orion_printable(head->hint, sizeof head->hint, (const char*)text, bytes);
     } else {
       orion_unpack_skip(&u);
     }
@@ -203,8 +203,8 @@ static bool read_head(const orion_control *control, answer_head *head) {
   return !u.bad && head->type[0];
 }
 
-CUresult orion_control_request(orion_control *control, const orion_packer *packer, char type[32], bool quiet) {
-  const char *address = control->address;
+CUresult orion_control_request(orion_control* control, const orion_packer* packer, char type[32], bool quiet) {
+  const char* address = control->address;
   const uint64_t deadline_ns = orion_now_ns() + control->timeout_ms * 1000000ull;
   if (packer->overflow || zmq_send(control->socket, packer->data, packer->bytes, ZMQ_DONTWAIT) < 0) {
     if (!quiet) orion_log(ORION_LOG_ERROR, "cannot send to %s: the request does not fit", address);
@@ -229,7 +229,8 @@ CUresult orion_control_request(orion_control *control, const orion_packer *packe
     answer_head head;
     if (!read_head(control, &head)) {
       if (!quiet)
-        orion_log(ORION_LOG_ERROR, "%s answered with something that is not an Orion message: check ORION_SERVER", address);
+        orion_log(ORION_LOG_ERROR, "%s answered with something that is not an Orion message: check ORION_SERVER",
+                  address);
       return CUDA_ERROR_NO_DEVICE;
     }
     if (head.version != ORION_CONTROL_VERSION) {

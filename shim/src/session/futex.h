@@ -12,14 +12,14 @@
 #include <unistd.h>
 
 /// Sleeps while *at == expected, at most timeout_us. Wakes early for any reason: check again.
-static inline void orion_futex_wait(_Atomic uint32_t *at, uint32_t expected, uint32_t timeout_us) {
+static inline void orion_futex_wait(_Atomic uint32_t* at, uint32_t expected, uint32_t timeout_us) {
   struct timespec timeout = {timeout_us / 1000000u, (long)(timeout_us % 1000000u) * 1000};
-  syscall(SYS_futex, (uint32_t *)at, FUTEX_WAIT, expected, &timeout, NULL, 0);
+  syscall(SYS_futex, (uint32_t*)at, FUTEX_WAIT, expected, &timeout, NULL, 0);
 }
 
-static inline void orion_futex_wake_all(_Atomic uint32_t *at) {
+static inline void orion_futex_wake_all(_Atomic uint32_t* at) {
   atomic_fetch_add_explicit(at, 1, memory_order_release);
-  syscall(SYS_futex, (uint32_t *)at, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+  syscall(SYS_futex, (uint32_t*)at, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 static inline uint64_t orion_now_ns(void) {

@@ -15,7 +15,7 @@
 static _Atomic int log_level = ORION_LOG_WARN;
 static _Atomic int log_file = -1;
 
-void orion_log_configure(int level, const char *file) {
+void orion_log_configure(int level, const char* file) {
   atomic_store(&log_level, level);
   if (!file || !*file || atomic_load(&log_file) >= 0) return;
   int opened = open(file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -26,7 +26,7 @@ void orion_log_configure(int level, const char *file) {
   atomic_store(&log_file, opened);
 }
 
-void orion_printable(char *out, size_t capacity, const char *text, size_t bytes) {
+void orion_printable(char* out, size_t capacity, const char* text, size_t bytes) {
   size_t n = 0;
   for (size_t i = 0; i < bytes && n + 1 < capacity; i++) {
     unsigned char c = (unsigned char)text[i];
@@ -36,7 +36,7 @@ void orion_printable(char *out, size_t capacity, const char *text, size_t bytes)
 }
 
 // One write per line: lines of several threads and processes on one stderr must not mix.
-static void write_line(int fd, const char *line, size_t bytes) {
+static void write_line(int fd, const char* line, size_t bytes) {
   while (bytes) {
     ssize_t wrote = write(fd, line, bytes);
     if (wrote < 0 && errno == EINTR) continue;
@@ -46,10 +46,10 @@ static void write_line(int fd, const char *line, size_t bytes) {
   }
 }
 
-void orion_log(enum orion_log_level level, const char *format, ...) {
+void orion_log(enum orion_log_level level, const char* format, ...) {
   if ((int)level > atomic_load_explicit(&log_level, memory_order_relaxed)) return;
   const int saved_errno = errno;
-  static const char *const names[] = {"", "warning: ", "info: ", "debug: "};
+  static const char* const names[] = {"", "warning: ", "info: ", "debug: "};
   char line[ORION_LINE_BYTES];
   int prefix = snprintf(line, sizeof line, "orion: %s", names[level]);
   va_list arguments;
@@ -75,13 +75,13 @@ void orion_log(enum orion_log_level level, const char *format, ...) {
   errno = saved_errno;
 }
 
-CUresult orion_not_implemented(const char *function) {
+CUresult orion_not_implemented(const char* function) {
   // A small open-addressed set of the name pointers (string literals), so that each name is told once.
-  static _Atomic(const char *) told[1024];
+  static _Atomic(const char*) told[1024];
   size_t hash = ((size_t)(uintptr_t)function >> 3) * 0x9e3779b97f4a7c15ull >> 54;
   for (size_t i = 0; i < 1024; i++) {
-    _Atomic(const char *) *place = &told[(hash + i) & 1023];
-    const char *seen = NULL;
+    _Atomic(const char*)* place = &told[(hash + i) & 1023];
+    const char* seen = NULL;
     if (atomic_compare_exchange_strong(place, &seen, function)) {
       orion_log(ORION_LOG_WARN, "%s is not implemented: it returns CUDA_ERROR_NOT_SUPPORTED (see docs/api-coverage.md)",
                 function);

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-static void put(orion_packer *p, const void *data, size_t bytes) {
+static void put(orion_packer* p, const void* data, size_t bytes) {
   if (bytes > p->capacity - p->bytes) {
     p->overflow = true;
     return;
@@ -11,27 +11,27 @@ static void put(orion_packer *p, const void *data, size_t bytes) {
   p->bytes += bytes;
 }
 
-static void put_head(orion_packer *p, uint8_t code, uint64_t value, int width_bytes) {
+static void put_head(orion_packer* p, uint8_t code, uint64_t value, int width_bytes) {
   uint8_t head[9] = {code};
   for (int i = 0; i < width_bytes; i++) head[1 + i] = (uint8_t)(value >> (8 * (width_bytes - 1 - i)));
   put(p, head, 1 + (size_t)width_bytes);
 }
 
-void orion_pack_map(orion_packer *p, uint32_t pairs) {
+void orion_pack_map(orion_packer* p, uint32_t pairs) {
   if (pairs < 16)
     put_head(p, (uint8_t)(0x80 | pairs), 0, 0);
   else
     put_head(p, 0xdf, pairs, 4);
 }
 
-void orion_pack_array(orion_packer *p, uint32_t items) {
+void orion_pack_array(orion_packer* p, uint32_t items) {
   if (items < 16)
     put_head(p, (uint8_t)(0x90 | items), 0, 0);
   else
     put_head(p, 0xdd, items, 4);
 }
 
-void orion_pack_string(orion_packer *p, const char *text) {
+void orion_pack_string(orion_packer* p, const char* text) {
   const size_t bytes = strlen(text);
   if (bytes < 32)
     put_head(p, (uint8_t)(0xa0 | bytes), 0, 0);
@@ -40,12 +40,12 @@ void orion_pack_string(orion_packer *p, const char *text) {
   put(p, text, bytes);
 }
 
-void orion_pack_binary(orion_packer *p, const void *data, uint32_t bytes) {
+void orion_pack_binary(orion_packer* p, const void* data, uint32_t bytes) {
   put_head(p, 0xc6, bytes, 4);
   put(p, data, bytes);
 }
 
-void orion_pack_unsigned(orion_packer *p, uint64_t value) {
+void orion_pack_unsigned(orion_packer* p, uint64_t value) {
   if (value < 128)
     put_head(p, (uint8_t)value, 0, 0);
   else if (value <= 0xffffffffu)
@@ -54,9 +54,9 @@ void orion_pack_unsigned(orion_packer *p, uint64_t value) {
     put_head(p, 0xcf, value, 8);
 }
 
-void orion_pack_raw(orion_packer *p, const void *packed, size_t bytes) { put(p, packed, bytes); }
+void orion_pack_raw(orion_packer* p, const void* packed, size_t bytes) { put(p, packed, bytes); }
 
-static uint64_t get(orion_unpacker *u, size_t width_bytes) {
+static uint64_t get(orion_unpacker* u, size_t width_bytes) {
   if (u->bad || (size_t)(u->end - u->at) < width_bytes) {
     u->bad = true;
     return 0;
@@ -66,17 +66,17 @@ static uint64_t get(orion_unpacker *u, size_t width_bytes) {
   return value;
 }
 
-static const uint8_t *get_bytes(orion_unpacker *u, uint64_t bytes) {
+static const uint8_t* get_bytes(orion_unpacker* u, uint64_t bytes) {
   if (u->bad || (uint64_t)(u->end - u->at) < bytes) {
     u->bad = true;
     return NULL;
   }
-  const uint8_t *data = u->at;
+  const uint8_t* data = u->at;
   u->at += bytes;
   return data;
 }
 
-uint32_t orion_unpack_map(orion_unpacker *u) {
+uint32_t orion_unpack_map(orion_unpacker* u) {
   const uint8_t code = (uint8_t)get(u, 1);
   if ((code & 0xf0) == 0x80) return code & 15;
   if (code == 0xde) return (uint32_t)get(u, 2);
@@ -85,7 +85,7 @@ uint32_t orion_unpack_map(orion_unpacker *u) {
   return 0;
 }
 
-uint32_t orion_unpack_array(orion_unpacker *u) {
+uint32_t orion_unpack_array(orion_unpacker* u) {
   const uint8_t code = (uint8_t)get(u, 1);
   if ((code & 0xf0) == 0x90) return code & 15;
   if (code == 0xdc) return (uint32_t)get(u, 2);
@@ -94,7 +94,7 @@ uint32_t orion_unpack_array(orion_unpacker *u) {
   return 0;
 }
 
-uint32_t orion_unpack_bytes(orion_unpacker *u, const uint8_t **data) {
+uint32_t orion_unpack_bytes(orion_unpacker* u, const uint8_t** data) {
   const uint8_t code = (uint8_t)get(u, 1);
   uint64_t bytes = 0;
   if ((code & 0xe0) == 0xa0)
@@ -111,7 +111,7 @@ uint32_t orion_unpack_bytes(orion_unpacker *u, const uint8_t **data) {
   return u->bad ? 0 : (uint32_t)bytes;
 }
 
-int64_t orion_unpack_integer(orion_unpacker *u) {
+int64_t orion_unpack_integer(orion_unpacker* u) {
   const uint8_t code = (uint8_t)get(u, 1);
   if (code < 0x80) return code;
   if (code >= 0xe0) return (int8_t)code;
@@ -144,13 +144,13 @@ int64_t orion_unpack_integer(orion_unpacker *u) {
   }
 }
 
-static void skip(orion_unpacker *u, int depth) {
+static void skip(orion_unpacker* u, int depth) {
   if (u->bad || u->at == u->end || depth > ORION_MSGPACK_DEPTH) {
     u->bad = true;
     return;
   }
   const uint8_t code = *u->at;
-  const uint8_t *data = NULL;
+  const uint8_t* data = NULL;
   if (code < 0x80 || code >= 0xe0 || code == 0xc0 || code == 0xc2 || code == 0xc3) {
     u->at++;
   } else if ((code & 0xf0) == 0x80 || code == 0xde || code == 0xdf) {
@@ -171,8 +171,8 @@ static void skip(orion_unpacker *u, int depth) {
   }
 }
 
-void orion_unpack_skip(orion_unpacker *u) { skip(u, 0); }
+void orion_unpack_skip(orion_unpacker* u) { skip(u, 0); }
 
-bool orion_unpack_equals(const uint8_t *data, uint32_t bytes, const char *text) {
+bool orion_unpack_equals(const uint8_t* data, uint32_t bytes, const char* text) {
   return data && strlen(text) == bytes && memcmp(data, text, bytes) == 0;
 }

@@ -14,9 +14,9 @@ static uint32_t usable_cpus(void) {
   return (uint32_t)CPU_COUNT(&set);
 }
 
-orion_session_impl *orion_session_new(const orion_config *config) {
-  orion_session_impl *impl = NULL;
-  if (posix_memalign((void **)&impl, 64, sizeof *impl) != 0) return NULL;
+orion_session_impl* orion_session_new(const orion_config* config) {
+  orion_session_impl* impl = NULL;
+  if (posix_memalign((void**)&impl, 64, sizeof *impl) != 0) return NULL;
   memset(impl, 0, sizeof *impl);
   // On two CPUs a spinning waiter takes the time that the worker needs to answer.
   impl->spin_us = usable_cpus() > 2 ? config->spin_us : 0;
@@ -24,13 +24,13 @@ orion_session_impl *orion_session_new(const orion_config *config) {
   return impl;
 }
 
-bool orion_session_start(orion_session_impl *impl) {
+bool orion_session_start(orion_session_impl* impl) {
   impl->staging = orion_staging_new();
   impl->arena = orion_arena_new(ORION_STAGING_BYTES, ORION_HOST_ARENA_BYTES - ORION_STAGING_BYTES);
   return impl->staging && impl->arena;
 }
 
-void orion_session_free(orion_session_impl *impl) {
+void orion_session_free(orion_session_impl* impl) {
   if (!impl) return;
   orion_staging_free(impl->staging);
   orion_arena_delete(impl->arena);

@@ -26,7 +26,7 @@ struct orion_staging {
   uint64_t value[BLOCKS];
 };
 
-static void list_push(orion_staging *s, int32_t block, int order) {
+static void list_push(orion_staging* s, int32_t block, int order) {
   s->order[block] = (uint8_t)order;
   s->state[block] = FREE;
   s->previous[block] = NONE;
@@ -35,7 +35,7 @@ static void list_push(orion_staging *s, int32_t block, int order) {
   s->free_heads[order] = block;
 }
 
-static void list_remove(orion_staging *s, int32_t block) {
+static void list_remove(orion_staging* s, int32_t block) {
   if (s->previous[block] != NONE)
     s->next[s->previous[block]] = s->next[block];
   else
@@ -44,7 +44,7 @@ static void list_remove(orion_staging *s, int32_t block) {
   s->state[block] = INNER;
 }
 
-static void release(orion_staging *s, int32_t block) {
+static void release(orion_staging* s, int32_t block) {
   int order = s->order[block];
   s->state[block] = INNER;
   while (order < ORDERS - 1) {
@@ -57,7 +57,7 @@ static void release(orion_staging *s, int32_t block) {
   list_push(s, block, order);
 }
 
-static int32_t allocate(orion_staging *s, int order) {
+static int32_t allocate(orion_staging* s, int order) {
   int from = order;
   while (from < ORDERS && s->free_heads[from] == NONE) from++;
   if (from == ORDERS) return NONE;
@@ -70,7 +70,7 @@ static int32_t allocate(orion_staging *s, int order) {
 }
 
 // Frees given blocks whose ticket is reached: those at the head, or all of the list when `all`.
-static void reclaim(orion_staging *s, orion_session *session, bool all) {
+static void reclaim(orion_staging* s, orion_session* session, bool all) {
   int32_t before = NONE;
   int32_t block = s->given_head;
   while (block != NONE) {
@@ -90,8 +90,8 @@ static void reclaim(orion_staging *s, orion_session *session, bool all) {
   }
 }
 
-orion_staging *orion_staging_new(void) {
-  orion_staging *s = calloc(1, sizeof *s);
+orion_staging* orion_staging_new(void) {
+  orion_staging* s = calloc(1, sizeof *s);
   if (!s) return NULL;
   pthread_mutex_init(&s->lock, NULL);
   s->given_head = s->given_tail = NONE;
@@ -101,14 +101,14 @@ orion_staging *orion_staging_new(void) {
   return s;
 }
 
-void orion_staging_free(orion_staging *staging) {
+void orion_staging_free(orion_staging* staging) {
   if (!staging) return;
   pthread_mutex_destroy(&staging->lock);
   free(staging);
 }
 
 typedef struct staging_wait {
-  orion_session *session;
+  orion_session* session;
   int order;
   int32_t block;
   CUresult context_error;
@@ -116,9 +116,9 @@ typedef struct staging_wait {
   uint64_t value;
 } staging_wait;
 
-static bool try_take(void *argument) {
-  staging_wait *wait = argument;
-  orion_staging *s = orion_impl(wait->session)->staging;
+static bool try_take(void* argument) {
+  staging_wait* wait = argument;
+  orion_staging* s = orion_impl(wait->session)->staging;
   pthread_mutex_lock(&s->lock);
   reclaim(s, wait->session, false);
   wait->block = allocate(s, wait->order);
@@ -138,7 +138,7 @@ static bool try_take(void *argument) {
   return false;
 }
 
-CUresult orion_staging_take(orion_session *session, uint64_t bytes, uint64_t *offset) {
+CUresult orion_staging_take(orion_session* session, uint64_t bytes, uint64_t* offset) {
   if (bytes > 1ull << (LEAST_SHIFT + ORDERS - 1)) return CUDA_ERROR_INVALID_VALUE;
   const int32_t lost = atomic_load_explicit(&session->lost, memory_order_relaxed);
   if (lost) return (CUresult)lost;
@@ -153,9 +153,9 @@ CUresult orion_staging_take(orion_session *session, uint64_t bytes, uint64_t *of
   return CUDA_SUCCESS;
 }
 
-void orion_staging_give(orion_session *session, uint64_t offset, uint32_t word, uint64_t value) {
+void orion_staging_give(orion_session* session, uint64_t offset, uint32_t word, uint64_t value) {
   if (atomic_load_explicit(&session->lost, memory_order_relaxed) || offset >= ORION_STAGING_BYTES) return;
-  orion_staging *s = orion_impl(session)->staging;
+  orion_staging* s = orion_impl(session)->staging;
   const int32_t block = (int32_t)(offset >> LEAST_SHIFT);
   pthread_mutex_lock(&s->lock);
   if (s->state[block] == TAKEN) {

@@ -12,11 +12,11 @@
 
 enum { PARK_FIRST_US = 1000, PARK_MOST_US = 100000 };
 
-static inline bool parked(const orion_ring_control *control) {
+static inline bool parked(const orion_ring_control* control) {
   return atomic_load_explicit(&control->consumer_parked, memory_order_relaxed) != 0;
 }
 
-static inline bool try_push(orion_session *session, const orion_op *op, uint32_t head_bytes, const void *tail,
+static inline bool try_push(orion_session* session, const orion_op* op, uint32_t head_bytes, const void* tail,
                             bool express) {
   const orion_ring ring = express ? session->express_ring : session->main_ring;
   if (!orion_ring_push(ring, op, head_bytes, tail)) return false;
@@ -26,17 +26,17 @@ static inline bool try_push(orion_session *session, const orion_op *op, uint32_t
   return true;
 }
 
-static inline bool is_express(const orion_op *op) { return (ORION_OP_INFO[op->code].flags & ORION_OPF_EXPRESS) != 0; }
+static inline bool is_express(const orion_op* op) { return (ORION_OP_INFO[op->code].flags & ORION_OPF_EXPRESS) != 0; }
 
-void orion_wake_clients(orion_session *session) {
-  orion_segment *segment = session->segment;
+void orion_wake_clients(orion_session* session) {
+  orion_segment* segment = session->segment;
   if (!segment) return;
   // Pairs with orion_park: either it sees what was stored before this fence, or this sees that it waits.
   atomic_thread_fence(memory_order_seq_cst);
   if (atomic_load_explicit(&segment->client_waiters, memory_order_relaxed)) orion_futex_wake_all(&segment->client_wake);
 }
 
-void orion_session_lose(orion_session *session, CUresult code, const char *format, ...) {
+void orion_session_lose(orion_session* session, CUresult code, const char* format, ...) {
   int32_t none = 0;
   if (!atomic_compare_exchange_strong(&session->lost, &none, (int32_t)code)) return;
   if (format) {
@@ -45,14 +45,15 @@ void orion_session_lose(orion_session *session, CUresult code, const char *forma
     va_start(arguments, format);
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
-    orion_log(ORION_LOG_ERROR,
-              "the session with %s over %s has ended: %s; every CUDA call now returns error %d (start the program again)",
-              session->server_address, session->transport_name, reason, (int)code);
+    orion_log(
+        ORION_LOG_ERROR,
+        "the session with %s over %s has ended: %s; every CUDA call now returns error %d (start the program again)",
+        session->server_address, session->transport_name, reason, (int)code);
   }
   orion_wake_clients(session);
 }
 
-static CUresult session_error(orion_session *session) {
+static CUresult session_error(orion_session* session) {
   const int32_t lost = atomic_load_explicit(&session->lost, memory_order_relaxed);
   if (lost) return (CUresult)lost;
   const uint64_t word = orion_word(session, ORION_WORD_SESSION_ERROR);
@@ -62,14 +63,14 @@ static CUresult session_error(orion_session *session) {
   return (CUresult)atomic_load(&session->lost);
 }
 
-CUresult orion_context_error(orion_session *session, uint32_t context) {
+CUresult orion_context_error(orion_session* session, uint32_t context) {
   const CUresult error = session_error(session);
   if (error != CUDA_SUCCESS || context == 0 || context >= ORION_CONTEXTS) return error;
   const uint64_t word = orion_word(session, ORION_WORD_CONTEXT_ERROR + context);
   return word < 1000 ? (CUresult)word : CUDA_ERROR_UNKNOWN;
 }
 
-static CUresult check_alive(orion_session *session) {
+static CUresult check_alive(orion_session* session) {
   if (!session->transport->alive(session))
     orion_session_lose(session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the worker process or the server is gone");
   return (CUresult)atomic_load(&session->lost);
@@ -78,7 +79,7 @@ static CUresult check_alive(orion_session *session) {
 // ------------------------------------------------------------------------------------------------- waiting
 
 // Takes a bit of `taken` that is 0, near `hint`. -1 when all are taken.
-static int take_bit(_Atomic uint64_t *taken, unsigned hint) {
+static int take_bit(_Atomic uint64_t* taken, unsigned hint) {
   uint64_t seen = atomic_load_explicit(taken, memory_order_relaxed);
   while (seen != UINT64_MAX) {
     const unsigned turn = hint & 63u;
@@ -93,32 +94,33 @@ static int take_bit(_Atomic uint64_t *taken, unsigned hint) {
 }
 
 // True when all bits were taken until now: somebody may be waiting for one.
-static bool give_bit(_Atomic uint64_t *taken, int bit) {
+static bool give_bit(_Atomic uint64_t* taken, int bit) {
   return atomic_fetch_and_explicit(taken, ~(1ull << bit), memory_order_acq_rel) == UINT64_MAX;
 }
 
-static int post_waiter(orion_session_impl *impl, uint32_t word, uint64_t value) {
-  orion_session *session = &impl->base;
+static int post_waiter(orion_session_impl* impl, uint32_t word, uint64_t value) {
+  orion_session* session = &impl->base;
   if (word == 0 || !session->transport->posts_waiters) return -1;
   const int entry = take_bit(&impl->waiters_taken, orion_thread_index());
   if (entry < 0) return -1;  // more than ORION_WAITERS threads wait: this one polls at its timeouts
-  orion_segment *segment = session->segment;
+  orion_segment* segment = session->segment;
   atomic_store_explicit(&segment->waiters[entry].value, value, memory_order_relaxed);
   atomic_store_explicit(&segment->waiters[entry].word, word, memory_order_release);
   atomic_thread_fence(memory_order_seq_cst);
-  if (atomic_load_explicit(&segment->watcher_parked, memory_order_relaxed)) orion_futex_wake_all(&segment->watcher_wake);
+  if (atomic_load_explicit(&segment->watcher_parked, memory_order_relaxed))
+    orion_futex_wake_all(&segment->watcher_wake);
   return entry;
 }
 
-static void unpost_waiter(orion_session_impl *impl, int entry) {
+static void unpost_waiter(orion_session_impl* impl, int entry) {
   if (entry < 0) return;
   atomic_store_explicit(&impl->base.segment->waiters[entry].word, 0, memory_order_release);
   give_bit(&impl->waiters_taken, entry);
 }
 
-CUresult orion_park(orion_session *session, bool (*ready)(void *argument), void *argument, uint32_t word,
+CUresult orion_park(orion_session* session, bool (*ready)(void* argument), void* argument, uint32_t word,
                     uint64_t value, uint32_t context) {
-  orion_session_impl *impl = orion_impl(session);
+  orion_session_impl* impl = orion_impl(session);
   if (ready(argument)) return CUDA_SUCCESS;
   if (impl->spin_us) {
     const uint64_t until_ns = orion_now_ns() + impl->spin_us * 1000ull;
@@ -129,7 +131,7 @@ CUresult orion_park(orion_session *session, bool (*ready)(void *argument), void 
       }
     } while (orion_now_ns() < until_ns);
   }
-  orion_segment *segment = session->segment;
+  orion_segment* segment = session->segment;
   const int entry = post_waiter(impl, word, value);
   const bool unposted = entry < 0 && word != 0 && session->transport->posts_waiters;
   CUresult result = CUDA_SUCCESS;
@@ -148,7 +150,8 @@ CUresult orion_park(orion_session *session, bool (*ready)(void *argument), void 
       result = (CUresult)atomic_load(&session->lost);
       break;
     }
-    if (!unposted && timeout_us < PARK_MOST_US) timeout_us = timeout_us * 2 < PARK_MOST_US ? timeout_us * 2 : PARK_MOST_US;
+    if (!unposted && timeout_us < PARK_MOST_US)
+      timeout_us = timeout_us * 2 < PARK_MOST_US ? timeout_us * 2 : PARK_MOST_US;
   }
   atomic_fetch_sub(&segment->client_waiters, 1);
   unpost_waiter(impl, entry);
@@ -156,16 +159,16 @@ CUresult orion_park(orion_session *session, bool (*ready)(void *argument), void 
 }
 
 typedef struct word_wait {
-  _Atomic uint64_t *at;
+  _Atomic uint64_t* at;
   uint64_t value;
 } word_wait;
 
-static bool word_reached(void *argument) {
-  const word_wait *wait = argument;
+static bool word_reached(void* argument) {
+  const word_wait* wait = argument;
   return atomic_load_explicit(wait->at, memory_order_acquire) >= wait->value;
 }
 
-CUresult orion_wait_word(orion_session *session, uint32_t word, uint64_t value, uint32_t context) {
+CUresult orion_wait_word(orion_session* session, uint32_t word, uint64_t value, uint32_t context) {
   if (word >= ORION_WORDS) return CUDA_ERROR_INVALID_VALUE;
   const int32_t lost = atomic_load_explicit(&session->lost, memory_order_relaxed);
   if (lost) return (CUresult)lost;
@@ -180,9 +183,9 @@ CUresult orion_wait_word(orion_session *session, uint32_t word, uint64_t value, 
 
 // ------------------------------------------------------------------------------------------------- submission
 
-static CUresult push_when_full(orion_session *session, const orion_op *op, uint32_t head_bytes, const void *tail,
+static CUresult push_when_full(orion_session* session, const orion_op* op, uint32_t head_bytes, const void* tail,
                                bool express) {
-  orion_ring_control *control = express ? session->express_ring.control : session->main_ring.control;
+  orion_ring_control* control = express ? session->express_ring.control : session->main_ring.control;
   uint32_t timeout_us = PARK_FIRST_US;
   CUresult result = CUDA_SUCCESS;
   atomic_fetch_add(&control->producers_parked, 1);
@@ -202,7 +205,7 @@ static CUresult push_when_full(orion_session *session, const orion_op *op, uint3
   return result;
 }
 
-static inline CUresult push(orion_session *session, orion_op *op, uint32_t head_bytes, const void *tail,
+static inline CUresult push(orion_session* session, orion_op* op, uint32_t head_bytes, const void* tail,
                             uint32_t tail_bytes) {
   const int32_t lost = atomic_load_explicit(&session->lost, memory_order_relaxed);
   if (__builtin_expect(lost != 0, 0)) return (CUresult)lost;
@@ -214,7 +217,7 @@ static inline CUresult push(orion_session *session, orion_op *op, uint32_t head_
   return push_when_full(session, op, head_bytes, tail, express);
 }
 
-bool orion_try_push(orion_session *session, orion_op *op, uint32_t head_bytes, const void *tail, uint32_t tail_bytes) {
+bool orion_try_push(orion_session* session, orion_op* op, uint32_t head_bytes, const void* tail, uint32_t tail_bytes) {
   op->bytes = head_bytes + tail_bytes;
   op->thread = orion_thread_index();
   op->reply_slot = ORION_NO_REPLY;
@@ -224,22 +227,21 @@ bool orion_try_push(orion_session *session, orion_op *op, uint32_t head_bytes, c
 
 // ORION_SYNC=1: a marker behind the operation, so that its error is told by the call that caused it. A wait for a value
 // that the program writes later would wait for ever.
-static CUresult wait_for_effect(orion_session *session, const orion_op *op) {
+static CUresult wait_for_effect(orion_session* session, const orion_op* op) {
   const uint16_t flags = ORION_OP_INFO[op->code].flags;
   if (!(flags & ORION_OPF_WORK) || op->code == ORION_OP_STREAM_WAIT_VALUE) return CUDA_SUCCESS;
   const uint16_t thread = op->thread;
-  orion_op_mark mark = {.op = {.code = ORION_OP_MARK,
-                               .context = op->context,
-                               .stream = op->stream,
-                               .reply_slot = ORION_NO_REPLY},
-                        .word = ORION_WORD_SYNC + thread};
+  orion_op_mark mark = {
+      .op = {.code = ORION_OP_MARK, .context = op->context, .stream = op->stream, .reply_slot = ORION_NO_REPLY},
+      .word = ORION_WORD_SYNC + thread};
   mark.value = atomic_fetch_add(&orion_impl(session)->sync_values[thread], 1) + 1;
   CUresult result = push(session, &mark.op, sizeof mark, NULL, 0);
   if (result == CUDA_SUCCESS) result = orion_wait_word(session, mark.word, mark.value, op->context);
   return result == CUDA_SUCCESS ? orion_take_late_error(session) : result;
 }
 
-CUresult orion_submit(orion_session *session, orion_op *op, uint32_t head_bytes, const void *tail, uint32_t tail_bytes) {
+CUresult orion_submit(orion_session* session, orion_op* op, uint32_t head_bytes, const void* tail,
+                      uint32_t tail_bytes) {
   op->reply_slot = ORION_NO_REPLY;
   op->reply_seq = 0;
   const CUresult result = push(session, op, head_bytes, tail, tail_bytes);
@@ -248,29 +250,29 @@ CUresult orion_submit(orion_session *session, orion_op *op, uint32_t head_bytes,
 }
 
 typedef struct reply_wait {
-  orion_reply *reply;
+  orion_reply* reply;
   uint32_t seq;
 } reply_wait;
 
-static bool reply_done(void *argument) {
-  const reply_wait *wait = argument;
+static bool reply_done(void* argument) {
+  const reply_wait* wait = argument;
   return atomic_load_explicit(&wait->reply->done, memory_order_acquire) == wait->seq;
 }
 
 typedef struct slot_wait {
-  orion_session_impl *impl;
+  orion_session_impl* impl;
   int slot;
 } slot_wait;
 
-static bool slot_taken(void *argument) {
-  slot_wait *wait = argument;
+static bool slot_taken(void* argument) {
+  slot_wait* wait = argument;
   wait->slot = take_bit(&wait->impl->reply_slots_taken, orion_thread_index());
   return wait->slot >= 0;
 }
 
-CUresult orion_call(orion_session *session, orion_op *op, uint32_t head_bytes, const void *tail, uint32_t tail_bytes,
-                    void *payload, uint32_t capacity, uint32_t *payload_bytes) {
-  orion_session_impl *impl = orion_impl(session);
+CUresult orion_call(orion_session* session, orion_op* op, uint32_t head_bytes, const void* tail, uint32_t tail_bytes,
+                    void* payload, uint32_t capacity, uint32_t* payload_bytes) {
+  orion_session_impl* impl = orion_impl(session);
   if (payload_bytes) *payload_bytes = 0;
   const int32_t lost = atomic_load_explicit(&session->lost, memory_order_relaxed);
   if (lost) return (CUresult)lost;
@@ -299,7 +301,7 @@ CUresult orion_call(orion_session *session, orion_op *op, uint32_t head_bytes, c
   return result;
 }
 
-CUresult orion_take_late_error(orion_session *session) {
+CUresult orion_take_late_error(orion_session* session) {
   const uint16_t thread = orion_thread_index();
   const uint64_t word = orion_word(session, ORION_WORD_THREAD_ERROR + thread);
   if (__builtin_expect(word == 0, 1)) return CUDA_SUCCESS;
@@ -307,22 +309,23 @@ CUresult orion_take_late_error(orion_session *session) {
   if (atomic_exchange(&orion_impl(session)->late_errors_told[thread], count) == count) return CUDA_SUCCESS;
   const uint16_t code = (uint16_t)(word >> 16);
   const CUresult result = (CUresult)(uint16_t)word;
-  const char *name = code < ORION_OP_CODE_END && ORION_OP_INFO[code].name ? ORION_OP_INFO[code].name : "unknown";
-  orion_log(ORION_LOG_WARN, "operation %s, issued earlier by this thread, failed with CUDA error %d (ORION_SYNC=1 finds the call)",
+  const char* name = code < ORION_OP_CODE_END && ORION_OP_INFO[code].name ? ORION_OP_INFO[code].name : "unknown";
+  orion_log(ORION_LOG_WARN,
+            "operation %s, issued earlier by this thread, failed with CUDA error %d (ORION_SYNC=1 finds the call)",
             name, (int)result);
   return result;
 }
 
-void orion_set_client_word(orion_session *session, uint32_t callback, uint64_t generation) {
+void orion_set_client_word(orion_session* session, uint32_t callback, uint64_t generation) {
   if (callback >= ORION_CLIENT_WORDS || atomic_load(&session->lost)) return;
   atomic_store_explicit(&session->segment->client_words[callback], generation, memory_order_release);
   session->transport->client_word(session, callback);
 }
 
-uint64_t orion_push_host(orion_session *session, uint64_t offset, uint64_t bytes) {
+uint64_t orion_push_host(orion_session* session, uint64_t offset, uint64_t bytes) {
   return session->transport->push_host(session, offset, bytes);
 }
 
-void orion_note_pull(orion_session *session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
+void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
   session->transport->note_pull(session, offset, bytes, word, value);
 }

@@ -13,7 +13,7 @@ static bool exit_key_made;
 static _Thread_local uint32_t index_plus_one;
 
 // Runs at thread exit. A later destructor that makes a CUDA call takes a new index, and this runs again.
-static void give_back(void *owned) {
+static void give_back(void* owned) {
   const uintptr_t index = (uintptr_t)owned - 1;
   index_plus_one = 0;
   atomic_fetch_and(&taken[index / 64], ~(1ull << (index % 64)));
@@ -29,14 +29,14 @@ static uint16_t take_index(void) {
       const unsigned bit = (unsigned)__builtin_ctzll(~seen);
       if (!atomic_compare_exchange_weak(&taken[group], &seen, seen | 1ull << bit)) continue;
       const uint32_t index = group * 64 + bit;
-      if (pthread_setspecific(exit_key, (void *)(uintptr_t)(index + 1)) != 0) {
+      if (pthread_setspecific(exit_key, (void*)(uintptr_t)(index + 1)) != 0) {
         atomic_fetch_and(&taken[group], ~(1ull << bit));
         exit_key_made = false;
         break;
       }
       // What was left for the index's last owner is not this thread's business.
       for (uint32_t i = 0; i < orion_session_count; i++) {
-        orion_session_impl *impl = orion_sessions[i];
+        orion_session_impl* impl = orion_sessions[i];
         if (atomic_load(&impl->base.lost)) continue;
         const uint64_t word = orion_word(&impl->base, ORION_WORD_THREAD_ERROR + index);
         atomic_store(&impl->late_errors_told[index], (uint32_t)(word >> 32));

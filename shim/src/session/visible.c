@@ -8,7 +8,7 @@
 #include "internal.h"
 
 // A rough figure for "fastest first": multiprocessors times clock, weighted by the architecture's width.
-static uint64_t speed(const orion_device *device) {
+static uint64_t speed(const orion_device* device) {
   const int multiprocessors = device->attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
   const int clock_khz = device->attributes[CU_DEVICE_ATTRIBUTE_CLOCK_RATE];
   const int lanes = device->attributes[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR];
@@ -16,12 +16,12 @@ static uint64_t speed(const orion_device *device) {
          (uint64_t)(lanes > 0 ? lanes : 1);
 }
 
-static bool goes_before(const orion_device *a, const orion_device *b, bool by_pci) {
+static bool goes_before(const orion_device* a, const orion_device* b, bool by_pci) {
   if (!by_pci) return speed(a) > speed(b);
   return a->session == b->session && strcasecmp(a->pci_bus_id, b->pci_bus_id) < 0;
 }
 
-static int find_uuid(orion_device *const *devices, uint32_t count, const char *text, size_t length) {
+static int find_uuid(orion_device* const* devices, uint32_t count, const char* text, size_t length) {
   int found = -1;
   for (uint32_t i = 0; i < count; i++) {
     static const char digits[] = "0123456789abcdef";
@@ -40,7 +40,7 @@ static int find_uuid(orion_device *const *devices, uint32_t count, const char *t
   return found;
 }
 
-static int find_entry(orion_device *const *devices, uint32_t count, const char *text, size_t length) {
+static int find_entry(orion_device* const* devices, uint32_t count, const char* text, size_t length) {
   if (length >= 4 && strncasecmp(text, "gpu-", 4) == 0) return find_uuid(devices, count, text, length);
   if (length == 0 || length > 9) return -1;
   int index = 0;
@@ -51,8 +51,8 @@ static int find_entry(orion_device *const *devices, uint32_t count, const char *
   return index < (int)count ? index : -1;
 }
 
-uint32_t orion_visible_devices(orion_device *const *all, uint32_t count, const char *order, const char *visible,
-                               orion_device **out) {
+uint32_t orion_visible_devices(orion_device* const* all, uint32_t count, const char* order, const char* visible,
+                               orion_device** out) {
   const bool by_pci = order && strcmp(order, "PCI_BUS_ID") == 0;
   for (uint32_t i = 0; i < count; i++) {  // a stable insertion sort
     uint32_t at = i;
@@ -60,18 +60,18 @@ uint32_t orion_visible_devices(orion_device *const *all, uint32_t count, const c
     out[at] = all[i];
   }
   if (!visible) return count;
-  orion_device *sorted[ORION_DEVICES * ORION_SESSIONS_MAX];
+  orion_device* sorted[ORION_DEVICES * ORION_SESSIONS_MAX];
   memcpy(sorted, out, count * sizeof *out);
   bool used[ORION_DEVICES * ORION_SESSIONS_MAX] = {false};
   uint32_t chosen = 0;
-  for (const char *text = visible;; text++) {
+  for (const char* text = visible;; text++) {
     while (*text == ' ' || *text == '\t') text++;
     size_t length = strcspn(text, ",");
-    const char *comma = text + length;
+    const char* comma = text + length;
     while (length && isspace((unsigned char)text[length - 1])) length--;
     const int index = find_entry(sorted, count, text, length);
-    if (index < 0) break;           // an invalid entry, -1 among them, ends the list
-    if (used[index]) return 0;      // a device named twice hides all
+    if (index < 0) break;       // an invalid entry, -1 among them, ends the list
+    if (used[index]) return 0;  // a device named twice hides all
     used[index] = true;
     out[chosen++] = sorted[index];
     if (!*comma) break;

@@ -26,18 +26,18 @@ typedef struct shm_state {
   _Atomic int socket_fd;
 } shm_state;
 
-static void wake_consumer(orion_ring_control *control) {
+static void wake_consumer(orion_ring_control* control) {
   // One producer wakes; the others see that it is done. The consumer sets the flag again before it sleeps again.
   if (atomic_exchange(&control->consumer_parked, 0)) orion_futex_wake_all(&control->wake);
 }
 
-static void shm_kick(orion_session *session, bool express) {
+static void shm_kick(orion_session* session, bool express) {
   wake_consumer(session->main_ring.control);
   if (express) wake_consumer(session->express_ring.control);
 }
 
-static bool shm_alive(orion_session *session) {
-  const int fd = atomic_load(&((shm_state *)session->transport_state)->socket_fd);
+static bool shm_alive(orion_session* session) {
+  const int fd = atomic_load(&((shm_state*)session->transport_state)->socket_fd);
   if (fd < 0) return false;
   struct pollfd state = {fd, POLLIN | POLLRDHUP, 0};
   if (poll(&state, 1, 0) <= 0) return true;
@@ -47,32 +47,32 @@ static bool shm_alive(orion_session *session) {
   return got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
 }
 
-static uint64_t shm_push_host(orion_session *session, uint64_t offset, uint64_t bytes) {
+static uint64_t shm_push_host(orion_session* session, uint64_t offset, uint64_t bytes) {
   (void)session, (void)offset, (void)bytes;
   return 0;
 }
 
-static void shm_note_pull(orion_session *session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
+static void shm_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
   (void)session, (void)offset, (void)bytes, (void)word, (void)value;
 }
 
-static void shm_client_word(orion_session *session, uint32_t callback) {
+static void shm_client_word(orion_session* session, uint32_t callback) {
   (void)callback;
   if (orion_ring_must_wake(session->main_ring)) shm_kick(session, false);
 }
 
-static void shm_drop_pages(orion_session *session, void *address, uint64_t bytes) {
+static void shm_drop_pages(orion_session* session, void* address, uint64_t bytes) {
   (void)session;
   madvise(address, bytes, MADV_REMOVE);  // punches the hole in the memfd, for both sides
 }
 
-static void shm_close(orion_session *session) {
-  const int fd = atomic_exchange(&((shm_state *)session->transport_state)->socket_fd, -1);
+static void shm_close(orion_session* session) {
+  const int fd = atomic_exchange(&((shm_state*)session->transport_state)->socket_fd, -1);
   if (fd >= 0) close(fd);
 }
 
 // The child's copy of the descriptor would keep the socket open after the parent's death.
-static void shm_after_fork(orion_session *session) { shm_close(session); }
+static void shm_after_fork(orion_session* session) { shm_close(session); }
 
 static const orion_transport shm_transport = {
     .name = "shm",
@@ -87,7 +87,7 @@ static const orion_transport shm_transport = {
     .after_fork = shm_after_fork,
 };
 
-int orion_shm_connect(const char *path) {
+int orion_shm_connect(const char* path) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   const size_t bytes = strlen(path);
   if (bytes == 0 || bytes >= sizeof address.sun_path) {
@@ -97,7 +97,7 @@ int orion_shm_connect(const char *path) {
   memcpy(address.sun_path, path, bytes);
   const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   if (fd < 0) return -1;
-  if (connect(fd, (const struct sockaddr *)&address, sizeof address) != 0) {
+  if (connect(fd, (const struct sockaddr*)&address, sizeof address) != 0) {
     const int error = errno;
     close(fd);
     errno = error;
@@ -107,7 +107,7 @@ int orion_shm_connect(const char *path) {
 }
 
 // Receives one byte and exactly two descriptors; any others are closed. False with a reason.
-static bool receive_fds(int socket_fd, uint32_t timeout_ms, int fds[2], const char **why) {
+static bool receive_fds(int socket_fd, uint32_t timeout_ms, int fds[2], const char** why) {
   const uint64_t end_ns = orion_now_ns() + timeout_ms * 1000000ull;
   struct pollfd ready = {socket_fd, POLLIN, 0};
   for (;;) {
@@ -130,7 +130,7 @@ static bool receive_fds(int socket_fd, uint32_t timeout_ms, int fds[2], const ch
   const ssize_t got = recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC);
   int received = 0;
   if (got >= 0) {
-    for (struct cmsghdr *part = CMSG_FIRSTHDR(&message); part; part = CMSG_NXTHDR(&message, part)) {
+    for (struct cmsghdr* part = CMSG_FIRSTHDR(&message); part; part = CMSG_NXTHDR(&message, part)) {
       if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
       const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
       for (size_t i = 0; i < count; i++) {
@@ -150,7 +150,7 @@ static bool receive_fds(int socket_fd, uint32_t timeout_ms, int fds[2], const ch
   return false;
 }
 
-static const char *check_fd(int fd, uint64_t least_bytes) {
+static const char* check_fd(int fd, uint64_t least_bytes) {
   struct stat status;
   if (fstat(fd, &status) != 0 || (uint64_t)status.st_size < least_bytes) return "its memory is smaller than agreed";
   const int seals = fcntl(fd, F_GET_SEALS);
@@ -158,17 +158,17 @@ static const char *check_fd(int fd, uint64_t least_bytes) {
   return NULL;
 }
 
-static const char *map_memory(orion_session *session, int segment_fd, int arena_fd) {
-  const char *why = check_fd(segment_fd, sizeof(orion_segment));
+static const char* map_memory(orion_session* session, int segment_fd, int arena_fd) {
+  const char* why = check_fd(segment_fd, sizeof(orion_segment));
   if (!why) why = check_fd(arena_fd, ORION_HOST_ARENA_BYTES);
   if (why) return why;
-  orion_segment *segment = orion_map_segment(segment_fd);
+  orion_segment* segment = orion_map_segment(segment_fd);
   if (!segment) return "its segment cannot be mapped";
   if (segment->magic != ORION_SEGMENT_MAGIC || segment->major != ORION_WIRE_MAJOR) {
     munmap(segment, sizeof *segment);
     return "its segment has another layout";
   }
-  void *arena = mmap(session->host_base, ORION_HOST_ARENA_BYTES, PROT_READ | PROT_WRITE,
+  void* arena = mmap(session->host_base, ORION_HOST_ARENA_BYTES, PROT_READ | PROT_WRITE,
                      MAP_SHARED | MAP_NORESERVE | MAP_FIXED, arena_fd, 0);
   if (arena == MAP_FAILED) {
     munmap(segment, sizeof *segment);
@@ -181,9 +181,9 @@ static const char *map_memory(orion_session *session, int segment_fd, int arena_
   return NULL;
 }
 
-bool orion_shm_open(orion_session *session, int socket_fd, const uint8_t token[32], uint32_t timeout_ms) {
+bool orion_shm_open(orion_session* session, int socket_fd, const uint8_t token[32], uint32_t timeout_ms) {
   int fds[2] = {-1, -1};
-  const char *why = NULL;
+  const char* why = NULL;
   if (send(socket_fd, token, 32, MSG_NOSIGNAL) != 32) {
     why = "the token could not be sent";
   } else if (receive_fds(socket_fd, timeout_ms, fds, &why)) {
@@ -191,7 +191,7 @@ bool orion_shm_open(orion_session *session, int socket_fd, const uint8_t token[3
     close(fds[0]);
     close(fds[1]);
   }
-  shm_state *state = why ? NULL : calloc(1, sizeof *state);
+  shm_state* state = why ? NULL : calloc(1, sizeof *state);
   if (!state) {
     close(socket_fd);
     orion_log(ORION_LOG_ERROR, "shared memory with the worker of %s failed: %s (ORION_TRANSPORT=tcp avoids it)",

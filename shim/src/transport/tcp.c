@@ -18,9 +18,9 @@
 
 enum { CLOSE_LIMIT_MS = 500, ROUND_FRAMES = 64 };
 
-static tcp_state *state_of(orion_session *session) { return session->transport_state; }
+static tcp_state* state_of(orion_session* session) { return session->transport_state; }
 
-void orion_tcp_kick(orion_session *session, bool express) {
+void orion_tcp_kick(orion_session* session, bool express) {
   (void)express;  // one thread sleeps for both rings
   bool slept = atomic_exchange(&session->main_ring.control->consumer_parked, 0) != 0;
   slept |= atomic_exchange(&session->express_ring.control->consumer_parked, 0) != 0;
@@ -28,26 +28,26 @@ void orion_tcp_kick(orion_session *session, bool express) {
   if (slept && write(state_of(session)->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
 }
 
-static bool tcp_alive(orion_session *session) { return atomic_load(&session->lost) == 0; }
+static bool tcp_alive(orion_session* session) { return atomic_load(&session->lost) == 0; }
 
-static void tcp_client_word(orion_session *session, uint32_t callback) {
-  tcp_state *state = state_of(session);
+static void tcp_client_word(orion_session* session, uint32_t callback) {
+  tcp_state* state = state_of(session);
   atomic_fetch_or(&state->client_words_dirty[callback / 64], 1ull << (callback % 64));
   atomic_store(&state->has_client_words, true);
   if (orion_ring_must_wake(session->main_ring)) orion_tcp_kick(session, false);
 }
 
-static void tcp_drop_pages(orion_session *session, void *address, uint64_t bytes) {
+static void tcp_drop_pages(orion_session* session, void* address, uint64_t bytes) {
   (void)session;
   madvise(address, bytes, MADV_DONTNEED);
 }
 
 // ------------------------------------------------------------------------------------------------- sending
 
-static void gather(orion_ring ring, uint64_t *position, tcp_batch *batch) {
+static void gather(orion_ring ring, uint64_t* position, tcp_batch* batch) {
   const uint64_t before = *position;
   while (batch->bytes < TCP_BATCH_BYTES) {
-    orion_op *op = (orion_op *)(void *)(batch->body + batch->bytes);
+    orion_op* op = (orion_op*)(void*)(batch->body + batch->bytes);
     if (orion_ring_pop(ring, position, op) != ORION_RING_OP) break;  // our own ring: never broken
     const uint32_t padded = (op->bytes + 7u) & ~7u;
     memset(batch->body + batch->bytes + op->bytes, 0, padded - op->bytes);
@@ -59,13 +59,13 @@ static void gather(orion_ring ring, uint64_t *position, tcp_batch *batch) {
   }
 }
 
-static bool send_batch(tcp_state *state, tcp_batch *batch, uint16_t type) {
+static bool send_batch(tcp_state* state, tcp_batch* batch, uint16_t type) {
   if (batch->bytes == 0) return true;
   batch->header = (orion_frame){.type = type, .bytes = batch->bytes};
   zmq_msg_t message;
   if (zmq_msg_init_size(&message, sizeof batch->header + batch->bytes) != 0) return false;
   memcpy(zmq_msg_data(&message), &batch->header, sizeof batch->header);
-  memcpy((uint8_t *)zmq_msg_data(&message) + sizeof batch->header, batch->body, batch->bytes);
+  memcpy((uint8_t*)zmq_msg_data(&message) + sizeof batch->header, batch->body, batch->bytes);
   if (zmq_msg_send(&message, state->ops, ZMQ_DONTWAIT) < 0) {
     zmq_msg_close(&message);
     return false;
@@ -75,8 +75,8 @@ static bool send_batch(tcp_state *state, tcp_batch *batch, uint16_t type) {
 }
 
 // True when something was sent.
-static bool send_operations(tcp_state *state) {
-  orion_session *session = state->session;
+static bool send_operations(tcp_state* state) {
+  orion_session* session = state->session;
   if (state->main_batch.bytes == 0 && state->express_batch.bytes == 0) {
     // Main first, express sent first: whatever was in the express ring before a main operation precedes it here too.
     gather(session->main_ring, &state->main_position, &state->main_batch);
@@ -88,20 +88,22 @@ static bool send_operations(tcp_state *state) {
   return send_batch(state, &state->main_batch, ORION_FRAME_OPS_MAIN) || had_express;
 }
 
-static bool send_bulk(tcp_state *state) {
+static bool send_bulk(tcp_state* state) {
   tcp_range piece;
   bool any = false;
   for (int i = 0; i < TCP_BULK_HIGH_WATER && atomic_load(&state->has_bulk); i++) {
     if (!orion_tcp_next_piece(state, &piece)) break;
-    const orion_frame header = {
-        .type = ORION_FRAME_BULK, .bytes = (uint32_t)piece.bytes, .sequence = state->sequence_sent + 1, .a = piece.offset};
+    const orion_frame header = {.type = ORION_FRAME_BULK,
+                                .bytes = (uint32_t)piece.bytes,
+                                .sequence = state->sequence_sent + 1,
+                                .a = piece.offset};
     int events = 0;
     size_t events_bytes = sizeof events;
     if (zmq_getsockopt(state->bulk, ZMQ_EVENTS, &events, &events_bytes) != 0 || !(events & ZMQ_POLLOUT)) break;
     zmq_msg_t message;
     if (zmq_msg_init_size(&message, sizeof header + piece.bytes) != 0) break;
     memcpy(zmq_msg_data(&message), &header, sizeof header);
-    memcpy((uint8_t *)zmq_msg_data(&message) + sizeof header, state->session->host_base + piece.offset, piece.bytes);
+    memcpy((uint8_t*)zmq_msg_data(&message) + sizeof header, state->session->host_base + piece.offset, piece.bytes);
     if (zmq_msg_send(&message, state->bulk, ZMQ_DONTWAIT) < 0) {
       zmq_msg_close(&message);
       break;
@@ -113,7 +115,7 @@ static bool send_bulk(tcp_state *state) {
   return any;
 }
 
-static bool send_client_words(tcp_state *state) {
+static bool send_client_words(tcp_state* state) {
   if (!atomic_exchange(&state->has_client_words, false)) return false;
   orion_word_update updates[64];
   for (uint32_t group = 0; group < ORION_CLIENT_WORDS / 64; group++) {
@@ -139,12 +141,12 @@ static bool send_client_words(tcp_state *state) {
 
 // ------------------------------------------------------------------------------------------------- receiving
 
-static void lose_malformed(tcp_state *state, const char *lane) {
+static void lose_malformed(tcp_state* state, const char* lane) {
   orion_session_lose(state->session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the worker sent a malformed frame on the %s lane",
                      lane);
 }
 
-static bool receive_bulk(tcp_state *state) {
+static bool receive_bulk(tcp_state* state) {
   bool any = false;
   for (int i = 0; i < TCP_BULK_HIGH_WATER; i++) {
     zmq_msg_t message;
@@ -161,7 +163,7 @@ static bool receive_bulk(tcp_state *state) {
   return any;
 }
 
-static bool receive_operations(tcp_state *state) {
+static bool receive_operations(tcp_state* state) {
   bool any = false;
   for (int i = 0; i < ROUND_FRAMES; i++) {
     if (!state->has_held) {
@@ -185,7 +187,7 @@ static bool receive_operations(tcp_state *state) {
 }
 
 // A monitor speaks only when a lane is lost: all other events are filtered out.
-static void check_monitor(tcp_state *state, void *monitor) {
+static void check_monitor(tcp_state* state, void* monitor) {
   bool event = false;
   zmq_msg_t message;
   zmq_msg_init(&message);
@@ -198,16 +200,15 @@ static void check_monitor(tcp_state *state, void *monitor) {
 
 // ------------------------------------------------------------------------------------------------- the I/O thread
 
-static bool has_work(tcp_state *state) {
-  orion_session *session = state->session;
+static bool has_work(tcp_state* state) {
+  orion_session* session = state->session;
   return orion_ring_ready(session->main_ring, state->main_position) ||
          orion_ring_ready(session->express_ring, state->express_position) || atomic_load(&state->has_client_words);
 }
 
-static void sleep_until_work(tcp_state *state) {
-  orion_session *session = state->session;
-  const bool ops_wait =
-      state->main_batch.bytes || state->express_batch.bytes || atomic_load(&state->has_client_words);
+static void sleep_until_work(tcp_state* state) {
+  orion_session* session = state->session;
+  const bool ops_wait = state->main_batch.bytes || state->express_batch.bytes || atomic_load(&state->has_client_words);
   const bool bulk_waits = atomic_load(&state->has_bulk);
   atomic_store(&session->main_ring.control->consumer_parked, 1);
   atomic_store(&session->express_ring.control->consumer_parked, 1);
@@ -231,9 +232,9 @@ static void sleep_until_work(tcp_state *state) {
   if (items[3].revents) check_monitor(state, state->bulk_monitor);
 }
 
-static void *io_thread(void *argument) {
-  tcp_state *state = argument;
-  orion_session *session = state->session;
+static void* io_thread(void* argument) {
+  tcp_state* state = argument;
+  orion_session* session = state->session;
   uint64_t stop_until_ns = 0;
   for (;;) {
     bool progress = send_bulk(state);
@@ -264,8 +265,8 @@ static void *io_thread(void *argument) {
   return NULL;
 }
 
-static void tcp_close(orion_session *session) {
-  tcp_state *state = state_of(session);
+static void tcp_close(orion_session* session) {
+  tcp_state* state = state_of(session);
   if (!state->has_thread || atomic_exchange(&state->stop, true)) return;
   const uint64_t one = 1;
   if (write(state->wake_fd, &one, sizeof one) < 0) return;
@@ -275,7 +276,7 @@ static void tcp_close(orion_session *session) {
   if (atomic_load(&state->stopped)) pthread_join(state->thread, NULL);
 }
 
-static void tcp_after_fork(orion_session *session) {
+static void tcp_after_fork(orion_session* session) {
   // ZeroMQ's descriptors are close-on-exec; its threads do not exist here, so nothing of it may be called.
   close(state_of(session)->wake_fd);
 }
@@ -296,12 +297,12 @@ static const orion_transport tcp_transport = {
 // ------------------------------------------------------------------------------------------------- opening
 
 // An endpoint that names no host is on the host that we attached to.
-static void resolve_endpoint(const orion_session *session, const char *endpoint, char out[320]) {
-  static const char *const any[] = {"tcp://*:", "tcp://0.0.0.0:"};
+static void resolve_endpoint(const orion_session* session, const char* endpoint, char out[320]) {
+  static const char* const any[] = {"tcp://*:", "tcp://0.0.0.0:"};
   for (int i = 0; i < 2; i++) {
     const size_t n = strlen(any[i]);
     if (strncmp(endpoint, any[i], n) != 0) continue;
-    const char *colon = strrchr(session->server_address, ':');
+    const char* colon = strrchr(session->server_address, ':');
     snprintf(out, 320, "tcp://%.*s:%s", (int)(colon ? colon - session->server_address : 0), session->server_address,
              endpoint + n);
     return;
@@ -309,11 +310,11 @@ static void resolve_endpoint(const orion_session *session, const char *endpoint,
   snprintf(out, 320, "%s", endpoint);
 }
 
-static void *open_lane(tcp_state *state, const char *endpoint, int high_water, const char *monitor_name,
-                       void **monitor) {
+static void* open_lane(tcp_state* state, const char* endpoint, int high_water, const char* monitor_name,
+                       void** monitor) {
   char address[320];
   resolve_endpoint(state->session, endpoint, address);
-  void *socket = zmq_socket(state->context, ZMQ_DEALER);
+  void* socket = zmq_socket(state->context, ZMQ_DEALER);
   if (!socket) return NULL;
   const int linger_ms = CLOSE_LIMIT_MS;
   const int no_reconnect = -1;  // a worker that we lost does not come back
@@ -338,7 +339,7 @@ static void *open_lane(tcp_state *state, const char *endpoint, int high_water, c
   return socket;
 }
 
-static bool say_token(void *socket, const uint8_t token[32]) {
+static bool say_token(void* socket, const uint8_t token[32]) {
   const orion_frame header = {.type = ORION_FRAME_CONTROL, .bytes = 32};
   uint8_t frame[sizeof header + 32];
   memcpy(frame, &header, sizeof header);
@@ -346,7 +347,7 @@ static bool say_token(void *socket, const uint8_t token[32]) {
   return zmq_send(socket, frame, sizeof frame, 0) >= 0;
 }
 
-static const char *await_welcome(void *socket, void *monitor, uint64_t deadline_ns) {
+static const char* await_welcome(void* socket, void* monitor, uint64_t deadline_ns) {
   for (;;) {
     const uint64_t now_ns = orion_now_ns();
     if (now_ns >= deadline_ns) return "it did not answer the token in time";
@@ -363,7 +364,7 @@ static const char *await_welcome(void *socket, void *monitor, uint64_t deadline_
   }
 }
 
-static const char *make_memory(orion_session *session) {
+static const char* make_memory(orion_session* session) {
   session->segment = orion_map_segment(-1);
   if (!session->segment) return "no memory for the segment";
   session->segment->magic = ORION_SEGMENT_MAGIC;
@@ -372,14 +373,14 @@ static const char *make_memory(orion_session *session) {
   session->segment->segment_bytes = sizeof *session->segment;
   session->main_ring = orion_main_ring(session->segment);
   session->express_ring = orion_express_ring(session->segment);
-  void *arena = mmap(session->host_base, ORION_HOST_ARENA_BYTES, PROT_READ | PROT_WRITE,
+  void* arena = mmap(session->host_base, ORION_HOST_ARENA_BYTES, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (arena == MAP_FAILED) return "no memory for the host arena (is RLIMIT_AS set?)";
   madvise(arena, ORION_HOST_ARENA_BYTES, MADV_DONTFORK);
   return NULL;
 }
 
-static const char *start_thread(tcp_state *state) {
+static const char* start_thread(tcp_state* state) {
   // The program's signals are its own: none is handled on this thread.
   sigset_t all;
   sigset_t before;
@@ -392,9 +393,9 @@ static const char *start_thread(tcp_state *state) {
   return NULL;
 }
 
-static const char *open_all(tcp_state *state, const char *ops_endpoint, const char *bulk_endpoint,
+static const char* open_all(tcp_state* state, const char* ops_endpoint, const char* bulk_endpoint,
                             const uint8_t token[32], uint32_t timeout_ms) {
-  const char *why = make_memory(state->session);
+  const char* why = make_memory(state->session);
   if (why) return why;
   state->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   state->context = zmq_ctx_new();
@@ -409,9 +410,9 @@ static const char *open_all(tcp_state *state, const char *ops_endpoint, const ch
   return why ? why : start_thread(state);
 }
 
-bool orion_tcp_open(orion_session *session, const char *ops_endpoint, const char *bulk_endpoint,
+bool orion_tcp_open(orion_session* session, const char* ops_endpoint, const char* bulk_endpoint,
                     const uint8_t token[32], uint32_t timeout_ms) {
-  tcp_state *state = calloc(1, sizeof *state);
+  tcp_state* state = calloc(1, sizeof *state);
   if (!state) {
     orion_log(ORION_LOG_ERROR, "out of memory");
     return false;
@@ -422,13 +423,13 @@ bool orion_tcp_open(orion_session *session, const char *ops_endpoint, const char
   session->transport_state = state;
   session->transport = &tcp_transport;
   session->transport_name = tcp_transport.name;
-  const char *why = open_all(state, ops_endpoint, bulk_endpoint, token, timeout_ms);
+  const char* why = open_all(state, ops_endpoint, bulk_endpoint, token, timeout_ms);
   if (!why) return true;
   session->transport = NULL;
   orion_log(ORION_LOG_ERROR, "the tcp connection to the worker of %s (%s) failed: %s", session->server_address,
             ops_endpoint, why);
   const int no_linger_ms = 0;
-  void *const sockets[] = {state->ops, state->bulk};
+  void* const sockets[] = {state->ops, state->bulk};
   for (int i = 0; i < 2; i++) {
     if (!sockets[i]) continue;
     zmq_socket_monitor(sockets[i], NULL, 0);

@@ -32,7 +32,7 @@ typedef struct tcp_batch {
 } tcp_batch;
 
 typedef struct tcp_state {
-  orion_session *session;
+  orion_session* session;
   void *context, *ops, *bulk, *ops_monitor, *bulk_monitor;
   int wake_fd;
   pthread_t thread;
@@ -46,7 +46,7 @@ typedef struct tcp_state {
   _Atomic uint32_t queue_space;  // futex
   _Atomic bool has_bulk;
   uint64_t sequence_queued;  // number of the last piece queued
-  tcp_pull *pulls;
+  tcp_pull* pulls;
   uint32_t pull_count, pull_capacity;
   // Client words to send.
   _Atomic uint64_t client_words_dirty[ORION_CLIENT_WORDS / 64];
@@ -62,16 +62,16 @@ typedef struct tcp_state {
 
 enum tcp_frame_result { TCP_FRAME_OK, TCP_FRAME_HOLD, TCP_FRAME_BAD };
 /// One message of lane 0. HOLD: the bulk that must be stored before it has not come; nothing after it may be applied.
-enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state *state, const void *data, size_t bytes);
+enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* data, size_t bytes);
 /// One message of lane 1.
-enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state *state, const void *data, size_t bytes);
+enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* data, size_t bytes);
 
-uint64_t orion_tcp_push_host(orion_session *session, uint64_t offset, uint64_t bytes);
-void orion_tcp_note_pull(orion_session *session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
+uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t bytes);
+void orion_tcp_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
 /// The next piece to send; false when there is none. Called by the I/O thread.
-bool orion_tcp_next_piece(tcp_state *state, tcp_range *piece);
+bool orion_tcp_next_piece(tcp_state* state, tcp_range* piece);
 /// Takes the piece off the queue after it was sent.
-void orion_tcp_piece_sent(tcp_state *state, const tcp_range *piece);
-void orion_tcp_kick(orion_session *session, bool express);
+void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece);
+void orion_tcp_kick(orion_session* session, bool express);
 
 #endif

@@ -10,17 +10,18 @@
 #include "../session/internal.h"
 #include "tcp.h"
 
-static tcp_state *state_of(orion_session *session) { return session->transport_state; }
+static tcp_state* state_of(orion_session* session) { return session->transport_state; }
 
-static void drop_finished_pulls(tcp_state *state) {
+static void drop_finished_pulls(tcp_state* state) {
   uint32_t kept = 0;
   for (uint32_t i = 0; i < state->pull_count; i++)
-    if (orion_word(state->session, state->pulls[i].word) < state->pulls[i].value) state->pulls[kept++] = state->pulls[i];
+    if (orion_word(state->session, state->pulls[i].word) < state->pulls[i].value)
+      state->pulls[kept++] = state->pulls[i];
   state->pull_count = kept;
 }
 
-void orion_tcp_note_pull(orion_session *session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
-  tcp_state *state = state_of(session);
+void orion_tcp_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
+  tcp_state* state = state_of(session);
   if (bytes == 0 || word >= ORION_WORDS || offset > ORION_HOST_ARENA_BYTES || bytes > ORION_HOST_ARENA_BYTES - offset)
     return;
   pthread_mutex_lock(&state->lock);
@@ -28,7 +29,7 @@ void orion_tcp_note_pull(orion_session *session, uint64_t offset, uint64_t bytes
     drop_finished_pulls(state);
     if (state->pull_count * 2 > state->pull_capacity || state->pull_capacity == 0) {
       const uint32_t capacity = state->pull_capacity ? state->pull_capacity * 2 : 64;
-      tcp_pull *larger = realloc(state->pulls, capacity * sizeof *larger);
+      tcp_pull* larger = realloc(state->pulls, capacity * sizeof *larger);
       if (larger) {
         state->pulls = larger;
         state->pull_capacity = capacity;
@@ -43,7 +44,7 @@ void orion_tcp_note_pull(orion_session *session, uint64_t offset, uint64_t bytes
 }
 
 // Appends one range; releases the lock while the queue is full. False when the session ends meanwhile.
-static bool enqueue(tcp_state *state, uint64_t first, uint64_t end) {
+static bool enqueue(tcp_state* state, uint64_t first, uint64_t end) {
   while (state->queue_count == TCP_BULK_QUEUE) {
     const uint32_t space = atomic_load(&state->queue_space);
     pthread_mutex_unlock(&state->lock);
@@ -60,11 +61,11 @@ static bool enqueue(tcp_state *state, uint64_t first, uint64_t end) {
 
 // Cuts the part that is nobody's pull off the front of [*first, end): returns its end, with *first moved to its start.
 // *first == end when nothing is left.
-static uint64_t next_gap(const tcp_state *state, uint64_t *first, uint64_t end) {
+static uint64_t next_gap(const tcp_state* state, uint64_t* first, uint64_t end) {
   for (bool moved = true; moved && *first < end;) {
     moved = false;
     for (uint32_t i = 0; i < state->pull_count; i++) {
-      const tcp_pull *pull = &state->pulls[i];
+      const tcp_pull* pull = &state->pulls[i];
       if (pull->first <= *first && *first < pull->end) {
         *first = pull->end < end ? pull->end : end;
         moved = true;
@@ -77,8 +78,8 @@ static uint64_t next_gap(const tcp_state *state, uint64_t *first, uint64_t end) 
   return until;
 }
 
-uint64_t orion_tcp_push_host(orion_session *session, uint64_t offset, uint64_t bytes) {
-  tcp_state *state = state_of(session);
+uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t bytes) {
+  tcp_state* state = state_of(session);
   if (bytes == 0 || offset > ORION_HOST_ARENA_BYTES || bytes > ORION_HOST_ARENA_BYTES - offset) return 0;
   pthread_mutex_lock(&state->lock);
   drop_finished_pulls(state);
@@ -95,7 +96,7 @@ uint64_t orion_tcp_push_host(orion_session *session, uint64_t offset, uint64_t b
   return sequence;
 }
 
-bool orion_tcp_next_piece(tcp_state *state, tcp_range *piece) {
+bool orion_tcp_next_piece(tcp_state* state, tcp_range* piece) {
   pthread_mutex_lock(&state->lock);
   const bool any = state->queue_count != 0;
   if (any) *piece = state->queue[state->queue_first];
@@ -105,9 +106,9 @@ bool orion_tcp_next_piece(tcp_state *state, tcp_range *piece) {
   return any;
 }
 
-void orion_tcp_piece_sent(tcp_state *state, const tcp_range *piece) {
+void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece) {
   pthread_mutex_lock(&state->lock);
-  tcp_range *range = &state->queue[state->queue_first];
+  tcp_range* range = &state->queue[state->queue_first];
   range->offset += piece->bytes;
   range->bytes -= piece->bytes;
   bool was_full = false;

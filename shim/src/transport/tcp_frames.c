@@ -3,16 +3,16 @@
 
 #include "tcp.h"
 
-static bool read_header(const void *data, size_t bytes, orion_frame *header, const uint8_t **body) {
+static bool read_header(const void* data, size_t bytes, orion_frame* header, const uint8_t** body) {
   if (bytes < sizeof *header) return false;
   memcpy(header, data, sizeof *header);
-  *body = (const uint8_t *)data + sizeof *header;
+  *body = (const uint8_t*)data + sizeof *header;
   return header->bytes <= ORION_FRAME_MAX_BYTES && header->bytes == bytes - sizeof *header;
 }
 
-static enum tcp_frame_result take_reply(orion_segment *segment, const orion_frame *header, const uint8_t *body) {
+static enum tcp_frame_result take_reply(orion_segment* segment, const orion_frame* header, const uint8_t* body) {
   if (header->a >= ORION_REPLY_SLOTS || header->bytes > ORION_REPLY_BYTES) return TCP_FRAME_BAD;
-  orion_reply *reply = &segment->replies[header->a];
+  orion_reply* reply = &segment->replies[header->a];
   reply->result = (int32_t)header->b;
   reply->bytes = header->bytes;
   if (header->bytes) memcpy(reply->payload, body, header->bytes);
@@ -20,7 +20,7 @@ static enum tcp_frame_result take_reply(orion_segment *segment, const orion_fram
   return TCP_FRAME_OK;
 }
 
-static enum tcp_frame_result take_words(tcp_state *state, const orion_frame *header, const uint8_t *body) {
+static enum tcp_frame_result take_words(tcp_state* state, const orion_frame* header, const uint8_t* body) {
   if (header->bytes % sizeof(orion_word_update)) return TCP_FRAME_BAD;
   const uint32_t count = header->bytes / (uint32_t)sizeof(orion_word_update);
   orion_word_update update;
@@ -36,9 +36,9 @@ static enum tcp_frame_result take_words(tcp_state *state, const orion_frame *hea
   return TCP_FRAME_OK;
 }
 
-enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state *state, const void *data, size_t bytes) {
+enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* data, size_t bytes) {
   orion_frame header;
-  const uint8_t *body = NULL;
+  const uint8_t* body = NULL;
   if (!read_header(data, bytes, &header, &body)) return TCP_FRAME_BAD;
   switch (header.type) {
     case ORION_FRAME_CONTROL:
@@ -52,9 +52,9 @@ enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state *state, const void *dat
   }
 }
 
-enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state *state, const void *data, size_t bytes) {
+enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* data, size_t bytes) {
   orion_frame header;
-  const uint8_t *body = NULL;
+  const uint8_t* body = NULL;
   if (!read_header(data, bytes, &header, &body)) return TCP_FRAME_BAD;
   if (header.type == ORION_FRAME_CONTROL) return TCP_FRAME_OK;
   if (header.type != ORION_FRAME_BULK || header.a > ORION_HOST_ARENA_BYTES ||

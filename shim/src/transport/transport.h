@@ -5,32 +5,32 @@
 #include "session.h"
 
 typedef struct orion_transport {
-  const char *name;
+  const char* name;
   /// Over shm the worker's watcher polls only the words that a client thread has posted; over a network every
   /// marker's word is relayed, so nothing is posted.
   bool posts_waiters;
   /// Wakes the consumer of the ring. Called after a push when the consumer has said that it sleeps.
-  void (*kick)(orion_session *session, bool express);
+  void (*kick)(orion_session* session, bool express);
   /// False once the worker or the way to it is gone. May be called by any thread, at every timeout of a wait.
-  bool (*alive)(orion_session *session);
-  uint64_t (*push_host)(orion_session *session, uint64_t offset, uint64_t bytes);
-  void (*note_pull)(orion_session *session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
+  bool (*alive)(orion_session* session);
+  uint64_t (*push_host)(orion_session* session, uint64_t offset, uint64_t bytes);
+  void (*note_pull)(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
   /// client_words[callback] has been stored.
-  void (*client_word)(orion_session *session, uint32_t callback);
+  void (*client_word)(orion_session* session, uint32_t callback);
   /// Gives the pages of an arena range back to the system; its content becomes zero.
-  void (*drop_pages)(orion_session *session, void *address, uint64_t bytes);
+  void (*drop_pages)(orion_session* session, void* address, uint64_t bytes);
   /// Delivers what is in the rings within a bounded time, then closes. Mappings stay: other threads may still read.
-  void (*close)(orion_session *session);
+  void (*close)(orion_session* session);
   /// In the child after fork: forget descriptors and threads of the parent. Async-signal-safe.
-  void (*after_fork)(orion_session *session);
+  void (*after_fork)(orion_session* session);
 } orion_transport;
 
 /// shm, step 1 (before BIND): connects to the worker's unix socket. -1 with errno when that is impossible.
-int orion_shm_connect(const char *path);
+int orion_shm_connect(const char* path);
 /// shm, step 2 (after BOUND): sends the token, receives and maps segment and arena. False after one line on stderr.
-bool orion_shm_open(orion_session *session, int socket_fd, const uint8_t token[32], uint32_t timeout_ms);
+bool orion_shm_open(orion_session* session, int socket_fd, const uint8_t token[32], uint32_t timeout_ms);
 /// tcp (after BOUND): makes the segment and the arena here, connects both lanes, starts the I/O thread.
-bool orion_tcp_open(orion_session *session, const char *ops_endpoint, const char *bulk_endpoint,
+bool orion_tcp_open(orion_session* session, const char* ops_endpoint, const char* bulk_endpoint,
                     const uint8_t token[32], uint32_t timeout_ms);
 
 #endif

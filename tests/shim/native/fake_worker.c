@@ -18,16 +18,16 @@
 #include "session/futex.h"
 #include "session/msgpack.h"
 
-uint8_t *fake_device_memory;
+uint8_t* fake_device_memory;
 
 static bool over_tcp;
 static void *context, *control, *ops_lane, *bulk_lane;
 static int listener = -1;
 static char socket_path[64];
 static uint8_t token[32];
-static orion_segment *segment;  // the worker's view
-static uint8_t *arena;          // the worker's view
-static _Atomic(orion_segment *) client_view;
+static orion_segment* segment;  // the worker's view
+static uint8_t* arena;          // the worker's view
+static _Atomic(orion_segment*) client_view;
 static int segment_fd = -1, arena_fd = -1;
 static _Atomic uint64_t slot_base, executed;
 static _Atomic bool killed, held, detached, garbage;
@@ -40,10 +40,10 @@ static uint32_t early_count;
 
 // ------------------------------------------------------------------------------------------------- answers
 
-static void send_frame(void *lane, uint16_t type, uint64_t sequence, uint64_t a, uint64_t b, const void *body,
+static void send_frame(void* lane, uint16_t type, uint64_t sequence, uint64_t a, uint64_t b, const void* body,
                        uint32_t bytes) {
   const orion_frame header = {.type = type, .bytes = bytes, .sequence = sequence, .a = a, .b = b};
-  uint8_t *frame = malloc(sizeof header + bytes);
+  uint8_t* frame = malloc(sizeof header + bytes);
   memcpy(frame, &header, sizeof header);
   if (bytes) memcpy(frame + sizeof header, body, bytes);
   CHECK(zmq_send(lane, frame, sizeof header + bytes, 0) >= 0);
@@ -65,14 +65,14 @@ static void set_word(uint32_t word, uint64_t value) {
   wake_client();
 }
 
-static void answer(const orion_op *op, int32_t result, const void *payload, uint32_t bytes) {
+static void answer(const orion_op* op, int32_t result, const void* payload, uint32_t bytes) {
   if (op->reply_slot == ORION_NO_REPLY) return;
   CHECK(op->reply_slot < ORION_REPLY_SLOTS);
   if (over_tcp) {
     send_frame(ops_lane, ORION_FRAME_REPLY, op->reply_seq, op->reply_slot, (uint64_t)(uint32_t)result, payload, bytes);
     return;
   }
-  orion_reply *reply = &segment->replies[op->reply_slot];
+  orion_reply* reply = &segment->replies[op->reply_slot];
   reply->result = result;
   reply->bytes = bytes;
   if (bytes) memcpy(reply->payload, payload, bytes);
@@ -89,7 +89,7 @@ static void receive_bulk(int flags) {
     memcpy(&header, zmq_msg_data(&message), sizeof header);
     if (header.type == ORION_FRAME_BULK) {
       CHECK(zmq_msg_size(&message) == sizeof header + header.bytes && header.sequence == bulk_received + 1);
-      memcpy(arena + header.a, (uint8_t *)zmq_msg_data(&message) + sizeof header, header.bytes);
+      memcpy(arena + header.a, (uint8_t*)zmq_msg_data(&message) + sizeof header, header.bytes);
       bulk_received = header.sequence;
     } else {
       send_frame(bulk_lane, ORION_FRAME_CONTROL, 0, 0, 0, NULL, 0);
@@ -102,7 +102,7 @@ static uint64_t client_word(uint32_t index) {
   return over_tcp ? client_words_over_tcp[index] : atomic_load(&segment->client_words[index]);
 }
 
-static bool take_client_words(const uint8_t *data, size_t bytes) {
+static bool take_client_words(const uint8_t* data, size_t bytes) {
   orion_frame header;
   orion_word_update update;
   CHECK(bytes >= sizeof header);
@@ -119,39 +119,39 @@ static bool take_client_words(const uint8_t *data, size_t bytes) {
 
 // ------------------------------------------------------------------------------------------------- operations
 
-static uint8_t *device_at(uint64_t address, uint64_t bytes) {
+static uint8_t* device_at(uint64_t address, uint64_t bytes) {
   const uint64_t offset = address - atomic_load(&slot_base);
   CHECK(offset <= FAKE_DEVICE_BYTES && bytes <= FAKE_DEVICE_BYTES - offset);
   return fake_device_memory + offset;
 }
 
-static void execute(const orion_op *op) {
+static void execute(const orion_op* op) {
   atomic_fetch_add(&executed, 0);  // with fake_worker_executed: an order that the sanitizer sees, in both directions
   CHECK(op->code < ORION_OP_CODE_END && op->bytes >= ORION_OP_INFO[op->code].fixed_bytes);
   while (over_tcp && bulk_received < op->bulk_seq) receive_bulk(0);
   switch (op->code) {
     case ORION_OP_PING: {
-      const orion_reply_ping reply = {((const orion_op_ping *)op)->value};
+      const orion_reply_ping reply = {((const orion_op_ping*)op)->value};
       answer(op, 0, &reply, sizeof reply);
       break;
     }
     case ORION_OP_MODULE_GET_FUNCTION: {  // echoes its tail
       const uint32_t fixed = sizeof(orion_op_module_get_function);
-      answer(op, 0, (const uint8_t *)op + fixed, op->bytes - fixed);
+      answer(op, 0, (const uint8_t*)op + fixed, op->bytes - fixed);
       break;
     }
     case ORION_OP_MARK: {
-      const orion_op_mark *mark = (const orion_op_mark *)op;
+      const orion_op_mark* mark = (const orion_op_mark*)op;
       set_word(mark->word, mark->value);
       break;
     }
     case ORION_OP_COPY_H2D: {
-      const orion_op_copy_h2d *copy = (const orion_op_copy_h2d *)op;
+      const orion_op_copy_h2d* copy = (const orion_op_copy_h2d*)op;
       memcpy(device_at(copy->device_dst, copy->size_bytes), arena + copy->src_off, copy->size_bytes);
       break;
     }
     case ORION_OP_COPY_D2H: {
-      const orion_op_copy_d2h *copy = (const orion_op_copy_d2h *)op;
+      const orion_op_copy_d2h* copy = (const orion_op_copy_d2h*)op;
       memcpy(arena + copy->dst_off, device_at(copy->src, copy->size_bytes), copy->size_bytes);
       for (uint64_t at = 0; over_tcp && at < copy->size_bytes; at += ORION_BULK_BYTES) {
         const uint64_t left = copy->size_bytes - at;
@@ -161,16 +161,16 @@ static void execute(const orion_op *op) {
       break;
     }
     case ORION_OP_MEMSET: {
-      const orion_op_memset *fill = (const orion_op_memset *)op;
+      const orion_op_memset* fill = (const orion_op_memset*)op;
       memset(device_at(fill->device_dst, fill->width), (int)fill->value, fill->width);
       break;
     }
     case ORION_OP_HOST_FUNCTION: {
-      const orion_op_host_function *call = (const orion_op_host_function *)op;
+      const orion_op_host_function* call = (const orion_op_host_function*)op;
       set_word(call->word, call->value);
       while (client_word(call->callback) < call->generation && !atomic_load(&killed)) {
         if (over_tcp) {
-          zmq_msg_t *message = &early_frames[early_count];
+          zmq_msg_t* message = &early_frames[early_count];
           zmq_msg_init(message);
           CHECK(early_count < 64 && zmq_msg_recv(message, ops_lane, 0) >= 0);
           if (take_client_words(zmq_msg_data(message), zmq_msg_size(message)))
@@ -185,7 +185,7 @@ static void execute(const orion_op *op) {
     }
     case ORION_OP_FUNCTION_SET_CACHE_CONFIG:  // refused late
       set_word(ORION_WORD_THREAD_ERROR + op->thread,
-               ORION_LATE_ERROR(((const orion_op_function_set_cache_config *)op)->function, op->code, 400));
+               ORION_LATE_ERROR(((const orion_op_function_set_cache_config*)op)->function, op->code, 400));
       break;
     case ORION_OP_DETACH:
       atomic_store(&detached, true);
@@ -215,7 +215,7 @@ static void send_descriptors(int peer) {
   } room = {0};
   struct msghdr message = {
       .msg_iov = &vector, .msg_iovlen = 1, .msg_control = room.space, .msg_controllen = sizeof room.space};
-  struct cmsghdr *part = CMSG_FIRSTHDR(&message);
+  struct cmsghdr* part = CMSG_FIRSTHDR(&message);
   part->cmsg_level = SOL_SOCKET;
   part->cmsg_type = SCM_RIGHTS;
   part->cmsg_len = CMSG_LEN(2 * sizeof(int));
@@ -224,7 +224,7 @@ static void send_descriptors(int peer) {
   CHECK(sendmsg(peer, &message, 0) == 1);
 }
 
-static int sealed_memory(const char *name, uint64_t bytes) {
+static int sealed_memory(const char* name, uint64_t bytes) {
   const int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   CHECK(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0);
   CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0);
@@ -250,14 +250,14 @@ static void drain_rings(int peer) {
   uint64_t express_position = 0;
   while (!atomic_load(&killed)) {
     idle_duties();
-    const enum orion_ring_state got = orion_ring_pop(main_ring, &main_position, (orion_op *)buffer);
+    const enum orion_ring_state got = orion_ring_pop(main_ring, &main_position, (orion_op*)buffer);
     bool any = got == ORION_RING_OP;
     CHECK(got != ORION_RING_BROKEN);
-    while (orion_ring_pop(express_ring, &express_position, (orion_op *)express_buffer) == ORION_RING_OP) {
-      execute((orion_op *)express_buffer);
+    while (orion_ring_pop(express_ring, &express_position, (orion_op*)express_buffer) == ORION_RING_OP) {
+      execute((orion_op*)express_buffer);
       any = true;
     }
-    if (got == ORION_RING_OP) execute((orion_op *)buffer);
+    if (got == ORION_RING_OP) execute((orion_op*)buffer);
     if (any) {
       atomic_thread_fence(memory_order_seq_cst);
       if (atomic_load(&main_ring.control->producers_parked)) orion_futex_wake_all(&main_ring.control->space);
@@ -279,7 +279,7 @@ static void serve_shm(void) {
   uint8_t said[64];
   CHECK(peer >= 0 && recv(peer, said, sizeof said, 0) == 32 && memcmp(said, token, 32) == 0);
   send_descriptors(peer);
-  orion_segment *shared = NULL;
+  orion_segment* shared = NULL;
   while (!(shared = atomic_load(&client_view))) usleep(200);
   segment = shared;
   drain_rings(peer);
@@ -287,7 +287,7 @@ static void serve_shm(void) {
 
 // ------------------------------------------------------------------------------------------------- tcp
 
-static void execute_frame(const uint8_t *data, size_t bytes) {
+static void execute_frame(const uint8_t* data, size_t bytes) {
   orion_frame header;
   CHECK(bytes >= sizeof header);
   memcpy(&header, data, sizeof header);
@@ -301,7 +301,7 @@ static void execute_frame(const uint8_t *data, size_t bytes) {
   CHECK(header.type == ORION_FRAME_OPS_MAIN || header.type == ORION_FRAME_OPS_EXPRESS);
   for (uint32_t at = 0; at < header.bytes;) {
     static _Alignas(8) uint8_t copy[ORION_OP_MAX_BYTES];
-    const orion_op *op = (const orion_op *)copy;
+    const orion_op* op = (const orion_op*)copy;
     CHECK(header.bytes - at >= sizeof *op);
     memcpy(copy, data + sizeof header + at, sizeof *op);
     const uint32_t length = op->bytes;
@@ -334,7 +334,7 @@ static void serve_tcp(void) {
   zmq_close(bulk_lane);
 }
 
-static void *worker_thread(void *argument) {
+static void* worker_thread(void* argument) {
   (void)argument;
   if (over_tcp)
     serve_tcp();
@@ -347,17 +347,17 @@ static void *worker_thread(void *argument) {
 
 static char ops_endpoint[64], bulk_endpoint[64];
 
-static void pack_text(orion_packer *p, const char *key, const char *value) {
+static void pack_text(orion_packer* p, const char* key, const char* value) {
   orion_pack_string(p, key);
   orion_pack_string(p, value);
 }
 
-static void pack_number(orion_packer *p, const char *key, uint64_t value) {
+static void pack_number(orion_packer* p, const char* key, uint64_t value) {
   orion_pack_string(p, key);
   orion_pack_unsigned(p, value);
 }
 
-static void pack_attached(orion_packer *p) {
+static void pack_attached(orion_packer* p) {
   orion_pack_string(p, "devices");
   orion_pack_array(p, 1);
   orion_pack_map(p, 8);
@@ -397,16 +397,16 @@ typedef struct request {
   uint64_t id, base;
 } request;
 
-static request read_request(const uint8_t *data, size_t bytes) {
+static request read_request(const uint8_t* data, size_t bytes) {
   request out = {{0}, 0, 0};
   orion_unpacker u = {data, data + bytes, false};
   for (uint32_t pairs = orion_unpack_map(&u); pairs && !u.bad; pairs--) {
-    const uint8_t *key = NULL;
-    const uint8_t *text = NULL;
+    const uint8_t* key = NULL;
+    const uint8_t* text = NULL;
     const uint32_t n = orion_unpack_bytes(&u, &key);
     if (orion_unpack_equals(key, n, "type")) {
       const uint32_t length = orion_unpack_bytes(&u, &text);
-      snprintf(out.type, sizeof out.type, "%.*s", (int)length, (const char *)text);
+      snprintf(out.type, sizeof out.type, "%.*s", (int)length, (const char*)text);
     } else if (orion_unpack_equals(key, n, "id")) {
       out.id = (uint64_t)orion_unpack_integer(&u);
     } else if (orion_unpack_equals(key, n, "devices")) {
@@ -424,7 +424,7 @@ static request read_request(const uint8_t *data, size_t bytes) {
   return out;
 }
 
-static void *control_thread(void *argument) {
+static void* control_thread(void* argument) {
   (void)argument;
   int binds = 0;
   for (;;) {
@@ -459,14 +459,14 @@ static void *control_thread(void *argument) {
   }
 }
 
-static void *bound_socket(int type, char *endpoint, size_t capacity) {
-  void *socket = zmq_socket(context, type);
+static void* bound_socket(int type, char* endpoint, size_t capacity) {
+  void* socket = zmq_socket(context, type);
   CHECK(socket && zmq_bind(socket, "tcp://127.0.0.1:*") == 0);
   CHECK(zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, endpoint, &capacity) == 0);
   return socket;
 }
 
-void fake_worker_start(const char *transport) {
+void fake_worker_start(const char* transport) {
   over_tcp = strcmp(transport, "tcp") == 0;
   for (int i = 0; i < 32; i++) token[i] = (uint8_t)(i * 7 + 1);
   fake_device_memory = calloc(1, FAKE_DEVICE_BYTES);
@@ -485,7 +485,7 @@ void fake_worker_start(const char *transport) {
     snprintf(address.sun_path, sizeof address.sun_path, "%s", socket_path);
     unlink(socket_path);
     listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    CHECK(bind(listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(listener, 4) == 0);
+    CHECK(bind(listener, (struct sockaddr*)&address, sizeof address) == 0 && listen(listener, 4) == 0);
   }
   setenv("ORION_SERVER", endpoint + strlen("tcp://"), 1);
   setenv("ORION_TRANSPORT", transport, 1);
@@ -494,7 +494,7 @@ void fake_worker_start(const char *transport) {
   CHECK(pthread_create(&thread, NULL, worker_thread, NULL) == 0 && pthread_detach(thread) == 0);
 }
 
-void fake_worker_share(void *client_segment, uint8_t *client_arena) {
+void fake_worker_share(void* client_segment, uint8_t* client_arena) {
   if (over_tcp) return;
   arena = client_arena;
   atomic_store(&client_view, client_segment);

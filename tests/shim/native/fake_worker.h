@@ -9,10 +9,10 @@
 enum { FAKE_DEVICE_BYTES = 32 << 20 };
 
 /// Starts the threads and points ORION_SERVER and ORION_TRANSPORT at them.
-void fake_worker_start(const char *transport);
+void fake_worker_start(const char* transport);
 /// shm, after attach: the worker uses the client's mappings, so that the sanitizers see one memory and not two.
-void fake_worker_share(void *client_segment, uint8_t *client_arena);
-extern uint8_t *fake_device_memory;  // what device address slot_base + i holds
+void fake_worker_share(void* client_segment, uint8_t* client_arena);
+extern uint8_t* fake_device_memory;  // what device address slot_base + i holds
 
 /// The worker dies: its sockets close, nothing is answered any more.
 void fake_worker_kill(void);
@@ -25,12 +25,12 @@ void fake_worker_word(uint32_t word, uint64_t value);
 /// tcp: the next frame on the operations lane is garbage.
 void fake_worker_garbage(void);
 
-#define CHECK(condition)                                                                  \
-  do {                                                                                    \
-    if (!(condition)) {                                                                   \
-      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);             \
-      _Exit(1);                                                                           \
-    }                                                                                     \
+#define CHECK(condition)                                                      \
+  do {                                                                        \
+    if (!(condition)) {                                                       \
+      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      _Exit(1);                                                               \
+    }                                                                         \
   } while (0)
 
 #endif

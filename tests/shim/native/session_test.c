@@ -1,6 +1,8 @@
 // The session side of the shim against a fake worker, both ends as threads of one program, for the sanitizers.
 //   session_test shm|tcp SCENARIO
 #define _GNU_SOURCE
+#include "session.h"
+
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,19 +11,18 @@
 #include <unistd.h>
 
 #include "fake_worker.h"
-#include "session.h"
 #include "session/futex.h"
 
 void orion_api_after_fork(void) {}
 
-static orion_session *session;
+static orion_session* session;
 static uint64_t device_base;
 
 static void attach(void) {
   CHECK(orion_ready() == CUDA_ERROR_NOT_INITIALIZED);
   CHECK(orion_attach() == CUDA_SUCCESS && orion_attach() == CUDA_SUCCESS);
   CHECK(orion_ready() == CUDA_SUCCESS && orion_device_count() == 1 && !orion_device_at(1));
-  const orion_device *device = orion_device_at(0);
+  const orion_device* device = orion_device_at(0);
   CHECK(strcmp(device->name, "fake device") == 0 && device->attributes[16] == 4 && device->has_attribute[16]);
   session = device->session;
   device_base = device->slot_base;
@@ -63,10 +64,10 @@ enum { CALL_THREADS = 80, CALL_ROUNDS = 30, ECHO_MAX = 16000 };  // more threads
 
 static uint32_t first_stream = 1;  // words only grow: a second run needs other streams
 
-static void *call_thread(void *argument) {
+static void* call_thread(void* argument) {
   const uint32_t stream = first_stream + (uint32_t)(uintptr_t)argument;
-  uint8_t *sent = malloc(ECHO_MAX);
-  uint8_t *got = malloc(ECHO_MAX);
+  uint8_t* sent = malloc(ECHO_MAX);
+  uint8_t* got = malloc(ECHO_MAX);
   for (uint32_t round = 1; round <= CALL_ROUNDS; round++) {
     const uint64_t value = (uint64_t)stream << 32 | round;
     CHECK(ping(value) == value);
@@ -86,9 +87,9 @@ static void *call_thread(void *argument) {
   return NULL;
 }
 
-static void run_threads(uint32_t count, void *(*body)(void *)) {
+static void run_threads(uint32_t count, void* (*body)(void*)) {
   pthread_t threads[CALL_THREADS];
-  for (uintptr_t i = 0; i < count; i++) CHECK(pthread_create(&threads[i], NULL, body, (void *)i) == 0);
+  for (uintptr_t i = 0; i < count; i++) CHECK(pthread_create(&threads[i], NULL, body, (void*)i) == 0);
   for (uint32_t i = 0; i < count; i++) CHECK(pthread_join(threads[i], NULL) == 0);
 }
 
@@ -107,7 +108,7 @@ static void test_calls(void) {
 
 // ------------------------------------------------------------------------------------------------- a full ring
 
-static void *fill_thread(void *argument) {
+static void* fill_thread(void* argument) {
   const uint32_t stream = 1 + (uint32_t)(uintptr_t)argument;
   static uint8_t tail[32764];
   for (int i = 0; i < 400; i++) {  // three threads: about 39 MB through a ring of 2 MiB
@@ -118,7 +119,7 @@ static void *fill_thread(void *argument) {
   return NULL;
 }
 
-static void *release_thread(void *argument) {
+static void* release_thread(void* argument) {
   (void)argument;
   usleep(300000);
   fake_worker_hold(false);
@@ -160,7 +161,7 @@ static void fill_device(uint64_t at, uint64_t bytes, uint32_t value) {
   CHECK(orion_submit(session, &op.op, sizeof op, NULL, 0) == CUDA_SUCCESS);
 }
 
-static bool all_equal(const uint8_t *at, uint64_t bytes, uint8_t value) {
+static bool all_equal(const uint8_t* at, uint64_t bytes, uint8_t value) {
   return at[0] == value && memcmp(at, at + 1, bytes - 1) == 0;
 }
 
@@ -172,7 +173,7 @@ static bool device_holds(uint64_t at, uint64_t bytes, uint8_t value) {
 // A pinned buffer that the stream fills and reads back with no wait between: the worker's bytes are the newer ones.
 static void test_bounce(void) {
   enum { BYTES = 3 << 20, B = 8 << 20 };
-  uint8_t *pinned = orion_arena_allocate(session, BYTES);
+  uint8_t* pinned = orion_arena_allocate(session, BYTES);
   CHECK(pinned && pinned >= session->host_base + ORION_STAGING_BYTES);
   const uint64_t offset = (uint64_t)(pinned - session->host_base);
   for (uint64_t round = 1; round <= 20; round++) {
@@ -187,9 +188,9 @@ static void test_bounce(void) {
     CHECK(device_holds(B + BYTES - 4096, 4096, 0xee));
   }
   orion_arena_free(session, pinned, BYTES);
-  uint8_t *again = orion_arena_allocate(session, BYTES);
+  uint8_t* again = orion_arena_allocate(session, BYTES);
   CHECK(again == pinned && all_equal(again, BYTES, 0));  // the pages were given back
-  void *parts[8];
+  void* parts[8];
   for (int i = 0; i < 8; i++) CHECK((parts[i] = orion_arena_allocate(session, 5000)));
   for (int i = 0; i < 8; i += 2) orion_arena_free(session, parts[i], 5000);
   for (int i = 1; i < 8; i += 2) orion_arena_free(session, parts[i], 5000);
@@ -198,14 +199,14 @@ static void test_bounce(void) {
   CHECK(!orion_arena_allocate(session, 1));
 }
 
-static void *staging_thread(void *argument) {
+static void* staging_thread(void* argument) {
   const uint32_t stream = 1 + (uint32_t)(uintptr_t)argument;
   for (uint32_t round = 1; round <= 60; round++) {  // up to 480 MB through 64 MiB of staging
     const uint64_t bytes = 1 + (stream * 7919ull + round * 104729ull) % (4 << 20);
     uint64_t offset = 0;
     CHECK(orion_staging_take(session, bytes, &offset) == CUDA_SUCCESS && offset % 64 == 0);
     CHECK(offset + bytes <= ORION_STAGING_BYTES);
-    uint8_t *block = session->host_base + offset;
+    uint8_t* block = session->host_base + offset;
     memset(block, (int)(stream * 16 + round), bytes);
     orion_op_copy_h2d op = {.op = head(ORION_OP_COPY_H2D, stream),
                             .device_dst = device_base + (stream - 1) * (4ull << 20),
@@ -232,7 +233,8 @@ static void test_staging(void) {
   uint64_t blocks[16];
   for (int i = 0; i < 16; i++) CHECK(orion_staging_take(session, 4 << 20, &blocks[i]) == CUDA_SUCCESS);
   for (int i = 0; i < 16; i++) orion_staging_give(session, blocks[i], 0, 0);
-  for (int i = 0; i < 16; i++) orion_staging_give(session, blocks[i], ORION_WORD_STREAMS + 40, 1);  // not taken: ignored
+  for (int i = 0; i < 16; i++)
+    orion_staging_give(session, blocks[i], ORION_WORD_STREAMS + 40, 1);  // not taken: ignored
   for (int i = 0; i < 16; i++) CHECK(orion_staging_take(session, 4 << 20, &blocks[i]) == CUDA_SUCCESS);
   for (int i = 0; i < 16; i++) orion_staging_give(session, blocks[i], ORION_WORD_STREAMS + 40, 1);
   fake_worker_word(ORION_WORD_CONTEXT_ERROR + 1, 700);  // the marker never comes: a fault must end the wait
@@ -255,7 +257,8 @@ static void test_errors(void) {
   CHECK(orion_context_error(session, 2) == CUDA_SUCCESS && ping(5) == 5);
   fake_worker_word(ORION_WORD_SESSION_ERROR, 46);
   CHECK(orion_wait_word(session, ORION_WORD_STREAMS + 2, 1, 2) == CUDA_ERROR_DEVICE_UNAVAILABLE);
-  CHECK(mark(1, 3) == CUDA_ERROR_DEVICE_UNAVAILABLE && orion_context_error(session, 2) == CUDA_ERROR_DEVICE_UNAVAILABLE);
+  CHECK(mark(1, 3) == CUDA_ERROR_DEVICE_UNAVAILABLE &&
+        orion_context_error(session, 2) == CUDA_ERROR_DEVICE_UNAVAILABLE);
 }
 
 static void test_callback(void) {
@@ -274,14 +277,14 @@ static void test_callback(void) {
   }
 }
 
-static void *killer_thread(void *argument) {
+static void* killer_thread(void* argument) {
   (void)argument;
   usleep(200000);
   fake_worker_kill();
   return NULL;
 }
 
-static void *stuck_thread(void *argument) {
+static void* stuck_thread(void* argument) {
   const uint32_t stream = 1 + (uint32_t)(uintptr_t)argument;
   CHECK(wait_mark(stream, 1000) == CUDA_ERROR_DEVICE_UNAVAILABLE);
   CHECK(mark(stream, 1000) == CUDA_ERROR_DEVICE_UNAVAILABLE);
@@ -353,14 +356,14 @@ static void test_sync(void) {
   }
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   static const struct {
-    const char *name;
+    const char* name;
     void (*body)(void);
-  } scenarios[] = {{"calls", test_calls},     {"full", test_full},           {"bounce", test_bounce},
-                   {"staging", test_staging}, {"errors", test_errors},       {"callback", test_callback},
-                   {"death", test_death},     {"full_death", test_full_death}, {"fork", test_fork},
-                   {"garbage", test_garbage}, {"sync", test_sync},           {"exit", NULL}};
+  } scenarios[] = {
+      {"calls", test_calls},   {"full", test_full},         {"bounce", test_bounce}, {"staging", test_staging},
+      {"errors", test_errors}, {"callback", test_callback}, {"death", test_death},   {"full_death", test_full_death},
+      {"fork", test_fork},     {"garbage", test_garbage},   {"sync", test_sync},     {"exit", NULL}};
   if (argc != 3) return 2;
   atexit(after_exit_handlers);  // registered before attach, so it runs after the shim's own
   if (strcmp(argv[2], "sync") == 0) setenv("ORION_SYNC", "1", 1);
