@@ -398,9 +398,8 @@ static void test_misc(void) {
   OK(cuGetProcAddress_v2("cuLibraryLoadData", &function, 11000, 0, &status));
   TRUE(function == NULL);
   IS(2, status);
-  CODE(500, cuGetProcAddress_v2("cuNoSuchThing", &function, 12000, 0, NULL));
-  CODE(1, cuGetProcAddress_v2(NULL, &function, 12000, 0, &status));
-  CODE(1, cuGetProcAddress_v2("cuInit", NULL, 12000, 0, &status));
+  OK(cuGetProcAddress_v2("cuNoSuchThing", &function, 12000, 0, NULL));
+  TRUE(function == NULL);
   CODE(1, cuGetProcAddress_v2("cuInit", &function, 99000, 0, &status));
   OK(cuGetProcAddress_v2("", &function, 0, 0, NULL));
   CUuuid unknown = {{1, 2, 3}};

@@ -26,13 +26,14 @@ ORION_API CUresult cuGetProcAddress_v2(const char* name, void** function, int ve
                                        CUdriverProcAddressQueryResult* status) {
   int found = LOOKUP_FOUND;
   const CUresult result = look_up(name, function, version, flags, &found);
-  if (result != CUDA_SUCCESS) return result;
-  // Who asks for the status is told there; who does not, by the code.
-  if (status == NULL) return found == LOOKUP_FOUND ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
-  *status = (CUdriverProcAddressQueryResult)found;
-  return CUDA_SUCCESS;
+  // A name that is not found is told by the status and the NULL pointer, never by the code (measured on driver 580).
+  if (result == CUDA_SUCCESS && status != NULL) *status = (CUdriverProcAddressQueryResult)found;
+  return result;
 }
 
 ORION_API CUresult cuGetProcAddress(const char* name, void** function, int version, cuuint64_t flags) {
-  return cuGetProcAddress_v2(name, function, version, flags, NULL);
+  int found = LOOKUP_FOUND;
+  const CUresult result = look_up(name, function, version, flags, &found);
+  if (result != CUDA_SUCCESS) return result;
+  return found == LOOKUP_FOUND ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
