@@ -159,7 +159,7 @@ def markers(cu: Driver, page: int, facts: dict[str, Any]) -> None:
 
 
 def payloads(cu: Driver, page: int, rounds: int, facts: dict[str, Any]) -> None:
-    """Data copied before a marker is there when the marker is: the CPU looks at the last bytes as soon as it sees it."""
+    """Data copied before a marker is there when the marker is: the CPU looks as soon as it sees the marker."""
     word = ctypes.c_uint64.from_address(page + 128)
     stream = cu.stream(1)
     stale = {}

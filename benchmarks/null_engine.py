@@ -58,12 +58,15 @@ def report(result: dict[str, Any]) -> str:
     floors, lines = result["floors"], []
     alone = floors["shm_spin_rtt_us"] if (result["cpus"] or 1) > 2 else floors["shm_futex_rtt_us"]
     kind = "spinning" if (result["cpus"] or 1) > 2 else "sleeping (no core to spin on)"
-    lines.append(f"floors on {result['cpus']} CPUs: ring push {floors['ring_push_ns']:.0f} ns, shm round trip {alone:.2f} us {kind}, "
-                 f"TCP round trip {floors['tcp_rtt_us']:.1f} us")  # fmt: skip
+    lines.append(
+        f"floors on {result['cpus']} CPUs: ring push {floors['ring_push_ns']:.0f} ns, "
+        f"shm round trip {alone:.2f} us {kind}, TCP round trip {floors['tcp_rtt_us']:.1f} us"
+    )
     for transport, aim_ns, floor, times in (("shm", 150, alone, 3), ("tcp", 300, floors["tcp_rtt_us"], 2)):
         row = result[transport]
         lines.append(
-            f"{transport}: launch {row['launch_wall_ns']:.0f} ns wall, {row['launch_cpu_ns']:.0f} ns CPU (aim {aim_ns}); "
+            f"{transport}: launch {row['launch_wall_ns']:.0f} ns wall, {row['launch_cpu_ns']:.0f} ns CPU "
+            f"(aim {aim_ns}); "
             f"reply {row['reply_us']:.1f} us = {row['reply_us'] / floor:.1f}x of the bare round trip (aim {times}x); "
             f"engine replays {row['replay_per_second'] / 1e6:.2f} M launches/s"
         )

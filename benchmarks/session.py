@@ -44,6 +44,11 @@ def run(command: list[str], environment: dict[str, str], timeout_s: float) -> di
     return dict(json.loads(lines[-1]))
 
 
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+
+
 class Session:
     def __init__(self, device: str, out: Path, repeats: int, names: list[str]) -> None:
         self.device, self.out, self.repeats, self.names = device, out, repeats, names
@@ -70,7 +75,7 @@ class Session:
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "kernel": platform.release(),
             "cpus": os.cpu_count(),
-            "cpu": next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""),
+            "cpu": cpu_model(),
             "gpu": output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         }  # fmt: skip
 
