@@ -15,7 +15,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 _EXAMPLE = _ROOT / "examples" / "vector_add_numba.py"
 _ELEMENTS = 200_000
 _PROGRAM_TIMEOUT_S = 240.0
-_POLL_S = 0.1
+_POLL_S = 0.02
+_ATTEMPTS = 3
 
 
 class DemoFailed(Exception):
@@ -39,7 +40,7 @@ def _demo() -> None:
         gpus = stats(server.address).gpus
         served_by = ", ".join(f"{gpu.name} ({gpu.total_bytes >> 20} MiB)" for gpu in gpus)
         print(f"orion-server on {server.address} serves: {served_by}", flush=True)
-        results = [_run(server.address, transport) for transport in ("shm", "tcp")]
+        results = [_shown_run(server.address, transport) for transport in ("shm", "tcp")]
         left = stats(server.address)
         if left.sessions and not _all_gone(server.address):
             raise DemoFailed(f"{len(left.sessions)} session(s) left behind on the server")
@@ -49,7 +50,17 @@ def _demo() -> None:
     print(f"demo passed in {time.monotonic() - started_s:.1f} s")
 
 
-def _run(server: str, transport: str) -> str:
+def _shown_run(server: str, transport: str) -> str:
+    """One run that orion-smi was seen to show; a fast machine may need a second one to be looked at in time."""
+    for _ in range(_ATTEMPTS):
+        output, seen = _run(server, transport)
+        if seen:
+            print(f"meanwhile, orion-smi:\n{seen.rstrip()}\n{output}", flush=True)
+            return output
+    raise DemoFailed(f"orion-smi never showed the session over {transport}")
+
+
+def _run(server: str, transport: str) -> tuple[str, str]:
     command = [sys.executable, "-m", "orion_client.run", "--server", server, "--transport", transport, "--"]
     command += [sys.executable, str(_EXAMPLE), str(_ELEMENTS)]
     print(f"\n$ orion-run --server {server} --transport {transport} -- python {_EXAMPLE.name} {_ELEMENTS}", flush=True)
@@ -78,10 +89,7 @@ def _run(server: str, transport: str) -> str:
         raise DemoFailed(f"the program over {transport} ended with {program.returncode}: {output}")
     if "equal to numpy" not in output:
         raise DemoFailed(f"the program over {transport} printed {output!r}")
-    if not seen:
-        raise DemoFailed(f"orion-smi never showed the session over {transport}")
-    print(f"meanwhile, orion-smi:\n{seen.rstrip()}\n{output}", flush=True)
-    return output
+    return output, seen
 
 
 def _all_gone(server: str) -> bool:

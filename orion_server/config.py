@@ -86,7 +86,7 @@ def check_loopback(host: str) -> None:
     if not address.is_loopback:
         raise ConfigError(
             f"refusing to listen on {host}: clients are not authenticated yet, so anyone who reaches that address "
-            "could use the GPUs; listen on 127.0.0.1 and reach other machines through an SSH tunnel"
+            "could use the GPUs; listen on 127.0.0.1"
         )
     if address.version != 4:
         raise ConfigError(f"refusing to listen on {host}: only IPv4 loopback is served in this version; use 127.0.0.1")

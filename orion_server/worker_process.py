@@ -41,7 +41,7 @@ class WorkerError(Exception):
 
 def worker_environment(libcuda: Libcuda, devices: str | None, client: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker: the server's, without what belongs to clients, with the client's CUDA settings."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORION_") and k != "CUDA_VISIBLE_DEVICES"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORION_")}
     preload = [p for p in environment.pop("LD_PRELOAD", "").replace(":", " ").split() if not _is_ours(p)]
     if preload:
         environment["LD_PRELOAD"] = ":".join(preload)
