@@ -59,6 +59,7 @@ typedef struct marker {
   uint32_t word;
   uint32_t context;
   uint64_t value;
+  uint64_t seen;  // the word, when take_relay looked
 } marker;
 
 struct orion_net {
@@ -298,7 +299,7 @@ void net_marker(orion_engine* e, uint32_t context, uint32_t word, uint64_t value
     n->markers = grown;
     n->marker_capacity = capacity;
   }
-  n->markers[n->marker_count++] = (marker){word, context, value};
+  n->markers[n->marker_count++] = (marker){word, context, value, 0};
 }
 
 bool net_busy(const orion_engine* e) {
@@ -316,12 +317,17 @@ static void take_relay(orion_engine* e) {
     n->relay[n->relay_count++] =
         (orion_word_update){word, atomic_load_explicit(&e->segment->words[word], memory_order_acquire)};
   }
+  // The newest is looked at first: a marker that a later one waits for is then seen reached whenever that one is.
+  // Otherwise a client could learn of a stream's end and not yet of the copy that another stream made for it.
+  for (uint32_t i = n->marker_count; i-- > 0;) {
+    n->markers[i].seen = atomic_load_explicit(&e->segment->words[n->markers[i].word], memory_order_acquire);
+  }
   uint32_t kept = 0;
   for (uint32_t i = 0; i < n->marker_count; i++) {
     const marker m = n->markers[i];
     const context_state* c = &e->contexts[m.context];
     if (!c->alive || c->sticky) continue;  // it will never be written; the client has the context's error word
-    const uint64_t value = atomic_load_explicit(&e->segment->words[m.word], memory_order_acquire);
+    const uint64_t value = m.seen;
     if (value < m.value || n->relay_count == RELAY_MAX) {
       n->markers[kept++] = m;
     } else if (!n->relay_count || n->relay[n->relay_count - 1].index != m.word) {

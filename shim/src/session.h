@@ -9,7 +9,7 @@
 
 /// What attach told about one device. Immutable after attach.
 typedef struct orion_device {
-  struct orion_session *session;
+  struct orion_session* session;
   uint32_t remote_ordinal;  // on its server
   char name[256];
   CUuuid uuid;
@@ -22,17 +22,17 @@ typedef struct orion_device {
 } orion_device;
 
 typedef struct orion_session {
-  orion_segment *segment;
+  orion_segment* segment;
   orion_ring main_ring, express_ring;
-  uint8_t *host_base;  // host arena; equal address in the worker
+  uint8_t* host_base;  // host arena; equal address in the worker
   int driver_version;
   bool is_softgpu;
   bool runtime_validated;
-  const char *transport_name;  // "shm" or "tcp"
+  const char* transport_name;  // "shm" or "tcp"
   char server_address[128];
   _Atomic int32_t lost;  // 0, or the CUresult that every call on this session returns from now on
-  const struct orion_transport *transport;
-  void *transport_state;
+  const struct orion_transport* transport;
+  void* transport_state;
 } orion_session;
 
 /// Attaches once per process (thread-safe, fork-aware): reads the configuration, attaches to every server named in
@@ -45,7 +45,7 @@ bool orion_attached(void);
 CUresult orion_ready(void);
 /// Devices after CUDA_VISIBLE_DEVICES, in CUDA's order.
 uint32_t orion_device_count(void);
-orion_device *orion_device_at(uint32_t ordinal);  // NULL when out of range
+orion_device* orion_device_at(uint32_t ordinal);  // NULL when out of range
 
 /// Dense index of the calling thread, for op.thread. Made at first use; given back at thread exit.
 uint16_t orion_thread_index(void);
@@ -53,47 +53,56 @@ uint16_t orion_thread_index(void);
 /// Pushes one-way: stages nothing, blocks only while the ring is full. `op` is complete but for `thread`, `reply_*`;
 /// op->bytes = head_bytes + tail_bytes is set here. Chooses the ring from ORION_OP_INFO. ORION_SYNC=1 makes it wait.
 /// CUDA_SUCCESS or the session's error.
-CUresult orion_submit(orion_session *session, orion_op *op, uint32_t head_bytes, const void *tail, uint32_t tail_bytes);
+CUresult orion_submit(orion_session* session, orion_op* op, uint32_t head_bytes, const void* tail, uint32_t tail_bytes);
 
-/// Pushes and waits for the reply. Copies at most `capacity` bytes of payload to `payload` and stores the length (of what was
-/// copied) in *payload_bytes if not NULL. Returns the operation's CUresult, or the session's error.
-CUresult orion_call(orion_session *session, orion_op *op, uint32_t head_bytes, const void *tail, uint32_t tail_bytes,
-                    void *payload, uint32_t capacity, uint32_t *payload_bytes);
+/// Pushes and waits for the reply. Copies at most `capacity` bytes of payload to `payload` and stores the length (of
+/// what was copied) in *payload_bytes if not NULL. Returns the operation's CUresult, or the session's error.
+CUresult orion_call(orion_session* session, orion_op* op, uint32_t head_bytes, const void* tail, uint32_t tail_bytes,
+                    void* payload, uint32_t capacity, uint32_t* payload_bytes);
 
-static inline uint64_t orion_word(const orion_session *session, uint32_t word) {
+static inline uint64_t orion_word(const orion_session* session, uint32_t word) {
   return atomic_load_explicit(&session->segment->words[word], memory_order_acquire);
 }
 /// Waits until words[word] >= value. Returns CUDA_SUCCESS, the sticky error of `context`, or the session's error.
 /// Spins briefly (never on <= 2 cores), then parks.
-CUresult orion_wait_word(orion_session *session, uint32_t word, uint64_t value, uint32_t context);
+CUresult orion_wait_word(orion_session* session, uint32_t word, uint64_t value, uint32_t context);
 /// The sticky error of a context index, or the session's error; CUDA_SUCCESS if none. One or two loads.
-CUresult orion_context_error(orion_session *session, uint32_t context);
+CUresult orion_context_error(orion_session* session, uint32_t context);
 /// The late error of the calling thread, told once (CUDA_SUCCESS if none). Logs op name and code.
-CUresult orion_take_late_error(orion_session *session);
+CUresult orion_take_late_error(orion_session* session);
 
 /// Staging: blocks inside the first ORION_STAGING_BYTES of the host arena, 64-byte aligned, at most 4 MiB each.
 /// Waits (helping reclaim) while none is free. The address is session->host_base + *offset.
-CUresult orion_staging_take(orion_session *session, uint64_t bytes, uint64_t *offset);
+CUresult orion_staging_take(orion_session* session, uint64_t bytes, uint64_t* offset);
 /// Gives a block back for reuse once words[word] >= value (word 0: at once).
-void orion_staging_give(orion_session *session, uint64_t offset, uint32_t word, uint64_t value);
+void orion_staging_give(orion_session* session, uint64_t offset, uint32_t word, uint64_t value);
 
 /// Pinned memory: page-aligned ranges of the host arena after staging. Only address management and pages; the API
 /// side sends HOST_REGISTER / HOST_UNREGISTER. Returns NULL when the arena is full.
-void *orion_arena_allocate(orion_session *session, uint64_t bytes);
-void orion_arena_free(orion_session *session, void *address, uint64_t bytes);  // also drops the pages
+void* orion_arena_allocate(orion_session* session, uint64_t bytes);
+void orion_arena_free(orion_session* session, void* address, uint64_t bytes);  // also drops the pages
 
 /// Makes arena bytes visible to the worker; the op that reads them carries the returned number as bulk_seq.
 /// shm: 0, nothing to do. tcp: queues the bytes; they are read in place, so the caller keeps them unchanged until the
 /// op's completion. Ranges that an unfinished COPY_D2H of ours is writing must not be pushed: orion_note_pull.
-uint64_t orion_push_host(orion_session *session, uint64_t offset, uint64_t bytes);
+uint64_t orion_push_host(orion_session* session, uint64_t offset, uint64_t bytes);
+/// The same for page-locked memory of the program, which host functions that have not returned yet may still write.
+/// `callback`, `generation`: the last host function of the reading operation's own stream (callback 0: none). While
+/// that one has not returned, nothing is sent and 0 returned: its return sends the range before the stream goes on.
+/// Functions of other streams may precede the operation through events, so the return of each one sends the range
+/// again.
+uint64_t orion_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
+                           uint64_t generation);
+/// Called before the HOST_FUNCTION operation is submitted; orion_set_client_word ends it.
+void orion_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation);
 /// Tells the transport that an operation already submitted writes these arena bytes and that they are delivered
 /// before words[word] >= value. Until then orion_push_host leaves the range out: the worker's copy is the newer one.
-void orion_note_pull(orion_session *session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
+void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
 
 /// Tells the engine that host function `callback`, generation `generation`, has returned (ORION_OP_HOST_FUNCTION).
 /// Never waits and never travels through a ring, so it cannot stand behind a full one. Use this, not a plain store:
 /// over tcp the value has to be sent.
-void orion_set_client_word(orion_session *session, uint32_t callback, uint64_t generation);
+void orion_set_client_word(orion_session* session, uint32_t callback, uint64_t generation);
 
 /// ORION_SYNC=1 uses the last ORION_THREADS dynamic words for its own markers: the API side takes dynamic words from
 /// ORION_WORD_DYNAMIC up to here.
@@ -101,10 +110,10 @@ void orion_set_client_word(orion_session *session, uint32_t callback, uint64_t g
 
 /// Logging to stderr (ORION_LOG=error|warn|info|debug, default warn) and ORION_LOG_FILE.
 enum orion_log_level { ORION_LOG_ERROR, ORION_LOG_WARN, ORION_LOG_INFO, ORION_LOG_DEBUG };
-__attribute__((format(printf, 2, 3))) void orion_log(enum orion_log_level level, const char *format, ...);
+__attribute__((format(printf, 2, 3))) void orion_log(enum orion_log_level level, const char* format, ...);
 
 /// Called by the API side once per unimplemented function: logs the name once, returns CUDA_ERROR_NOT_SUPPORTED.
-CUresult orion_not_implemented(const char *function);
+CUresult orion_not_implemented(const char* function);
 
 /// Registered by the API side; the session side calls it in the child after fork and at exit (destructors never run
 /// CUDA work: this only detaches).

@@ -70,11 +70,22 @@ static CUresult push_inline(orion_stream* stream, uint64_t destination, const vo
   return orion_stream_submit(stream, &op.op, sizeof op, source, (uint32_t)bytes);
 }
 
-static CUresult submit_h2d(orion_stream* stream, uint64_t destination, uint64_t offset, uint64_t bytes) {
+uint64_t orion_push_program_memory(orion_stream* stream, uint64_t offset, uint64_t bytes) {
+  const uint64_t last = atomic_load_explicit(&stream->host_function, memory_order_acquire);
+  return orion_push_pinned(stream->session, offset, bytes, (uint32_t)(last >> 48), last & ((1ull << 48) - 1));
+}
+
+static CUresult submit_h2d(orion_stream* stream, uint64_t destination, uint64_t offset, uint64_t bytes,
+                           uint64_t sequence) {
   orion_op_copy_h2d op = {
       .op = {.code = ORION_OP_COPY_H2D}, .device_dst = destination, .src_off = offset, .size_bytes = bytes};
-  op.op.bulk_seq = orion_push_host(stream->session, offset, bytes);
+  op.op.bulk_seq = sequence;
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
+}
+
+static CUresult push_in_place(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
+  const uint64_t offset = arena_offset(stream, source);
+  return submit_h2d(stream, destination, offset, bytes, orion_push_program_memory(stream, offset, bytes));
 }
 
 static CUresult push_pageable(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
@@ -85,7 +96,7 @@ static CUresult push_pageable(orion_stream* stream, uint64_t destination, uint64
     CUresult result = orion_staging_take(stream->session, piece, &offset);
     if (result != CUDA_SUCCESS) return result;
     memcpy(stream->session->host_base + offset, (const void*)(uintptr_t)source, piece);
-    result = submit_h2d(stream, destination, offset, piece);
+    result = submit_h2d(stream, destination, offset, piece, orion_push_host(stream->session, offset, piece));
     const CUresult given = orion_staging_give_behind(stream, offset);
     if (result == CUDA_SUCCESS) result = given;
     if (result != CUDA_SUCCESS) return result;
@@ -265,7 +276,7 @@ CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place s
     wait = false;
   } else if (to_device) {
     const bool in_place = source.pinned && source.context->session == stream->session;
-    result = in_place ? submit_h2d(stream, destination.address, arena_offset(stream, source.address), bytes)
+    result = in_place ? push_in_place(stream, destination.address, source.address, bytes)
                       : push_pageable(stream, destination.address, source.address, bytes);
     wait = wait && in_place;  // from pageable memory the bytes are taken already
   } else {

@@ -46,6 +46,10 @@ CUresult orion_pull_issued(orion_pull* pull, uint64_t offset, orion_rows rows);
 /// Waits for all pieces and scatters them. `result`: of the work so far; nothing is scattered after a failure.
 CUresult orion_pull_end(orion_pull* pull, CUresult result);
 
+/// Makes page-locked memory of the program visible to the worker for an operation that the stream gets next, with what
+/// the stream's earlier host functions write to it. Returns the operation's bulk_seq.
+uint64_t orion_push_program_memory(orion_stream* stream, uint64_t offset, uint64_t bytes);
+
 bool orion_over_network(const orion_session* session);
 
 /// Gives a staging block back behind the stream's work so far.

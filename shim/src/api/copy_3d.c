@@ -91,7 +91,7 @@ static CUresult copy_pinned(orion_stream* stream, const region* to, const region
   CUresult result;
   if (to->place.side == ORION_SIDE_DEVICE) {
     const uint64_t offset = arena_offset(stream, from->place.address);
-    const uint64_t sequence = orion_push_host(stream->session, offset, span_bytes(from, v));
+    const uint64_t sequence = orion_push_program_memory(stream, offset, span_bytes(from, v));
     result = submit_volume(stream, to, to->place.address, 2, from, offset, 1, v, sequence);
   } else {
     const uint64_t offset = arena_offset(stream, to->place.address);

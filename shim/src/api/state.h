@@ -58,6 +58,7 @@ typedef struct orion_stream {
   _Atomic uint64_t marker;  // last value minted for `word`; never falls, not even when the index is used again
   _Atomic uint32_t dirty;   // set after an operation is committed: work that no marker follows yet
   struct orion_callback_lane* _Atomic lane;
+  _Atomic uint64_t host_function;        // the last one of this stream: client word << 48 | generation; 0: none
   struct orion_stream *previous, *next;  // in the context's list
 } orion_stream;
 

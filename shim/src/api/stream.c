@@ -25,6 +25,7 @@ void orion_stream_prepare_null(orion_context* context) {
   stream->wire_index = 0;
   stream->word = ORION_WORD_NULL_STREAM + context->entry.index;
   stream->id = orion_next_id();
+  atomic_store(&stream->host_function, 0);
   forget_pending(stream);
 }
 
@@ -231,6 +232,7 @@ static CUresult create(orion_context* context, uint32_t flags, int32_t priority,
   stream->flags = flags;
   stream->priority = priority;
   stream->id = orion_next_id();
+  atomic_store(&stream->host_function, 0);
   atomic_store(&stream->dirty, !reached(stream, atomic_load(&stream->marker)));
   orion_op_stream_create op = {
       .op = {.code = ORION_OP_STREAM_CREATE, .context = (uint16_t)context->entry.index, .stream = stream->wire_index},

@@ -319,11 +319,20 @@ CUresult orion_take_late_error(orion_session* session) {
 void orion_set_client_word(orion_session* session, uint32_t callback, uint64_t generation) {
   if (callback >= ORION_CLIENT_WORDS || atomic_load(&session->lost)) return;
   atomic_store_explicit(&session->segment->client_words[callback], generation, memory_order_release);
-  session->transport->client_word(session, callback);
+  session->transport->client_word(session, callback, generation);
 }
 
 uint64_t orion_push_host(orion_session* session, uint64_t offset, uint64_t bytes) {
   return session->transport->push_host(session, offset, bytes);
+}
+
+uint64_t orion_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
+                           uint64_t generation) {
+  return session->transport->push_pinned(session, offset, bytes, callback, generation);
+}
+
+void orion_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation) {
+  session->transport->begin_host_function(session, callback, generation);
 }
 
 void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {

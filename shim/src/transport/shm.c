@@ -52,12 +52,22 @@ static uint64_t shm_push_host(orion_session* session, uint64_t offset, uint64_t 
   return 0;
 }
 
+static uint64_t shm_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
+                                uint64_t generation) {
+  (void)session, (void)offset, (void)bytes, (void)callback, (void)generation;
+  return 0;
+}
+
+static void shm_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation) {
+  (void)session, (void)callback, (void)generation;
+}
+
 static void shm_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
   (void)session, (void)offset, (void)bytes, (void)word, (void)value;
 }
 
-static void shm_client_word(orion_session* session, uint32_t callback) {
-  (void)callback;
+static void shm_client_word(orion_session* session, uint32_t callback, uint64_t generation) {
+  (void)callback, (void)generation;
   if (orion_ring_must_wake(session->main_ring)) shm_kick(session, false);
 }
 
@@ -80,6 +90,8 @@ static const orion_transport shm_transport = {
     .kick = shm_kick,
     .alive = shm_alive,
     .push_host = shm_push_host,
+    .push_pinned = shm_push_pinned,
+    .begin_host_function = shm_begin_host_function,
     .note_pull = shm_note_pull,
     .client_word = shm_client_word,
     .drop_pages = shm_drop_pages,

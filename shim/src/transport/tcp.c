@@ -30,7 +30,8 @@ void orion_tcp_kick(orion_session* session, bool express) {
 
 static bool tcp_alive(orion_session* session) { return atomic_load(&session->lost) == 0; }
 
-static void tcp_client_word(orion_session* session, uint32_t callback) {
+static void tcp_client_word(orion_session* session, uint32_t callback, uint64_t generation) {
+  if (orion_tcp_end_host_function(session, callback, generation)) return;
   tcp_state* state = state_of(session);
   atomic_fetch_or(&state->client_words_dirty[callback / 64], 1ull << (callback % 64));
   atomic_store(&state->has_client_words, true);
@@ -88,27 +89,42 @@ static bool send_operations(tcp_state* state) {
   return send_batch(state, &state->main_batch, ORION_FRAME_OPS_MAIN) || had_express;
 }
 
+static bool bulk_message(const tcp_state* state, const tcp_range* piece, zmq_msg_t* message) {
+  const orion_frame header = {.type = ORION_FRAME_BULK,
+                              .bytes = (uint32_t)piece->bytes,
+                              .sequence = state->sequence_sent + 1,
+                              .a = piece->offset};
+  if (zmq_msg_init_size(message, sizeof header + piece->bytes) != 0) return false;
+  memcpy(zmq_msg_data(message), &header, sizeof header);
+  memcpy((uint8_t*)zmq_msg_data(message) + sizeof header, state->session->host_base + piece->offset, piece->bytes);
+  return true;
+}
+
+static bool word_message(const tcp_state* state, uint32_t index, zmq_msg_t* message) {
+  const orion_frame header = {.type = ORION_FRAME_CLIENT_WORDS, .bytes = sizeof(orion_word_update)};
+  const orion_word_update update = {index, atomic_load(&state->session->segment->client_words[index])};
+  if (zmq_msg_init_size(message, sizeof header + sizeof update) != 0) return false;
+  memcpy(zmq_msg_data(message), &header, sizeof header);
+  memcpy((uint8_t*)zmq_msg_data(message) + sizeof header, &update, sizeof update);
+  return true;
+}
+
 static bool send_bulk(tcp_state* state) {
   tcp_range piece;
   bool any = false;
   for (int i = 0; i < TCP_BULK_HIGH_WATER && atomic_load(&state->has_bulk); i++) {
     if (!orion_tcp_next_piece(state, &piece)) break;
-    const orion_frame header = {.type = ORION_FRAME_BULK,
-                                .bytes = (uint32_t)piece.bytes,
-                                .sequence = state->sequence_sent + 1,
-                                .a = piece.offset};
     int events = 0;
     size_t events_bytes = sizeof events;
     if (zmq_getsockopt(state->bulk, ZMQ_EVENTS, &events, &events_bytes) != 0 || !(events & ZMQ_POLLOUT)) break;
     zmq_msg_t message;
-    if (zmq_msg_init_size(&message, sizeof header + piece.bytes) != 0) break;
-    memcpy(zmq_msg_data(&message), &header, sizeof header);
-    memcpy((uint8_t*)zmq_msg_data(&message) + sizeof header, state->session->host_base + piece.offset, piece.bytes);
+    if (!(piece.bytes ? bulk_message(state, &piece, &message) : word_message(state, (uint32_t)piece.offset, &message)))
+      break;
     if (zmq_msg_send(&message, state->bulk, ZMQ_DONTWAIT) < 0) {
       zmq_msg_close(&message);
       break;
     }
-    state->sequence_sent++;
+    if (piece.bytes) state->sequence_sent++;
     orion_tcp_piece_sent(state, &piece);
     any = true;
   }
@@ -287,6 +303,8 @@ static const orion_transport tcp_transport = {
     .kick = orion_tcp_kick,
     .alive = tcp_alive,
     .push_host = orion_tcp_push_host,
+    .push_pinned = orion_tcp_push_pinned,
+    .begin_host_function = orion_tcp_begin_host_function,
     .note_pull = orion_tcp_note_pull,
     .client_word = tcp_client_word,
     .drop_pages = tcp_drop_pages,

@@ -15,9 +15,25 @@ enum {
   TCP_BULK_HIGH_WATER = 4,
 };
 
+// Bytes of the arena; or, when `bytes` is 0, the client word `offset`, told behind the bytes that were queued before
+// it.
 typedef struct tcp_range {
   uint64_t offset, bytes;
 } tcp_range;
+
+// A host function that has not returned. `serial` counts them in the order of their submission.
+typedef struct tcp_function {
+  uint64_t serial, generation;
+  uint32_t callback;
+} tcp_function;
+
+// Page-locked bytes that an operation submitted behind function `serial` reads. `callback` and `generation` name the
+// function of the operation's own stream that it stands behind; callback 0: none.
+typedef struct tcp_late_range {
+  uint64_t first, end;
+  uint64_t serial, generation;
+  uint32_t callback;
+} tcp_late_range;
 
 typedef struct tcp_pull {
   uint64_t first, end, value;
@@ -48,6 +64,12 @@ typedef struct tcp_state {
   uint64_t sequence_queued;  // number of the last piece queued
   tcp_pull* pulls;
   uint32_t pull_count, pull_capacity;
+  // Host functions and what they may still write, under `lock` too.
+  tcp_function* functions;
+  uint32_t function_count, function_capacity;
+  uint64_t functions_begun;
+  tcp_late_range* late;
+  uint32_t late_count, late_capacity;
   // Client words to send.
   _Atomic uint64_t client_words_dirty[ORION_CLIENT_WORDS / 64];
   _Atomic bool has_client_words;
@@ -68,6 +90,12 @@ enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* da
 
 uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t bytes);
 void orion_tcp_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
+uint64_t orion_tcp_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
+                               uint64_t generation);
+void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation);
+/// A host function has returned: queues what it may have written and, behind that, its client word. False when there is
+/// nothing, so that the word may go at once.
+bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint64_t generation);
 /// The next piece to send; false when there is none. Called by the I/O thread.
 bool orion_tcp_next_piece(tcp_state* state, tcp_range* piece);
 /// Takes the piece off the queue after it was sent.

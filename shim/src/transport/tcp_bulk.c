@@ -1,5 +1,9 @@
 // Which host arena bytes travel to the worker, and in which order.
 //
+// Page-locked memory is read at the call, and again when a host function returns that the reading copy stands behind:
+// until then the function may write it. The function's client word follows those bytes on the same lane, so that its
+// stream goes on only when they are there. No call waits for a function: the function may wait for the caller.
+//
 // A range that an unfinished copy out of the device is writing must not be pushed: the worker's copy of those bytes is
 // (or will be) newer than ours, and pushing ours would undo it. Such ranges are the pulls; they end with their word.
 #define _GNU_SOURCE
@@ -43,8 +47,8 @@ void orion_tcp_note_pull(orion_session* session, uint64_t offset, uint64_t bytes
   pthread_mutex_unlock(&state->lock);
 }
 
-// Appends one range; releases the lock while the queue is full. False when the session ends meanwhile.
-static bool enqueue(tcp_state* state, uint64_t first, uint64_t end) {
+// Appends one entry; releases the lock while the queue is full. False when the session ends meanwhile.
+static bool enqueue(tcp_state* state, tcp_range range) {
   while (state->queue_count == TCP_BULK_QUEUE) {
     const uint32_t space = atomic_load(&state->queue_space);
     pthread_mutex_unlock(&state->lock);
@@ -53,9 +57,9 @@ static bool enqueue(tcp_state* state, uint64_t first, uint64_t end) {
     pthread_mutex_lock(&state->lock);
     if (atomic_load(&state->session->lost)) return false;
   }
-  state->queue[(state->queue_first + state->queue_count++) % TCP_BULK_QUEUE] = (tcp_range){first, end - first};
+  state->queue[(state->queue_first + state->queue_count++) % TCP_BULK_QUEUE] = range;
   atomic_store(&state->has_bulk, true);
-  state->sequence_queued += (end - first + ORION_BULK_BYTES - 1) / ORION_BULK_BYTES;
+  state->sequence_queued += (range.bytes + ORION_BULK_BYTES - 1) / ORION_BULK_BYTES;
   return true;
 }
 
@@ -78,22 +82,145 @@ static uint64_t next_gap(const tcp_state* state, uint64_t* first, uint64_t end) 
   return until;
 }
 
-uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t bytes) {
-  tcp_state* state = state_of(session);
-  if (bytes == 0 || offset > ORION_HOST_ARENA_BYTES || bytes > ORION_HOST_ARENA_BYTES - offset) return 0;
-  pthread_mutex_lock(&state->lock);
+static bool in_arena(uint64_t offset, uint64_t bytes) {
+  return bytes != 0 && offset <= ORION_HOST_ARENA_BYTES && bytes <= ORION_HOST_ARENA_BYTES - offset;
+}
+
+// Queues what is nobody's pull of [first, end). Returns the number of its last piece, 0 when nothing was queued.
+static uint64_t push_range(tcp_state* state, uint64_t first, uint64_t end) {
   drop_finished_pulls(state);
   uint64_t sequence = 0;
-  uint64_t first = offset;
-  while (first < offset + bytes) {
-    const uint64_t until = next_gap(state, &first, offset + bytes);
-    if (first == offset + bytes || !enqueue(state, first, until)) break;
+  while (first < end) {
+    const uint64_t until = next_gap(state, &first, end);
+    if (first == end || !enqueue(state, (tcp_range){first, until - first})) break;
     sequence = state->sequence_queued;
     first = until;
   }
-  pthread_mutex_unlock(&state->lock);
-  if (sequence && orion_ring_must_wake(session->main_ring)) orion_tcp_kick(session, false);
   return sequence;
+}
+
+static void kick_sender(const tcp_state* state) {
+  if (orion_ring_must_wake(state->session->main_ring)) orion_tcp_kick(state->session, false);
+}
+
+uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t bytes) {
+  tcp_state* state = state_of(session);
+  if (!in_arena(offset, bytes)) return 0;
+  pthread_mutex_lock(&state->lock);
+  const uint64_t sequence = push_range(state, offset, offset + bytes);
+  pthread_mutex_unlock(&state->lock);
+  if (sequence) kick_sender(state);
+  return sequence;
+}
+
+// ------------------------------------------------------------------------------------------------ host functions
+
+// Makes room for one more element. The session ends without memory: bytes that were not sent would be wrong results.
+static bool reserve(tcp_state* state, void* list, uint32_t count, uint32_t* capacity, size_t element_bytes) {
+  if (count < *capacity) return true;
+  const uint32_t wanted = *capacity ? *capacity * 2 : 64;
+  void* larger = realloc(*(void**)list, wanted * element_bytes);
+  if (!larger) {
+    orion_session_lose(state->session, CUDA_ERROR_OUT_OF_MEMORY, "this process is out of memory");
+    return false;
+  }
+  *(void**)list = larger;
+  *capacity = wanted;
+  return true;
+}
+
+static bool is_open(const tcp_state* state, uint32_t callback, uint64_t generation) {
+  for (uint32_t i = state->function_count; callback && i-- > 0;)
+    if (state->functions[i].callback == callback && state->functions[i].generation == generation) return true;
+  return false;
+}
+
+void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation) {
+  tcp_state* state = state_of(session);
+  pthread_mutex_lock(&state->lock);
+  if (reserve(state, &state->functions, state->function_count, &state->function_capacity, sizeof *state->functions))
+    state->functions[state->function_count++] = (tcp_function){++state->functions_begun, generation, callback};
+  pthread_mutex_unlock(&state->lock);
+}
+
+// A range that is read again behind the same function of its own stream is kept once.
+static void note_late(tcp_state* state, tcp_late_range range) {
+  for (uint32_t i = state->late_count; i-- > 0;) {
+    tcp_late_range* known = &state->late[i];
+    if (known->first != range.first || known->end != range.end || known->callback != range.callback ||
+        known->generation != range.generation)
+      continue;
+    known->serial = range.serial;
+    return;
+  }
+  if (reserve(state, &state->late, state->late_count, &state->late_capacity, sizeof *state->late))
+    state->late[state->late_count++] = range;
+}
+
+uint64_t orion_tcp_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
+                               uint64_t generation) {
+  tcp_state* state = state_of(session);
+  if (!in_arena(offset, bytes)) return 0;
+  uint64_t sequence = 0;
+  pthread_mutex_lock(&state->lock);
+  const bool deferred = is_open(state, callback, generation);
+  if (state->function_count)
+    note_late(state, (tcp_late_range){offset, offset + bytes, state->functions_begun, deferred ? generation : 0,
+                                      deferred ? callback : 0});
+  if (!deferred) sequence = push_range(state, offset, offset + bytes);
+  pthread_mutex_unlock(&state->lock);
+  if (sequence) kick_sender(state);
+  return sequence;
+}
+
+// Takes out the function that has returned. False when it is not known.
+static bool take_function(tcp_state* state, uint32_t callback, uint64_t generation, tcp_function* out) {
+  for (uint32_t i = 0; i < state->function_count; i++) {
+    if (state->functions[i].callback != callback || state->functions[i].generation != generation) continue;
+    *out = state->functions[i];
+    memmove(&state->functions[i], &state->functions[i + 1], (state->function_count - i - 1) * sizeof *out);
+    state->function_count--;
+    return true;
+  }
+  return false;
+}
+
+// Ranges that no open function precedes are forgotten.
+static void drop_late(tcp_state* state) {
+  const uint64_t oldest = state->function_count ? state->functions[0].serial : UINT64_MAX;
+  uint32_t kept = 0;
+  for (uint32_t i = 0; i < state->late_count; i++)
+    if (state->late[i].serial >= oldest) state->late[kept++] = state->late[i];
+  state->late_count = kept;
+}
+
+bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint64_t generation) {
+  tcp_state* state = state_of(session);
+  tcp_function ended;
+  bool any = false;
+  pthread_mutex_lock(&state->lock);
+  tcp_range* ranges = NULL;
+  uint32_t count = 0;
+  if (take_function(state, callback, generation, &ended) && state->late_count) {
+    // Copied out first: queueing may release the lock.
+    ranges = malloc(state->late_count * sizeof *ranges);
+    if (!ranges) orion_session_lose(session, CUDA_ERROR_OUT_OF_MEMORY, "this process is out of memory");
+    for (uint32_t i = 0; ranges && i < state->late_count; i++) {
+      const tcp_late_range* late = &state->late[i];
+      // One that stands behind an open function of its own stream goes when that one returns.
+      if (late->serial < ended.serial || is_open(state, late->callback, late->generation)) continue;
+      ranges[count++] = (tcp_range){late->first, late->end - late->first};
+    }
+  }
+  drop_late(state);
+  for (uint32_t i = 0; i < count; i++) {
+    any |= push_range(state, ranges[i].offset, ranges[i].offset + ranges[i].bytes) != 0;
+  }
+  if (any) any = enqueue(state, (tcp_range){callback, 0});
+  pthread_mutex_unlock(&state->lock);
+  free(ranges);
+  if (any) kick_sender(state);
+  return any;
 }
 
 bool orion_tcp_next_piece(tcp_state* state, tcp_range* piece) {

@@ -31,7 +31,10 @@ static enum tcp_frame_result take_words(tcp_state* state, const orion_frame* hea
   if (header->sequence > state->sequence_received) return TCP_FRAME_HOLD;
   for (uint32_t i = 0; i < count; i++) {
     memcpy(&update, body + i * sizeof update, sizeof update);
-    atomic_store_explicit(&state->session->segment->words[update.index], update.value, memory_order_release);
+    // Words only grow; this thread alone writes them, and one frame may tell a word twice, the newer value first.
+    _Atomic uint64_t* word = &state->session->segment->words[update.index];
+    if (update.value > atomic_load_explicit(word, memory_order_relaxed))
+      atomic_store_explicit(word, update.value, memory_order_release);
   }
   return TCP_FRAME_OK;
 }

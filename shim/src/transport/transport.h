@@ -14,9 +14,12 @@ typedef struct orion_transport {
   /// False once the worker or the way to it is gone. May be called by any thread, at every timeout of a wait.
   bool (*alive)(orion_session* session);
   uint64_t (*push_host)(orion_session* session, uint64_t offset, uint64_t bytes);
+  uint64_t (*push_pinned)(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
+                          uint64_t generation);
+  void (*begin_host_function)(orion_session* session, uint32_t callback, uint64_t generation);
   void (*note_pull)(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
-  /// client_words[callback] has been stored.
-  void (*client_word)(orion_session* session, uint32_t callback);
+  /// client_words[callback] = generation has been stored.
+  void (*client_word)(orion_session* session, uint32_t callback, uint64_t generation);
   /// Gives the pages of an arena range back to the system; its content becomes zero.
   void (*drop_pages)(orion_session* session, void* address, uint64_t bytes);
   /// Delivers what is in the rings within a bounded time, then closes. Mappings stay: other threads may still read.
