@@ -19,13 +19,13 @@ static double now(clockid_t clock) {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static int compare(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
+static int compare(const void* a, const void* b) {
+  const double x = *(const double*)a, y = *(const double*)b;
   return (x > y) - (x < y);
 }
 
-static void *library;
-static function need(const char *name) {
+static void* library;
+static function need(const char* name) {
   function f = (function)dlsym(library, name);
   if (!f) {
     fprintf(stderr, "libcuda.so.1 has no %s\n", name);
@@ -34,7 +34,7 @@ static function need(const char *name) {
   return f;
 }
 
-static void check(int result, const char *what) {
+static void check(int result, const char* what) {
   if (result) {
     fprintf(stderr, "%s -> %d\n", what, result);
     exit(1);
@@ -63,7 +63,7 @@ int main(void) {
   check(need("cuMemAlloc_v2")(&counter, (size_t)4), "cuMemAlloc");
   function launch = need("cuLaunchKernel"), synchronize = need("cuCtxSynchronize"), info = need("cuMemGetInfo_v2");
   unsigned amount = 1;
-  void *params[] = {&counter, &amount};
+  void* params[] = {&counter, &amount};
   size_t free_bytes, total_bytes;
 
   static double wall[BURSTS], cpu[BURSTS], reply[REPLIES];
@@ -90,8 +90,9 @@ int main(void) {
   qsort(wall, BURSTS, sizeof *wall, compare);
   qsort(cpu, BURSTS, sizeof *cpu, compare);
   qsort(reply, REPLIES, sizeof *reply, compare);
-  printf("{\"launch_wall_ns\": %.1f, \"launch_cpu_ns\": %.1f, \"reply_us\": %.2f, \"reply_p99_us\": %.2f, "
-         "\"replay_per_second\": %.0f}\n",
-         wall[BURSTS / 2], cpu[BURSTS / 2], reply[REPLIES / 2], reply[REPLIES * 99 / 100], rate);
+  printf(
+      "{\"launch_wall_ns\": %.1f, \"launch_cpu_ns\": %.1f, \"reply_us\": %.2f, \"reply_p99_us\": %.2f, "
+      "\"replay_per_second\": %.0f}\n",
+      wall[BURSTS / 2], cpu[BURSTS / 2], reply[REPLIES / 2], reply[REPLIES * 99 / 100], rate);
   return 0;
 }

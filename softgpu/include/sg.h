@@ -66,12 +66,12 @@ struct Kernel {
   uint32_t param_bytes = 0;          // size of the packed parameter buffer
   uint32_t static_shared_bytes = 0;  // without dynamic (extern) shared memory
   uint32_t const_bytes = 0;
-  uint32_t local_bytes = 0;             // per thread
-  uint32_t registers = 32;              // an invented but stable number: there are no registers to count
-  uint32_t max_threads_per_block = 1024;  // .maxntid / .reqntid, else 1024
+  uint32_t local_bytes = 0;                // per thread
+  uint32_t registers = 32;                 // an invented but stable number: there are no registers to count
+  uint32_t max_threads_per_block = 1024;   // .maxntid / .reqntid, else 1024
   uint32_t required_block[3] = {0, 0, 0};  // .reqntid, 0 = not given
-  int ptx_version = 0;                    // 10 * major + minor, e.g. 90
-  int target_sm = 0;                      // e.g. 80
+  int ptx_version = 0;                     // 10 * major + minor, e.g. 90
+  int target_sm = 0;                       // e.g. 80
 };
 
 /// A .global or .const variable with a name visible outside the module.

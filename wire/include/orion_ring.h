@@ -1,9 +1,9 @@
 // The operation ring: many producers, one consumer, no locks, a sequence word in each slot.
 //
 // An entry takes ceil(bytes / ORION_SLOT_PAYLOAD) consecutive slots. A producer reserves them with one compare-and-swap
-// on `tail`, copies, and commits by storing position + 1 into every slot's sequence, the first slot's last with release.
-// The consumer copies the whole entry out of the ring once and acts on the copy only: the other side may go on writing.
-// Between reserve and commit there is no call, no fault and no cancellation point: stage the payload before.
+// on `tail`, copies, and commits by storing position + 1 into every slot's sequence, the first slot's last with
+// release. The consumer copies the whole entry out of the ring once and acts on the copy only: the other side may go on
+// writing. Between reserve and commit there is no call, no fault and no cancellation point: stage the payload before.
 #ifndef ORION_RING_H
 #define ORION_RING_H
 
@@ -12,15 +12,15 @@
 #include "orion_wire.h"
 
 typedef struct orion_ring {
-  orion_ring_control *control;
-  orion_slot *slots;
+  orion_ring_control* control;
+  orion_slot* slots;
   uint32_t slot_count;  // a power of two
 } orion_ring;
 
-static inline orion_ring orion_main_ring(orion_segment *s) {
+static inline orion_ring orion_main_ring(orion_segment* s) {
   return (orion_ring){&s->main_control, s->main_slots, ORION_MAIN_SLOTS};
 }
-static inline orion_ring orion_express_ring(orion_segment *s) {
+static inline orion_ring orion_express_ring(orion_segment* s) {
   return (orion_ring){&s->express_control, s->express_slots, ORION_EXPRESS_SLOTS};
 }
 
@@ -28,7 +28,7 @@ static inline uint32_t orion_slots_for(uint32_t bytes) { return (bytes + ORION_S
 
 /// Pushes one operation of head->bytes bytes: `head_bytes` of header and fields at `head`, the rest at `tail`.
 /// Returns false, with nothing changed, when the ring has no room.
-static inline bool orion_ring_push(orion_ring ring, const orion_op *head, uint32_t head_bytes, const void *tail) {
+static inline bool orion_ring_push(orion_ring ring, const orion_op* head, uint32_t head_bytes, const void* tail) {
   const uint32_t bytes = head->bytes;
   const uint32_t count = orion_slots_for(bytes);
   const uint64_t mask = ring.slot_count - 1;
@@ -38,12 +38,12 @@ static inline bool orion_ring_push(orion_ring ring, const orion_op *head, uint32
     if (position + count - consumed > ring.slot_count) return false;
   } while (!atomic_compare_exchange_weak_explicit(&ring.control->tail, &position, position + count,
                                                   memory_order_relaxed, memory_order_relaxed));
-  const uint8_t *from = (const uint8_t *)head;
+  const uint8_t* from = (const uint8_t*)head;
   uint32_t left_head = head_bytes;
-  const uint8_t *from_tail = (const uint8_t *)tail;
+  const uint8_t* from_tail = (const uint8_t*)tail;
   uint32_t left = bytes;
   for (uint32_t i = 0; i < count; i++) {
-    orion_slot *slot = &ring.slots[(position + i) & mask];
+    orion_slot* slot = &ring.slots[(position + i) & mask];
     uint32_t piece = left < ORION_SLOT_PAYLOAD ? left : ORION_SLOT_PAYLOAD;
     uint32_t of_head = piece < left_head ? piece : left_head;
     if (of_head) memcpy(slot->payload, from, of_head);
@@ -63,22 +63,22 @@ enum orion_ring_state { ORION_RING_EMPTY = 0, ORION_RING_OP = 1, ORION_RING_BROK
 /// Copies the entry at *position into `out` (ORION_OP_MAX_BYTES) and advances *position. The caller owns *position:
 /// it is never read back from shared memory. Publishes `head`, so producers may reuse the slots at once.
 /// ORION_RING_BROKEN: the header's length is out of bounds; the session must end.
-static inline enum orion_ring_state orion_ring_pop(orion_ring ring, uint64_t *position, orion_op *out) {
+static inline enum orion_ring_state orion_ring_pop(orion_ring ring, uint64_t* position, orion_op* out) {
   const uint64_t mask = ring.slot_count - 1;
-  orion_slot *first = &ring.slots[*position & mask];
+  orion_slot* first = &ring.slots[*position & mask];
   if (atomic_load_explicit(&first->sequence, memory_order_acquire) != *position + 1) return ORION_RING_EMPTY;
   memcpy(out, first->payload, sizeof *out);
   const uint32_t bytes = out->bytes;  // of the copy: what the client writes from here on changes nothing
   if (bytes < sizeof *out || bytes > ORION_OP_MAX_BYTES) return ORION_RING_BROKEN;
   const uint32_t count = orion_slots_for(bytes);
-  uint8_t *to = (uint8_t *)out + sizeof *out;
+  uint8_t* to = (uint8_t*)out + sizeof *out;
   uint32_t left = bytes - (uint32_t)sizeof *out;
   uint32_t piece = left < ORION_SLOT_PAYLOAD - sizeof *out ? left : ORION_SLOT_PAYLOAD - (uint32_t)sizeof *out;
   memcpy(to, first->payload + sizeof *out, piece);
   to += piece;
   left -= piece;
   for (uint32_t i = 1; i < count; i++) {
-    orion_slot *slot = &ring.slots[(*position + i) & mask];
+    orion_slot* slot = &ring.slots[(*position + i) & mask];
     if (atomic_load_explicit(&slot->sequence, memory_order_relaxed) != *position + i + 1) return ORION_RING_BROKEN;
     piece = left < ORION_SLOT_PAYLOAD ? left : ORION_SLOT_PAYLOAD;
     memcpy(to, slot->payload, piece);

@@ -38,26 +38,26 @@ typedef struct orion_op {
 } orion_op;
 
 // ---------------------------------------------------------------------------------------------- limits
-#define ORION_CONTEXTS 64u        // 1 .. 63
-#define ORION_STREAMS 32768u      // 1 .. 32767, per session
-#define ORION_EVENTS 1048576u     // per session
+#define ORION_CONTEXTS 64u     // 1 .. 63
+#define ORION_STREAMS 32768u   // 1 .. 32767, per session
+#define ORION_EVENTS 1048576u  // per session
 #define ORION_MODULES 65536u
 #define ORION_FUNCTIONS 1048576u
-#define ORION_THREADS 1024u       // client threads share indices modulo this
+#define ORION_THREADS 1024u  // client threads share indices modulo this
 #define ORION_DEVICES 64u
 
 // ---------------------------------------------------------------------------------------------- words
 // Completion words only grow. The engine side (CPU or GPU) writes them, the client loads them with acquire.
 // A ticket is (word, value): reached when words[word] >= value.
 #define ORION_WORDS 65536u
-#define ORION_WORD_SESSION_ERROR 1u      // 0, or the CUresult that ends the session
-#define ORION_WORD_FREES_DONE 2u         // count of MEM_FREE operations whose memory may be used again (FIFO order)
-#define ORION_WORD_ENGINE_BEAT 3u        // grows while the engine lives; for diagnosis only
-#define ORION_WORD_CONTEXT_ERROR 64u     // + context index: 0 or the sticky CUresult of that context
-#define ORION_WORD_THREAD_ERROR 1024u    // + thread index: see ORION_LATE_ERROR
-#define ORION_WORD_STREAMS 4096u         // + stream index (NULL stream of context c: ORION_WORD_NULL_STREAM + c)
+#define ORION_WORD_SESSION_ERROR 1u    // 0, or the CUresult that ends the session
+#define ORION_WORD_FREES_DONE 2u       // count of MEM_FREE operations whose memory may be used again (FIFO order)
+#define ORION_WORD_ENGINE_BEAT 3u      // grows while the engine lives; for diagnosis only
+#define ORION_WORD_CONTEXT_ERROR 64u   // + context index: 0 or the sticky CUresult of that context
+#define ORION_WORD_THREAD_ERROR 1024u  // + thread index: see ORION_LATE_ERROR
+#define ORION_WORD_STREAMS 4096u       // + stream index (NULL stream of context c: ORION_WORD_NULL_STREAM + c)
 #define ORION_WORD_NULL_STREAM 128u
-#define ORION_WORD_DYNAMIC 40960u        // .. ORION_WORDS: events (spare), callbacks
+#define ORION_WORD_DYNAMIC 40960u  // .. ORION_WORDS: events (spare), callbacks
 
 // A late error: how many this thread had so far, the op that failed and the CUresult. The client remembers the last
 // value that it has told, so nobody needs to reset the word.
@@ -82,8 +82,8 @@ typedef struct orion_reply {
 
 // ---------------------------------------------------------------------------------------------- rings
 #define ORION_SLOT_PAYLOAD 120u
-#define ORION_MAIN_SLOTS 16384u     // 2 MiB
-#define ORION_EXPRESS_SLOTS 2048u   // 256 KiB
+#define ORION_MAIN_SLOTS 16384u    // 2 MiB
+#define ORION_EXPRESS_SLOTS 2048u  // 256 KiB
 
 typedef struct orion_slot {
   _Atomic uint64_t sequence;  // position + 1 when committed
@@ -91,8 +91,8 @@ typedef struct orion_slot {
 } orion_slot;
 
 typedef struct orion_ring_control {
-  _Alignas(64) _Atomic uint64_t tail;  // next position to reserve (producers)
-  _Alignas(64) _Atomic uint64_t head;  // next position to consume (consumer); all before are free
+  _Alignas(64) _Atomic uint64_t tail;             // next position to reserve (producers)
+  _Alignas(64) _Atomic uint64_t head;             // next position to consume (consumer); all before are free
   _Alignas(64) _Atomic uint32_t consumer_parked;  // 1: the consumer sleeps on `wake`
   _Atomic uint32_t wake;                          // futex
   _Atomic uint32_t producers_parked;              // producers waiting for space
@@ -103,7 +103,7 @@ typedef struct orion_ring_control {
 // A client thread that parks posts what it waits for; the watcher polls only posted words and wakes the client.
 #define ORION_WAITERS 64u
 typedef struct orion_waiter {
-  _Atomic uint32_t word;   // 0: free
+  _Atomic uint32_t word;  // 0: free
   uint32_t pad;
   _Atomic uint64_t value;
 } orion_waiter;
@@ -115,9 +115,9 @@ typedef struct orion_segment {
   uint64_t magic;
   uint32_t major, minor;
   uint64_t segment_bytes;
-  _Alignas(64) _Atomic uint32_t client_wake;     // futex: grows when a reply or a posted word is there
-  _Atomic uint32_t client_waiters;               // client threads parked on client_wake
-  _Atomic uint32_t watcher_wake;                 // futex: grows when a waiter is posted
+  _Alignas(64) _Atomic uint32_t client_wake;  // futex: grows when a reply or a posted word is there
+  _Atomic uint32_t client_waiters;            // client threads parked on client_wake
+  _Atomic uint32_t watcher_wake;              // futex: grows when a waiter is posted
   _Atomic uint32_t watcher_parked;
   _Alignas(64) orion_ring_control main_control;
   _Alignas(64) orion_ring_control express_control;

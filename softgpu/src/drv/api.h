@@ -6,8 +6,7 @@
 
 #define SG_API extern "C" __attribute__((visibility("default"))) CUresult
 /// A second name for a function of the same ABI, in the same file.
-#define SG_ALIAS(name, target) \
-  extern "C" decltype(target) name __attribute__((visibility("default"), alias(#target)))
+#define SG_ALIAS(name, target) extern "C" decltype(target) name __attribute__((visibility("default"), alias(#target)))
 
 namespace sg {
 

@@ -1,6 +1,7 @@
 // Contexts: which stream is meant, the NULL stream's order, faults, and the end of a context.
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "state.h"
 
@@ -29,9 +30,9 @@ std::shared_ptr<Stream> Context::add_stream(StreamRole role, int priority) {
   auto stream = std::make_shared<Stream>(shared_from_this(), role, priority);
   std::lock_guard lock(order_mutex_);
   // Streams that were destroyed while busy stay listed until they have run dry.
-  streams_.erase(std::remove_if(streams_.begin(), streams_.end(),
-                                [](const auto& old) { return old->destroyed && old->idle(); }),
-                 streams_.end());
+  streams_.erase(
+      std::remove_if(streams_.begin(), streams_.end(), [](const auto& old) { return old->destroyed && old->idle(); }),
+      streams_.end());
   streams_.push_back(stream);
   return stream;
 }
@@ -51,7 +52,7 @@ std::shared_ptr<Stream> Context::legacy_stream() {
   if (legacy_) {
     streams_.erase(std::remove(streams_.begin(), streams_.end(), stream), streams_.end());
   } else {
-    legacy_ = stream;
+    legacy_ = std::move(stream);
   }
   return legacy_;
 }

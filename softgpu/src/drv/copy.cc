@@ -218,10 +218,10 @@ CUresult copy_3d(CUstream stream, bool per_thread, bool async, bool is_peer, con
     } else if (c.srcContext || c.dstContext || c.srcLOD || c.dstLOD) {
       return CUDA_ERROR_INVALID_VALUE;  // reserved
     }
-    const BoxSide dst{c.dstMemoryType, from_handle(c.dstHost), c.dstDevice, c.dstXInBytes,
-                      c.dstY,          c.dstZ,                 c.dstPitch,  c.dstHeight};
-    const BoxSide src{c.srcMemoryType, from_handle(c.srcHost), c.srcDevice, c.srcXInBytes,
-                      c.srcY,          c.srcZ,                 c.srcPitch,  c.srcHeight};
+    const BoxSide dst{c.dstMemoryType, from_handle(c.dstHost), c.dstDevice, c.dstXInBytes, c.dstY, c.dstZ, c.dstPitch,
+                      c.dstHeight};
+    const BoxSide src{c.srcMemoryType, from_handle(c.srcHost), c.srcDevice, c.srcXInBytes, c.srcY, c.srcZ, c.srcPitch,
+                      c.srcHeight};
     return box(stream, per_thread, async, dst, dst_device, src, src_device, c.WidthInBytes, c.Height, c.Depth);
   });
 }
@@ -243,7 +243,9 @@ CUresult any(CUstream s, bool per_thread, bool async, CUdeviceptr dst, CUdevicep
 
 SG_API cuMemcpyHtoD_v2(CUdeviceptr d, const void* s, size_t n) { return h2d(nullptr, false, false, d, s, n); }
 SG_API cuMemcpyHtoD_v2_ptds(CUdeviceptr d, const void* s, size_t n) { return h2d(nullptr, true, false, d, s, n); }
-SG_API cuMemcpyHtoDAsync_v2(CUdeviceptr d, const void* s, size_t n, CUstream st) { return h2d(st, false, true, d, s, n); }
+SG_API cuMemcpyHtoDAsync_v2(CUdeviceptr d, const void* s, size_t n, CUstream st) {
+  return h2d(st, false, true, d, s, n);
+}
 SG_API cuMemcpyHtoDAsync_v2_ptsz(CUdeviceptr d, const void* s, size_t n, CUstream st) {
   return h2d(st, true, true, d, s, n);
 }
@@ -253,7 +255,9 @@ SG_API cuMemcpyDtoHAsync_v2(void* d, CUdeviceptr s, size_t n, CUstream st) { ret
 SG_API cuMemcpyDtoHAsync_v2_ptsz(void* d, CUdeviceptr s, size_t n, CUstream st) { return d2h(st, true, true, d, s, n); }
 SG_API cuMemcpyDtoD_v2(CUdeviceptr d, CUdeviceptr s, size_t n) { return d2d(nullptr, false, false, d, s, n); }
 SG_API cuMemcpyDtoD_v2_ptds(CUdeviceptr d, CUdeviceptr s, size_t n) { return d2d(nullptr, true, false, d, s, n); }
-SG_API cuMemcpyDtoDAsync_v2(CUdeviceptr d, CUdeviceptr s, size_t n, CUstream st) { return d2d(st, false, true, d, s, n); }
+SG_API cuMemcpyDtoDAsync_v2(CUdeviceptr d, CUdeviceptr s, size_t n, CUstream st) {
+  return d2d(st, false, true, d, s, n);
+}
 SG_API cuMemcpyDtoDAsync_v2_ptsz(CUdeviceptr d, CUdeviceptr s, size_t n, CUstream st) {
   return d2d(st, true, true, d, s, n);
 }

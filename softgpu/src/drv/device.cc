@@ -17,59 +17,59 @@ constexpr const char* kDeviceName = "softgpu (CPU)";
 const std::unordered_map<int, int>& fixed_attributes() {
   static const auto* table = new std::unordered_map<int, int>{
       {1, kMaxThreadsPerBlock},
-      {2, 1024},                     // block x
-      {3, 1024},                     // block y
-      {4, 64},                       // block z
-      {5, 2147483647},               // grid x
-      {6, 65535},                    // grid y
-      {7, 65535},                    // grid z
+      {2, 1024},        // block x
+      {3, 1024},        // block y
+      {4, 64},          // block z
+      {5, 2147483647},  // grid x
+      {6, 65535},       // grid y
+      {7, 65535},       // grid z
       {8, kSharedPerBlockBytes},
-      {9, 65536},                    // constant memory
-      {10, 32},                      // warp size
-      {11, 2147483647},              // copy pitch
+      {9, 65536},        // constant memory
+      {10, 32},          // warp size
+      {11, 2147483647},  // copy pitch
       {12, kRegistersPerMultiprocessor},
-      {13, 1000000},                 // clock kHz: invented
-      {14, 512},                     // texture alignment
-      {15, 1},                       // copies overlap kernels
+      {13, 1000000},  // clock kHz: invented
+      {14, 512},      // texture alignment
+      {15, 1},        // copies overlap kernels
       {16, kMultiprocessors},
-      {18, 0},                       // not integrated: memory is accounted apart from the host's
-      {19, 1},                       // maps host memory
-      {30, 512},                     // surface alignment
-      {31, 1},                       // concurrent kernels
-      {36, 1000000},                 // memory clock kHz: invented
-      {37, 256},                     // bus width: invented
-      {38, 4 << 20},                 // L2 bytes: invented
+      {18, 0},        // not integrated: memory is accounted apart from the host's
+      {19, 1},        // maps host memory
+      {30, 512},      // surface alignment
+      {31, 1},        // concurrent kernels
+      {36, 1000000},  // memory clock kHz: invented
+      {37, 256},      // bus width: invented
+      {38, 4 << 20},  // L2 bytes: invented
       {39, kMaxThreadsPerMultiprocessor},
-      {40, 2},                       // copy engines
-      {41, 1},                       // unified addressing
-      {51, 32},                      // texture pitch alignment
-      {78, 1},                       // stream priorities
+      {40, 2},   // copy engines
+      {41, 1},   // unified addressing
+      {51, 32},  // texture pitch alignment
+      {78, 1},   // stream priorities
       {79, 1},
       {80, 1},
       {81, kSharedPerMultiprocessorBytes},
       {82, kRegistersPerMultiprocessor},
-      {83, 1},                       // managed memory
-      {86, 1},                       // host atomics are device atomics
-      {87, 2},                       // single to double ratio
-      {89, 1},                       // concurrent managed access
-      {90, 1},                       // compute preemption
-      {91, 1},                       // registered memory keeps its host pointer
+      {83, 1},  // managed memory
+      {86, 1},  // host atomics are device atomics
+      {87, 2},  // single to double ratio
+      {89, 1},  // concurrent managed access
+      {90, 1},  // compute preemption
+      {91, 1},  // registered memory keeps its host pointer
       {92, 1},
       {93, 1},
       {94, 1},
-      {95, 1},                       // cooperative launch
+      {95, 1},  // cooperative launch
       {97, kSharedPerBlockOptinBytes},
-      {99, 1},                       // host register
-      {101, 1},                      // host reaches managed memory directly
-      {102, 1},                      // virtual memory management
-      {103, 1},                      // POSIX file descriptors
+      {99, 1},   // host register
+      {101, 1},  // host reaches managed memory directly
+      {102, 1},  // virtual memory management
+      {103, 1},  // POSIX file descriptors
       {106, kMaxBlocksPerMultiprocessor},
       {111, kReservedSharedPerBlockBytes},
-      {115, 1},                      // memory pools
+      {115, 1},  // memory pools
       {122, 1},
       {123, 1},
-      {134, -1},                     // host NUMA id
-      {131, -1},                     // NUMA id
+      {134, -1},  // host NUMA id
+      {131, -1},  // NUMA id
   };
   return *table;
 }
@@ -162,11 +162,20 @@ SG_API cuDeviceGetAttribute(int* value, int attribute, CUdevice dev) {
     Device* device = driver.device(dev);
     if (!device) return CUDA_ERROR_INVALID_DEVICE;
     switch (attribute) {
-      case 33: *value = device->pci_bus; return CUDA_SUCCESS;
-      case 75: *value = driver.cc_major; return CUDA_SUCCESS;
-      case 76: *value = driver.cc_minor; return CUDA_SUCCESS;
-      case 85: *value = device->ordinal; return CUDA_SUCCESS;  // board group: each device its own
-      default: break;
+      case 33:
+        *value = device->pci_bus;
+        return CUDA_SUCCESS;
+      case 75:
+        *value = driver.cc_major;
+        return CUDA_SUCCESS;
+      case 76:
+        *value = driver.cc_minor;
+        return CUDA_SUCCESS;
+      case 85:
+        *value = device->ordinal;
+        return CUDA_SUCCESS;  // board group: each device its own
+      default:
+        break;
     }
     auto it = fixed_attributes().find(attribute);
     *value = it == fixed_attributes().end() ? 0 : it->second;
@@ -178,8 +187,16 @@ SG_API cuDeviceGetProperties(CUdevprop* prop, CUdevice dev) {
   return with_driver([&](Driver& driver) -> CUresult {
     if (!prop) return CUDA_ERROR_INVALID_VALUE;
     if (!driver.device(dev)) return CUDA_ERROR_INVALID_DEVICE;
-    *prop = CUdevprop{kMaxThreadsPerBlock, {1024, 1024, 64}, {2147483647, 65535, 65535}, kSharedPerBlockBytes, 65536,
-                      32, 2147483647, kRegistersPerMultiprocessor, 1000000, 512};
+    *prop = CUdevprop{kMaxThreadsPerBlock,
+                      {1024, 1024, 64},
+                      {2147483647, 65535, 65535},
+                      kSharedPerBlockBytes,
+                      65536,
+                      32,
+                      2147483647,
+                      kRegistersPerMultiprocessor,
+                      1000000,
+                      512};
     return CUDA_SUCCESS;
   });
 }

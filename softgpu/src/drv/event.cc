@@ -110,4 +110,3 @@ SG_API cuEventElapsedTime(float* milliseconds, CUevent start_handle, CUevent end
   });
 }
 SG_ALIAS(cuEventElapsedTime_v2, cuEventElapsedTime);
-

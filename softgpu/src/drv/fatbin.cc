@@ -75,8 +75,9 @@ CUresult text_of_entry(const Entry& entry, std::string* text, std::string* log) 
     } else {
       const Zstd& zstd = Zstd::get();
       if (!zstd.decompress || !zstd.is_error) {
-        *log = "fatbin: a PTX entry is compressed with zstd and libzstd.so.1 was not found; install it, or build with "
-               "nvcc --compress-mode=speed or none";
+        *log =
+            "fatbin: a PTX entry is compressed with zstd and libzstd.so.1 was not found; install it, or build with "
+            "nvcc --compress-mode=speed or none";
         return CUDA_ERROR_INVALID_IMAGE;
       }
       const size_t got = zstd.decompress(text->data(), text->size(), entry.payload, packed_bytes);

@@ -110,7 +110,6 @@ SG_API cuLinkComplete(CUlinkState handle, void** image, size_t* bytes) {
 }
 
 SG_API cuLinkDestroy(CUlinkState handle) {
-  return with_driver([&](Driver& driver) -> CUresult {
-    return driver.links.take(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
-  });
+  return with_driver(
+      [&](Driver& driver) -> CUresult { return driver.links.take(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE; });
 }

@@ -40,9 +40,15 @@ void perform(Driver& driver, Context& context, const FillPlan& plan) {
   for (size_t y = 0; y < plan.height; ++y) {
     const uint64_t row = plan.address + y * plan.pitch_bytes;
     switch (plan.element_bytes) {
-      case 1: std::memset(reinterpret_cast<void*>(row), static_cast<uint8_t>(plan.pattern), plan.width_bytes); break;
-      case 2: fill_row(row, plan.width_bytes, static_cast<uint16_t>(plan.pattern)); break;
-      default: fill_row(row, plan.width_bytes, plan.pattern); break;
+      case 1:
+        std::memset(reinterpret_cast<void*>(row), static_cast<uint8_t>(plan.pattern), plan.width_bytes);
+        break;
+      case 2:
+        fill_row(row, plan.width_bytes, static_cast<uint16_t>(plan.pattern));
+        break;
+      default:
+        fill_row(row, plan.width_bytes, plan.pattern);
+        break;
     }
   }
 }
@@ -75,28 +81,28 @@ CUresult fill(CUstream handle, bool per_thread, bool async, CUdeviceptr address,
 }  // namespace
 
 // One family per element type: plain, asynchronous, two-dimensional, each with its per-thread-stream twin.
-#define SG_MEMSET_FAMILY(NAME, NAME2D, TYPE, BYTES)                                                              \
+#define SG_MEMSET_FAMILY(NAME, NAME2D, TYPE, BYTES)                                                                   \
   SG_API cu##NAME##_v2(CUdeviceptr p, TYPE v, size_t n) { return fill(nullptr, false, false, p, 0, v, BYTES, n, 1); } \
-  SG_API cu##NAME##_v2_ptds(CUdeviceptr p, TYPE v, size_t n) {                                                   \
-    return fill(nullptr, true, false, p, 0, v, BYTES, n, 1);                                                     \
-  }                                                                                                              \
-  SG_API cu##NAME##Async(CUdeviceptr p, TYPE v, size_t n, CUstream s) {                                          \
-    return fill(s, false, true, p, 0, v, BYTES, n, 1);                                                           \
-  }                                                                                                              \
-  SG_API cu##NAME##Async_ptsz(CUdeviceptr p, TYPE v, size_t n, CUstream s) {                                     \
-    return fill(s, true, true, p, 0, v, BYTES, n, 1);                                                            \
-  }                                                                                                              \
-  SG_API cu##NAME2D##_v2(CUdeviceptr p, size_t pitch, TYPE v, size_t w, size_t h) {                              \
-    return fill(nullptr, false, false, p, pitch, v, BYTES, w, h);                                                \
-  }                                                                                                              \
-  SG_API cu##NAME2D##_v2_ptds(CUdeviceptr p, size_t pitch, TYPE v, size_t w, size_t h) {                         \
-    return fill(nullptr, true, false, p, pitch, v, BYTES, w, h);                                                 \
-  }                                                                                                              \
-  SG_API cu##NAME2D##Async(CUdeviceptr p, size_t pitch, TYPE v, size_t w, size_t h, CUstream s) {                \
-    return fill(s, false, true, p, pitch, v, BYTES, w, h);                                                       \
-  }                                                                                                              \
-  SG_API cu##NAME2D##Async_ptsz(CUdeviceptr p, size_t pitch, TYPE v, size_t w, size_t h, CUstream s) {           \
-    return fill(s, true, true, p, pitch, v, BYTES, w, h);                                                        \
+  SG_API cu##NAME##_v2_ptds(CUdeviceptr p, TYPE v, size_t n) {                                                        \
+    return fill(nullptr, true, false, p, 0, v, BYTES, n, 1);                                                          \
+  }                                                                                                                   \
+  SG_API cu##NAME##Async(CUdeviceptr p, TYPE v, size_t n, CUstream s) {                                               \
+    return fill(s, false, true, p, 0, v, BYTES, n, 1);                                                                \
+  }                                                                                                                   \
+  SG_API cu##NAME##Async_ptsz(CUdeviceptr p, TYPE v, size_t n, CUstream s) {                                          \
+    return fill(s, true, true, p, 0, v, BYTES, n, 1);                                                                 \
+  }                                                                                                                   \
+  SG_API cu##NAME2D##_v2(CUdeviceptr p, size_t pitch, TYPE v, size_t w, size_t h) {                                   \
+    return fill(nullptr, false, false, p, pitch, v, BYTES, w, h);                                                     \
+  }                                                                                                                   \
+  SG_API cu##NAME2D##_v2_ptds(CUdeviceptr p, size_t pitch, TYPE v, size_t w, size_t h) {                              \
+    return fill(nullptr, true, false, p, pitch, v, BYTES, w, h);                                                      \
+  }                                                                                                                   \
+  SG_API cu##NAME2D##Async(CUdeviceptr p, size_t pitch, TYPE v, size_t w, size_t h, CUstream s) {                     \
+    return fill(s, false, true, p, pitch, v, BYTES, w, h);                                                            \
+  }                                                                                                                   \
+  SG_API cu##NAME2D##Async_ptsz(CUdeviceptr p, size_t pitch, TYPE v, size_t w, size_t h, CUstream s) {                \
+    return fill(s, true, true, p, pitch, v, BYTES, w, h);                                                             \
   }
 
 SG_MEMSET_FAMILY(MemsetD8, MemsetD2D8, unsigned char, 1)

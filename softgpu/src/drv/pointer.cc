@@ -24,50 +24,73 @@ CUcontext owner(Driver& driver, const Region& region) {
 
 CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdeviceptr address, void* data) {
   switch (attribute) {
-    case CU_POINTER_ATTRIBUTE_CONTEXT: return give(data, owner(driver, region));
+    case CU_POINTER_ATTRIBUTE_CONTEXT:
+      return give(data, owner(driver, region));
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
       return give<unsigned>(data, region.is_host() ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE);
-    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: return give<CUdeviceptr>(data, address);
+    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+      return give<CUdeviceptr>(data, address);
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
       if (!region.is_host() && region.kind != RegionKind::managed) return CUDA_ERROR_INVALID_VALUE;
       return give(data, reinterpret_cast<void*>(address));
-    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS: return give<bool>(data, region.sync_memops);
-    case CU_POINTER_ATTRIBUTE_BUFFER_ID: return give<uint64_t>(data, region.buffer_id);
-    case CU_POINTER_ATTRIBUTE_IS_MANAGED: return give<bool>(data, region.kind == RegionKind::managed);
-    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return give<int>(data, region.device);
-    case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE: return give<bool>(data, false);
-    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: return give<CUdeviceptr>(data, region.begin);
-    case CU_POINTER_ATTRIBUTE_RANGE_SIZE: return give<size_t>(data, region.size_bytes());
-    case CU_POINTER_ATTRIBUTE_MAPPED: return give<bool>(data, true);
+    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
+      return give<bool>(data, region.sync_memops);
+    case CU_POINTER_ATTRIBUTE_BUFFER_ID:
+      return give<uint64_t>(data, region.buffer_id);
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+      return give<bool>(data, region.kind == RegionKind::managed);
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+      return give<int>(data, region.device);
+    case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+      return give<bool>(data, false);
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+      return give<CUdeviceptr>(data, region.begin);
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+      return give<size_t>(data, region.size_bytes());
+    case CU_POINTER_ATTRIBUTE_MAPPED:
+      return give<bool>(data, true);
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
       return give<uint64_t>(data, region.physical && region.physical->exportable ? 1 : 0);
-    case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE: return give<bool>(data, false);
-    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: return give<unsigned>(data, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+    case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
+      return give<bool>(data, false);
+    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
+      return give<unsigned>(data, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
       return give<uint64_t>(data, region.pool && driver.pools.get(region.pool->handle) ? region.pool->handle : 0);
-    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE: return give<size_t>(data, region.size_bytes());
-    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR: return give<CUdeviceptr>(data, region.begin);
-    case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID: return give<uint64_t>(data, region.buffer_id);
-    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE: return give<bool>(data, false);
-    case CU_POINTER_ATTRIBUTE_P2P_TOKENS: return CUDA_ERROR_NOT_SUPPORTED;
-    default: return CUDA_ERROR_INVALID_VALUE;
+    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
+      return give<size_t>(data, region.size_bytes());
+    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
+      return give<CUdeviceptr>(data, region.begin);
+    case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID:
+      return give<uint64_t>(data, region.buffer_id);
+    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
+      return give<bool>(data, false);
+    case CU_POINTER_ATTRIBUTE_P2P_TOKENS:
+      return CUDA_ERROR_NOT_SUPPORTED;
+    default:
+      return CUDA_ERROR_INVALID_VALUE;
   }
 }
 
 /// What cuPointerGetAttributes writes for memory that is not known; it succeeds then. A range is left as it was.
 CUresult attribute_of_unknown(int attribute, void* data) {
   switch (attribute) {
-    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: return give<unsigned>(data, 0);
-    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return give<int>(data, -2);  // CU_DEVICE_INVALID
-    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: return give<unsigned>(data, 0);
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+      return give<unsigned>(data, 0);
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+      return give<int>(data, -2);  // CU_DEVICE_INVALID
+    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
+      return give<unsigned>(data, 0);
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-    case CU_POINTER_ATTRIBUTE_RANGE_SIZE: return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+      return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_MAPPED:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
-    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE: return give<bool>(data, false);
+    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
+      return give<bool>(data, false);
     default:
       if (attribute < CU_POINTER_ATTRIBUTE_CONTEXT || attribute > CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE ||
           attribute == CU_POINTER_ATTRIBUTE_P2P_TOKENS) {
@@ -86,7 +109,7 @@ bool managed_range(Driver& driver, CUdeviceptr address, size_t bytes) {
 CUresult advise(CUdeviceptr address, size_t bytes, int advice) {
   return with_context([&](Driver& driver, Context&) -> CUresult {
     return advice >= 1 && advice <= 6 && managed_range(driver, address, bytes) ? CUDA_SUCCESS
-                                                                              : CUDA_ERROR_INVALID_VALUE;
+                                                                               : CUDA_ERROR_INVALID_VALUE;
   });
 }
 

@@ -179,12 +179,18 @@ SG_API cuMemPoolGetAttribute(CUmemoryPool handle, int attribute, void* value) {
       case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
         std::memcpy(value, &pool->reuse[attribute], sizeof(int));
         return CUDA_SUCCESS;
-      case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: return give(pool->release_threshold_bytes);
-      case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT: return give(pool->used_bytes);
-      case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH: return give(pool->reserved_high_bytes);
-      case CU_MEMPOOL_ATTR_USED_MEM_CURRENT: return give(pool->used_bytes);
-      case CU_MEMPOOL_ATTR_USED_MEM_HIGH: return give(pool->used_high_bytes);
-      default: return CUDA_ERROR_INVALID_VALUE;
+      case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+        return give(pool->release_threshold_bytes);
+      case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
+        return give(pool->used_bytes);
+      case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+        return give(pool->reserved_high_bytes);
+      case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
+        return give(pool->used_bytes);
+      case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
+        return give(pool->used_high_bytes);
+      default:
+        return CUDA_ERROR_INVALID_VALUE;
     }
   });
 }

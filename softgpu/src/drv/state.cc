@@ -160,13 +160,15 @@ void Driver::reclaim(const Region& region) {
       break;  // the program's own memory
     case RegionKind::vmm:
       // Not PROT_NONE: whoever passed the check just before must not crash. cuMemAddressFree takes the range.
-      mmap(address, region.size_bytes(), PROT_READ | PROT_WRITE,
-           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+      if (mmap(address, region.size_bytes(), PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
+        break;  // the old pages stay until the range is freed: more memory held, nothing broken
+      }
       break;
   }
 }
 
-void Driver::release_regions(std::vector<Region> regions) {
+void Driver::release_regions(const std::vector<Region>& regions) {
   // Only host pages disappear from the address space; a device's stay, so running work cannot crash on them.
   for (const Region& region : regions) {
     if (!region.is_host()) continue;

@@ -74,7 +74,7 @@ struct Function {
   uint64_t handle = 0;
   std::weak_ptr<Module> module;
   uint64_t module_handle = 0;
-  const Kernel* kernel = nullptr;  // lives as long as the module's program
+  const Kernel* kernel = nullptr;                // lives as long as the module's program
   std::atomic<int> max_dynamic_shared_bytes{0};  // at first what static shared memory leaves of the default limit
   std::atomic<int> carveout{-1};
   // What cuFuncSetBlockShape and its like keep until the launch. One thread at a time, as the old API asks.
@@ -236,7 +236,7 @@ class Driver {
   /// Gives a region's memory back, after it was removed from the map and the gate was passed.
   void reclaim(const Region& region);
   /// Reclaims regions that were removed from the map, after the gate where their pages go away.
-  void release_regions(std::vector<Region> regions);
+  void release_regions(const std::vector<Region>& regions);
 
  private:
   Driver();

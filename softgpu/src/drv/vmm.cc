@@ -299,7 +299,7 @@ SG_API cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* out, void* o
     if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) return CUDA_ERROR_NOT_SUPPORTED;
     // The descriptor itself is passed as the pointer. Only a memfd that cannot shrink is safe to map.
     const int given = static_cast<int>(reinterpret_cast<intptr_t>(os_handle));
-    struct stat status {};
+    struct stat status{};
     const int seals = fcntl(given, F_GET_SEALS);
     if (seals < 0 || (seals & kSeals) != kSeals || fstat(given, &status) != 0 || status.st_size <= 0 ||
         !granular(static_cast<uint64_t>(status.st_size))) {
