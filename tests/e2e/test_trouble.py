@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,22 @@ def test_more_vgpus_than_there_are(server, transport, run, nothing_left):
     assert result.stdout.split() == ["101"]
     assert len([line for line in result.stderr.splitlines() if line.startswith("orion:")]) == 1
     nothing_left(server.address)
+
+
+def test_killed_clients_leave_no_descriptor_on_the_server(own_server, start, nothing_left):
+    def descriptors():
+        return len(os.listdir(f"/proc/{own_server.process.pid}/fd"))
+
+    def settled():
+        """One warm worker and no other: the state between clients."""
+        deadline_s = time.monotonic() + 20
+        while len(workers(own_server)) != 1:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        return descriptors()
+
+    before = settled()
+    for transport in ("shm", "tcp") * 2:
+        attach_only(own_server, start, transport).kill()
+        nothing_left(own_server.address)
+    assert settled() <= before + 1  # the control connection of `stats` may still be closing
