@@ -15,8 +15,9 @@
 
 #include "internal.h"
 
-#define LOOP_BATCH 64u                   // main operations between two looks at everything else
-#define SLEEP_IDLE_NS 100000000ull       // nothing outstanding: only a wake can bring work
+#define LOOP_BATCH 64u              // main operations between two looks at everything else
+#define SLEEP_IDLE_NS 100000000ull  // nothing outstanding: only a wake can bring work
+#define GAP_LOG_NS 100000000ull
 #define SLEEP_OUTSTANDING_NS 2000000ull  // GPU work outstanding: a fault must be found
 #define SLEEP_POLL_MIN_NS 20000ull       // something is parked on a word that nobody announces
 #define SLEEP_POLL_MAX_NS 500000ull
@@ -197,7 +198,27 @@ static uint64_t sleep_time(const orion_engine* e, uint64_t idle_ns) {
     if (growing < SLEEP_POLL_MIN_NS) return SLEEP_POLL_MIN_NS;
     return growing < SLEEP_POLL_MAX_NS ? growing : SLEEP_POLL_MAX_NS;
   }
+  if (e->gap_since_ns && !e->gap_logged) return GAP_LOG_NS / 4;
   return e->first_dirty ? SLEEP_OUTSTANDING_NS : SLEEP_IDLE_NS;
+}
+
+// A producer that has reserved slots and not committed them holds everything behind it. It cannot be told from one that
+// died there, so the gap is logged once; if its process is dead, the loss of the client ends the session.
+static void watch_gap(orion_engine* e, uint64_t now_ns) {
+  const uint64_t tail = atomic_load_explicit(&e->main_ring.control->tail, memory_order_relaxed);
+  const bool gap = tail != e->main_position && !orion_ring_ready(e->main_ring, e->main_position);
+  if (!gap || e->gap_position != e->main_position) {
+    e->gap_position = e->main_position;
+    e->gap_since_ns = gap ? now_ns : 0;
+    e->gap_logged = false;
+    return;
+  }
+  if (!e->gap_since_ns) e->gap_since_ns = now_ns;
+  if (e->gap_logged || now_ns - e->gap_since_ns < GAP_LOG_NS) return;
+  e->gap_logged = true;
+  atomic_fetch_add_explicit(&e->stat_gaps, 1, memory_order_relaxed);
+  engine_log(e, ENGINE_LOG_WARN, "a client thread has reserved ring slots for over %u ms and not committed them",
+             (unsigned)(GAP_LOG_NS / 1000000));
 }
 
 // ------------------------------------------------------------------------------------------------ the loop
@@ -232,6 +253,7 @@ int orion_engine_run(orion_engine* e) {
       continue;
     }
     const uint64_t idle_ns = now_ns - busy_at_ns;
+    watch_gap(e, now_ns);
     if (e->spin_allowed && idle_ns < e->spin_ns) {
       engine_pause(64);
       continue;
@@ -277,6 +299,7 @@ void orion_engine_get_stats(orion_engine* e, orion_engine_stats* stats) {
       .bytes_in = atomic_load(&e->stat_in),
       .bytes_out = atomic_load(&e->stat_out),
       .lanes = atomic_load(&e->stat_lanes),
+      .commit_gaps = atomic_load(&e->stat_gaps),
       .fatal_result = atomic_load(&e->stat_fatal),
   };
   for (uint32_t i = 0; i < ORION_DEVICES; i++) stats->mapped_bytes[i] = atomic_load(&e->devices[i].mapped_bytes);

@@ -51,6 +51,7 @@ typedef struct orion_engine_stats {
   uint64_t bytes_in;          // over tcp: bulk received
   uint64_t bytes_out;         // over tcp: bulk sent
   uint64_t lanes;             // over tcp: lanes on which the client has shown the token; 2: it is connected
+  uint64_t commit_gaps;       // times that a producer left its reserved slots uncommitted for over 100 ms
   uint64_t fatal_result;      // 0, or the CUresult after which this worker must be replaced
   uint64_t mapped_bytes[64];  // per bound device
 } orion_engine_stats;

@@ -43,6 +43,12 @@ int client_push(orion_segment* s, int express, const void* op, uint32_t bytes) {
   return 0;
 }
 
+/// What a thread leaves behind that dies between reserving and committing.
+void client_reserve(orion_segment* s, uint32_t slots) {
+  atomic_fetch_add(&s->main_control.tail, slots);
+  wake(&s->main_control);
+}
+
 uint64_t client_word(orion_segment* s, uint32_t word) { return atomic_load(&s->words[word]); }
 
 void client_set_client_word(orion_segment* s, uint32_t callback, uint64_t value) {

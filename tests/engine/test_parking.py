@@ -212,6 +212,23 @@ def test_client_loss_while_everything_waits() -> None:
 
 
 @isolated
+def test_a_client_that_dies_between_reserve_and_commit() -> None:
+    with Session() as s:
+        a = held(s)
+        s.client.client_reserve(s.segment, 2)
+        assert s.call("PING", value=3)[0] == 0  # express goes on
+        deadline = time.monotonic() + 10
+        while s.stats().commit_gaps == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        s.push("MEM_FREE", device_address=a, size_bytes=4 * CHUNK, unmap=1)  # behind the gap: never executed
+        lib.orion_engine_client_lost(s.engine)
+        assert s.ended() == lib.ORION_END_CLIENT_LOST
+        assert s.stats().commit_gaps == 1
+        release(s)
+
+
+@isolated
 def test_a_ring_full_of_parked_work_holds_its_producer_only() -> None:
     with Session() as s:
         a = held(s)
