@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.servers import client_environment, server
+from orion_client import libraries
 
 HERE = Path(__file__).resolve().parent
 
@@ -31,6 +33,18 @@ def compile_program(name: str, folder: Path) -> Path:
         ["gcc", "-O2", "-std=gnu11", "-w", f"-I{HERE.parent / 'wire/include'}", str(HERE / "native" / f"{name}.c"),
          "-o", str(output), "-lpthread", "-ldl"], check=True)  # fmt: skip
     return output
+
+
+def preload_cost_us(runs: int = 200) -> float:
+    """What preloading the shim adds to a program that does not use CUDA: medians of /bin/true with and without it."""
+    preload = {**os.environ, **libraries.environment()}
+    times: dict[str, list[float]] = {"with": [], "without": []}
+    for _ in range(runs):
+        for name, environment in (("without", dict(os.environ)), ("with", preload)):
+            start = time.perf_counter()
+            subprocess.run(["/bin/true"], env=environment, check=True)
+            times[name].append(time.perf_counter() - start)
+    return (statistics.median(times["with"]) - statistics.median(times["without"])) * 1e6
 
 
 def measure() -> dict[str, Any]:
@@ -44,6 +58,7 @@ def measure() -> dict[str, Any]:
             "kernel": platform.release(),
             "floors": json.loads(subprocess.run([str(floors)], check=True, capture_output=True, text=True).stdout),
         }
+        result["preload_us"] = preload_cost_us()
         with server("softgpu", "--null-engine") as address:
             for transport in ("shm", "tcp"):
                 done = subprocess.run([str(client)], env=client_environment(address, transport), check=False,
@@ -70,6 +85,7 @@ def report(result: dict[str, Any]) -> str:
             f"reply {row['reply_us']:.1f} us = {row['reply_us'] / floor:.1f}x of the bare round trip (aim {times}x); "
             f"engine replays {row['replay_per_second'] / 1e6:.2f} M launches/s"
         )
+    lines.append(f"preloading the shim into a program without CUDA: {result['preload_us']:.0f} us (aim 1000)")
     return "\n".join(lines)
 
 
