@@ -142,7 +142,9 @@ static uint32_t drain_main(orion_engine* e) {
       engine_end(e, ORION_END_BROKEN, "the main ring is corrupt");
       break;
     }
+    e->main_in_hand = true;  // it may be the free that an allocation in the express ring has overtaken
     if (orion_ring_ready(e->express_ring, e->express_position)) engine_drain_express(e, UINT32_MAX);
+    e->main_in_hand = false;
     engine_dispatch(e, op, false);
     count++;
   }

@@ -184,6 +184,7 @@ struct orion_engine {
   orion_segment* segment;
   orion_ring main_ring, express_ring;
   uint64_t main_position, express_position;
+  bool main_in_hand;  // an operation of the main ring is popped and not dispatched yet
   uint64_t gap_position, gap_since_ns;  // a main entry that is reserved and not committed
   bool gap_logged;
   uint8_t* arena;

@@ -142,7 +142,8 @@ void memory_map(orion_engine* e, const orion_op* op) {
   uint64_t until = atomic_load_explicit(&e->main_ring.control->tail, memory_order_acquire);
   if (until - e->main_position > ORION_MAIN_SLOTS) until = e->main_position + ORION_MAIN_SLOTS;
   parked_op* node = NULL;
-  if ((until != e->main_position || frees_may_help(e)) && e->maps_count < MAPS_WAITING_MAX) {
+  const bool behind = until != e->main_position || e->main_in_hand;
+  if ((behind || frees_may_help(e)) && e->maps_count < MAPS_WAITING_MAX) {
     node = calloc(1, sizeof *node + op->bytes);
   }
   if (!node) {

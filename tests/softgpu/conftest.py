@@ -9,9 +9,6 @@ from ctypes import c_void_p
 
 import pytest
 
-os.environ.setdefault("SOFTGPU_DEVICES", "2")
-os.environ.setdefault("SOFTGPU_MEMORY_MIB", "1024")
-
 from tests.softgpu.libcuda import PTX, Cuda, is_softgpu, library_path
 
 
@@ -30,8 +27,13 @@ def driver() -> Cuda:
     path = library_path()
     if is_softgpu() and not pathlib.Path(path).exists():
         pytest.fail(f"{path} is not built: cmake -S softgpu -B build/softgpu && cmake --build build/softgpu")
-    cuda = Cuda()
-    cuda.call("cuInit", 0)
+    # The library in this process reads its settings at cuInit; servers that other tests start must not inherit them.
+    with pytest.MonkeyPatch.context() as settings:
+        for name, value in (("SOFTGPU_DEVICES", "2"), ("SOFTGPU_MEMORY_MIB", "1024")):
+            if name not in os.environ:
+                settings.setenv(name, value)
+        cuda = Cuda()
+        cuda.call("cuInit", 0)
     return cuda
 
 

@@ -248,7 +248,8 @@ cu = Cuda()
 
 def run_child(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs `code` in a process of its own: for faults, and for settings read when the driver starts."""
-    full_env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    two = {"SOFTGPU_DEVICES": "2", "SOFTGPU_MEMORY_MIB": "1024"}  # as in this process; what the caller set wins
+    full_env = {**two, **os.environ, "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(
         [sys.executable, "-c", PRELUDE + code], env=full_env, cwd=ROOT, capture_output=True, text=True, timeout=120
     )
