@@ -33,7 +33,6 @@ ORION_API CUresult cuEventCreate(CUevent* handle, unsigned int flags) {
   event->epoch = atomic_load(&context->epoch);
   event->flags = flags;
   atomic_store(&event->ticket, 0);
-  atomic_store(&event->asked, (flags & CU_EVENT_BLOCKING_SYNC) != 0);  // made for the host to wait on
   orion_op_event_create op = {.op = {.code = ORION_OP_EVENT_CREATE, .context = (uint16_t)context->entry.index},
                               .event = event->entry.index,
                               .event_flags = flags};
@@ -80,17 +79,10 @@ CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t f
   if (event->context != stream->context) return CUDA_ERROR_INVALID_HANDLE;
   orion_op_event_record op = {
       .op = {.code = ORION_OP_EVENT_RECORD}, .event = event->entry.index, .record_flags = flags};
-  // On the NULL stream a later marker would not cover the blocking streams that this record waits for.
-  if (stream->wire_index == 0 || atomic_load_explicit(&event->asked, memory_order_relaxed)) {
-    const CUresult result = orion_stream_submit_marked(stream, &op.op, sizeof op, &op.word, &op.value);
-    atomic_store_explicit(&event->ticket, (uint64_t)op.word << 48 | op.value, memory_order_release);
-    return result;
-  }
-  pthread_mutex_lock(&stream->mutex);  // no marker can be minted before the record and submitted after it
-  const uint64_t next = atomic_load_explicit(&stream->marker, memory_order_relaxed) + 1;
-  const CUresult result = orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
-  atomic_store_explicit(&event->ticket, (uint64_t)stream->word << 48 | next, memory_order_release);
-  pthread_mutex_unlock(&stream->mutex);
+  // Every record carries its marker: one that was placed when the host first asks would stand behind work that the
+  // program submitted after the record, and that work may wait for the host.
+  const CUresult result = orion_stream_submit_marked(stream, &op.op, sizeof op, &op.word, &op.value);
+  atomic_store_explicit(&event->ticket, (uint64_t)op.word << 48 | op.value, memory_order_release);
   return result;
 }
 
@@ -111,21 +103,12 @@ CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t fla
   if (ticket == 0 || reached(event, ticket)) return CUDA_SUCCESS;
   if (event->context->session != stream->session) {
     // Two servers share no clock and no event: the client holds the order.
-    orion_stream* recorded = stream_of(event, ticket);
-    const CUresult result = orion_stream_ensure_marker(recorded, TICKET_VALUE(ticket));
-    if (result != CUDA_SUCCESS) return result;
     return orion_wait_word(event->context->session, TICKET_WORD(ticket), TICKET_VALUE(ticket),
                            event->context->entry.index);
   }
   orion_op_stream_wait_event op = {
       .op = {.code = ORION_OP_STREAM_WAIT_EVENT}, .event = event->entry.index, .wait_flags = flags};
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
-}
-
-/// Asks for the marker that shows the last record complete, if nobody did.
-static CUresult ask(orion_event* event, uint64_t ticket) {
-  atomic_store_explicit(&event->asked, true, memory_order_relaxed);
-  return orion_stream_ensure_marker(stream_of(event, ticket), TICKET_VALUE(ticket));
 }
 
 ORION_API CUresult cuEventQuery(CUevent handle) {
@@ -138,9 +121,7 @@ ORION_API CUresult cuEventQuery(CUevent handle) {
   if (result != CUDA_SUCCESS) return result;
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
   if (ticket == 0 || reached(event, ticket)) return orion_take_late_error(session);
-  result = ask(event, ticket);
-  if (result != CUDA_SUCCESS) return result;
-  return reached(event, ticket) ? orion_take_late_error(session) : CUDA_ERROR_NOT_READY;
+  return CUDA_ERROR_NOT_READY;
 }
 
 ORION_API CUresult cuEventSynchronize(CUevent handle) {
@@ -152,17 +133,10 @@ ORION_API CUresult cuEventSynchronize(CUevent handle) {
   const uint32_t context = event->context->entry.index;
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
   if (ticket != 0 && !reached(event, ticket)) {
-    result = ask(event, ticket);
-    if (result == CUDA_SUCCESS) result = orion_wait_word(session, TICKET_WORD(ticket), TICKET_VALUE(ticket), context);
+    result = orion_wait_word(session, TICKET_WORD(ticket), TICKET_VALUE(ticket), context);
   }
   if (result == CUDA_SUCCESS) result = orion_context_error(session, context);
   return result == CUDA_SUCCESS ? orion_take_late_error(session) : result;
-}
-
-/// True when a marker that covers the record is on its way and not there yet.
-static bool known_pending(orion_event* event, uint64_t ticket) {
-  return atomic_load_explicit(&stream_of(event, ticket)->marker, memory_order_acquire) >= TICKET_VALUE(ticket) &&
-         !reached(event, ticket);
 }
 
 ORION_API CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_handle, CUevent end_handle) {
@@ -180,7 +154,7 @@ ORION_API CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_hand
   orion_session* session = end->context->session;
   result = orion_context_error(session, end->context->entry.index);
   if (result != CUDA_SUCCESS) return result;
-  if (known_pending(start, start_ticket) || known_pending(end, end_ticket)) return CUDA_ERROR_NOT_READY;
+  if (!reached(start, start_ticket) || !reached(end, end_ticket)) return CUDA_ERROR_NOT_READY;
   orion_op_event_elapsed op = {.op = {.code = ORION_OP_EVENT_ELAPSED, .context = (uint16_t)end->context->entry.index},
                                .start = start->entry.index,
                                .end = end->entry.index};

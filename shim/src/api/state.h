@@ -98,10 +98,8 @@ typedef struct orion_event {
   uint32_t epoch;
   uint32_t flags;
   uint64_t handle;
-  // Ticket of the last record: word << 48 | value; 0: never recorded. The value may be one that the stream has not
-  // minted yet: the first marker after the record.
+  // Ticket of the last record: word << 48 | value; 0: never recorded.
   _Atomic uint64_t ticket;
-  _Atomic bool asked;  // the host has asked for it: records carry a marker from now on
 } orion_event;
 
 typedef struct orion_global {
@@ -204,8 +202,6 @@ CUresult orion_stream_ticket(orion_stream* stream, uint64_t* value);
 /// Submits `op`, whose `word` and `value` fields are set here to the stream's next marker.
 CUresult orion_stream_submit_marked(orion_stream* stream, orion_op* op, uint32_t head_bytes, uint32_t* word,
                                     uint64_t* value);
-/// Makes sure that marker `value` (at most one above the last minted) has been asked for.
-CUresult orion_stream_ensure_marker(orion_stream* stream, uint64_t value);
 CUresult orion_stream_synchronize(orion_stream* stream);
 CUresult orion_stream_wait(orion_stream* stream, uint64_t value);
 void orion_thread_streams_end(orion_thread* thread);

@@ -79,15 +79,6 @@ CUresult orion_stream_submit_marked(orion_stream* stream, orion_op* op, uint32_t
   return result;
 }
 
-CUresult orion_stream_ensure_marker(orion_stream* stream, uint64_t value) {
-  if (atomic_load_explicit(&stream->marker, memory_order_acquire) >= value) return CUDA_SUCCESS;
-  CUresult result = CUDA_SUCCESS;
-  pthread_mutex_lock(&stream->mutex);
-  if (atomic_load_explicit(&stream->marker, memory_order_relaxed) < value) result = submit_mark(stream);
-  pthread_mutex_unlock(&stream->mutex);
-  return result;
-}
-
 CUresult orion_stream_wait(orion_stream* stream, uint64_t value) {
   return orion_wait_word(stream->session, stream->word, value, stream->context->entry.index);
 }
