@@ -93,8 +93,8 @@ uint64_t orion_push_host(orion_session* session, uint64_t offset, uint64_t bytes
 /// again.
 uint64_t orion_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
                            uint64_t generation);
-/// Called before the HOST_FUNCTION operation is submitted; orion_set_client_word ends it.
-void orion_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation);
+/// Called before the HOST_FUNCTION operation is submitted; orion_set_client_word ends it. `word`: of its stream.
+void orion_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word);
 /// Tells the transport that an operation already submitted writes these arena bytes and that they are delivered
 /// before words[word] >= value. Until then orion_push_host leaves the range out: the worker's copy is the newer one.
 void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);

@@ -141,7 +141,7 @@ static CUresult enqueue(orion_stream* stream, const callback* wish) {
   if (lane != NULL) {
     work->generation = ++generations[lane->index];  // a lane's index is its own, and this stream's mutex is held
     atomic_store(&stream->host_function, (uint64_t)lane->index << 48 | work->generation);
-    orion_begin_host_function(stream->session, lane->index, work->generation);
+    orion_begin_host_function(stream->session, lane->index, work->generation, stream->word);
     orion_op_host_function op = {.op = {.code = ORION_OP_HOST_FUNCTION},
                                  .callback = lane->index,
                                  .generation = work->generation,

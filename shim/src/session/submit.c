@@ -331,8 +331,8 @@ uint64_t orion_push_pinned(orion_session* session, uint64_t offset, uint64_t byt
   return session->transport->push_pinned(session, offset, bytes, callback, generation);
 }
 
-void orion_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation) {
-  session->transport->begin_host_function(session, callback, generation);
+void orion_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word) {
+  session->transport->begin_host_function(session, callback, generation, word);
 }
 
 void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {

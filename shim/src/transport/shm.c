@@ -58,8 +58,8 @@ static uint64_t shm_push_pinned(orion_session* session, uint64_t offset, uint64_
   return 0;
 }
 
-static void shm_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation) {
-  (void)session, (void)callback, (void)generation;
+static void shm_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word) {
+  (void)session, (void)callback, (void)generation, (void)word;
 }
 
 static void shm_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {

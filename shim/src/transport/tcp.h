@@ -24,7 +24,7 @@ typedef struct tcp_range {
 // A host function that has not returned. `serial` counts them in the order of their submission.
 typedef struct tcp_function {
   uint64_t serial, generation;
-  uint32_t callback;
+  uint32_t callback, word;  // `word`: of its stream
 } tcp_function;
 
 // Page-locked bytes that an operation submitted behind function `serial` reads. `callback` and `generation` name the
@@ -92,7 +92,7 @@ uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t b
 void orion_tcp_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
 uint64_t orion_tcp_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
                                uint64_t generation);
-void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation);
+void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word);
 /// A host function has returned: queues what it may have written and, behind that, its client word. False when there is
 /// nothing, so that the word may go at once.
 bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint64_t generation);

@@ -63,14 +63,14 @@ static bool enqueue(tcp_state* state, tcp_range range) {
   return true;
 }
 
-// Cuts the part that is nobody's pull off the front of [*first, end): returns its end, with *first moved to its start.
-// *first == end when nothing is left.
-static uint64_t next_gap(const tcp_state* state, uint64_t* first, uint64_t end) {
+// Cuts the part that is nobody's pull (pulls that end with `own_word` apart) off the front of [*first, end): returns
+// its end, with *first moved to its start. *first == end when nothing is left.
+static uint64_t next_gap(const tcp_state* state, uint64_t* first, uint64_t end, uint32_t own_word) {
   for (bool moved = true; moved && *first < end;) {
     moved = false;
     for (uint32_t i = 0; i < state->pull_count; i++) {
       const tcp_pull* pull = &state->pulls[i];
-      if (pull->first <= *first && *first < pull->end) {
+      if (pull->word != own_word && pull->first <= *first && *first < pull->end) {
         *first = pull->end < end ? pull->end : end;
         moved = true;
       }
@@ -78,7 +78,8 @@ static uint64_t next_gap(const tcp_state* state, uint64_t* first, uint64_t end) 
   }
   uint64_t until = end;
   for (uint32_t i = 0; i < state->pull_count; i++)
-    if (state->pulls[i].first > *first && state->pulls[i].first < until) until = state->pulls[i].first;
+    if (state->pulls[i].word != own_word && state->pulls[i].first > *first && state->pulls[i].first < until)
+      until = state->pulls[i].first;
   return until;
 }
 
@@ -87,11 +88,11 @@ static bool in_arena(uint64_t offset, uint64_t bytes) {
 }
 
 // Queues what is nobody's pull of [first, end). Returns the number of its last piece, 0 when nothing was queued.
-static uint64_t push_range(tcp_state* state, uint64_t first, uint64_t end) {
+static uint64_t push_range(tcp_state* state, uint64_t first, uint64_t end, uint32_t own_word) {
   drop_finished_pulls(state);
   uint64_t sequence = 0;
   while (first < end) {
-    const uint64_t until = next_gap(state, &first, end);
+    const uint64_t until = next_gap(state, &first, end, own_word);
     if (first == end || !enqueue(state, (tcp_range){first, until - first})) break;
     sequence = state->sequence_queued;
     first = until;
@@ -107,7 +108,7 @@ uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t b
   tcp_state* state = state_of(session);
   if (!in_arena(offset, bytes)) return 0;
   pthread_mutex_lock(&state->lock);
-  const uint64_t sequence = push_range(state, offset, offset + bytes);
+  const uint64_t sequence = push_range(state, offset, offset + bytes, 0);
   pthread_mutex_unlock(&state->lock);
   if (sequence) kick_sender(state);
   return sequence;
@@ -135,11 +136,11 @@ static bool is_open(const tcp_state* state, uint32_t callback, uint64_t generati
   return false;
 }
 
-void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation) {
+void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word) {
   tcp_state* state = state_of(session);
   pthread_mutex_lock(&state->lock);
   if (reserve(state, &state->functions, state->function_count, &state->function_capacity, sizeof *state->functions))
-    state->functions[state->function_count++] = (tcp_function){++state->functions_begun, generation, callback};
+    state->functions[state->function_count++] = (tcp_function){++state->functions_begun, generation, callback, word};
   pthread_mutex_unlock(&state->lock);
 }
 
@@ -167,7 +168,7 @@ uint64_t orion_tcp_push_pinned(orion_session* session, uint64_t offset, uint64_t
   if (state->function_count)
     note_late(state, (tcp_late_range){offset, offset + bytes, state->functions_begun, deferred ? generation : 0,
                                       deferred ? callback : 0});
-  if (!deferred) sequence = push_range(state, offset, offset + bytes);
+  if (!deferred) sequence = push_range(state, offset, offset + bytes, 0);
   pthread_mutex_unlock(&state->lock);
   if (sequence) kick_sender(state);
   return sequence;
@@ -199,7 +200,7 @@ bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint
   tcp_function ended;
   bool any = false;
   pthread_mutex_lock(&state->lock);
-  tcp_range* ranges = NULL;
+  tcp_late_range* ranges = NULL;
   uint32_t count = 0;
   if (take_function(state, callback, generation, &ended) && state->late_count) {
     // Copied out first: queueing may release the lock.
@@ -209,12 +210,14 @@ bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint
       const tcp_late_range* late = &state->late[i];
       // One that stands behind an open function of its own stream goes when that one returns.
       if (late->serial < ended.serial || is_open(state, late->callback, late->generation)) continue;
-      ranges[count++] = (tcp_range){late->first, late->end - late->first};
+      ranges[count++] = *late;
     }
   }
   drop_late(state);
   for (uint32_t i = 0; i < count; i++) {
-    any |= push_range(state, ranges[i].offset, ranges[i].offset + ranges[i].bytes) != 0;
+    // Copies out of the device in the function's own stream are done or have not begun, and what they bring is newer.
+    const bool own = ranges[i].callback == callback && ranges[i].generation == generation;
+    any |= push_range(state, ranges[i].first, ranges[i].end, own ? ended.word : 0) != 0;
   }
   if (any) any = enqueue(state, (tcp_range){callback, 0});
   pthread_mutex_unlock(&state->lock);

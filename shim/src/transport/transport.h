@@ -16,7 +16,7 @@ typedef struct orion_transport {
   uint64_t (*push_host)(orion_session* session, uint64_t offset, uint64_t bytes);
   uint64_t (*push_pinned)(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
                           uint64_t generation);
-  void (*begin_host_function)(orion_session* session, uint32_t callback, uint64_t generation);
+  void (*begin_host_function)(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word);
   void (*note_pull)(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
   /// client_words[callback] = generation has been stored.
   void (*client_word)(orion_session* session, uint32_t callback, uint64_t generation);
