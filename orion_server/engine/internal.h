@@ -184,7 +184,7 @@ struct orion_engine {
   orion_segment* segment;
   orion_ring main_ring, express_ring;
   uint64_t main_position, express_position;
-  bool main_in_hand;  // an operation of the main ring is popped and not dispatched yet
+  bool main_in_hand;                    // an operation of the main ring is popped and not dispatched yet
   uint64_t gap_position, gap_since_ns;  // a main entry that is reserved and not committed
   bool gap_logged;
   uint8_t* arena;
@@ -258,7 +258,8 @@ struct orion_engine {
 
   // Counters that other threads read.
   _Atomic uint64_t stat_operations, stat_launches, stat_work, stat_replies, stat_late, stat_parked, stat_parked_now;
-  _Atomic uint64_t stat_frees, stat_frees_done, stat_maps, stat_pinned, stat_in, stat_out, stat_lanes, stat_fatal, stat_gaps;
+  _Atomic uint64_t stat_frees, stat_frees_done, stat_maps, stat_pinned, stat_in, stat_out, stat_lanes, stat_fatal,
+      stat_gaps;
 
   // Operations just copied out of the rings. Two, because express operations run between a main one's pop and its turn.
   _Alignas(64) uint8_t popped[ORION_OP_MAX_BYTES + 64];
