@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -21,16 +22,11 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def semantics_server() -> Iterator[PrivateServer]:
-    before = os.environ.get("SOFTGPU_MEMORY_MIB")
-    os.environ["SOFTGPU_MEMORY_MIB"] = "512"  # so that memory can run out
-    try:
-        with PrivateServer("softgpu") as running:
-            yield running
-    finally:
-        if before is None:
-            del os.environ["SOFTGPU_MEMORY_MIB"]
-        else:
-            os.environ["SOFTGPU_MEMORY_MIB"] = before
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as settings:
+            settings.setenv("SOFTGPU_MEMORY_MIB", "512")  # so that memory can run out; read when the server starts
+            running = stack.enter_context(PrivateServer("softgpu"))
+        yield running
 
 
 @pytest.fixture

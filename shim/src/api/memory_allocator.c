@@ -178,6 +178,17 @@ static bool release_spare(orion_context* context) {
   return chunk != NULL;
 }
 
+/// The worker waits for frees that it knows of; over a network an allocation may also have overtaken frees on their
+/// way. Waits for all that were submitted before; false when none was open.
+static bool wait_for_frees(orion_context* context) {
+  orion_peer* peer = context->device->peer;
+  pthread_mutex_lock(&peer->free_mutex);
+  const uint64_t submitted = peer->frees_submitted;
+  pthread_mutex_unlock(&peer->free_mutex);
+  if (orion_word(context->session, ORION_WORD_FREES_DONE) >= submitted) return false;
+  return orion_wait_word(context->session, ORION_WORD_FREES_DONE, submitted, context->entry.index) == CUDA_SUCCESS;
+}
+
 /// A mapped range of a multiple of 2 MiB.
 static CUresult map_range(orion_context* context, uint64_t bytes, uint64_t* start) {
   CUresult result = take_range(context->device, bytes, start);
@@ -186,7 +197,8 @@ static CUresult map_range(orion_context* context, uint64_t bytes, uint64_t* star
                          .device_address = *start,
                          .size_bytes = bytes};
   result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
-  if (result == CUDA_ERROR_OUT_OF_MEMORY && release_spare(context)) {
+  const bool released = result == CUDA_ERROR_OUT_OF_MEMORY && release_spare(context);
+  if (result == CUDA_ERROR_OUT_OF_MEMORY && (wait_for_frees(context) || released)) {
     result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
   }
   if (result != CUDA_SUCCESS) give_range(context->device, *start, bytes);

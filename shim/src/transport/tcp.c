@@ -146,7 +146,9 @@ static bool send_client_words(tcp_state* state) {
     uint8_t frame[sizeof header + sizeof updates];
     memcpy(frame, &header, sizeof header);
     memcpy(frame + sizeof header, updates, header.bytes);
-    if (zmq_send(state->ops, frame, sizeof header + header.bytes, ZMQ_DONTWAIT) < 0) {
+    // The worker stops reading operations while too many wait for a host function; it always reads the bulk lane.
+    if (zmq_send(state->ops, frame, sizeof header + header.bytes, ZMQ_DONTWAIT) < 0 &&
+        zmq_send(state->bulk, frame, sizeof header + header.bytes, ZMQ_DONTWAIT) < 0) {
       atomic_fetch_or(&state->client_words_dirty[group], dirty);
       atomic_store(&state->has_client_words, true);
       return false;
@@ -225,7 +227,7 @@ static bool has_work(tcp_state* state) {
 static void sleep_until_work(tcp_state* state) {
   orion_session* session = state->session;
   const bool ops_wait = state->main_batch.bytes || state->express_batch.bytes || atomic_load(&state->has_client_words);
-  const bool bulk_waits = atomic_load(&state->has_bulk);
+  const bool bulk_waits = atomic_load(&state->has_bulk) || atomic_load(&state->has_client_words);
   atomic_store(&session->main_ring.control->consumer_parked, 1);
   atomic_store(&session->express_ring.control->consumer_parked, 1);
   atomic_thread_fence(memory_order_seq_cst);

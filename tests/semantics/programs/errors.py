@@ -26,7 +26,7 @@ def fault_is_told_by_every_later_call(p: Program) -> None:
 
 
 def waiting_calls_tell_the_culprit(p: Program) -> None:
-    """ORION_SYNC=1 (CUDA_LAUNCH_BLOCKING=1 natively): the call before is innocent, the call itself tells."""
+    """With ORION_SYNC=1: the call before is innocent, the call itself tells."""
     equal(p.cu.launch_code(p.nothing, []), 0)
     equal(p.cu.launch_code(p.fault, []), 700)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from ctypes import c_size_t, c_uint32, c_uint64, c_void_p
 
-from tests.semantics.tools import NON_BLOCKING, REMOTE, Program, Thread, equal
+from tests.semantics.tools import MORE_PTX, NON_BLOCKING, REMOTE, Gate, Program, Thread, equal
 
 MIB = 1 << 20
 
@@ -148,9 +149,8 @@ def memory_calls_answer_while_a_kernel_runs(p: Program) -> None:
     p.cu.call("cuCtxSynchronize")
 
 
-def memory_calls_answer_while_the_ring_is_full(p: Program) -> None:
-    """A thread launches until it blocks. Natively that is the driver's own queue."""
-    stream, counter, launched, total = p.cu.stream(NON_BLOCKING), p.counter(), [0], 300000 if REMOTE else 500
+def _launch_until_it_stands(p: Program, total: int) -> tuple[Gate, Thread, c_uint64, c_void_p]:
+    stream, counter, launched = p.cu.stream(NON_BLOCKING), p.counter(), [0]
     gate = p.gate(stream)
 
     def launch() -> None:
@@ -160,13 +160,31 @@ def memory_calls_answer_while_the_ring_is_full(p: Program) -> None:
 
     thread = Thread(p, launch)
     before, still = -1, 0
-    while thread.alive() and still < 20:  # until the launching thread has stood still for a while
+    while thread.alive() and still < 30:
         still = still + 1 if launched[0] == before else 0
         before = launched[0]
-        threading.Event().wait(0.01)
+        time.sleep(0.01)
+    return gate, thread, counter, stream
+
+
+def memory_calls_answer_while_the_ring_is_full(p: Program) -> None:
+    """A thread launches until it blocks: natively in the driver's queue, over shm in the ring."""
+    total = 60000 if REMOTE else 500
+    gate, thread, counter, stream = _launch_until_it_stands(p, total)
     free, all_bytes = c_size_t(), c_size_t()
     p.cu.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(all_bytes))
     p.cu.alloc(8 * MIB)
+    if os.environ.get("ORION_TRANSPORT") == "shm":
+        assert thread.alive(), "the ring never was full"
+    gate.open()
+    thread.join()
+    p.sync(stream)
+    equal(p.cu.read_u32(counter), total)
+
+
+def host_function_returns_although_the_ring_is_full(p: Program) -> None:
+    total = 300000 if REMOTE else 500
+    gate, thread, counter, stream = _launch_until_it_stands(p, total)
     if REMOTE:
         assert thread.alive(), "the ring never was full"
     gate.open()
@@ -181,8 +199,6 @@ def loading_holds_no_other_stream(p: Program) -> None:
         return  # natively they hold the driver's lock
     busy, own, counter = p.cu.stream(NON_BLOCKING), p.cu.stream(NON_BLOCKING), p.counter()
     spin = p.spin(busy)
-    from tests.semantics.tools import MORE_PTX
-
     loader = Thread(p, lambda: p.cu.call("cuModuleUnload", p.cu.module(MORE_PTX)))
     p.cu.call("cuMemFree_v2", p.cu.alloc(4 * MIB))
     for _ in range(100):
@@ -198,8 +214,6 @@ def waiting_does_not_spin(p: Program) -> None:
     """The waiting process uses at most half a core (on more than two cores a short spin is allowed, too)."""
     if not REMOTE:
         return  # natively the kernel itself runs in this process
-    import time
-
     spin = p.spin(p.cu.stream(NON_BLOCKING))
     timer = threading.Timer(1.0, lambda: (p.attach_thread(), spin.release()))
     used, wall = sum(os.times()[:2]), time.monotonic()
@@ -214,5 +228,6 @@ PROGRAMS = [
     host_function_may_wait_for_copies_of_others, pageable_bytes_are_taken_at_the_call,
     copy_to_pageable_memory_is_synchronous, freed_memory_is_not_reused_while_in_use, out_of_memory_ends_with_a_free,
     allocation_waits_for_pending_frees, memory_calls_answer_while_a_kernel_runs,
-    memory_calls_answer_while_the_ring_is_full, loading_holds_no_other_stream, waiting_does_not_spin,
+    memory_calls_answer_while_the_ring_is_full, host_function_returns_although_the_ring_is_full,
+    loading_holds_no_other_stream, waiting_does_not_spin,
 ]  # fmt: skip
