@@ -178,15 +178,13 @@ static bool release_spare(orion_context* context) {
   return chunk != NULL;
 }
 
-/// The worker waits for frees that it knows of; over a network an allocation may also have overtaken frees on their
-/// way. Waits for all that were submitted before; false when none was open.
-static bool wait_for_frees(orion_context* context) {
-  orion_peer* peer = context->device->peer;
+/// Waits until one more of the frees on their way has been counted. False when none is.
+static bool wait_for_a_free(orion_peer* peer, uint64_t done_before) {
   pthread_mutex_lock(&peer->free_mutex);
   const uint64_t submitted = peer->frees_submitted;
   pthread_mutex_unlock(&peer->free_mutex);
-  if (orion_word(context->session, ORION_WORD_FREES_DONE) >= submitted) return false;
-  return orion_wait_word(context->session, ORION_WORD_FREES_DONE, submitted, context->entry.index) == CUDA_SUCCESS;
+  return submitted > done_before &&
+         orion_wait_word(peer->session, ORION_WORD_FREES_DONE, done_before + 1, 0) == CUDA_SUCCESS;
 }
 
 /// A mapped range of a multiple of 2 MiB.
@@ -196,11 +194,14 @@ static CUresult map_range(orion_context* context, uint64_t bytes, uint64_t* star
   orion_op_mem_map op = {.op = {.code = ORION_OP_MEM_MAP, .context = (uint16_t)context->entry.index},
                          .device_address = *start,
                          .size_bytes = bytes};
-  result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
-  const bool released = result == CUDA_ERROR_OUT_OF_MEMORY && release_spare(context);
-  if (result == CUDA_ERROR_OUT_OF_MEMORY && (wait_for_frees(context) || released)) {
+  // Mapping is express and frees are not: over a network the worker may refuse before it has seen frees that this
+  // thread made first. `done` is read before, so that a free counted meanwhile is worth another try too.
+  uint64_t done;
+  do {
+    done = orion_word(context->session, ORION_WORD_FREES_DONE);
     result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
-  }
+  } while (result == CUDA_ERROR_OUT_OF_MEMORY &&
+           (release_spare(context) || wait_for_a_free(context->device->peer, done)));
   if (result != CUDA_SUCCESS) give_range(context->device, *start, bytes);
   return result;
 }

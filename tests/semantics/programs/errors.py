@@ -61,8 +61,8 @@ def forked_child_is_not_initialised(p: Program) -> None:
         os.write(write_fd, f"{codes} {len(shared & lines())}".encode())
         os._exit(0)
     os.waitpid(pid, 0)
-    codes, inherited = os.read(read_fd, 200).decode().rsplit(" ", 1)
-    equal(codes, "[3, 3, 3, 3]")
+    told, inherited = os.read(read_fd, 200).decode().rsplit(" ", 1)
+    equal(told, "[3, 3, 3, 3]")
     if REMOTE:
         equal(int(inherited), 0)
         assert shared or os.environ["ORION_TRANSPORT"] == "tcp"

@@ -56,7 +56,7 @@ def host_function_precedes_a_copy_of_another_stream(p: Program) -> None:
 def host_function_may_wait_for_copies_of_others(p: Program) -> None:
     """Neither a copy behind it nor one beside it may block the caller or the other stream."""
     held, free, device = p.cu.stream(NON_BLOCKING), p.cu.stream(NON_BLOCKING), p.cu.alloc(8192)
-    host, address = _pinned(p, 1024)
+    _, address = _pinned(p, 1024)
     gate = p.gate(held)
     p.cu.call("cuMemcpyHtoDAsync_v2", device, address, c_size_t(4096), held)
     host_2, address_2 = _pinned(p, 1024)
@@ -109,7 +109,7 @@ def freed_memory_is_not_reused_while_in_use(p: Program) -> None:
 
 
 def _fill(p: Program, size: int) -> list[c_uint64]:
-    held = []
+    held: list[c_uint64] = []
     while True:
         address = c_uint64()
         code = p.cu.code("cuMemAlloc_v2", ctypes.byref(address), c_size_t(size))
@@ -122,8 +122,9 @@ def _fill(p: Program, size: int) -> list[c_uint64]:
 def out_of_memory_ends_with_a_free(p: Program) -> None:
     held = _fill(p, 32 * MIB)
     assert held
-    p.cu.call("cuMemFree_v2", held.pop())
-    held.append(p.cu.alloc(32 * MIB))
+    for _ in range(50):  # the free precedes the allocation, whatever way each of them goes
+        p.cu.call("cuMemFree_v2", held.pop())
+        held.append(p.cu.alloc(32 * MIB))
     p.set(held[-1], 5, None)
     equal(p.cu.read_u32(held[-1]), 5)
 
@@ -185,7 +186,7 @@ def memory_calls_answer_while_the_ring_is_full(p: Program) -> None:
 def host_function_returns_although_the_ring_is_full(p: Program) -> None:
     total = 300000 if REMOTE else 500
     gate, thread, counter, stream = _launch_until_it_stands(p, total)
-    if REMOTE:
+    if os.environ.get("ORION_TRANSPORT") == "shm":  # over tcp sockets take more, but the worker has stopped reading
         assert thread.alive(), "the ring never was full"
     gate.open()
     thread.join()
@@ -215,7 +216,12 @@ def waiting_does_not_spin(p: Program) -> None:
     if not REMOTE:
         return  # natively the kernel itself runs in this process
     spin = p.spin(p.cu.stream(NON_BLOCKING))
-    timer = threading.Timer(1.0, lambda: (p.attach_thread(), spin.release()))
+
+    def release() -> None:
+        p.attach_thread()
+        spin.release()
+
+    timer = threading.Timer(1.0, release)
     used, wall = sum(os.times()[:2]), time.monotonic()
     timer.start()
     p.cu.call("cuCtxSynchronize")

@@ -147,7 +147,13 @@ def destroyed_stream_is_waited_for(p: Program) -> None:
         gates.append(p.gate(stream))
         p.add(counter, stream)
         p.cu.call("cuStreamDestroy_v2", stream)
-    opener = Thread(p, lambda: [gate.entered.wait(20) and gate.open() for gate in gates] and None)
+
+    def open_all() -> None:
+        for gate in gates:
+            gate.entered.wait(5)
+            gate.open()
+
+    opener = Thread(p, open_all)
     p.cu.call("cuCtxSynchronize")
     equal(p.cu.read_u32(counter), 2)
     opener.join()
@@ -156,7 +162,10 @@ def destroyed_stream_is_waited_for(p: Program) -> None:
 def elapsed_time_codes(p: Program) -> None:
     stream, milliseconds = p.cu.stream(NON_BLOCKING), c_float()
     start, end, untimed = p.cu.event(), p.cu.event(), p.cu.event(2)
-    elapsed = lambda a, b: p.cu.code("cuEventElapsedTime", byref(milliseconds), a, b)  # noqa: E731
+
+    def elapsed(first: c_void_p, second: c_void_p) -> int:
+        return p.cu.code("cuEventElapsedTime", byref(milliseconds), first, second)
+
     equal(elapsed(start, end), 400)
     p.cu.call("cuEventRecord", start, stream)
     equal(elapsed(start, end), 400)
@@ -193,7 +202,12 @@ def deep_queue_holds_nobody_else(p: Program) -> None:
     held, own = p.cu.stream(NON_BLOCKING), p.cu.stream(NON_BLOCKING)
     deep, counter = p.counter(), p.counter()
     gate = p.gate(held)
-    launcher = Thread(p, lambda: [p.add(deep, held) for _ in range(5000)] and None)
+
+    def launch() -> None:
+        for _ in range(5000):
+            p.add(deep, held)
+
+    launcher = Thread(p, launch)
     for _ in range(300):
         p.add(counter, own)
         p.sync(own)
