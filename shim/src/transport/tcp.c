@@ -132,7 +132,7 @@ static bool send_bulk(tcp_state* state) {
 }
 
 static bool send_client_words(tcp_state* state) {
-  if (!atomic_load(&state->has_client_words) || !atomic_exchange(&state->has_client_words, false)) return false;
+  if (!atomic_exchange(&state->has_client_words, false)) return false;
   orion_word_update updates[64];
   for (uint32_t group = 0; group < ORION_CLIENT_WORDS / 64; group++) {
     const uint64_t dirty = atomic_exchange(&state->client_words_dirty[group], 0);
@@ -253,8 +253,7 @@ static void sleep_until_work(tcp_state* state) {
 static void* io_thread(void* argument) {
   tcp_state* state = argument;
   orion_session* session = state->session;
-  const uint64_t spin_ns = orion_impl(session)->spin_us * 1000ull;  // 0: no CPU to spare
-  uint64_t stop_until_ns = 0, busy_at_ns = 0;
+  uint64_t stop_until_ns = 0;
   for (;;) {
     bool progress = send_bulk(state);
     progress |= send_operations(state);
@@ -269,9 +268,7 @@ static void* io_thread(void* argument) {
     } else if (lost) {
       break;
     }
-    // An answer or the next call follows soon where traffic flows: sleeping and waking cost more than the way itself.
-    if (spin_ns && progress) busy_at_ns = orion_now_ns();
-    if (!progress && (!spin_ns || orion_now_ns() - busy_at_ns >= spin_ns)) sleep_until_work(state);
+    if (!progress) sleep_until_work(state);
   }
   if (state->has_held) zmq_msg_close(&state->held);
   state->has_held = false;
