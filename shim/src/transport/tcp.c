@@ -146,9 +146,8 @@ static bool send_client_words(tcp_state* state) {
     uint8_t frame[sizeof header + sizeof updates];
     memcpy(frame, &header, sizeof header);
     memcpy(frame + sizeof header, updates, header.bytes);
-    // The worker stops reading operations while too many wait for a host function; it always reads the bulk lane.
-    if (zmq_send(state->ops, frame, sizeof header + header.bytes, ZMQ_DONTWAIT) < 0 &&
-        zmq_send(state->bulk, frame, sizeof header + header.bytes, ZMQ_DONTWAIT) < 0) {
+    // The worker stops reading operations while too many wait, perhaps for this word; it always reads the bulk lane.
+    if (zmq_send(state->bulk, frame, sizeof header + header.bytes, ZMQ_DONTWAIT) < 0) {
       atomic_fetch_or(&state->client_words_dirty[group], dirty);
       atomic_store(&state->has_client_words, true);
       return false;
