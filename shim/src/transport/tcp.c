@@ -217,16 +217,19 @@ static void check_monitor(tcp_state* state, void* monitor) {
 
 // ------------------------------------------------------------------------------------------------- the I/O thread
 
-static bool has_work(tcp_state* state) {
-  orion_session* session = state->session;
-  return orion_ring_ready(session->main_ring, state->main_position) ||
-         orion_ring_ready(session->express_ring, state->express_position) || atomic_load(&state->has_client_words);
+static bool has_operations(const tcp_state* state) {
+  return orion_ring_ready(state->session->main_ring, state->main_position) ||
+         orion_ring_ready(state->session->express_ring, state->express_position);
+}
+
+static bool has_bulk_lane_work(const tcp_state* state) {
+  return atomic_load(&state->has_bulk) || atomic_load(&state->has_client_words);
 }
 
 static void sleep_until_work(tcp_state* state) {
   orion_session* session = state->session;
-  const bool ops_wait = state->main_batch.bytes || state->express_batch.bytes || atomic_load(&state->has_client_words);
-  const bool bulk_waits = atomic_load(&state->has_bulk) || atomic_load(&state->has_client_words);
+  const bool ops_wait = state->main_batch.bytes || state->express_batch.bytes;
+  const bool bulk_waits = has_bulk_lane_work(state);
   atomic_store(&session->main_ring.control->consumer_parked, 1);
   atomic_store(&session->express_ring.control->consumer_parked, 1);
   atomic_thread_fence(memory_order_seq_cst);
@@ -238,8 +241,8 @@ static void sleep_until_work(tcp_state* state) {
       {NULL, state->wake_fd, ZMQ_POLLIN, 0},
   };
   // Work that came after the last look, except what waits for the socket, keeps this thread awake.
-  const bool new_bulk = !bulk_waits && atomic_load(&state->has_bulk);
-  const bool again = new_bulk || atomic_load(&state->stop) || (!ops_wait && has_work(state));
+  const bool new_bulk = !bulk_waits && has_bulk_lane_work(state);
+  const bool again = new_bulk || atomic_load(&state->stop) || (!ops_wait && has_operations(state));
   zmq_poll(items, 5, again ? 0 : 100);
   atomic_store(&session->main_ring.control->consumer_parked, 0);
   atomic_store(&session->express_ring.control->consumer_parked, 0);
@@ -263,7 +266,9 @@ static void* io_thread(void* argument) {
     if (atomic_load(&state->stop)) {
       const uint64_t now_ns = orion_now_ns();
       if (stop_until_ns == 0) stop_until_ns = now_ns + CLOSE_LIMIT_MS * 1000000ull;
-      if (lost || now_ns > stop_until_ns || (!progress && !state->main_batch.bytes && !has_work(state))) break;
+      if (lost || now_ns > stop_until_ns ||
+          (!progress && !state->main_batch.bytes && !has_operations(state) && !atomic_load(&state->has_client_words)))
+        break;
     } else if (lost) {
       break;
     }

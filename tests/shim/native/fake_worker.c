@@ -35,8 +35,6 @@ static _Atomic uint32_t pending_word;
 static _Atomic uint64_t pending_value;
 static uint64_t bulk_received, bulk_sent;
 static uint64_t client_words_over_tcp[ORION_CLIENT_WORDS];
-static zmq_msg_t early_frames[64];  // operations that came while a host function was awaited
-static uint32_t early_count;
 
 // ------------------------------------------------------------------------------------------------- answers
 
@@ -80,28 +78,6 @@ static void answer(const orion_op* op, int32_t result, const void* payload, uint
   wake_client();
 }
 
-static void receive_bulk(int flags) {
-  zmq_msg_t message;
-  zmq_msg_init(&message);
-  if (zmq_msg_recv(&message, bulk_lane, flags) >= 0) {
-    orion_frame header;
-    CHECK(zmq_msg_size(&message) >= sizeof header);
-    memcpy(&header, zmq_msg_data(&message), sizeof header);
-    if (header.type == ORION_FRAME_BULK) {
-      CHECK(zmq_msg_size(&message) == sizeof header + header.bytes && header.sequence == bulk_received + 1);
-      memcpy(arena + header.a, (uint8_t*)zmq_msg_data(&message) + sizeof header, header.bytes);
-      bulk_received = header.sequence;
-    } else {
-      send_frame(bulk_lane, ORION_FRAME_CONTROL, 0, 0, 0, NULL, 0);
-    }
-  }
-  zmq_msg_close(&message);
-}
-
-static uint64_t client_word(uint32_t index) {
-  return over_tcp ? client_words_over_tcp[index] : atomic_load(&segment->client_words[index]);
-}
-
 static bool take_client_words(const uint8_t* data, size_t bytes) {
   orion_frame header;
   orion_word_update update;
@@ -115,6 +91,28 @@ static bool take_client_words(const uint8_t* data, size_t bytes) {
     client_words_over_tcp[update.index] = update.value;
   }
   return true;
+}
+
+static void receive_bulk(int flags) {
+  zmq_msg_t message;
+  zmq_msg_init(&message);
+  if (zmq_msg_recv(&message, bulk_lane, flags) >= 0) {
+    orion_frame header;
+    CHECK(zmq_msg_size(&message) >= sizeof header);
+    memcpy(&header, zmq_msg_data(&message), sizeof header);
+    if (header.type == ORION_FRAME_BULK) {
+      CHECK(zmq_msg_size(&message) == sizeof header + header.bytes && header.sequence == bulk_received + 1);
+      memcpy(arena + header.a, (uint8_t*)zmq_msg_data(&message) + sizeof header, header.bytes);
+      bulk_received = header.sequence;
+    } else if (!take_client_words(zmq_msg_data(&message), zmq_msg_size(&message))) {
+      send_frame(bulk_lane, ORION_FRAME_CONTROL, 0, 0, 0, NULL, 0);
+    }
+  }
+  zmq_msg_close(&message);
+}
+
+static uint64_t client_word(uint32_t index) {
+  return over_tcp ? client_words_over_tcp[index] : atomic_load(&segment->client_words[index]);
 }
 
 // ------------------------------------------------------------------------------------------------- operations
@@ -170,13 +168,7 @@ static void execute(const orion_op* op) {
       set_word(call->word, call->value);
       while (client_word(call->callback) < call->generation && !atomic_load(&killed)) {
         if (over_tcp) {
-          zmq_msg_t* message = &early_frames[early_count];
-          zmq_msg_init(message);
-          CHECK(early_count < 64 && zmq_msg_recv(message, ops_lane, 0) >= 0);
-          if (take_client_words(zmq_msg_data(message), zmq_msg_size(message)))
-            zmq_msg_close(message);
-          else
-            early_count++;
+          receive_bulk(0);  // the word follows the bytes that the function wrote
         } else {
           usleep(100);
         }
@@ -297,7 +289,6 @@ static void execute_frame(const uint8_t* data, size_t bytes) {
     send_frame(ops_lane, ORION_FRAME_CONTROL, 0, 0, 0, NULL, 0);
     return;
   }
-  if (take_client_words(data, bytes)) return;
   CHECK(header.type == ORION_FRAME_OPS_MAIN || header.type == ORION_FRAME_OPS_EXPRESS);
   for (uint32_t at = 0; at < header.bytes;) {
     static _Alignas(8) uint8_t copy[ORION_OP_MAX_BYTES];
@@ -324,11 +315,6 @@ static void serve_tcp(void) {
     if (zmq_msg_recv(&message, ops_lane, ZMQ_DONTWAIT) >= 0)
       execute_frame(zmq_msg_data(&message), zmq_msg_size(&message));
     zmq_msg_close(&message);
-    for (uint32_t i = 0; i < early_count; i++) {
-      execute_frame(zmq_msg_data(&early_frames[i]), zmq_msg_size(&early_frames[i]));
-      zmq_msg_close(&early_frames[i]);
-    }
-    early_count = 0;
   }
   zmq_close(ops_lane);
   zmq_close(bulk_lane);
