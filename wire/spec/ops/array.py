@@ -1,0 +1,1 @@
+"""Arrays, textures, surfaces and tensor maps: codes 190 to 229."""

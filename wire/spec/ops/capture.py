@@ -1,0 +1,1 @@
+"""Stream capture and graphs: codes 80 to 129."""

@@ -1,0 +1,1 @@
+"""Managed, mapped and registered host memory: codes 170 to 189."""
