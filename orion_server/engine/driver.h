@@ -11,6 +11,23 @@
 
 // X(member, exported symbol, required, parameters). The table names the ABI revisions, not the plain names: the plain
 // cuStreamWriteValue64 of NVIDIA's library, for one, is a revision that answers 801.
+#define ORION_DRIVER_ARRAY_FUNCTIONS(X)                                                                            \
+  X(tensor_map_tiled, "cuTensorMapEncodeTiled", 0,                                                                 \
+    (CUtensorMap * map, unsigned int data_type, cuuint32_t rank, void* address, const cuuint64_t* dimensions,      \
+     const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* element_strides, unsigned int interleave, \
+     unsigned int swizzle, unsigned int l2_promotion, unsigned int oob_fill))                                      \
+  X(tensor_map_im2col, "cuTensorMapEncodeIm2col", 0,                                                               \
+    (CUtensorMap * map, unsigned int data_type, cuuint32_t rank, void* address, const cuuint64_t* dimensions,      \
+     const cuuint64_t* strides, const int* lower, const int* upper, cuuint32_t channels, cuuint32_t pixels,        \
+     const cuuint32_t* element_strides, unsigned int interleave, unsigned int swizzle, unsigned int l2_promotion,  \
+     unsigned int oob_fill))                                                                                       \
+  X(tensor_map_im2col_wide, "cuTensorMapEncodeIm2colWide", 0,                                                      \
+    (CUtensorMap * map, unsigned int data_type, cuuint32_t rank, void* address, const cuuint64_t* dimensions,      \
+     const cuuint64_t* strides, int lower_width, int upper_width, cuuint32_t channels, cuuint32_t pixels,          \
+     const cuuint32_t* element_strides, unsigned int interleave, unsigned int mode, unsigned int swizzle,          \
+     unsigned int l2_promotion, unsigned int oob_fill))                                                            \
+  X(tensor_map_replace_address, "cuTensorMapReplaceAddress", 0, (CUtensorMap * map, void* address))
+
 #define ORION_DRIVER_FUNCTIONS(X)                                                                                      \
   X(init, "cuInit", 1, (unsigned int flags))                                                                           \
   X(primary_retain, "cuDevicePrimaryCtxRetain", 1, (CUcontext * context, CUdevice device))                             \
@@ -100,7 +117,9 @@
     (CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z, unsigned int block_x,         \
      unsigned int block_y, unsigned int block_z, unsigned int shared_bytes, CUstream stream, void** params,            \
      void** extra))                                                                                                    \
-  X(launch_ex, "cuLaunchKernelEx", 0, (const CUlaunchConfig* config, CUfunction function, void** params, void** extra))
+  X(launch_ex, "cuLaunchKernelEx", 0,                                                                                  \
+    (const CUlaunchConfig* config, CUfunction function, void** params, void** extra))                                  \
+  ORION_DRIVER_ARRAY_FUNCTIONS(X)
 
 typedef struct orion_driver {
 #define ORION_DRIVER_MEMBER(member, symbol, required, parameters) CUresult(*member) parameters;

@@ -313,6 +313,12 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       STAT_ADD(e, stat_launches, 1);
       launch_kernel(e, op);
       break;
+    case ORION_OP_TENSOR_MAP_ENCODE:
+      tensor_map_encode(e, op);
+      break;
+    case ORION_OP_TENSOR_MAP_REPLACE_ADDRESS:
+      tensor_map_replace_address(e, op);
+      break;
     case ORION_OP_CODE_END:
       break;
   }

@@ -416,6 +416,10 @@ void launch_kernel(orion_engine* e, const orion_op* op);
 /// False when an image's own headers name bytes beyond its end. `text` tells PTX, which needs a terminator.
 bool image_check(const uint8_t* image, uint64_t bytes, bool* text);
 
+// ---- tensor_map.c
+void tensor_map_encode(orion_engine* e, const orion_op* op);
+void tensor_map_replace_address(orion_engine* e, const orion_op* op);
+
 // ---- watcher.c
 bool watcher_start(orion_engine* e);
 void watcher_stop(orion_engine* e);

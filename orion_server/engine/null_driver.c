@@ -278,6 +278,8 @@ static CUresult launch_ex(const CUlaunchConfig* config, CUfunction function, voi
   return (CUresult)0;
 }
 
+static CUresult not_supported(void) { return (CUresult)801; }
+
 void orion_driver_null(orion_driver* driver) {
   *driver = (orion_driver){
       .init = init,
@@ -347,4 +349,9 @@ void orion_driver_null(orion_driver* driver) {
       .launch = launch,
       .launch_ex = launch_ex,
   };
+  // What is not spelt out above answers as a library does that lacks it.
+#define ORION_DRIVER_FILL(member, symbol, required, parameters) \
+  if (!driver->member) driver->member = (CUresult(*) parameters)(void*)not_supported;
+  ORION_DRIVER_FUNCTIONS(ORION_DRIVER_FILL)
+#undef ORION_DRIVER_FILL
 }

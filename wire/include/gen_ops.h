@@ -52,7 +52,9 @@ enum orion_op_code {
   ORION_OP_FUNCTION_GET_ATTRIBUTES = 69,
   ORION_OP_LAUNCH = 70,
   ORION_OP_LAUNCH_EX = 71,
-  ORION_OP_CODE_END = 72,
+  ORION_OP_TENSOR_MAP_ENCODE = 190,
+  ORION_OP_TENSOR_MAP_REPLACE_ADDRESS = 191,
+  ORION_OP_CODE_END = 192,
 };
 
 enum orion_op_flag {
@@ -572,6 +574,35 @@ typedef struct orion_op_launch_ex {
 } orion_op_launch_ex;
 _Static_assert(sizeof(orion_op_launch_ex) == 72, "orion_op_launch_ex");
 
+// cuTensorMapEncodeTiled (kind 0), Im2col (1), Im2colWide (2), without a context when header.context is 0; the map follows the reply; address_at: byte offset at which it holds the address and nothing else, 0xffffffff: not proven. Tail: u64 dimensions[5], u64 strides[4], u32 box[5], u32 element_strides[5], i32 lower[3], i32 upper[3].
+typedef struct orion_op_tensor_map_encode {
+  orion_op op;
+  uint32_t kind;
+  uint32_t data_type;
+  uint32_t rank;
+  uint32_t interleave;
+  uint32_t swizzle;
+  uint32_t l2_promotion;
+  uint32_t oob_fill;
+  uint32_t channels_per_pixel;
+  uint32_t pixels_per_column;
+  uint32_t mode;
+  uint64_t address;
+} orion_op_tensor_map_encode;
+_Static_assert(sizeof(orion_op_tensor_map_encode) == 80, "orion_op_tensor_map_encode");
+typedef struct orion_reply_tensor_map_encode {
+  uint32_t address_at;
+  uint32_t pad;
+} orion_reply_tensor_map_encode;
+_Static_assert(sizeof(orion_reply_tensor_map_encode) == 8, "orion_reply_tensor_map_encode");
+
+// cuTensorMapReplaceAddress of the map in the tail; the new map is the reply. Tail: the map, 128 bytes.
+typedef struct orion_op_tensor_map_replace_address {
+  orion_op op;
+  uint64_t address;
+} orion_op_tensor_map_replace_address;
+_Static_assert(sizeof(orion_op_tensor_map_replace_address) == 40, "orion_op_tensor_map_replace_address");
+
 // One row for each code: name, fixed size (header and fields), flags. Unknown codes have size 0.
 typedef struct orion_op_info {
   const char *name;
@@ -628,6 +659,8 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_FUNCTION_GET_ATTRIBUTES] = {"FUNCTION_GET_ATTRIBUTES", sizeof(orion_op_function_get_attributes), ORION_OPF_REPLY, 0},
     [ORION_OP_LAUNCH] = {"LAUNCH", sizeof(orion_op_launch), ORION_OPF_WORK, 1},
     [ORION_OP_LAUNCH_EX] = {"LAUNCH_EX", sizeof(orion_op_launch_ex), ORION_OPF_WORK, 1},
+    [ORION_OP_TENSOR_MAP_ENCODE] = {"TENSOR_MAP_ENCODE", sizeof(orion_op_tensor_map_encode), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
+    [ORION_OP_TENSOR_MAP_REPLACE_ADDRESS] = {"TENSOR_MAP_REPLACE_ADDRESS", sizeof(orion_op_tensor_map_replace_address), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
 };
 
 #endif

@@ -465,28 +465,6 @@ ORION_API CUresult cuSurfObjectDestroy(CUsurfObject surfObject) { return orion_n
 ORION_API CUresult cuSurfObjectGetResourceDesc(CUDA_RESOURCE_DESC *pResDesc, CUsurfObject surfObject) { return orion_not_implemented("cuSurfObjectGetResourceDesc"); }
 ORION_API CUresult cuSurfRefGetArray(CUarray *phArray, CUsurfref hSurfRef) { return orion_not_implemented("cuSurfRefGetArray"); }
 ORION_API CUresult cuSurfRefSetArray(CUsurfref hSurfRef, CUarray hArray, unsigned int Flags) { return orion_not_implemented("cuSurfRefSetArray"); }
-ORION_API CUresult cuTensorMapEncodeIm2col(CUtensorMap *tensorMap, CUtensorMapDataType tensorDataType,
-                                           cuuint32_t tensorRank, void *globalAddress, const cuuint64_t *globalDim,
-                                           const cuuint64_t *globalStrides, const int *pixelBoxLowerCorner,
-                                           const int *pixelBoxUpperCorner, cuuint32_t channelsPerPixel,
-                                           cuuint32_t pixelsPerColumn, const cuuint32_t *elementStrides,
-                                           CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
-                                           CUtensorMapL2promotion l2Promotion, CUtensorMapFloatOOBfill oobFill) { return orion_not_implemented("cuTensorMapEncodeIm2col"); }
-ORION_API CUresult cuTensorMapEncodeIm2colWide(CUtensorMap *tensorMap, CUtensorMapDataType tensorDataType,
-                                               cuuint32_t tensorRank, void *globalAddress, const cuuint64_t *globalDim,
-                                               const cuuint64_t *globalStrides, int pixelBoxLowerCornerWidth,
-                                               int pixelBoxUpperCornerWidth, cuuint32_t channelsPerPixel,
-                                               cuuint32_t pixelsPerColumn, const cuuint32_t *elementStrides,
-                                               CUtensorMapInterleave interleave, CUtensorMapIm2ColWideMode mode,
-                                               CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2Promotion,
-                                               CUtensorMapFloatOOBfill oobFill) { return orion_not_implemented("cuTensorMapEncodeIm2colWide"); }
-ORION_API CUresult cuTensorMapEncodeTiled(CUtensorMap *tensorMap, CUtensorMapDataType tensorDataType,
-                                          cuuint32_t tensorRank, void *globalAddress, const cuuint64_t *globalDim,
-                                          const cuuint64_t *globalStrides, const cuuint32_t *boxDim,
-                                          const cuuint32_t *elementStrides, CUtensorMapInterleave interleave,
-                                          CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2Promotion,
-                                          CUtensorMapFloatOOBfill oobFill) { return orion_not_implemented("cuTensorMapEncodeTiled"); }
-ORION_API CUresult cuTensorMapReplaceAddress(CUtensorMap *tensorMap, void *globalAddress) { return orion_not_implemented("cuTensorMapReplaceAddress"); }
 ORION_API CUresult cuTexObjectCreate(CUtexObject *pTexObject, const CUDA_RESOURCE_DESC *pResDesc,
                                      const CUDA_TEXTURE_DESC *pTexDesc, const CUDA_RESOURCE_VIEW_DESC *pResViewDesc) { return orion_not_implemented("cuTexObjectCreate"); }
 ORION_API CUresult cuTexObjectDestroy(CUtexObject texObject) { return orion_not_implemented("cuTexObjectDestroy"); }

@@ -1,0 +1,143 @@
+// Tensor maps: what the driver refuses, and that a map depends on its arguments and on nothing else.
+#define CALLS(X)                                                                                                     \
+  X(cuTensorMapEncodeTiled,                                                                                          \
+    (CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,  \
+     const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill)) \
+  X(cuTensorMapEncodeIm2col,                                                                                         \
+    (CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const int*,         \
+     const int*, cuuint32_t, cuuint32_t, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,               \
+     CUtensorMapL2promotion, CUtensorMapFloatOOBfill))                                                               \
+  X(cuTensorMapReplaceAddress, (CUtensorMap*, void*))                                                                \
+  X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr))
+
+#include "area.h"
+
+enum { UINT8 = 0, INT32 = 3, FLOAT16 = 6, FLOAT32 = 7 };
+
+static const cuuint64_t dimensions[5] = {256, 128, 8, 4, 2};
+static const cuuint64_t strides[4] = {1024, 131072, 1048576, 4194304};
+static const cuuint32_t box[5] = {32, 16, 1, 1, 1}, ones[5] = {1, 1, 1, 1, 1};
+
+static CUresult tiled(CUtensorMap* map, CUdeviceptr address, cuuint32_t rank) {
+  return cuTensorMapEncodeTiled(map, FLOAT32, rank, (void*)address, dimensions, strides, box, ones, 0, 3, 2, 0);
+}
+
+static CUdeviceptr memory(void) {
+  CUdeviceptr address = 0;
+  OK(cuMemAlloc_v2(&address, 16 << 20));
+  return address;
+}
+
+static void test_tiled(void) {
+  const CUdeviceptr a = memory();
+  CUtensorMap first, again, other;
+  for (cuuint32_t rank = 1; rank <= 5; rank++) OK(tiled(&first, a, rank));
+  OK(tiled(&first, a, 2));
+  memset(&again, 0xab, sizeof again);
+  OK(tiled(&again, a, 2));
+  TRUE(memcmp(&first, &again, sizeof first) == 0);
+  OK(tiled(&other, a, 3));
+  TRUE(memcmp(&first, &other, sizeof first) != 0);
+  OK(tiled(&other, a + 4096, 2));
+  TRUE(memcmp(&first, &other, sizeof first) != 0);
+  for (int i = 0; i < 16; i++) {
+    if (first.opaque[i] != other.opaque[i]) NOTE(i);
+  }
+  NOTE(first.opaque[0] == a);
+  // The same through a second encoding of the shape with each address, in any order.
+  CUtensorMap direct;
+  OK(tiled(&direct, a + 4096, 2));
+  TRUE(memcmp(&other, &direct, sizeof direct) == 0);
+  OK(tiled(&direct, a, 2));
+  TRUE(memcmp(&first, &direct, sizeof direct) == 0);
+  OK(cuTensorMapReplaceAddress(&direct, (void*)(a + 4096)));
+  TRUE(memcmp(&other, &direct, sizeof direct) == 0);
+  OK(cuMemFree_v2(a));
+}
+
+static void test_many_shapes(void) {
+  const CUdeviceptr a = memory();
+  static CUtensorMap maps[600];
+  cuuint64_t shape[2] = {0, 64};
+  int differ = 0;
+  for (int pass = 0; pass < 2; pass++) {
+    for (int i = 0; i < 600; i++) {
+      shape[0] = 64 + i;
+      CUtensorMap map;
+      const CUresult code = cuTensorMapEncodeTiled(&map, FLOAT16, 2, (void*)a, shape, strides, box, ones, 0, 0, 0, 0);
+      if (code != 0) CODE(0, code);
+      if (pass == 0) maps[i] = map;
+      differ += pass == 1 && memcmp(&map, &maps[i], sizeof map) != 0;
+      differ += i > 0 && memcmp(&map, &maps[i - 1], sizeof map) == 0;
+    }
+  }
+  IS(0, differ);
+  OK(cuMemFree_v2(a));
+}
+
+static void test_refused(void) {
+  const CUdeviceptr a = memory();
+  CUtensorMap map;
+  CODE(1, tiled(NULL, a, 2));
+  CODE(1, tiled((CUtensorMap*)((uintptr_t)&map + 16), a, 2));
+  CODE(1, tiled(&map, a, 0));
+  CODE(1, tiled(&map, a, 6));
+  CODE(1, tiled(&map, a + 8, 2));
+  OK(tiled(&map, a + 16, 2));
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, NULL, strides, box, ones, 0, 0, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, dimensions, NULL, box, ones, 0, 0, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, dimensions, strides, NULL, ones, 0, 0, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, dimensions, strides, box, NULL, 0, 0, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, 99, 2, (void*)a, dimensions, strides, box, ones, 0, 0, 0, 0));
+  const cuuint64_t no_dimension[2] = {0, 8}, odd_stride[1] = {1000};
+  const cuuint32_t wide_box[2] = {64, 16}, huge_box[2] = {32, 257}, nine[2] = {1, 9};
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, no_dimension, strides, box, ones, 0, 0, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, dimensions, odd_stride, box, ones, 0, 0, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, dimensions, strides, huge_box, ones, 0, 0, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, dimensions, strides, wide_box, ones, 0, 3, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, FLOAT32, 2, (void*)a, dimensions, strides, box, nine, 0, 0, 0, 0));
+  CODE(1, cuTensorMapEncodeTiled(&map, INT32, 2, (void*)a, dimensions, strides, box, ones, 0, 0, 0, 1));
+  // Interleaved by 32 bytes asks for addresses on 32: a map of a good address says nothing about others.
+  const cuuint64_t blocks[3] = {16, 64, 8}, block_strides[2] = {64, 4096};
+  const cuuint32_t block_box[3] = {16, 8, 1};
+  OK(cuTensorMapEncodeTiled(&map, FLOAT16, 3, (void*)a, blocks, block_strides, block_box, ones, 2, 1, 0, 0));
+  OK(cuTensorMapEncodeTiled(&map, FLOAT16, 3, (void*)(a + 32), blocks, block_strides, block_box, ones, 2, 1, 0, 0));
+  CODE(1,
+       cuTensorMapEncodeTiled(&map, FLOAT16, 3, (void*)(a + 16), blocks, block_strides, block_box, ones, 2, 1, 0, 0));
+  CODE(1, cuTensorMapReplaceAddress(NULL, (void*)a));
+  OK(tiled(&map, a, 2));
+  CODE(1, cuTensorMapReplaceAddress(&map, (void*)(a + 8)));
+  OK(cuMemFree_v2(a));
+}
+
+static void test_im2col(void) {
+  const CUdeviceptr a = memory();
+  CUtensorMap first, second;
+  const cuuint64_t image[4] = {64, 32, 32, 4}, image_strides[3] = {128, 4096, 131072};
+  const int lower[2] = {-1, -1}, upper[2] = {-1, -1}, wild[2] = {-1, 200};
+  OK(cuTensorMapEncodeIm2col(&first, FLOAT16, 4, (void*)a, image, image_strides, lower, upper, 64, 128, ones, 0, 3, 2,
+                             0));
+  OK(cuTensorMapEncodeIm2col(&second, FLOAT16, 4, (void*)a, image, image_strides, lower, upper, 32, 128, ones, 0, 3, 2,
+                             0));
+  TRUE(memcmp(&first, &second, sizeof first) != 0);
+  OK(cuTensorMapEncodeIm2col(&second, FLOAT16, 4, (void*)a, image, image_strides, lower, upper, 64, 128, ones, 0, 3, 2,
+                             0));
+  TRUE(memcmp(&first, &second, sizeof first) == 0);
+  CODE(1, cuTensorMapEncodeIm2col(&second, FLOAT16, 2, (void*)a, image, image_strides, lower, upper, 64, 128, ones, 0,
+                                  3, 2, 0));
+  CODE(1, cuTensorMapEncodeIm2col(&second, FLOAT16, 4, (void*)a, image, image_strides, NULL, upper, 64, 128, ones, 0, 3,
+                                  2, 0));
+  CODE(1, cuTensorMapEncodeIm2col(&second, FLOAT16, 4, (void*)a, image, image_strides, lower, wild, 64, 128, ones, 0, 3,
+                                  2, 0));
+  CODE(1, cuTensorMapEncodeIm2col(&second, FLOAT16, 4, (void*)a, image, image_strides, lower, upper, 257, 128, ones, 0,
+                                  0, 2, 0));
+  OK(cuMemFree_v2(a));
+}
+
+static void test_without_context(void) {
+  CUtensorMap map;
+  NOTE(tiled(&map, 0x7f0000000000ull, 2));  // memory that is not there: only the address is encoded
+}
+
+SECTIONS({"tiled", test_tiled, 0}, {"many_shapes", test_many_shapes, 0}, {"refused", test_refused, 0},
+         {"im2col", test_im2col, 0}, {"without_context", test_without_context, OWN_CONTEXT})
