@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import rows as row_programs
+from benchmarks.machine import describe
+from benchmarks.places import say
 from benchmarks.servers import client_environment, server
 from benchmarks.table import render
 
@@ -29,10 +29,6 @@ DRIVER_API_SECTIONS = (
     "devices contexts memory pinned copies copies2d memset pointers modules launches library link occupancy streams "
     "events callbacks threads misc mapped callback_writes fault"
 ).split()
-
-
-def say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def run(command: list[str], environment: dict[str, str], timeout_s: float) -> dict[str, Any]:
@@ -48,15 +44,10 @@ def run(command: list[str], environment: dict[str, str], timeout_s: float) -> di
     return dict(json.loads(lines[-1]))
 
 
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-
-
 class Session:
     def __init__(self, device: str, out: Path, repeats: int, names: list[str]) -> None:
         self.device, self.out, self.repeats, self.names = device, out, repeats, names
-        self.result: dict[str, Any] = {"rows": {}, "programs": {}}
+        self.result: dict[str, Any] = {"machine": describe("benchmarks.session"), "rows": {}, "programs": {}}
         self.native = dict(os.environ)
         if device == "softgpu":
             from orion_client import libraries
@@ -65,23 +56,6 @@ class Session:
 
     def hidden(self, command: list[str]) -> list[str]:
         return [sys.executable, "-m", "benchmarks.isolation", "--", *command] if self.device == "nvidia" else command
-
-    def describe(self) -> None:
-        def output(*command: str) -> str:
-            try:
-                return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False).stdout.strip()
-            except OSError:
-                return ""
-
-        self.result["machine"] = {
-            "commit": os.environ.get("ORION_COMMIT") or output("git", "rev-parse", "HEAD"),
-            "command": " ".join(["python3", "-m", "benchmarks.session", *sys.argv[1:]]),
-            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "kernel": platform.release(),
-            "cpus": os.cpu_count(),
-            "cpu": cpu_model(),
-            "gpu": output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-        }  # fmt: skip
 
     def program(self, name: str, command: list[str], environment: dict[str, str], timeout_s: float = 120) -> None:
         """A whole program: only its exit code and the end of its output count."""
@@ -122,7 +96,6 @@ class Session:
         self.result["rows"] = runs
 
     def go(self) -> int:
-        self.describe()
         self.programs("native", self.native, hide=False)
         with server(self.device, log=self.out / "server.log") as address:
             environments = {"native": self.native}

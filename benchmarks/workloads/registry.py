@@ -1,0 +1,131 @@
+"""What a workload is, how it is timed, and the row that it becomes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Result = tuple[float, float]
+Body = Callable[[], Result]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`body` returns the measured value and a digest of the result.
+
+    Two runs agree when their digests are equal (`exact`), or differ by at most `rtol` of the first one.
+    """
+
+    name: str
+    unit: str
+    better: str
+    metric: str
+    exact: bool
+    rtol: float
+    body: Body
+
+
+WORKLOADS: dict[str, Workload] = {}
+
+
+def workload(unit: str, better: str, metric: str = "", rtol: float | None = None) -> Callable[[Body], Body]:
+    """Registers a function under its own name; without `rtol` its digest is exact."""
+
+    def register(body: Body) -> Body:
+        name = body.__name__
+        WORKLOADS[name] = Workload(name, unit, better, metric, rtol is None, rtol or 0.0, body)
+        return body
+
+    return register
+
+
+class WaitCounter:
+    """How often this process has waited for a server, and in how many steps of the measured loop.
+
+    The count comes from the client library, which exports it for measurements; a native driver has no such symbol.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.waits = 0
+
+    @staticmethod
+    def read() -> int | None:
+        try:
+            count = ctypes.CDLL("libcuda.so.1").orionBlockingWaits
+        except (OSError, AttributeError):
+            return None
+        count.restype = ctypes.c_uint64
+        return int(count())
+
+    def per_step(self) -> float | None:
+        return self.waits / self.steps if self.steps else None
+
+
+COUNTER = WaitCounter()
+
+
+def median_time(step: Callable[[], Any], finish: Callable[[], Any], repeats: int, inner: int = 1) -> float:
+    """Median seconds of one `step`, over `repeats` groups of `inner` steps that end with `finish`."""
+    before = COUNTER.read()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(inner):
+            step()
+        finish()
+        times.append((time.perf_counter() - start) / inner)
+    after = COUNTER.read()
+    if before is not None and after is not None:
+        COUNTER.waits += after - before
+        COUNTER.steps += repeats * inner
+    return statistics.median(times)
+
+
+def nothing() -> None:
+    pass
+
+
+def agree(base: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows have the same result. NaN agrees with nothing."""
+    if base["exact"]:
+        return bool(base["digest"] == other["digest"])
+    return bool(abs(base["digest"] - other["digest"]) <= base["rtol"] * abs(base["digest"]))
+
+
+def fraction(base: dict[str, Any], other: dict[str, Any]) -> float:
+    """1.0 = as fast as the base, more is better, whichever way the unit points."""
+    if base["better"] == "higher":
+        return float(other["value"] / base["value"])
+    return float(base["value"] / other["value"])
+
+
+def run_here(name: str) -> dict[str, Any]:
+    """Runs one workload in this process."""
+    chosen = WORKLOADS[name]
+    value, digest = chosen.body()
+    row: dict[str, Any] = {
+        "name": name,
+        "unit": chosen.unit,
+        "better": chosen.better,
+        "metric": chosen.metric,
+        "value": value,
+        "digest": digest,
+        "exact": chosen.exact,
+        "rtol": chosen.rtol,
+    }
+    waits = COUNTER.per_step()
+    if waits is not None:
+        row["waits_per_step"] = waits
+    return row
+
+
+def load_rows(path: str) -> dict[str, dict[str, Any]]:
+    """Rows by name from a file of JSON lines."""
+    with open(path) as lines:
+        return {row["name"]: row for row in map(json.loads, filter(str.strip, lines))}

@@ -1,0 +1,96 @@
+"""The workload suite: rows, comparison, verdicts, and a whole session with softgpu in the place of the GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.rows import NATIVE_DIGESTS
+from benchmarks.suite_session import judge, main, table, text_of, verdict
+from benchmarks.workloads.__main__ import ORDER, WORKLOADS, compare
+from benchmarks.workloads.registry import agree, fraction
+
+
+def row(value: float = 2.0, digest: float = 7, **more: Any) -> dict[str, Any]:
+    base = {"name": "r", "unit": "us", "better": "lower", "exact": True, "rtol": 0.0, "clean": True}
+    return {**base, "value": value, "digest": digest, **more}
+
+
+def test_every_workload_is_listed_once() -> None:
+    assert sorted(ORDER) == sorted(WORKLOADS)
+    assert WORKLOADS.keys() > NATIVE_DIGESTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "same"),
+    [
+        (row(digest=7), row(digest=7), True),
+        (row(digest=7), row(digest=7.0001), False),
+        (row(digest=100, exact=False, rtol=0.01), row(digest=101), True),
+        (row(digest=-100, exact=False, rtol=0.01), row(digest=-101), True),
+        (row(digest=100, exact=False, rtol=0.01), row(digest=102), False),
+        (row(digest=100, exact=False, rtol=0.01), row(digest=float("nan")), False),
+        (row(digest=float("nan")), row(digest=float("nan")), False),
+    ],
+)
+def test_digests_agree(base: dict[str, Any], other: dict[str, Any], same: bool) -> None:
+    assert agree(base, other) is same
+
+
+def test_fraction_points_up() -> None:
+    assert fraction(row(2), row(4)) == 0.5
+    assert fraction(row(2, better="higher"), row(4)) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "word"),
+    [
+        (row(), row(), "same"),
+        (row(), row(digest=8), "DIFFERENT"),
+        (row(), row(clean=False), "LOCAL GPU"),
+        (row(), {"name": "r", "error": "exit 1"}, "failed"),
+        ({"name": "r", "error": "exit 1"}, row(), "no native"),
+        (None, row(), "no native"),
+    ],
+)
+def test_verdicts(base: dict[str, Any] | None, other: dict[str, Any], word: str) -> None:
+    assert verdict(base, other) == word
+    runs = {"native": {"r": base} if base else {}, "shm": {"r": other}}
+    assert judge(runs, ["r"]) is (word == "same")
+    if word != "same":
+        assert word in text_of(table(runs, ["r"]))
+
+
+def test_compare_counts_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, other = tmp_path / "a", tmp_path / "b"
+    base.write_text("\n".join(json.dumps(row(name=n)) for n in "xy"))
+    other.write_text(json.dumps(row(4.0, name="x")) + "\n")
+    assert compare(str(base), str(base)) == 0
+    assert compare(str(base), str(other)) == 1
+    shown = capsys.readouterr().out
+    assert "MISSING" in shown and "0.500  same" in shown
+
+
+def test_a_whole_session(tmp_path: Path) -> None:
+    rows = "copy_d2h_4b,event_query"
+    assert main(["--device", "softgpu", "--out", str(tmp_path), "--only", rows]) == 0
+    kept = json.loads((tmp_path / "suite.json").read_text())
+    assert list(kept["rows"]) == ["native", "shm", "tcp"]
+    for place in kept["rows"].values():
+        assert {name: r["digest"] for name, r in place.items()} == {n: NATIVE_DIGESTS[n] for n in rows.split(",")}
+    # A second one on the native rows of the first, with a row that those lack: everything else is still measured.
+    older = ["--native-from", str(tmp_path / "suite.json"), "--transports", "shm"]
+    again = tmp_path / "again"
+    assert main(["--device", "softgpu", "--out", str(again), "--only", f"copy_bounce_pinned,{rows}", *older]) == 1
+    shown = (again / "suite.txt").read_text()
+    assert shown.count("same") == 2 and "no native" in shown
+
+
+def test_a_row_that_fails_says_why_and_stops_nothing(tmp_path: Path) -> None:
+    assert main(["--device", "softgpu", "--out", str(tmp_path), "--only", "launch_pipelined", "--timeout", "0.01"]) == 1
+    kept = json.loads((tmp_path / "suite.json").read_text())["rows"]
+    assert [kept[place]["launch_pipelined"]["exit"] for place in ("native", "shm", "tcp")] == [None] * 3
+    assert "no end in" in kept["shm"]["launch_pipelined"]["error"]
