@@ -5,6 +5,7 @@
 #include "cuda_types.h"
 #include "gen_cuda_api.h"
 #include "state.h"
+#include "session/stats.h"
 
 #define ORION_API __attribute__((visibility("default")))
 
@@ -19,6 +20,7 @@ const void* orion_lookup_symbol(const char* name, int cuda_version, uint64_t fla
 CUresult orion_enter(void);
 
 #define ORION_ENTER()                              \
+  ORION_COUNTED();                                 \
   do {                                             \
     const CUresult entered_ = orion_enter();       \
     if (entered_ != CUDA_SUCCESS) return entered_; \
@@ -26,6 +28,7 @@ CUresult orion_enter(void);
 
 /// Enters and binds `context` to the calling thread's usable current context.
 #define ORION_ENTER_CONTEXT(context)                                  \
+  ORION_COUNTED();                                                    \
   orion_context* context = NULL;                                      \
   do {                                                                \
     CUresult entered_ = orion_enter();                                \
@@ -35,6 +38,7 @@ CUresult orion_enter(void);
 
 /// Enters and binds `stream` to what `handle` names (NULL, legacy, per-thread or created).
 #define ORION_ENTER_STREAM(stream, handle)                                            \
+  ORION_COUNTED();                                                                    \
   orion_stream* stream = NULL;                                                        \
   do {                                                                                \
     CUresult entered_ = orion_enter();                                                \

@@ -206,6 +206,8 @@ ORION_API CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice ordinal, unsigned int 
 }
 
 ORION_API CUresult cuDevicePrimaryCtxSetFlags(CUdevice ordinal, unsigned int flags) {
+  ORION_COUNTED();
+
   return cuDevicePrimaryCtxSetFlags_v2(ordinal, flags);
 }
 
@@ -239,6 +241,8 @@ ORION_API CUresult cuCtxCreate_v2(CUcontext* handle, unsigned int flags, CUdevic
 }
 
 ORION_API CUresult cuCtxCreate(CUcontext* handle, unsigned int flags, CUdevice ordinal) {
+  ORION_COUNTED();
+
   return cuCtxCreate_v2(handle, flags, ordinal);
 }
 
@@ -304,7 +308,10 @@ ORION_API CUresult cuCtxPushCurrent_v2(CUcontext handle) {
   return push(context) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-ORION_API CUresult cuCtxPushCurrent(CUcontext handle) { return cuCtxPushCurrent_v2(handle); }
+ORION_API CUresult cuCtxPushCurrent(CUcontext handle) {
+  ORION_COUNTED();
+  return cuCtxPushCurrent_v2(handle);
+}
 
 /// The handle under which the thread knows the context, also when that is destroyed meanwhile.
 static CUcontext handle_of(const orion_context_ref* reference) {
@@ -510,4 +517,7 @@ ORION_API CUresult cuCtxEnablePeerAccess(CUcontext peer, unsigned int flags) {
   return change_peer_access(peer, true);
 }
 
-ORION_API CUresult cuCtxDisablePeerAccess(CUcontext peer) { return change_peer_access(peer, false); }
+ORION_API CUresult cuCtxDisablePeerAccess(CUcontext peer) {
+  ORION_COUNTED();
+  return change_peer_access(peer, false);
+}

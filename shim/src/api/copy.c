@@ -203,7 +203,11 @@ static CUresult pull_pageable(orion_stream* stream, uint64_t destination, uint64
 static CUresult pull_pinned(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
   const uint64_t offset = arena_offset(stream, destination);
   CUresult result = submit_d2h(stream, offset, source, bytes);
-  if (result != CUDA_SUCCESS || !orion_over_network(stream->session)) return result;
+  if (result != CUDA_SUCCESS) return result;
+  if (!orion_over_network(stream->session)) {
+    orion_count_bytes(0, bytes);
+    return CUDA_SUCCESS;
+  }
   // Delivery is shown by this stream's next marker. Placed now: the program may learn of the completion through another
   // stream's marker, and must then be able to send new content from the same buffer.
   uint64_t value;
@@ -329,34 +333,50 @@ static CUresult copy_on_device(CUdeviceptr destination, CUdeviceptr source, size
 }
 
 ORION_API CUresult cuMemcpy(CUdeviceptr destination, CUdeviceptr source, size_t bytes) {
+  ORION_COUNTED();
+
   return copy_unified(destination, source, bytes, NULL, true);
 }
 
 ORION_API CUresult cuMemcpyAsync(CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream stream) {
+  ORION_COUNTED();
+
   return copy_unified(destination, source, bytes, stream, false);
 }
 
 ORION_API CUresult cuMemcpyHtoD_v2(CUdeviceptr destination, const void* source, size_t bytes) {
+  ORION_COUNTED();
+
   return copy_to_device(destination, source, bytes, NULL, true);
 }
 
 ORION_API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr destination, const void* source, size_t bytes, CUstream stream) {
+  ORION_COUNTED();
+
   return copy_to_device(destination, source, bytes, stream, false);
 }
 
 ORION_API CUresult cuMemcpyDtoH_v2(void* destination, CUdeviceptr source, size_t bytes) {
+  ORION_COUNTED();
+
   return copy_to_host(destination, source, bytes, NULL, true);
 }
 
 ORION_API CUresult cuMemcpyDtoHAsync_v2(void* destination, CUdeviceptr source, size_t bytes, CUstream stream) {
+  ORION_COUNTED();
+
   return copy_to_host(destination, source, bytes, stream, false);
 }
 
 ORION_API CUresult cuMemcpyDtoD_v2(CUdeviceptr destination, CUdeviceptr source, size_t bytes) {
+  ORION_COUNTED();
+
   return copy_on_device(destination, source, bytes, NULL);
 }
 
 ORION_API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream stream) {
+  ORION_COUNTED();
+
   return copy_on_device(destination, source, bytes, stream);
 }
 
@@ -374,5 +394,7 @@ ORION_API CUresult cuMemcpyPeerAsync(CUdeviceptr destination, CUcontext destinat
 
 ORION_API CUresult cuMemcpyPeer(CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,
                                 CUcontext source_context, size_t bytes) {
+  ORION_COUNTED();
+
   return cuMemcpyPeerAsync(destination, destination_context, source, source_context, bytes, NULL);
 }

@@ -207,7 +207,10 @@ static CUresult copy_2d(const CUDA_MEMCPY2D* c, CUstream stream, bool wait) {
   return copy_ends(&to, &from, &v, stream, wait);
 }
 
-ORION_API CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D* copy) { return copy_2d(copy, NULL, true); }
+ORION_API CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D* copy) {
+  ORION_COUNTED();
+  return copy_2d(copy, NULL, true);
+}
 
 ORION_API CUresult cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D* copy) { return copy_2d(copy, NULL, true); }
 
@@ -226,7 +229,10 @@ static CUresult copy_3d(const CUDA_MEMCPY3D* c, CUstream stream, bool wait) {
   return copy_ends(&to, &from, &v, stream, wait);
 }
 
-ORION_API CUresult cuMemcpy3D_v2(const CUDA_MEMCPY3D* copy) { return copy_3d(copy, NULL, true); }
+ORION_API CUresult cuMemcpy3D_v2(const CUDA_MEMCPY3D* copy) {
+  ORION_COUNTED();
+  return copy_3d(copy, NULL, true);
+}
 
 ORION_API CUresult cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D* copy, CUstream stream) {
   return copy_3d(copy, stream, false);
@@ -248,7 +254,10 @@ static CUresult copy_3d_peer(const CUDA_MEMCPY3D_PEER* c, CUstream stream, bool 
   return copy_ends(&to, &from, &v, stream, wait);
 }
 
-ORION_API CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER* copy) { return copy_3d_peer(copy, NULL, true); }
+ORION_API CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER* copy) {
+  ORION_COUNTED();
+  return copy_3d_peer(copy, NULL, true);
+}
 
 ORION_API CUresult cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER* copy, CUstream stream) {
   return copy_3d_peer(copy, stream, false);

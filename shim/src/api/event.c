@@ -73,7 +73,10 @@ ORION_API CUresult cuEventDestroy_v2(CUevent handle) {
   return result;
 }
 
-ORION_API CUresult cuEventDestroy(CUevent handle) { return cuEventDestroy_v2(handle); }
+ORION_API CUresult cuEventDestroy(CUevent handle) {
+  ORION_COUNTED();
+  return cuEventDestroy_v2(handle);
+}
 
 CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t flags) {
   if (event->context != stream->context) return CUDA_ERROR_INVALID_HANDLE;
@@ -96,7 +99,10 @@ ORION_API CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream_handle
   return orion_event_record(event, stream, flags);
 }
 
-ORION_API CUresult cuEventRecord(CUevent handle, CUstream stream) { return cuEventRecordWithFlags(handle, stream, 0); }
+ORION_API CUresult cuEventRecord(CUevent handle, CUstream stream) {
+  ORION_COUNTED();
+  return cuEventRecordWithFlags(handle, stream, 0);
+}
 
 CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t flags) {
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
@@ -165,5 +171,7 @@ ORION_API CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_hand
 }
 
 ORION_API CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  ORION_COUNTED();
+
   return cuEventElapsedTime_v2(milliseconds, start, end);
 }

@@ -170,6 +170,8 @@ static CUresult launch(CUfunction handle, const launch_shape* shape, CUstream st
 ORION_API CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                                   unsigned int block_x, unsigned int block_y, unsigned int block_z,
                                   unsigned int dynamic_shared_bytes, CUstream stream, void** params, void** extra) {
+  ORION_COUNTED();
+
   const launch_shape shape = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, dynamic_shared_bytes};
   return launch(function, &shape, stream, params, extra, 0);
 }
@@ -178,6 +180,8 @@ ORION_API CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int g
                                              unsigned int grid_z, unsigned int block_x, unsigned int block_y,
                                              unsigned int block_z, unsigned int dynamic_shared_bytes, CUstream stream,
                                              void** params) {
+  ORION_COUNTED();
+
   const launch_shape shape = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, dynamic_shared_bytes};
   return launch(function, &shape, stream, params, NULL, LAUNCH_COOPERATIVE);
 }

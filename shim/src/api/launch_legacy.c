@@ -67,10 +67,14 @@ ORION_API CUresult cuParamSetv(CUfunction function, int offset, void* value, uns
 }
 
 ORION_API CUresult cuParamSeti(CUfunction function, int offset, unsigned int value) {
+  ORION_COUNTED();
+
   return cuParamSetv(function, offset, &value, sizeof value);
 }
 
 ORION_API CUresult cuParamSetf(CUfunction function, int offset, float value) {
+  ORION_COUNTED();
+
   return cuParamSetv(function, offset, &value, sizeof value);
 }
 
@@ -85,7 +89,12 @@ ORION_API CUresult cuLaunchGridAsync(CUfunction function, int width, int height,
 }
 
 ORION_API CUresult cuLaunchGrid(CUfunction function, int width, int height) {
+  ORION_COUNTED();
+
   return cuLaunchGridAsync(function, width, height, NULL);
 }
 
-ORION_API CUresult cuLaunch(CUfunction function) { return cuLaunchGridAsync(function, 1, 1, NULL); }
+ORION_API CUresult cuLaunch(CUfunction function) {
+  ORION_COUNTED();
+  return cuLaunchGridAsync(function, 1, 1, NULL);
+}

@@ -199,15 +199,21 @@ ORION_API CUresult cuLinkDestroy(CUlinkState handle) {
 // The names before _v2 have the same arguments.
 
 ORION_API CUresult cuLinkCreate(unsigned int option_count, CUjit_option* options, void** values, CUlinkState* handle) {
+  ORION_COUNTED();
+
   return cuLinkCreate_v2(option_count, options, values, handle);
 }
 
 ORION_API CUresult cuLinkAddData(CUlinkState handle, CUjitInputType type, void* data, size_t bytes, const char* name,
                                  unsigned int option_count, CUjit_option* options, void** values) {
+  ORION_COUNTED();
+
   return cuLinkAddData_v2(handle, type, data, bytes, name, option_count, options, values);
 }
 
 ORION_API CUresult cuLinkAddFile(CUlinkState handle, CUjitInputType type, const char* path, unsigned int option_count,
                                  CUjit_option* options, void** values) {
+  ORION_COUNTED();
+
   return cuLinkAddFile_v2(handle, type, path, option_count, options, values);
 }

@@ -187,6 +187,8 @@ ORION_API CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned int fla
 }
 
 ORION_API CUresult cuMemAllocHost_v2(void** address, size_t bytes) {
+  ORION_COUNTED();
+
   return cuMemHostAlloc(address, bytes, CU_MEMHOSTALLOC_PORTABLE);
 }
 
@@ -281,6 +283,8 @@ ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned in
 }
 
 ORION_API CUresult cuMemHostRegister(void* address, size_t bytes, unsigned int flags) {
+  ORION_COUNTED();
+
   return cuMemHostRegister_v2(address, bytes, flags);
 }
 

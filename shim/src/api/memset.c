@@ -52,57 +52,81 @@ static CUresult submit_fill(const fill* f, CUstream handle) {
 }
 
 ORION_API CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t count, CUstream stream) {
+  ORION_COUNTED();
+
   return submit_fill(&(fill){address, count, count, 1, value, 1}, stream);
 }
 
 ORION_API CUresult cuMemsetD16Async(CUdeviceptr address, unsigned short value, size_t count, CUstream stream) {
+  ORION_COUNTED();
+
   return submit_fill(&(fill){address, 2 * count, count, 1, value, 2}, stream);
 }
 
 ORION_API CUresult cuMemsetD32Async(CUdeviceptr address, unsigned int value, size_t count, CUstream stream) {
+  ORION_COUNTED();
+
   return submit_fill(&(fill){address, 4 * count, count, 1, value, 4}, stream);
 }
 
 ORION_API CUresult cuMemsetD2D8Async(CUdeviceptr address, size_t pitch_bytes, unsigned char value, size_t width,
                                      size_t height, CUstream stream) {
+  ORION_COUNTED();
+
   return submit_fill(&(fill){address, pitch_bytes, width, height, value, 1}, stream);
 }
 
 ORION_API CUresult cuMemsetD2D16Async(CUdeviceptr address, size_t pitch_bytes, unsigned short value, size_t width,
                                       size_t height, CUstream stream) {
+  ORION_COUNTED();
+
   return submit_fill(&(fill){address, pitch_bytes, width, height, value, 2}, stream);
 }
 
 ORION_API CUresult cuMemsetD2D32Async(CUdeviceptr address, size_t pitch_bytes, unsigned int value, size_t width,
                                       size_t height, CUstream stream) {
+  ORION_COUNTED();
+
   return submit_fill(&(fill){address, pitch_bytes, width, height, value, 4}, stream);
 }
 
 // On device memory the synchronous names return before the fill is done, natively too.
 
 ORION_API CUresult cuMemsetD8_v2(CUdeviceptr address, unsigned char value, size_t count) {
+  ORION_COUNTED();
+
   return cuMemsetD8Async(address, value, count, NULL);
 }
 
 ORION_API CUresult cuMemsetD16_v2(CUdeviceptr address, unsigned short value, size_t count) {
+  ORION_COUNTED();
+
   return cuMemsetD16Async(address, value, count, NULL);
 }
 
 ORION_API CUresult cuMemsetD32_v2(CUdeviceptr address, unsigned int value, size_t count) {
+  ORION_COUNTED();
+
   return cuMemsetD32Async(address, value, count, NULL);
 }
 
 ORION_API CUresult cuMemsetD2D8_v2(CUdeviceptr address, size_t pitch_bytes, unsigned char value, size_t width,
                                    size_t height) {
+  ORION_COUNTED();
+
   return cuMemsetD2D8Async(address, pitch_bytes, value, width, height, NULL);
 }
 
 ORION_API CUresult cuMemsetD2D16_v2(CUdeviceptr address, size_t pitch_bytes, unsigned short value, size_t width,
                                     size_t height) {
+  ORION_COUNTED();
+
   return cuMemsetD2D16Async(address, pitch_bytes, value, width, height, NULL);
 }
 
 ORION_API CUresult cuMemsetD2D32_v2(CUdeviceptr address, size_t pitch_bytes, unsigned int value, size_t width,
                                     size_t height) {
+  ORION_COUNTED();
+
   return cuMemsetD2D32Async(address, pitch_bytes, value, width, height, NULL);
 }

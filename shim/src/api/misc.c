@@ -76,17 +76,25 @@ static CUresult wait_value(CUstream handle, CUdeviceptr address, uint64_t value,
 }
 
 ORION_API CUresult cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned int flags) {
+  ORION_COUNTED();
+
   return write_value(stream, address, value, flags, 4);
 }
 
 ORION_API CUresult cuStreamWriteValue64_v2(CUstream stream, CUdeviceptr address, cuuint64_t value, unsigned int flags) {
+  ORION_COUNTED();
+
   return write_value(stream, address, value, flags, 8);
 }
 
 ORION_API CUresult cuStreamWaitValue32_v2(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned int flags) {
+  ORION_COUNTED();
+
   return wait_value(stream, address, value, flags, 4);
 }
 
 ORION_API CUresult cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr address, cuuint64_t value, unsigned int flags) {
+  ORION_COUNTED();
+
   return wait_value(stream, address, value, flags, 8);
 }

@@ -79,10 +79,14 @@ ORION_API CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsig
 }
 
 ORION_API CUresult cuModuleLoadData(CUmodule* module, const void* image) {
+  ORION_COUNTED();
+
   return cuModuleLoadDataEx(module, image, 0, NULL, NULL);
 }
 
 ORION_API CUresult cuModuleLoadFatBinary(CUmodule* module, const void* image) {
+  ORION_COUNTED();
+
   return cuModuleLoadDataEx(module, image, 0, NULL, NULL);
 }
 

@@ -33,6 +33,8 @@ ORION_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blo
 
 ORION_API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction handle, int block_size,
                                                                size_t dynamic_bytes) {
+  ORION_COUNTED();
+
   return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, handle, block_size, dynamic_bytes,
                                                               CU_OCCUPANCY_DEFAULT);
 }
@@ -95,6 +97,8 @@ ORION_API CUresult cuOccupancyMaxPotentialBlockSizeWithFlags(int* min_grid_size,
 ORION_API CUresult cuOccupancyMaxPotentialBlockSize(int* min_grid_size, int* block_size, CUfunction function,
                                                     CUoccupancyB2DSize dynamic_bytes_of_block, size_t dynamic_bytes,
                                                     int block_size_limit) {
+  ORION_COUNTED();
+
   return cuOccupancyMaxPotentialBlockSizeWithFlags(min_grid_size, block_size, function, dynamic_bytes_of_block,
                                                    dynamic_bytes, block_size_limit, CU_OCCUPANCY_DEFAULT);
 }

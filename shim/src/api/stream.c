@@ -361,6 +361,8 @@ ORION_API CUresult cuStreamCreateWithPriority(CUstream* handle, unsigned int fla
 }
 
 ORION_API CUresult cuStreamCreate(CUstream* handle, unsigned int flags) {
+  ORION_COUNTED();
+
   return cuStreamCreateWithPriority(handle, flags, 0);
 }
 
@@ -435,6 +437,8 @@ ORION_API CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* s
 
 ORION_API CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
                                              CUgraph* graph, const CUgraphNode** dependencies, size_t* count) {
+  ORION_COUNTED();
+
   (void)id, (void)graph, (void)dependencies, (void)count;  // written only while capturing
   return cuStreamIsCapturing(handle, status);
 }
@@ -442,11 +446,15 @@ ORION_API CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureSta
 ORION_API CUresult cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
                                              CUgraph* graph, const CUgraphNode** dependencies,
                                              const CUgraphEdgeData** edges, size_t* count) {
+  ORION_COUNTED();
+
   (void)id, (void)graph, (void)dependencies, (void)edges, (void)count;
   return cuStreamIsCapturing(handle, status);
 }
 
 ORION_API CUresult cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id) {
+  ORION_COUNTED();
+
   (void)id;
   return cuStreamIsCapturing(handle, status);
 }

@@ -12,6 +12,7 @@
 #include "../transport/transport.h"
 #include "attached.h"
 #include "internal.h"
+#include "stats.h"
 
 #ifndef ORION_CLIENT_VERSION
 #define ORION_CLIENT_VERSION "0.1.0"
@@ -77,12 +78,14 @@ static void after_fork_in_child(void) {
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
       continue;
   }
+  orion_stats_after_fork();
   orion_api_after_fork();
 }
 
 static void at_exit(void) {
   int expected = ATTACHED;
   if (!atomic_compare_exchange_strong(&state, &expected, EXITING)) return;
+  orion_stats_tell();
   for (uint32_t i = 0; i < orion_session_count; i++) {
     orion_session* session = &orion_sessions[i]->base;
     if (atomic_load(&session->lost) == 0) {
@@ -410,6 +413,7 @@ static CUresult attach_locked(void) {
     attach_job* jobs = calloc(config->server_count, sizeof *jobs);
     result = jobs ? attach_all(config, jobs) : CUDA_ERROR_OUT_OF_MEMORY;
     free(jobs);
+    if (result == CUDA_SUCCESS) orion_stats_start(config->stats);
   }
   free(config);
   return result;

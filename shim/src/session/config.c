@@ -120,6 +120,16 @@ static bool read_log_settings(void) {
   return true;
 }
 
+static bool read_stats_setting(char* wish, size_t capacity) {
+  char value[VALUE_BYTES] = "0";
+  setting("ORION_STATS", value);
+  const bool is_file = strncmp(value, "json:", 5) == 0 && value[5];
+  if (!is_file && strcmp(value, "0") != 0 && strcmp(value, "1") != 0)
+    return bad_value("ORION_STATS", value, "0, 1 or json:PATH");
+  snprintf(wish, capacity, "%s", value);
+  return true;
+}
+
 bool orion_config_read(orion_config* config) {
   memset(config, 0, sizeof *config);
   if (!read_log_settings()) return false;
@@ -142,6 +152,7 @@ bool orion_config_read(orion_config* config) {
     if (strlen(value) >= sizeof config->group) return bad_value("ORION_GROUP_ID", value, "at most 255 bytes");
     memcpy(config->group, value, strlen(value) + 1);
   }
+  if (!read_stats_setting(config->stats, sizeof config->stats)) return false;
   uint64_t vgpu = 0;
   uint64_t ratio = 0;
   uint64_t spin = 50;

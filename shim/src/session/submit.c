@@ -9,6 +9,7 @@
 #include "futex.h"
 #include "internal.h"
 #include "log.h"
+#include "stats.h"
 
 enum { PARK_FIRST_US = 1000, PARK_MOST_US = 100000 };
 
@@ -118,10 +119,9 @@ static void unpost_waiter(orion_session_impl* impl, int entry) {
   give_bit(&impl->waiters_taken, entry);
 }
 
-CUresult orion_park(orion_session* session, bool (*ready)(void* argument), void* argument, uint32_t word,
-                    uint64_t value, uint32_t context) {
+static CUresult park(orion_session* session, bool (*ready)(void* argument), void* argument, uint32_t word,
+                     uint64_t value, uint32_t context) {
   orion_session_impl* impl = orion_impl(session);
-  if (ready(argument)) return CUDA_SUCCESS;
   if (impl->spin_us) {
     const uint64_t until_ns = orion_now_ns() + impl->spin_us * 1000ull;
     do {
@@ -155,6 +155,16 @@ CUresult orion_park(orion_session* session, bool (*ready)(void* argument), void*
   }
   atomic_fetch_sub(&segment->client_waiters, 1);
   unpost_waiter(impl, entry);
+  return result;
+}
+
+CUresult orion_park(orion_session* session, bool (*ready)(void* argument), void* argument, uint32_t word,
+                    uint64_t value, uint32_t context) {
+  if (ready(argument)) return CUDA_SUCCESS;
+  if (__builtin_expect(!orion_stats_on, 1)) return park(session, ready, argument, word, value, context);
+  const uint64_t began_ns = orion_stats_wait_begin();
+  const CUresult result = park(session, ready, argument, word, value, context);
+  orion_stats_wait_end(began_ns);
   return result;
 }
 
@@ -213,8 +223,12 @@ static inline CUresult push(orion_session* session, orion_op* op, uint32_t head_
   if (__builtin_expect(tail_bytes > ORION_OP_MAX_BYTES - head_bytes, 0)) return CUDA_ERROR_INVALID_VALUE;
   op->thread = orion_thread_index();
   const bool express = is_express(op);
+  orion_count_bytes(op->bytes, 0);
   if (__builtin_expect(try_push(session, op, head_bytes, tail, express), 1)) return CUDA_SUCCESS;
-  return push_when_full(session, op, head_bytes, tail, express);
+  const uint64_t began_ns = orion_stats_on ? orion_stats_wait_begin() : 0;
+  const CUresult result = push_when_full(session, op, head_bytes, tail, express);
+  if (began_ns) orion_stats_wait_end(began_ns);
+  return result;
 }
 
 bool orion_try_push(orion_session* session, orion_op* op, uint32_t head_bytes, const void* tail, uint32_t tail_bytes) {
@@ -259,6 +273,15 @@ static bool reply_done(void* argument) {
   return atomic_load_explicit(&wait->reply->done, memory_order_acquire) == wait->seq;
 }
 
+// Counted as a wait even when the answer is there already: the call went to the server and back.
+static CUresult wait_reply(orion_session* session, reply_wait* wait) {
+  if (__builtin_expect(!orion_stats_on, 1)) return orion_park(session, reply_done, wait, 0, 0, 0);
+  const uint64_t began_ns = orion_stats_wait_begin();
+  const CUresult result = reply_done(wait) ? CUDA_SUCCESS : park(session, reply_done, wait, 0, 0, 0);
+  orion_stats_wait_end(began_ns);
+  return result;
+}
+
 typedef struct slot_wait {
   orion_session_impl* impl;
   int slot;
@@ -287,12 +310,13 @@ CUresult orion_call(orion_session* session, orion_op* op, uint32_t head_bytes, c
   op->reply_slot = (uint32_t)place.slot;
   op->reply_seq = seq;
   CUresult result = push(session, op, head_bytes, tail, tail_bytes);
-  if (result == CUDA_SUCCESS) result = orion_park(session, reply_done, &wait, 0, 0, 0);
+  if (result == CUDA_SUCCESS) result = wait_reply(session, &wait);
   if (result == CUDA_SUCCESS) {
     uint32_t bytes = wait.reply->bytes;
     if (bytes > ORION_REPLY_BYTES) bytes = ORION_REPLY_BYTES;
     if (bytes > capacity) bytes = capacity;
     if (bytes) memcpy(payload, wait.reply->payload, bytes);
+    orion_count_bytes(0, sizeof *wait.reply - ORION_REPLY_BYTES + bytes);
     if (payload_bytes) *payload_bytes = bytes;
     result = (CUresult)wait.reply->result;
   }
@@ -323,11 +347,13 @@ void orion_set_client_word(orion_session* session, uint32_t callback, uint64_t g
 }
 
 uint64_t orion_push_host(orion_session* session, uint64_t offset, uint64_t bytes) {
+  orion_count_bytes(bytes, 0);
   return session->transport->push_host(session, offset, bytes);
 }
 
 uint64_t orion_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
                            uint64_t generation) {
+  orion_count_bytes(bytes, 0);
   return session->transport->push_pinned(session, offset, bytes, callback, generation);
 }
 
@@ -336,5 +362,6 @@ void orion_begin_host_function(orion_session* session, uint32_t callback, uint64
 }
 
 void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
+  orion_count_bytes(0, bytes);
   session->transport->note_pull(session, offset, bytes, word, value);
 }

@@ -1,0 +1,166 @@
+#define _GNU_SOURCE
+#include "stats.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "futex.h"
+#include "session.h"
+
+enum { PATH_BYTES = 2048 + 16, FUNCTIONS_MAX = 1024 };
+
+bool orion_stats_on;
+static char json_path[PATH_BYTES];  // empty: the table on stderr
+static orion_counter* _Atomic counters;
+// Waits of threads that are in no counted function: the lanes that run host functions.
+static orion_counter outside = {.name = "(outside)"};
+static _Thread_local orion_counter* current __attribute__((tls_model("initial-exec")));
+static uint64_t began_ns;
+
+// "%p" in the path is this process's id, so that the processes of one program do not overwrite each other's file.
+static void set_json_path(const char* path) {
+  const char* mark = strstr(path, "%p");
+  if (mark)
+    snprintf(json_path, sizeof json_path, "%.*s%d%s", (int)(mark - path), path, (int)getpid(), mark + 2);
+  else
+    snprintf(json_path, sizeof json_path, "%s", path);
+}
+
+void orion_stats_start(const char* wish) {
+  if (strcmp(wish, "0") == 0) return;
+  if (strcmp(wish, "1") != 0) set_json_path(wish + strlen("json:"));
+  began_ns = orion_now_ns();
+  orion_stats_on = true;
+}
+
+void orion_stats_after_fork(void) {
+  orion_stats_on = false;
+  current = NULL;
+}
+
+static void list(orion_counter* counter) {
+  if (atomic_load_explicit(&counter->listed, memory_order_relaxed) || atomic_exchange(&counter->listed, true)) return;
+  orion_counter* first = atomic_load(&counters);
+  do {
+    counter->next = first;
+  } while (!atomic_compare_exchange_weak(&counters, &first, counter));
+}
+
+static void add(_Atomic uint64_t* to, uint64_t value) { atomic_fetch_add_explicit(to, value, memory_order_relaxed); }
+
+orion_counted orion_stats_enter(orion_counter* counter) {
+  if (current) return (orion_counted){NULL, 0};  // called by a counted function
+  list(counter);
+  current = counter;
+  add(&counter->calls, 1);
+  return (orion_counted){counter, orion_now_ns()};
+}
+
+void orion_stats_leave(const orion_counted* counted) {
+  add(&counted->counter->total_ns, orion_now_ns() - counted->began_ns);
+  current = NULL;
+}
+
+static orion_counter* charged(void) {
+  if (current) return current;
+  list(&outside);
+  return &outside;
+}
+
+uint64_t orion_stats_wait_begin(void) {
+  add(&charged()->waits, 1);
+  return orion_now_ns();
+}
+
+void orion_stats_wait_end(uint64_t wait_began_ns) { add(&charged()->wait_ns, orion_now_ns() - wait_began_ns); }
+
+void orion_stats_add_bytes(uint64_t out, uint64_t in) {
+  orion_counter* counter = charged();
+  if (out) add(&counter->bytes_out, out);
+  if (in) add(&counter->bytes_in, in);
+}
+
+// ------------------------------------------------------------------------------------------------- the report
+
+typedef struct row {
+  const char* name;
+  unsigned long long calls, waits, bytes_out, bytes_in, total_ns, wait_ns;
+} row;
+
+static row row_of(const orion_counter* counter) {
+  return (row){.name = counter->name,
+               .calls = atomic_load(&counter->calls),
+               .waits = atomic_load(&counter->waits),
+               .bytes_out = atomic_load(&counter->bytes_out),
+               .bytes_in = atomic_load(&counter->bytes_in),
+               .total_ns = atomic_load(&counter->total_ns),
+               .wait_ns = atomic_load(&counter->wait_ns)};
+}
+
+static int by_time(const void* a, const void* b) {
+  const row* one = a;
+  const row* other = b;
+  if (one->total_ns != other->total_ns) return one->total_ns < other->total_ns ? 1 : -1;
+  return strcmp(one->name, other->name);
+}
+
+static void print_table(FILE* file, const row* rows, size_t count, const row* sum, double seconds) {
+  fprintf(file, "orion: statistics of process %d over %.3f s (ORION_STATS=1)\n", (int)getpid(), seconds);
+  fprintf(file, "%-44s %10s %8s %14s %14s %12s %12s\n", "function", "calls", "waits", "bytes out", "bytes in",
+          "time us", "waiting us");
+  for (size_t i = 0; i <= count; i++) {
+    const row* r = i < count ? &rows[i] : sum;
+    fprintf(file, "%-44s %10llu %8llu %14llu %14llu %12.1f %12.1f\n", r->name, r->calls, r->waits, r->bytes_out,
+            r->bytes_in, (double)r->total_ns / 1000, (double)r->wait_ns / 1000);
+  }
+}
+
+static void print_json_row(FILE* file, const row* r) {
+  fprintf(file,
+          "{\"calls\": %llu, \"waits\": %llu, \"bytes_out\": %llu, \"bytes_in\": %llu, \"total_ns\": %llu, "
+          "\"wait_ns\": %llu}",
+          r->calls, r->waits, r->bytes_out, r->bytes_in, r->total_ns, r->wait_ns);
+}
+
+static void print_json(FILE* file, const row* rows, size_t count, const row* sum, double seconds) {
+  fprintf(file, "{\"pid\": %d, \"seconds\": %.6f, \"total\": ", (int)getpid(), seconds);
+  print_json_row(file, sum);
+  fprintf(file, ", \"functions\": {");
+  for (size_t i = 0; i < count; i++) {
+    fprintf(file, "%s\n  \"%s\": ", i ? "," : "", rows[i].name);
+    print_json_row(file, &rows[i]);
+  }
+  fprintf(file, "}}\n");
+}
+
+void orion_stats_tell(void) {
+  if (!orion_stats_on) return;
+  orion_stats_on = false;
+  row* rows = calloc(FUNCTIONS_MAX, sizeof *rows);
+  if (!rows) return;
+  size_t count = 0;
+  row sum = {.name = "total"};
+  for (const orion_counter* c = atomic_load(&counters); c && count < FUNCTIONS_MAX; c = c->next) {
+    const row r = rows[count++] = row_of(c);
+    sum.calls += r.calls;
+    sum.waits += r.waits;
+    sum.bytes_out += r.bytes_out;
+    sum.bytes_in += r.bytes_in;
+    sum.total_ns += r.total_ns;
+    sum.wait_ns += r.wait_ns;
+  }
+  qsort(rows, count, sizeof *rows, by_time);
+  const double seconds = (double)(orion_now_ns() - began_ns) / 1e9;
+  if (json_path[0]) {
+    FILE* file = fopen(json_path, "we");
+    if (file) print_json(file, rows, count, &sum, seconds);
+    if (!file || fclose(file) != 0)
+      orion_log(ORION_LOG_WARN, "cannot write the statistics to %s: %s", json_path, strerror(errno));
+  } else {
+    print_table(stderr, rows, count, &sum, seconds);
+  }
+  free(rows);
+}
