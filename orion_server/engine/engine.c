@@ -194,7 +194,7 @@ static void sleep_until_needed(orion_engine* e, uint64_t timeout_ns) {
 }
 
 static uint64_t sleep_time(const orion_engine* e, uint64_t idle_ns) {
-  const bool polls = e->first_parked || e->first_batch || e->maps_first || (e->net && net_busy(e));
+  const bool polls = e->first_parked || e->first_query || e->first_batch || e->maps_first || (e->net && net_busy(e));
   if (polls) {
     const uint64_t growing = idle_ns / 4;
     if (growing < SLEEP_POLL_MIN_NS) return SLEEP_POLL_MIN_NS;
@@ -230,6 +230,7 @@ static bool work_once(orion_engine* e) {
   moved |= engine_drain_express(e, LOOP_BATCH) > 0;
   moved |= drain_main(e) > 0;
   moved |= park_pass(e) > 0;
+  if (e->first_query) moved |= stream_query_pass(e);
   if (e->first_batch || e->maps_first) moved |= memory_reclaim(e, !moved);
   answer_flush(e);
   order_check_faults(e, engine_now_ns());

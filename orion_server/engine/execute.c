@@ -117,6 +117,7 @@ static void release_ledger(orion_engine* e, uint32_t index) {
     (void)e->driver.event_destroy(v->handle);
     *v = (event_state){0};
   }
+  event_drop_spares(e, index);
   for (uint32_t i = 1; i < e->stream_high; i++) {
     if (e->streams[i].alive && e->streams[i].context == index) stream_close(e, i);
   }
@@ -247,6 +248,9 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       break;
     case ORION_OP_HOST_FUNCTION:
       return stream_host_function(e, op, node);
+    case ORION_OP_STREAM_QUERY:
+      stream_query(e, op);
+      break;
     case ORION_OP_EVENT_CREATE:
       event_create(e, op);
       break;

@@ -27,6 +27,11 @@
 #define PARKED_MAX_BYTES (8u << 20)
 #define PARKED_MAX_COUNT 8192u
 #define CAUSE_COUNT 64u
+// Events that only parked operations name (pending.c). No operation of a client can: its indices end below them, and
+// the entry between names nothing.
+#define EVENT_SPARE_BASE (ORION_EVENTS + 1u)
+#define EVENT_SPARES 8192u
+#define EVENT_TABLE (EVENT_SPARE_BASE + EVENT_SPARES)
 #define IMAGE_MAX_BYTES (2ull << 30)
 #define LOG_MAX_BYTES (1u << 20)
 #define SLOT_MAX_BYTES (1ull << 40)
@@ -58,13 +63,17 @@ typedef struct stream_state {
   uint16_t context;
   bool alive;
   bool blocking;
-  bool full;  // reached STREAM_DEPTH and not yet fallen below STREAM_DEPTH_RESUME
+  uint64_t marked_value;  // of the last marker for its own word
+  bool full;              // reached STREAM_DEPTH and not yet fallen below STREAM_DEPTH_RESUME
 } stream_state;
 
 typedef struct event_state {
   CUevent handle;
   uint32_t record_epoch;  // == engine->epoch: a record (or creation, or destruction) is parked
   uint32_t use_epoch;     // == engine->epoch: a wait is parked
+  uint32_t flags;         // of its creation
+  uint32_t users;         // of a spare: parked operations that name it
+  uint32_t next_spare;
   uint16_t context;
   bool alive;
   bool recorded;
@@ -204,6 +213,7 @@ struct orion_engine {
   uint32_t event_high;  // one past the highest index in use, so that a reset need not look at a million
   uint32_t module_high;
   uint32_t function_high;
+  uint32_t event_first_spare, event_spares_used;
   uint32_t stream_high;
   track* tracks;
   uint32_t* free_tracks;
@@ -237,6 +247,9 @@ struct orion_engine {
   uint32_t maps_count;
   uint64_t maps_until;    // main ring position up to which frees may still help the last waiting allocation
   bool frees_progressed;  // something was reclaimed since the waiting maps were last tried
+
+  parked_op* first_query;  // STREAM_QUERY operations that wait for their marker
+  uint32_t query_count;
 
   // answers
   uint32_t late_count[ORION_THREADS];
@@ -343,6 +356,8 @@ bool park_has_room(const orion_engine* e);
 uint32_t park_pass(orion_engine* e);
 void park_cause(orion_engine* e, enum cause_kind kind, uint32_t index, uint64_t value, const ticket* t);
 void park_free_all(orion_engine* e);
+/// The event that an operation names; ORION_EVENTS if none.
+uint32_t park_event_of(const orion_op* op);
 static inline const uint8_t* op_tail(const orion_op* op) {
   return (const uint8_t*)op + ORION_OP_INFO[op->code].fixed_bytes;
 }
@@ -382,6 +397,17 @@ void event_create(orion_engine* e, const orion_op* op);
 void event_destroy(orion_engine* e, const orion_op* op);
 void event_record(orion_engine* e, const orion_op* op);
 enum step event_elapsed(orion_engine* e, const orion_op* op, parked_op* node);
+
+// ---- pending.c: events whose operations are parked, and queries
+/// Gives the event a driver event of its own, apart from what parked operations before `until` (NULL: all) mean by it.
+/// False: it cannot be.
+bool event_detach(orion_engine* e, uint32_t index, const parked_op* until);
+/// A parked operation that named a spare event is done.
+void event_let_go(orion_engine* e, uint32_t index);
+void event_drop_spares(orion_engine* e, uint32_t context);
+void stream_query(orion_engine* e, const orion_op* op);
+bool stream_query_pass(orion_engine* e);
+void stream_query_free(orion_engine* e);
 
 int memory_bind_device(orion_engine* e, uint32_t index);
 void memory_release_device(orion_engine* e, uint32_t index);

@@ -13,8 +13,8 @@ static bool is_stream_ordered(const orion_op* op) {
   return (ORION_OP_INFO[op->code].flags & (ORION_OPF_WORK | ORION_OPF_STREAM)) && op->code != ORION_OP_EVENT_DESTROY;
 }
 
-// The event that an operation names; ORION_EVENTS if none. A wrong index is the handler's business.
-static uint32_t event_of(const orion_op* op) {
+// A wrong index is the handler's business.
+uint32_t park_event_of(const orion_op* op) {
   switch (op->code) {
     case ORION_OP_EVENT_CREATE:
       return ((const orion_op_event_create*)op)->event;
@@ -49,7 +49,7 @@ static bool waits_for_whole_context(const orion_op* op) {
   return op->code == ORION_OP_MODULE_UNLOAD || op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY;
 }
 
-static bool behind_parked(const orion_engine* e, const orion_op* op) {
+static bool behind_parked(orion_engine* e, const orion_op* op, const parked_op* node) {
   const uint32_t epoch = e->epoch;
   if (e->any_epoch != epoch) return false;
   const context_state* c = &e->contexts[op->context];
@@ -59,11 +59,14 @@ static bool behind_parked(const orion_engine* e, const orion_op* op) {
     if (s->blocked_epoch == epoch) return true;
     if (op->stream == 0 ? c->blocking_epoch == epoch : s->blocking && c->null_epoch == epoch) return true;
   }
-  const uint32_t event = event_of(op);
-  if (event < ORION_EVENTS) {
+  const uint32_t event = park_event_of(op);
+  if (event != ORION_EVENTS && event < EVENT_TABLE) {
     const event_state* v = &e->events[event];
-    if (v->record_epoch == epoch) return true;
-    if (op->code != ORION_OP_STREAM_WAIT_EVENT && v->use_epoch == epoch) return true;
+    const bool is_wait = op->code == ORION_OP_STREAM_WAIT_EVENT;
+    if (v->record_epoch == epoch || (!is_wait && v->use_epoch == epoch)) {
+      const bool renews = op->code == ORION_OP_EVENT_RECORD || op->code == ORION_OP_EVENT_DESTROY;
+      if (!renews || event >= ORION_EVENTS || !event_detach(e, event, node)) return true;
+    }
   }
   switch (op->code) {
     case ORION_OP_STREAM_CREATE:
@@ -97,8 +100,8 @@ static void block(orion_engine* e, const orion_op* op) {
       c->blocking_epoch = epoch;
     }
   }
-  const uint32_t event = event_of(op);
-  if (event < ORION_EVENTS) {
+  const uint32_t event = park_event_of(op);
+  if (event != ORION_EVENTS && event < EVENT_TABLE) {
     if (op->code == ORION_OP_STREAM_WAIT_EVENT) {
       e->events[event].use_epoch = epoch;
     } else {
@@ -175,7 +178,11 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
 }
 
 bool park_try(orion_engine* e, const orion_op* op, parked_op* node) {
-  if (!behind_parked(e, op) && ready(e, op, node) && execute(e, op, node) == STEP_DONE) return true;
+  if (!node && park_event_of(op) > ORION_EVENTS) {  // spare events are the engine's
+    answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
+    return true;
+  }
+  if (!behind_parked(e, op, node) && ready(e, op, node) && execute(e, op, node) == STEP_DONE) return true;
   block(e, op);
   return false;
 }
@@ -240,6 +247,7 @@ uint32_t park_pass(orion_engine* e) {
     e->parked_bytes -= node_bytes(&node->op);
     e->parked_count--;
     if (node->op.code == ORION_OP_MEM_FREE) e->parked_frees--;
+    if (park_event_of(&node->op) > ORION_EVENTS) event_let_go(e, park_event_of(&node->op));
     order_ticket_free(&node->ticket);
     free(node);
     ran++;

@@ -45,7 +45,7 @@ int orion_engine_new(const orion_engine_config* config, orion_engine** out) {
   e->spin_allowed = e->config.cpu_count > 2;
   e->spin_ns = e->config.spin_us > 0 ? (uint64_t)e->config.spin_us * 1000 : 0;
   e->streams = table(STREAM_COUNT, sizeof *e->streams);
-  e->events = table(ORION_EVENTS, sizeof *e->events);
+  e->events = table(EVENT_TABLE, sizeof *e->events);
   e->modules = table(ORION_MODULES, sizeof *e->modules);
   e->functions = table(ORION_FUNCTIONS, sizeof *e->functions);
   if (!e->streams || !e->events || !e->modules || !e->functions || !order_init(e)) {
@@ -265,6 +265,7 @@ void orion_engine_free(orion_engine* e) {
   if (!e) return;
   watcher_stop(e);
   park_free_all(e);
+  stream_query_free(e);
   if (e->bound) {
     for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
       if (e->contexts[i].alive) context_close(e, i);
@@ -278,7 +279,7 @@ void orion_engine_free(orion_engine* e) {
   }
   order_free(e);
   table_free(e->streams, STREAM_COUNT, sizeof *e->streams);
-  table_free(e->events, ORION_EVENTS, sizeof *e->events);
+  table_free(e->events, EVENT_TABLE, sizeof *e->events);
   table_free(e->modules, ORION_MODULES, sizeof *e->modules);
   table_free(e->functions, ORION_FUNCTIONS, sizeof *e->functions);
   free(e->ranges);

@@ -34,6 +34,7 @@ static bool word_allowed(uint32_t word) {
 
 int32_t place_marker(orion_engine* e, stream_state* stream, uint32_t word, uint64_t value) {
   if (!word_allowed(word)) return CUDA_ERROR_INVALID_VALUE;
+  if (word < ORION_WORD_DYNAMIC && value > stream->marked_value) stream->marked_value = value;
   if (order_track_idle(e, stream->track)) {
     // All of the stream's work is known to be done. A marker of another stream may still be on its way to the same
     // word with a smaller value; words only grow, so the client that mixes streams in a word hurts itself alone.
@@ -112,7 +113,7 @@ void stream_destroy(orion_engine* e, const orion_op* op) {
 }
 
 static event_state* event_at(orion_engine* e, const orion_op* op, uint32_t index) {
-  if (index < ORION_EVENTS && e->events[index].alive) return &e->events[index];
+  if (index < EVENT_TABLE && e->events[index].alive) return &e->events[index];
   answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
   return NULL;
 }
@@ -196,6 +197,7 @@ void event_create(orion_engine* e, const orion_op* op) {
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.event_create(&handle, o->event_flags));
   if (!result) {
     v->handle = handle;
+    v->flags = o->event_flags;
     v->context = op->context;
     v->alive = true;
     v->recorded = false;

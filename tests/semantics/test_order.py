@@ -13,7 +13,5 @@ from tests.semantics.programs import order
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("program", order.PROGRAMS, ids=lambda program: program.__name__)
 def test_order(run: Run, program: Callable[..., None], place: str) -> None:
-    if place != "native" and program is order.record_again_behind_a_host_function:
-        pytest.xfail("open: a record behind a host function holds later records of the event (docs/semantics.md)")
     done = run(place, "order", program.__name__)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -87,6 +87,7 @@ CUresult orion_stream_wait(orion_stream* stream, uint64_t value) {
 
 typedef struct wait_set {
   orion_ticket* tickets;
+  bool fresh;  // a marker was placed for this wait
   uint32_t count, capacity;
   orion_ticket first[64];
 } wait_set;
@@ -106,8 +107,10 @@ static bool add_ticket(wait_set* set, uint32_t word, uint64_t value) {
 }
 
 static CUresult add_stream(wait_set* set, orion_stream* stream) {
+  const uint64_t before = atomic_load_explicit(&stream->marker, memory_order_relaxed);
   uint64_t value;
   const CUresult result = orion_stream_ticket(stream, &value);
+  set->fresh |= value != before;
   if (result != CUDA_SUCCESS || reached(stream, value)) return result;
   return add_ticket(set, stream->word, value) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
@@ -116,6 +119,7 @@ static CUresult add_stream(wait_set* set, orion_stream* stream) {
 static CUresult collect(orion_context* context, bool all, wait_set* set) {
   set->tickets = set->first;
   set->count = 0;
+  set->fresh = false;
   set->capacity = sizeof set->first / sizeof set->first[0];
   CUresult result = add_stream(set, &context->null_stream);
   pthread_mutex_lock(&context->mutex);
@@ -170,6 +174,22 @@ ORION_API CUresult cuStreamSynchronize(CUstream handle) {
   return orion_stream_synchronize(stream);
 }
 
+/// A marker that the query itself has just placed cannot be reached yet, though the work may be done long ago: the
+/// worker is asked. Later queries load the word.
+static CUresult ask(orion_context* context, uint32_t word, uint64_t value, bool* pending) {
+  orion_op_stream_query op = {.op = {.code = ORION_OP_STREAM_QUERY,
+                                     .context = (uint16_t)context->entry.index,
+                                     .stream = word >= ORION_WORD_STREAMS ? word - ORION_WORD_STREAMS : 0},
+                              .word = word,
+                              .value = value};
+  CUresult result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+  *pending = result != CUDA_SUCCESS;
+  if (result == CUDA_ERROR_NOT_READY) return CUDA_SUCCESS;
+  // What the work has brought is here when the word is.
+  if (result == CUDA_SUCCESS) result = orion_wait_word(context->session, word, value, context->entry.index);
+  return result;
+}
+
 ORION_API CUresult cuStreamQuery(CUstream handle) {
   ORION_ENTER_STREAM(stream, handle);
   CUresult result;
@@ -178,11 +198,20 @@ ORION_API CUresult cuStreamQuery(CUstream handle) {
     wait_set set;
     result = collect(stream->context, false, &set);
     pending = set.count != 0;
+    if (set.fresh && result == CUDA_SUCCESS) {
+      pending = false;
+      for (uint32_t i = 0; i < set.count && !pending && result == CUDA_SUCCESS; i++) {
+        result = ask(stream->context, set.tickets[i].word, set.tickets[i].value, &pending);
+      }
+    }
     if (set.tickets != set.first) free(set.tickets);
   } else {
+    const uint64_t before = atomic_load_explicit(&stream->marker, memory_order_relaxed);
     uint64_t value;
     result = orion_stream_ticket(stream, &value);
     pending = !reached(stream, value);
+    if (pending && value != before && result == CUDA_SUCCESS)
+      result = ask(stream->context, stream->word, value, &pending);
   }
   result = finish(stream->context, result);
   return result == CUDA_SUCCESS && pending ? CUDA_ERROR_NOT_READY : result;

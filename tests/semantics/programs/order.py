@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ctypes import byref, c_float, c_size_t, c_uint64, c_ulonglong, c_void_p
 
 from tests.semantics.tools import NON_BLOCKING, NOT_READY, PER_THREAD, Program, Thread, equal, until
@@ -92,6 +93,49 @@ def record_again_behind_a_host_function(p: Program) -> None:
     equal(p.cu.code("cuEventQuery", event), 0)
     gate.open()
     p.sync(held)
+
+
+def waits_keep_their_record_behind_a_host_function(p: Program) -> None:
+    """Records of one event on a held stream, a free one and a held one: each wait is about the record before it."""
+    held, free, first, second = (p.cu.stream(NON_BLOCKING) for _ in range(4))
+    event, counter = p.cu.event(2), p.counter()
+    gate = p.gate(held)
+    p.add(counter, held, 100)
+    p.cu.call("cuEventRecord", event, held)
+    p.cu.call("cuStreamWaitEvent", first, event, 0)
+    p.add(counter, first)
+    p.cu.call("cuEventRecord", event, free)
+    p.cu.call("cuStreamWaitEvent", second, event, 0)
+    p.add(counter, second, 10)
+    p.sync(second)
+    equal(p.cu.read_u32(counter), 10)
+    equal(p.query(first), NOT_READY)
+    p.cu.call("cuEventDestroy_v2", event)
+    again = p.cu.event(2)
+    p.cu.call("cuEventRecord", again, free)
+    p.cu.call("cuEventSynchronize", again)
+    equal(p.query(first), NOT_READY)
+    gate.open()
+    p.sync(first)
+    equal(p.cu.read_u32(counter), 111)
+
+
+def first_query_of_done_work_says_so(p: Program) -> None:
+    """Nobody has waited for or asked about the stream; its work is done (the counter shows it)."""
+    reader, word = p.cu.stream(NON_BLOCKING), c_uint64()
+
+    def count(counter: c_uint64) -> int:
+        p.cu.call("cuMemcpyDtoHAsync_v2", byref(word), counter, c_size_t(8), reader)
+        p.sync(reader)
+        return word.value
+
+    for stream in (p.cu.stream(NON_BLOCKING), p.cu.stream(0), None):
+        counter = p.counter()
+        p.add(counter, stream)
+        until(lambda counter=counter: count(counter) == 1, "added")  # type: ignore[misc]
+        time.sleep(0.05)  # the kernel has stored; its end follows
+        equal(p.query(stream), 0)
+        equal(p.query(stream), 0)
 
 
 def null_waits_for_blocking_streams(p: Program) -> None:
@@ -238,7 +282,8 @@ def marker_shows_the_bytes_before_it(p: Program) -> None:
 PROGRAMS = [
     query_is_about_the_record, synchronize_is_about_the_record, wait_event_orders_streams,
     wait_means_the_record_before_it, record_again_is_the_new_record,
-    record_again_behind_a_host_function, null_waits_for_blocking_streams,
+    record_again_behind_a_host_function, waits_keep_their_record_behind_a_host_function,
+    first_query_of_done_work_says_so, null_waits_for_blocking_streams,
     blocking_streams_wait_for_null, per_thread_streams_are_apart, destroyed_stream_is_waited_for, elapsed_time_codes,
     another_thread_goes_on, deep_queue_holds_nobody_else, marker_shows_the_bytes_before_it,
 ]  # fmt: skip

@@ -34,3 +34,11 @@ op(
     "when earlier work is done: words[word] = value tells the client to run the function; the stream is parked until "
     "client_words[callback] >= generation",
 )
+op(
+    27,
+    "STREAM_QUERY",
+    "word:u32 pad:u32 value:u64",
+    "reply express",
+    "asks the driver whether the stream is idle, once its marker (word, value) has been executed; 600 at once while "
+    "the stream is held",
+)

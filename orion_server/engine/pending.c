@@ -1,0 +1,166 @@
+// What a program may do to an event or ask of a stream while earlier operations are parked.
+//
+// An event means its last record. A wait means the record before it. While records and waits are parked, a later record
+// must not stand behind them: it takes the event over with a driver event of its own, and the parked operations keep
+// the old one under a spare index that no client can name.
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+#define QUERIES_MAX 64u
+#define QUERY_LIMIT_NS 100000000u  // a marker that was refused never comes
+
+// ------------------------------------------------------------------------------------------------ events
+static uint32_t* event_field(orion_op* op) {
+  switch (op->code) {
+    case ORION_OP_EVENT_RECORD:
+      return &((orion_op_event_record*)op)->event;
+    case ORION_OP_STREAM_WAIT_EVENT:
+      return &((orion_op_stream_wait_event*)op)->event;
+    default:
+      return NULL;
+  }
+}
+
+static uint32_t spare_index(orion_engine* e) {
+  if (e->event_first_spare) {
+    const uint32_t index = e->event_first_spare;
+    e->event_first_spare = e->events[index].next_spare;
+    return index;
+  }
+  if (e->event_spares_used == EVENT_SPARES) return 0;
+  return EVENT_SPARE_BASE + e->event_spares_used++;
+}
+
+bool event_detach(orion_engine* e, uint32_t index, const parked_op* until) {
+  event_state* v = &e->events[index];
+  if (!v->alive) return false;
+  uint32_t users = 0;
+  for (parked_op* node = e->first_parked; node && node != until; node = node->next) {
+    if (park_event_of(&node->op) != index) continue;
+    if (!event_field(&node->op)) return false;  // its creation or its end: those keep the index
+    users++;
+  }
+  const context_state* c = &e->contexts[v->context];
+  if (!users || !c->alive || c->sticky) return false;
+  if (e->current_context != v->context) {
+    if (answer_check(e, v->context, (int32_t)e->driver.context_set_current(c->handle))) return false;
+    e->current_context = v->context;
+  }
+  CUevent fresh = NULL;
+  if (answer_check(e, v->context, (int32_t)e->driver.event_create(&fresh, v->flags))) return false;
+  const uint32_t spare = spare_index(e);
+  if (!spare) {
+    (void)e->driver.event_destroy(fresh);
+    return false;
+  }
+  e->events[spare] = *v;
+  e->events[spare].users = users;
+  v->handle = fresh;
+  v->recorded = false;
+  v->record_epoch = v->use_epoch = 0;
+  for (parked_op* node = e->first_parked; node && node != until; node = node->next) {
+    if (park_event_of(&node->op) == index) *event_field(&node->op) = spare;
+  }
+  return true;
+}
+
+void event_let_go(orion_engine* e, uint32_t index) {
+  event_state* v = &e->events[index];
+  if (index < EVENT_SPARE_BASE || !v->alive || --v->users) return;
+  // The driver keeps what a pending record or wait needs of it.
+  (void)e->driver.event_destroy(v->handle);
+  *v = (event_state){.next_spare = e->event_first_spare};
+  e->event_first_spare = index;
+}
+
+void event_drop_spares(orion_engine* e, uint32_t context) {
+  for (uint32_t i = EVENT_SPARE_BASE; i < EVENT_SPARE_BASE + e->event_spares_used; i++) {
+    if (!e->events[i].alive || e->events[i].context != context) continue;
+    e->events[i].users = 1;
+    event_let_go(e, i);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ queries
+// A query overtakes the main ring, where the marker that it asks for travels: it is held until that has been executed,
+// and answered at once when that cannot be soon.
+static bool query_try(orion_engine* e, const parked_op* node) {
+  const orion_op_stream_query* o = (const orion_op_stream_query*)&node->op;
+  const orion_op* op = &o->op;
+  const context_state* c = &e->contexts[op->context];
+  const stream_state* s = &e->streams[stream_index(op)];
+  if (o->word >= ORION_WORD_DYNAMIC || !c->alive || !s->alive || s->context != op->context) {
+    answer_reply(e, op, CUDA_ERROR_NOT_READY, NULL, 0);
+    return true;
+  }
+  if (c->sticky) {
+    answer_reply(e, op, c->sticky, NULL, 0);
+    return true;
+  }
+  const bool held = s->blocked_epoch == e->epoch ||
+                    (op->stream ? s->blocking && c->null_epoch == e->epoch : c->blocking_epoch == e->epoch);
+  if (held || !park_has_room(e)) {
+    answer_reply(e, op, CUDA_ERROR_NOT_READY, NULL, 0);
+    return true;
+  }
+  if (s->marked_value < o->value) {
+    if (engine_now_ns() < node->deadline_ns) return false;
+    answer_reply(e, op, CUDA_ERROR_NOT_READY, NULL, 0);
+    return true;
+  }
+  if (!use_context(e, op)) return true;
+  const int32_t result = answer_check(e, op->context, (int32_t)e->driver.stream_query(s->handle));
+  if (result == 0) {
+    // The GPU has passed the marker, or is about to write the same value once more from a stream of the engine's own.
+    if (atomic_load_explicit(&e->segment->words[o->word], memory_order_acquire) < o->value) {
+      answer_set_word(e, o->word, o->value);
+    }
+  }
+  answer_reply(e, op, result, NULL, 0);
+  return true;
+}
+
+void stream_query(orion_engine* e, const orion_op* op) {
+  parked_op* node = e->query_count < QUERIES_MAX ? calloc(1, sizeof *node + op->bytes) : NULL;
+  if (!node) {
+    answer_reply(e, op, CUDA_ERROR_NOT_READY, NULL, 0);
+    return;
+  }
+  memcpy(&node->op, op, op->bytes);
+  node->deadline_ns = engine_now_ns() + QUERY_LIMIT_NS;
+  if (query_try(e, node)) {
+    free(node);
+    return;
+  }
+  node->next = e->first_query;
+  e->first_query = node;
+  e->query_count++;
+}
+
+bool stream_query_pass(orion_engine* e) {
+  bool moved = false;
+  for (parked_op** link = &e->first_query; *link;) {
+    parked_op* node = *link;
+    if (!query_try(e, node)) {
+      link = &node->next;
+      continue;
+    }
+    *link = node->next;
+    free(node);
+    e->query_count--;
+    moved = true;
+  }
+  return moved;
+}
+
+void stream_query_free(orion_engine* e) {
+  for (parked_op* node = e->first_query; node;) {
+    parked_op* next = node->next;
+    free(node);
+    node = next;
+  }
+  e->first_query = NULL;
+  e->query_count = 0;
+}
