@@ -24,6 +24,7 @@ enum orion_op_code {
   ORION_OP_STREAM_WRITE_VALUE = 24,
   ORION_OP_STREAM_WAIT_VALUE = 25,
   ORION_OP_HOST_FUNCTION = 26,
+  ORION_OP_STREAM_QUERY = 27,
   ORION_OP_EVENT_CREATE = 30,
   ORION_OP_EVENT_DESTROY = 31,
   ORION_OP_EVENT_RECORD = 32,
@@ -237,6 +238,15 @@ typedef struct orion_op_host_function {
   uint64_t value;
 } orion_op_host_function;
 _Static_assert(sizeof(orion_op_host_function) == 64, "orion_op_host_function");
+
+// asks the driver whether the stream is idle, once its marker (word, value) has been executed; 600 at once while the stream is held.
+typedef struct orion_op_stream_query {
+  orion_op op;
+  uint32_t word;
+  uint32_t pad;
+  uint64_t value;
+} orion_op_stream_query;
+_Static_assert(sizeof(orion_op_stream_query) == 48, "orion_op_stream_query");
 
 // cuEventCreate with a client-minted index.
 typedef struct orion_op_event_create {
@@ -631,6 +641,7 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_STREAM_WRITE_VALUE] = {"STREAM_WRITE_VALUE", sizeof(orion_op_stream_write_value), ORION_OPF_WORK, 0},
     [ORION_OP_STREAM_WAIT_VALUE] = {"STREAM_WAIT_VALUE", sizeof(orion_op_stream_wait_value), ORION_OPF_WORK, 0},
     [ORION_OP_HOST_FUNCTION] = {"HOST_FUNCTION", sizeof(orion_op_host_function), ORION_OPF_STREAM, 0},
+    [ORION_OP_STREAM_QUERY] = {"STREAM_QUERY", sizeof(orion_op_stream_query), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_EVENT_CREATE] = {"EVENT_CREATE", sizeof(orion_op_event_create), 0, 0},
     [ORION_OP_EVENT_DESTROY] = {"EVENT_DESTROY", sizeof(orion_op_event_destroy), ORION_OPF_STREAM, 0},
     [ORION_OP_EVENT_RECORD] = {"EVENT_RECORD", sizeof(orion_op_event_record), ORION_OPF_STREAM, 0},
