@@ -31,7 +31,7 @@ const std::unordered_map<int, int>& fixed_attributes() {
       {13, 1000000},  // clock kHz: invented
       {14, 512},      // texture alignment
       {15, 1},        // copies overlap kernels
-      {16, kMultiprocessors},
+      {16, Driver::get().multiprocessors},
       {18, 0},        // not integrated: memory is accounted apart from the host's
       {19, 1},        // maps host memory
       {30, 512},      // surface alignment
@@ -46,7 +46,7 @@ const std::unordered_map<int, int>& fixed_attributes() {
       {78, 1},   // stream priorities
       {79, 1},
       {80, 1},
-      {81, kSharedPerMultiprocessorBytes},
+      {81, Driver::get().shared_per_multiprocessor_bytes},
       {82, kRegistersPerMultiprocessor},
       {83, 1},  // managed memory
       {86, 1},  // host atomics are device atomics
@@ -58,7 +58,7 @@ const std::unordered_map<int, int>& fixed_attributes() {
       {93, 1},
       {94, 1},
       {95, 1},  // cooperative launch
-      {97, kSharedPerBlockOptinBytes},
+      {97, Driver::get().shared_per_block_optin_bytes},
       {99, 1},   // host register
       {101, 1},  // host reaches managed memory directly
       {102, 1},  // virtual memory management

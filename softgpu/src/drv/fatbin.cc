@@ -7,6 +7,9 @@
 #include <cstdio>
 #include <cstring>
 
+#include "outline.h"
+#include "state.h"
+
 namespace sg {
 
 namespace {
@@ -61,7 +64,7 @@ struct Zstd {
   }
 };
 
-CUresult text_of_entry(const Entry& entry, std::string* text, std::string* log) {
+CUresult bytes_of_entry(const Entry& entry, std::string* text, std::string* log) {
   const size_t packed_bytes = entry.compressed_bytes ? entry.compressed_bytes : entry.payload_bytes;
   if (packed_bytes > entry.payload_bytes) return CUDA_ERROR_INVALID_IMAGE;
   if (entry.flags & (kFlagLz4 | kFlagZstd)) {
@@ -92,9 +95,51 @@ CUresult text_of_entry(const Entry& entry, std::string* text, std::string* log) 
   } else {
     text->assign(reinterpret_cast<const char*>(entry.payload), packed_bytes);
   }
+  return CUDA_SUCCESS;
+}
+
+CUresult text_of_entry(const Entry& entry, std::string* text, std::string* log) {
+  const CUresult result = bytes_of_entry(entry, text, log);
+  if (result != CUDA_SUCCESS) return result;
   const size_t end = text->find('\0');
   if (end != std::string::npos) text->resize(end);
   return text->empty() ? CUDA_ERROR_INVALID_IMAGE : CUDA_SUCCESS;
+}
+
+/// Outlines of the machine code in a container that runs on the device: that of the newest architecture of its
+/// generation, code for exactly this one ("sm_90a") before others. False when there is none.
+bool outline_machine_code(const std::vector<Entry>& entries, uint32_t compute_capability,
+                          std::vector<std::string>* texts) {
+  constexpr uint64_t kFlagExactArchitecture = 0x100000;
+  const auto rank = [&](const Entry& entry) -> uint32_t {
+    if (entry.sm > compute_capability || entry.sm / 10 != compute_capability / 10) return 0;
+    return entry.sm * 2 + ((entry.flags & kFlagExactArchitecture) != 0);
+  };
+  uint32_t best = 1;
+  for (const Entry& entry : entries) best = std::max(best, rank(entry));
+  bool any = false;
+  for (const Entry& entry : entries) {
+    std::string bytes, log;
+    if (rank(entry) != best || bytes_of_entry(entry, &bytes, &log) != CUDA_SUCCESS) continue;
+    texts->push_back(outline_of_cubin(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()));
+    any = true;
+  }
+  return any;
+}
+
+/// Bytes of an ELF file whose size nobody tells: the end of its last part.
+size_t elf_bytes(const uint8_t* image) {
+  const uint64_t sections = read<uint64_t>(image + 40);
+  const size_t section_bytes = read<uint16_t>(image + 58), section_count = read<uint16_t>(image + 60);
+  const uint64_t segments = read<uint64_t>(image + 32);
+  const size_t segment_bytes = read<uint16_t>(image + 54), segment_count = read<uint16_t>(image + 56);
+  uint64_t end = std::max(sections + section_bytes * section_count, segments + segment_bytes * segment_count);
+  for (size_t i = 0; sections < kMaxImageBytes && section_bytes >= 64 && i < section_count; ++i) {
+    const uint8_t* at = image + sections + i * section_bytes;
+    constexpr uint32_t kNoBits = 8;
+    if (read<uint32_t>(at + 4) != kNoBits) end = std::max(end, read<uint64_t>(at + 24) + read<uint64_t>(at + 32));
+  }
+  return end < kMaxImageBytes ? end : 0;
 }
 
 }  // namespace
@@ -144,7 +189,7 @@ CUresult texts_of_container(const uint8_t* data, size_t bytes, int compute_capab
     *log = "fatbin: the container is longer than its image";
     return CUDA_ERROR_INVALID_IMAGE;
   }
-  std::vector<Entry> ptx;
+  std::vector<Entry> ptx, machine_code;
   bool has_machine_code = false;
   bool has_newer_ptx = false;
   const uint8_t* at = data + header_bytes;
@@ -167,6 +212,7 @@ CUresult texts_of_container(const uint8_t* data, size_t bytes, int compute_capab
     entry.payload = at + entry_header_bytes;
     entry.payload_bytes = payload_bytes;
     has_machine_code |= entry.kind == kKindElf;
+    if (entry.kind == kKindElf) machine_code.push_back(entry);
     if (entry.kind == kKindPtx) {
       if (entry.sm <= static_cast<uint32_t>(compute_capability)) {
         ptx.push_back(entry);
@@ -177,6 +223,8 @@ CUresult texts_of_container(const uint8_t* data, size_t bytes, int compute_capab
     at += entry_header_bytes + payload_bytes;
     left -= entry_header_bytes + payload_bytes;
   }
+  const bool record = Driver::get().record;
+  if (record && outline_machine_code(machine_code, compute_capability, texts)) return CUDA_SUCCESS;
   if (ptx.empty()) {
     if (!has_machine_code && !has_newer_ptx) return CUDA_ERROR_INVALID_IMAGE;
     *log = has_newer_ptx ? "the image has PTX for newer devices only"
@@ -191,7 +239,7 @@ CUresult texts_of_container(const uint8_t* data, size_t bytes, int compute_capab
     std::string text;
     const CUresult result = text_of_entry(entry, &text, log);
     if (result != CUDA_SUCCESS) return result;
-    texts->push_back(std::move(text));
+    texts->push_back(record ? outline_of_ptx(text) : std::move(text));
   }
   return CUDA_SUCCESS;
 }
@@ -220,6 +268,10 @@ CUresult texts_of_image(const void* image, int compute_capability, std::vector<s
     if (body_bytes > kMaxImageBytes) return CUDA_ERROR_INVALID_IMAGE;
     return texts_of_container(data, header_bytes + body_bytes, compute_capability, texts, log);
   }
+  if (magic == kElfMagic && Driver::get().record) {
+    texts->push_back(outline_of_cubin(data, elf_bytes(data)));
+    return CUDA_SUCCESS;
+  }
   if (magic == kElfMagic) {
     *log = "the image is machine code; softgpu runs PTX";
     return CUDA_ERROR_NO_BINARY_FOR_GPU;
@@ -228,7 +280,7 @@ CUresult texts_of_image(const void* image, int compute_capability, std::vector<s
   if (length == 0 || length == kMaxTextBytes) return CUDA_ERROR_INVALID_IMAGE;
   std::string_view text(static_cast<const char*>(image), length);
   if (!looks_like_ptx(text)) return CUDA_ERROR_INVALID_IMAGE;
-  texts->emplace_back(text);
+  texts->push_back(Driver::get().record ? outline_of_ptx(text) : std::string(text));
   return CUDA_SUCCESS;
 }
 

@@ -71,7 +71,7 @@ CUresult param_info(const Kernel& kernel, size_t index, size_t* offset, size_t* 
 }
 
 CUresult check_max_dynamic(const Kernel& kernel, int value) {
-  return value < 0 || value > kSharedPerBlockOptinBytes - static_cast<int>(kernel.static_shared_bytes)
+  return value < 0 || value > Driver::get().shared_per_block_optin_bytes - static_cast<int>(kernel.static_shared_bytes)
              ? CUDA_ERROR_INVALID_VALUE
              : CUDA_SUCCESS;
 }
@@ -85,7 +85,7 @@ int blocks_per_multiprocessor(const Kernel& kernel, uint64_t block_threads, size
   const uint64_t threads = round_up(block_threads, 32);
   const uint64_t shared = kernel.static_shared_bytes + dynamic_shared_bytes + kReservedSharedPerBlockBytes;
   uint64_t blocks = std::min<uint64_t>(kMaxBlocksPerMultiprocessor, kMaxThreadsPerMultiprocessor / threads);
-  blocks = std::min<uint64_t>(blocks, kSharedPerMultiprocessorBytes / shared);
+  blocks = std::min<uint64_t>(blocks, Driver::get().shared_per_multiprocessor_bytes / shared);
   blocks = std::min<uint64_t>(blocks, kRegistersPerMultiprocessor / (threads * std::max(kernel.registers, 1u)));
   return static_cast<int>(blocks);
 }
@@ -125,7 +125,7 @@ CUresult potential_block_size(int* grid, int* block, CUfunction handle, CUoccupa
       if (blocks * threads <= best_threads) continue;
       best_threads = blocks * threads;
       *block = threads;
-      *grid = blocks * kMultiprocessors;
+      *grid = blocks * Driver::get().multiprocessors;
     }
     return CUDA_SUCCESS;
   });
@@ -222,7 +222,7 @@ SG_API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, CUfunction handle,
   return with_function(handle, [&](Function& function) -> CUresult {
     if (!bytes || blocks <= 0 || block_size <= 0) return CUDA_ERROR_INVALID_VALUE;
     const int used = static_cast<int>(function.kernel->static_shared_bytes) + kReservedSharedPerBlockBytes;
-    const int room = kSharedPerMultiprocessorBytes / blocks - used;
+    const int room = Driver::get().shared_per_multiprocessor_bytes / blocks - used;
     *bytes = std::clamp(room, 0, function.max_dynamic_shared_bytes.load());
     return CUDA_SUCCESS;
   });

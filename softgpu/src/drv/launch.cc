@@ -36,7 +36,7 @@ CUresult check_shape(const Function& function, const Shape& shape) {
   }
   if (shape.cooperative) {
     const uint64_t blocks = uint64_t{shape.grid[0]} * shape.grid[1] * shape.grid[2];
-    const int resident = blocks_per_multiprocessor(kernel, threads, shape.shared_bytes) * kMultiprocessors;
+    const int resident = blocks_per_multiprocessor(kernel, threads, shape.shared_bytes) * Driver::get().multiprocessors;
     if (blocks > static_cast<uint64_t>(resident)) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
   }
   return CUDA_SUCCESS;
@@ -99,6 +99,7 @@ CUresult launch(CUfunction handle, const Shape& shape, CUstream stream_handle, b
       request.cooperative = shape.cooperative;
       request.params = bytes.data();
       ExecGate::Pass pass(driver.gate);
+      if (driver.record) return;
       const RunResult result = module->program->run(*kernel, request, &context.cancel, nullptr);
       if (result.fault != Fault::none) context.set_fault(static_cast<int>(result.fault), result.message);
     };
@@ -121,7 +122,8 @@ CUresult launch_config(const CUlaunchConfig* config, bool per_thread, CUfunction
         shape.cooperative = attribute.value.cooperative != 0;
         break;
       case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
-        if (cluster.x != 1 || cluster.y != 1 || cluster.z != 1) return CUDA_ERROR_NOT_SUPPORTED;
+        if (!Driver::get().record && (cluster.x != 1 || cluster.y != 1 || cluster.z != 1))
+          return CUDA_ERROR_NOT_SUPPORTED;
         break;
       case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
       case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT:

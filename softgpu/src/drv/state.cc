@@ -90,6 +90,13 @@ Driver& Driver::get() {
 Driver::Driver() {
   op_delay_us = static_cast<unsigned>(env_number("SOFTGPU_DELAY_US", 0, 0, 10'000'000));
   verbose = env_number("SOFTGPU_LOG", 0, 0, 1) == 1;
+  record = env_number("SOFTGPU_RECORD", 0, 0, 1) == 1;
+  if (record) {
+    cc_major = 9;
+    multiprocessors = 132;
+    shared_per_block_optin_bytes = 227 << 10;
+    shared_per_multiprocessor_bytes = 228 << 10;
+  }
   if (const char* cc = std::getenv("SOFTGPU_CC")) {
     int major = 0;
     int minor = 0;

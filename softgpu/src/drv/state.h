@@ -21,14 +21,11 @@
 namespace sg {
 
 constexpr int kDriverVersion = 13000;
-constexpr int kMultiprocessors = 16;
 constexpr int kMaxThreadsPerBlock = 1024;
 constexpr int kMaxThreadsPerMultiprocessor = 2048;
 constexpr int kMaxBlocksPerMultiprocessor = 32;
 constexpr int kRegistersPerMultiprocessor = 65536;
 constexpr int kSharedPerBlockBytes = 48 << 10;
-constexpr int kSharedPerBlockOptinBytes = 163 << 10;
-constexpr int kSharedPerMultiprocessorBytes = 164 << 10;
 constexpr int kReservedSharedPerBlockBytes = 1 << 10;
 constexpr int kLeastStreamPriority = 0;
 constexpr int kGreatestStreamPriority = -5;
@@ -220,6 +217,12 @@ class Driver {
   bool verbose = false;
   int cc_major = 8;
   int cc_minor = 0;
+  /// SOFTGPU_RECORD=1: images become outlines, launches are checked and queued but run nothing, and the device is of
+  /// the size that the libraries' machine code was written for.
+  bool record = false;
+  int multiprocessors = 16;
+  int shared_per_block_optin_bytes = 163 << 10;
+  int shared_per_multiprocessor_bytes = 164 << 10;
 
   HandleTable<Context> contexts{HandleKind::context};
   HandleTable<Stream> streams{HandleKind::stream};
