@@ -263,7 +263,14 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
     case ORION_OP_EVENT_ELAPSED:
       return event_elapsed(e, op, node);
     case ORION_OP_MEM_MAP:
-      memory_map(e, op);
+    case ORION_OP_VMM_CREATE:
+      memory_allocate(e, op);
+      break;
+    case ORION_OP_VMM_RELEASE:
+    case ORION_OP_VMM_MAP:
+    case ORION_OP_VMM_UNMAP:
+    case ORION_OP_VMM_SET_ACCESS:
+      vmm_simple(e, op);
       break;
     case ORION_OP_MEM_FREE:
       memory_free(e, op);

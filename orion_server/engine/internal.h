@@ -116,8 +116,18 @@ typedef struct range {
   uint64_t serial;  // 0: unused entry. Tells a range from a later one at the same address
   CUmemGenericAllocationHandle handle;
   uint32_t next_free;
-  uint16_t context;
+  uint32_t memory;   // index into engine->memories whose part is mapped; 0: the range owns `handle`
+  uint16_t context;  // 0 where `memory` is not: bound to no context
 } range;
+
+/// Memory that the client has made by VMM_CREATE.
+typedef struct memory_state {
+  uint64_t bytes;
+  CUmemGenericAllocationHandle handle;
+  uint32_t mappings;
+  uint16_t device;  // index into engine->devices
+  bool alive;
+} memory_state;
 
 typedef struct device_state {
   uint32_t ordinal;
@@ -222,6 +232,8 @@ struct orion_engine {
   range* ranges;
   uint32_t range_capacity, range_fresh, range_first_free;
   uint64_t range_serial;
+  memory_state* memories;
+  uint32_t memory_high;
   device_state devices[ORION_DEVICES];
   uint32_t device_count;
   global_state* globals;
@@ -411,7 +423,12 @@ void stream_query_free(orion_engine* e);
 
 int memory_bind_device(orion_engine* e, uint32_t index);
 void memory_release_device(orion_engine* e, uint32_t index);
-void memory_map(orion_engine* e, const orion_op* op);
+/// MEM_MAP and VMM_CREATE: answers, or waits for frees that may still make room.
+void memory_allocate(orion_engine* e, const orion_op* op);
+device_state* memory_device_at(const orion_engine* e, uint64_t address);
+uint32_t memory_range_new(orion_engine* e);  // 0: no memory
+void memory_range_give(orion_engine* e, uint32_t index);
+void memory_set_chunks(device_state* d, uint64_t base, uint64_t bytes, uint32_t value);
 void memory_free(orion_engine* e, const orion_op* op);
 void memory_info(orion_engine* e, const orion_op* op);
 void memory_host_register(orion_engine* e, const orion_op* op);
@@ -426,6 +443,11 @@ bool memory_device_ok(const orion_engine* e, uint64_t address, uint64_t bytes);
 /// True when [offset, +bytes) of the host arena is staging or registered.
 bool memory_host_ok(const orion_engine* e, uint64_t offset, uint64_t bytes);
 bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes);
+
+// virtual_memory.c
+int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o);
+void vmm_simple(orion_engine* e, const orion_op* op);
+void vmm_free_all(orion_engine* e);
 
 void copy_linear(orion_engine* e, const orion_op* op);
 void copy_3d(orion_engine* e, const orion_op* op);

@@ -29,7 +29,7 @@ void memory_release_device(orion_engine* e, uint32_t index) {
   d->chunk_range = NULL;
 }
 
-static device_state* device_at(const orion_engine* e, uint64_t address) {
+device_state* memory_device_at(const orion_engine* e, uint64_t address) {
   for (uint32_t i = 0; i < e->device_count; i++) {
     const device_state* d = &e->devices[i];
     if (d->reserved && address >= d->base && address - d->base < d->bytes) return (device_state*)d;
@@ -37,7 +37,7 @@ static device_state* device_at(const orion_engine* e, uint64_t address) {
   return NULL;
 }
 
-static uint32_t range_new(orion_engine* e) {
+uint32_t memory_range_new(orion_engine* e) {
   if (e->range_first_free) {
     const uint32_t index = e->range_first_free;
     e->range_first_free = e->ranges[index].next_free;
@@ -54,7 +54,12 @@ static uint32_t range_new(orion_engine* e) {
   return e->range_fresh++;
 }
 
-static void set_chunks(device_state* d, uint64_t base, uint64_t bytes, uint32_t value) {
+void memory_range_give(orion_engine* e, uint32_t index) {
+  e->ranges[index] = (range){.next_free = e->range_first_free};
+  e->range_first_free = index;
+}
+
+void memory_set_chunks(device_state* d, uint64_t base, uint64_t bytes, uint32_t value) {
   const uint64_t first = (base - d->base) / ORION_CHUNK_BYTES, count = bytes / ORION_CHUNK_BYTES;
   for (uint64_t i = 0; i < count; i++) d->chunk_range[first + i] = value;
 }
@@ -72,7 +77,7 @@ static int32_t set_access(orion_engine* e, const device_state* owner, uint64_t b
 
 static int32_t map_range(orion_engine* e, uint32_t context, uint64_t base, uint64_t bytes) {
   device_state* d = &e->devices[e->contexts[context].device];
-  const uint32_t index = range_new(e);
+  const uint32_t index = memory_range_new(e);
   if (!index) return CUDA_ERROR_OUT_OF_MEMORY;
   range* r = &e->ranges[index];
   *r = (range){0};
@@ -88,28 +93,26 @@ static int32_t map_range(orion_engine* e, uint32_t context, uint64_t base, uint6
     if (result) (void)e->driver.memory_release(r->handle);
   }
   if (result) {
-    r->next_free = e->range_first_free;
-    e->range_first_free = index;
+    memory_range_give(e, index);
     return result;
   }
   r->base = base;
   r->bytes = bytes;
   r->serial = ++e->range_serial;
   r->context = (uint16_t)context;
-  set_chunks(d, base, bytes, index);
+  memory_set_chunks(d, base, bytes, index);
   atomic_fetch_add_explicit(&d->mapped_bytes, bytes, memory_order_relaxed);
   return 0;
 }
 
 static void unmap_range(orion_engine* e, uint32_t index) {
   range* r = &e->ranges[index];
-  device_state* d = device_at(e, r->base);
+  device_state* d = memory_device_at(e, r->base);
   (void)e->driver.memory_unmap(r->base, r->bytes);
   (void)e->driver.memory_release(r->handle);
-  set_chunks(d, r->base, r->bytes, 0);
+  memory_set_chunks(d, r->base, r->bytes, 0);
   atomic_fetch_sub_explicit(&d->mapped_bytes, r->bytes, memory_order_relaxed);
-  *r = (range){.next_free = e->range_first_free};
-  e->range_first_free = index;
+  memory_range_give(e, index);
   e->frees_progressed = true;
 }
 
@@ -130,15 +133,21 @@ static int32_t map_checked(orion_engine* e, const orion_op_mem_map* o) {
   return answer_check(e, o->op.context, map_range(e, o->op.context, o->device_address, o->size_bytes));
 }
 
+// One attempt. False when it has run out of memory; else the operation is answered.
+static bool attempt(orion_engine* e, const orion_op* op, bool last) {
+  const bool map = op->code == ORION_OP_MEM_MAP;
+  if (map && !use_context(e, op)) return true;
+  const int32_t result =
+      map ? map_checked(e, (const orion_op_mem_map*)op) : vmm_create(e, (const orion_op_vmm_create*)op);
+  if (result == CUDA_ERROR_OUT_OF_MEMORY && !last) return false;
+  answer_reply(e, op, result, NULL, 0);
+  return true;
+}
+
 // An allocation travels in the express ring and may have overtaken the frees that make room for it. It waits until all
 // that was in the main ring when it failed has been read and every free among it has been reclaimed.
-void memory_map(orion_engine* e, const orion_op* op) {
-  if (!use_context(e, op)) return;
-  int32_t result = map_checked(e, (const orion_op_mem_map*)op);
-  if (result != CUDA_ERROR_OUT_OF_MEMORY) {
-    answer_reply(e, op, result, NULL, 0);
-    return;
-  }
+void memory_allocate(orion_engine* e, const orion_op* op) {
+  if (attempt(e, op, false)) return;
   uint64_t until = atomic_load_explicit(&e->main_ring.control->tail, memory_order_acquire);
   if (until - e->main_position > ORION_MAIN_SLOTS) until = e->main_position + ORION_MAIN_SLOTS;
   parked_op* node = NULL;
@@ -147,7 +156,7 @@ void memory_map(orion_engine* e, const orion_op* op) {
     node = calloc(1, sizeof *node + op->bytes);
   }
   if (!node) {
-    answer_reply(e, op, result, NULL, 0);
+    answer_reply(e, op, CUDA_ERROR_OUT_OF_MEMORY, NULL, 0);
     return;
   }
   memcpy(&node->op, op, op->bytes);
@@ -170,22 +179,13 @@ static bool try_waiting_maps(orion_engine* e) {
   while (node) {
     parked_op* next = node->next;
     node->next = NULL;
-    int32_t result = CUDA_ERROR_OUT_OF_MEMORY;
-    if (!use_context(e, &node->op)) {
+    if (attempt(e, &node->op, last_chance)) {
       free(node);
       moved = true;
-      node = next;
-      continue;
-    }
-    result = map_checked(e, (const orion_op_mem_map*)&node->op);
-    if (result == CUDA_ERROR_OUT_OF_MEMORY && !last_chance) {
+    } else {
       *e->maps_last = node;
       e->maps_last = &node->next;
       e->maps_count++;
-    } else {
-      answer_reply(e, &node->op, result, NULL, 0);
-      free(node);
-      moved = true;
     }
     node = next;
   }
@@ -200,9 +200,10 @@ void memory_free(orion_engine* e, const orion_op* op) {
   uint32_t index = 0;
   int32_t result = 0;
   if (o->unmap) {
-    const device_state* d = device_at(e, o->device_address);
+    const device_state* d = memory_device_at(e, o->device_address);
     index = d ? d->chunk_range[(o->device_address - d->base) / ORION_CHUNK_BYTES] : 0;
-    if (!index || e->ranges[index].base != o->device_address || e->ranges[index].bytes != o->size_bytes) {
+    if (!index || e->ranges[index].memory || e->ranges[index].base != o->device_address ||
+        e->ranges[index].bytes != o->size_bytes) {
       index = 0;
       result = CUDA_ERROR_INVALID_VALUE;
     }
@@ -269,11 +270,12 @@ bool memory_reclaim(orion_engine* e, bool close_batch) {
 
 void memory_drop_context(orion_engine* e, uint32_t context) {
   for (uint32_t i = 1; i < e->range_fresh; i++) {
-    if (e->ranges[i].serial && e->ranges[i].context == context) unmap_range(e, i);
+    if (e->ranges[i].serial && !e->ranges[i].memory && e->ranges[i].context == context) unmap_range(e, i);
   }
 }
 
 void memory_free_all(orion_engine* e) {
+  vmm_free_all(e);
   for (uint32_t i = 1; i < e->range_fresh; i++) {
     if (e->ranges[i].serial) unmap_range(e, i);
   }
@@ -303,7 +305,7 @@ void memory_allow_peer(orion_engine* e, uint32_t owner, uint32_t reader, bool al
   }
   d->peers |= bit;
   for (uint32_t i = 1; i < e->range_fresh; i++) {
-    if (e->ranges[i].serial && e->contexts[e->ranges[i].context].device == owner) {
+    if (e->ranges[i].serial && !e->ranges[i].memory && e->contexts[e->ranges[i].context].device == owner) {
       (void)set_access(e, d, e->ranges[i].base, e->ranges[i].bytes);
     }
   }
@@ -403,7 +405,7 @@ void memory_host_unregister(orion_engine* e, const orion_op* op) {
 bool memory_device_ok(const orion_engine* e, uint64_t address, uint64_t bytes) {
   const uint64_t arena = (uint64_t)(uintptr_t)e->arena;
   if (address >= arena && address - arena < e->arena_bytes) return memory_host_ok(e, address - arena, bytes);
-  const device_state* d = device_at(e, address);
+  const device_state* d = memory_device_at(e, address);
   if (d) {
     if (bytes > d->bytes - (address - d->base)) return false;
     while (bytes) {

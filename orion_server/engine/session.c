@@ -48,7 +48,8 @@ int orion_engine_new(const orion_engine_config* config, orion_engine** out) {
   e->events = table(EVENT_TABLE, sizeof *e->events);
   e->modules = table(ORION_MODULES, sizeof *e->modules);
   e->functions = table(ORION_FUNCTIONS, sizeof *e->functions);
-  if (!e->streams || !e->events || !e->modules || !e->functions || !order_init(e)) {
+  e->memories = table(ORION_MEMORIES, sizeof *e->memories);
+  if (!e->memories || !e->streams || !e->events || !e->modules || !e->functions || !order_init(e)) {
     orion_engine_free(e);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
@@ -282,6 +283,7 @@ void orion_engine_free(orion_engine* e) {
   table_free(e->events, EVENT_TABLE, sizeof *e->events);
   table_free(e->modules, ORION_MODULES, sizeof *e->modules);
   table_free(e->functions, ORION_FUNCTIONS, sizeof *e->functions);
+  table_free(e->memories, ORION_MEMORIES, sizeof *e->memories);
   free(e->ranges);
   free(e->globals);
   free(e->pinned);

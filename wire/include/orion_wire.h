@@ -43,6 +43,7 @@ typedef struct orion_op {
 #define ORION_EVENTS 1048576u  // per session
 #define ORION_MODULES 65536u
 #define ORION_FUNCTIONS 1048576u
+#define ORION_MEMORIES 262144u  // 1 .. 262143: cuMemCreate
 #define ORION_THREADS 1024u  // client threads share indices modulo this
 #define ORION_DEVICES 64u
 

@@ -20,6 +20,8 @@ enum orion_tag {
   ORION_TAG_LIBRARY,
   ORION_TAG_KERNEL,
   ORION_TAG_LINK,
+  ORION_TAG_MEMORY = 0x30,
+  ORION_TAG_POOL,
 };
 
 /// First member of every object that a handle names.

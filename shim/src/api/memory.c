@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "api.h"
+#include "virtual_memory.h"
 
 #define PAGE_BYTES 4096ull
 #define PITCH_BYTES 512ull
@@ -15,10 +16,22 @@ static orion_allocation* containing(uint64_t address) {
   return (orion_allocation*)orion_extent_containing(orion_allocations, address);
 }
 
-static bool overlaps(uint64_t start, uint64_t bytes) {
+bool orion_overlaps(uint64_t start, uint64_t bytes) {
   if (containing(start) != NULL) return true;
   const orion_extent* above = orion_extent_at_or_above(orion_allocations, start);
   return above != NULL && above->start - start < bytes;
+}
+
+/// Under the memory mutex: mappings that follow one another without a gap are one range for whoever uses it.
+static bool mapped_through(const orion_allocation* first, uint64_t address, uint64_t bytes) {
+  for (const orion_allocation* at = first; at != NULL && at->kind == ORION_MEMORY_MAPPED;) {
+    const uint64_t left = at->extent.bytes - (address - at->extent.start);
+    if (bytes <= left) return true;
+    address += left;
+    bytes -= left;
+    at = (orion_allocation*)orion_extent_starting_at(orion_allocations, address);
+  }
+  return false;
 }
 
 orion_range orion_find_range(uint64_t address, uint64_t bytes) {
@@ -34,6 +47,7 @@ orion_range orion_find_range(uint64_t address, uint64_t bytes) {
                           .flags = found->flags,
                           .whole = bytes <= found->extent.bytes - (address - found->extent.start),
                           .sync_memops = found->sync_memops};
+    if (!range.whole && found->kind == ORION_MEMORY_MAPPED) range.whole = mapped_through(found, address, bytes);
   }
   pthread_mutex_unlock(&orion_memory_mutex);
   return range;
@@ -57,7 +71,7 @@ void orion_add_global(orion_context* context, uint64_t address, uint64_t bytes) 
                                .reserved_bytes = bytes,
                                .buffer_id = orion_next_id()};
   pthread_mutex_lock(&orion_memory_mutex);
-  if (overlaps(address, bytes)) {
+  if (orion_overlaps(address, bytes)) {
     free(global);
   } else {
     orion_extent_insert(&orion_allocations, &global->extent);
@@ -112,7 +126,9 @@ ORION_API CUresult cuMemGetInfo_v2(size_t* free_bytes, size_t* total_bytes) {
   ORION_ENTER_CONTEXT(context);
   orion_op_mem_info op = {.op = {.code = ORION_OP_MEM_INFO, .context = (uint16_t)context->entry.index}};
   orion_reply_mem_info reply = {0};
-  const CUresult result = orion_call(context->session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
+  CUresult result = orion_memory_settle(context->device->peer);
+  if (result != CUDA_SUCCESS) return result;
+  result = orion_call(context->session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
   if (result != CUDA_SUCCESS) return result;
   if (free_bytes != NULL) *free_bytes = reply.free_bytes;
   if (total_bytes != NULL) *total_bytes = reply.total_bytes;
@@ -275,7 +291,7 @@ ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned in
       new_host_allocation(context, ORION_MEMORY_REGISTERED, (uint64_t)(uintptr_t)address, bytes, flags);
   ORION_REQUIRE(allocation != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   pthread_mutex_lock(&orion_memory_mutex);
-  const bool taken = overlaps(allocation->extent.start, bytes);
+  const bool taken = orion_overlaps(allocation->extent.start, bytes);
   if (!taken) orion_extent_insert(&orion_allocations, &allocation->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
   if (taken) free(allocation);

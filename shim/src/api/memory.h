@@ -10,13 +10,15 @@ enum orion_memory_kind {
   ORION_MEMORY_GLOBAL,        // a module's variable, at an address that the driver chose
   ORION_MEMORY_PINNED,        // in the host arena; device pointer == host pointer
   ORION_MEMORY_REGISTERED,    // cuMemHostRegister of the program's own memory: kept pageable
+  ORION_MEMORY_MAPPED,        // cuMemMap: an orion_mapping
+  ORION_MEMORY_POOL,          // cuMemAllocAsync: an orion_pool_block
 };
 
 /// What [address, +bytes) is. `whole` is false when the range leaves its allocation.
 typedef struct orion_range {
   enum orion_memory_kind kind;
-  orion_context* context;
-  uint64_t start, bytes;  // of the allocation
+  orion_context* context;  // of mappings and pools, which belong to none: their device's primary context
+  uint64_t start, bytes;   // of the allocation
   uint64_t buffer_id;
   uint32_t flags;  // of host allocations
   bool whole;
@@ -35,7 +37,8 @@ typedef struct orion_allocation {
 } orion_allocation;
 
 static inline bool orion_is_device(enum orion_memory_kind kind) {
-  return kind == ORION_MEMORY_DEVICE || kind == ORION_MEMORY_GLOBAL;
+  return kind == ORION_MEMORY_DEVICE || kind == ORION_MEMORY_GLOBAL || kind == ORION_MEMORY_MAPPED ||
+         kind == ORION_MEMORY_POOL;
 }
 
 /// Looks up; no effect.
@@ -48,6 +51,19 @@ void orion_remove_global(orion_context* context, uint64_t address);
 // memory_allocator.c
 CUresult orion_device_allocate(orion_context* context, uint64_t bytes, uint64_t* address);
 CUresult orion_device_free(uint64_t address);
+/// Addresses of the device's slot, whole chunks. `alignment_bytes` is a power of two; `hint` is taken where it is free.
+CUresult orion_addresses_take(orion_device_state* device, uint64_t bytes, uint64_t alignment_bytes, uint64_t hint,
+                              uint64_t* start);
+/// Gives them, or an index of orion_memories, back once the worker has executed all that was submitted before.
+CUresult orion_addresses_give(orion_device_state* device, uint64_t start, uint64_t bytes);
+struct orion_memory;
+CUresult orion_memory_index_give(orion_peer* peer, struct orion_memory* memory);
+/// After CUDA_ERROR_OUT_OF_MEMORY: makes or waits for room. False: no more can be done. `done` is what
+/// orion_frees_done said before the attempt.
+uint64_t orion_frees_done(const orion_device_state* device);
+bool orion_make_room(orion_device_state* device, uint64_t done);
+/// Under the memory mutex: true when something known touches [start, +bytes).
+bool orion_overlaps(uint64_t start, uint64_t bytes);
 /// Forgets all memory of a context whose destruction or reset the worker has confirmed.
 void orion_context_memory_end(orion_context* context);
 /// memory.c: gives a context's pinned memory back, while the worker still knows the context.

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "memory.h"
+#include "virtual_memory.h"
 
 #define SMALL_LIMIT_BYTES (1ull << 20)
 #define BLOCK_BYTES 512ull
@@ -26,8 +27,9 @@ typedef struct orion_pending_free {
   struct orion_pending_free* next;
   uint64_t number;
   uint64_t start, bytes;
-  orion_context* context;
+  orion_context* context;  // NULL: what is given back belongs to none
   orion_device_state* device;
+  struct orion_memory* memory;  // an index that may be used again; nothing else then
   uint32_t epoch;
   bool is_range;
 } orion_pending_free;
@@ -38,10 +40,11 @@ static uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit -
 
 /// Numbers and submits one MEM_FREE; `pending` waits for its number.
 static CUresult submit_free(orion_peer* peer, orion_pending_free* pending) {
-  orion_op_mem_free op = {.op = {.code = ORION_OP_MEM_FREE, .context = (uint16_t)pending->context->entry.index},
+  orion_op_mem_free op = {.op = {.code = ORION_OP_MEM_FREE},
                           .device_address = pending->start,
                           .size_bytes = pending->bytes,
-                          .unmap = pending->is_range};
+                          .unmap = pending->is_range && pending->context != NULL};
+  if (pending->context != NULL) op.op.context = (uint16_t)pending->context->entry.index;
   pending->next = NULL;
   pthread_mutex_lock(&peer->free_mutex);
   const CUresult result = orion_submit(peer->session, &op.op, sizeof op, NULL, 0);
@@ -100,7 +103,10 @@ static void reap(orion_peer* peer) {
     }
     pthread_mutex_unlock(&peer->free_mutex);
     if (pending == NULL) return;
-    if (pending->is_range) {
+    if (pending->memory != NULL) {
+      orion_table_give(&orion_memories, pending->memory);
+      free(pending);
+    } else if (pending->is_range) {
       (void)orion_free_list_give(&pending->device->free_addresses, pending->start, pending->bytes, 0);
       free(pending);
     } else if (orion_same_epoch(pending->context, pending->epoch)) {
@@ -133,15 +139,42 @@ CUresult orion_device_free(uint64_t address) {
   return submit_free(pending->device->peer, pending);
 }
 
+static CUresult give_later(const orion_pending_free* what, orion_peer* peer) {
+  orion_pending_free* pending = malloc(sizeof *pending);
+  if (pending == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+  *pending = *what;
+  return submit_free(peer, pending);
+}
+
+CUresult orion_addresses_give(orion_device_state* device, uint64_t start, uint64_t bytes) {
+  return give_later(&(orion_pending_free){.start = start, .bytes = bytes, .device = device, .is_range = true},
+                    device->peer);
+}
+
+CUresult orion_memory_index_give(orion_peer* peer, orion_memory* memory) {
+  return give_later(&(orion_pending_free){.memory = memory}, peer);
+}
+
 // ------------------------------------------------------------------------------------------------ ranges
 
-/// Takes an address range out of the device's slot. Waits for frees on their way when the slot has no room.
-static CUresult take_range(orion_device_state* device, uint64_t bytes, uint64_t* start) {
+/// Under the memory mutex. 0: no room.
+static uint64_t take_aligned(orion_device_state* device, uint64_t bytes, uint64_t alignment_bytes, uint64_t hint) {
+  if (hint != 0 && orion_free_list_take_at(&device->free_addresses, hint, bytes)) return hint;
+  if (alignment_bytes <= ORION_CHUNK_BYTES) return orion_free_list_take(&device->free_addresses, bytes);
+  const orion_extent* room = orion_extent_fit(device->free_addresses, bytes + alignment_bytes);
+  if (room == NULL) return 0;
+  const uint64_t start = round_up(room->start, alignment_bytes);
+  return orion_free_list_take_at(&device->free_addresses, start, bytes) ? start : 0;
+}
+
+CUresult orion_addresses_take(orion_device_state* device, uint64_t bytes, uint64_t alignment_bytes, uint64_t hint,
+                              uint64_t* start) {
   orion_peer* peer = device->peer;
+  // Waits for frees on their way when the slot has no room.
   for (;;) {
     pthread_mutex_lock(&orion_memory_mutex);
     reap(peer);
-    *start = orion_free_list_take(&device->free_addresses, bytes);
+    *start = take_aligned(device, bytes, alignment_bytes, hint);
     pthread_mutex_unlock(&orion_memory_mutex);
     if (*start != 0) return CUDA_SUCCESS;
     pthread_mutex_lock(&peer->free_mutex);
@@ -187,9 +220,18 @@ static bool wait_for_a_free(orion_peer* peer, uint64_t done_before) {
          orion_wait_word(peer->session, ORION_WORD_FREES_DONE, done_before + 1, 0) == CUDA_SUCCESS;
 }
 
+uint64_t orion_frees_done(const orion_device_state* device) {
+  return orion_word(device->peer->session, ORION_WORD_FREES_DONE);
+}
+
+bool orion_make_room(orion_device_state* device, uint64_t done) {
+  orion_context* primary = atomic_load_explicit(&device->primary, memory_order_acquire);
+  return (primary != NULL && release_spare(primary)) || wait_for_a_free(device->peer, done);
+}
+
 /// A mapped range of a multiple of 2 MiB.
 static CUresult map_range(orion_context* context, uint64_t bytes, uint64_t* start) {
-  CUresult result = take_range(context->device, bytes, start);
+  CUresult result = orion_addresses_take(context->device, bytes, ORION_CHUNK_BYTES, 0, start);
   if (result != CUDA_SUCCESS) return result;
   orion_op_mem_map op = {.op = {.code = ORION_OP_MEM_MAP, .context = (uint16_t)context->entry.index},
                          .device_address = *start,
@@ -292,7 +334,8 @@ void orion_context_memory_end(orion_context* context) {
   while (node != NULL) {
     orion_allocation* allocation = (orion_allocation*)node;
     orion_extent* next = orion_extent_at_or_above(orion_allocations, node->start + 1);
-    if (allocation->context == context && orion_is_device(allocation->kind)) {
+    const bool bound = allocation->kind == ORION_MEMORY_DEVICE || allocation->kind == ORION_MEMORY_GLOBAL;
+    if (allocation->context == context && bound) {
       if (allocation->is_mapped_range) {
         (void)orion_free_list_give(&context->device->free_addresses, node->start, allocation->reserved_bytes, 0);
       }

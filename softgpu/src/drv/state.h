@@ -140,7 +140,9 @@ struct MemoryPool {
 struct MemoryHandle {
   uint64_t handle = 0;
   std::shared_ptr<PhysicalMemory> memory;
-  std::atomic<int> references{1};
+  // Under the mutex of vmm.cc. A handle nobody holds any more keeps its value as long as the memory is mapped.
+  int references = 1;
+  int mappings = 0;
 };
 
 struct Device {

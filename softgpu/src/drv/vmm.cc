@@ -58,10 +58,22 @@ CUresult check_prop(Driver& driver, const CUmemAllocationProp* prop) {
   return driver.device(prop->location.id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
-std::shared_ptr<MemoryHandle> wrap(std::shared_ptr<PhysicalMemory> memory) {
-  auto handle = std::make_shared<MemoryHandle>();
-  handle->memory = std::move(memory);
-  return handle;
+uint64_t add(Driver& driver, std::shared_ptr<PhysicalMemory> memory) {
+  auto object = std::make_shared<MemoryHandle>();
+  object->memory = memory;
+  memory->handle = driver.memory_handles.add(std::move(object));
+  return memory->handle;
+}
+
+/// Under the mutex: a handle that somebody holds.
+std::shared_ptr<MemoryHandle> held(Driver& driver, CUmemGenericAllocationHandle handle) {
+  auto object = driver.memory_handles.get(handle);
+  return object && object->references > 0 ? object : nullptr;
+}
+
+/// Under the mutex.
+void forget_if_unused(Driver& driver, const MemoryHandle& object) {
+  if (object.references == 0 && object.mappings == 0) driver.memory_handles.take(object.handle);
 }
 
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
@@ -128,17 +140,18 @@ SG_API cuMemCreate(CUmemGenericAllocationHandle* out, size_t bytes, const CUmemA
         fcntl(memory->fd, F_ADD_SEALS, kSeals | F_SEAL_SEAL) != 0) {
       return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *out = driver.memory_handles.add(wrap(std::move(memory)));
+    *out = add(driver, std::move(memory));
     return CUDA_SUCCESS;
   });
 }
 
 SG_API cuMemRelease(CUmemGenericAllocationHandle handle) {
   return with_driver([&](Driver& driver) -> CUresult {
-    auto object = driver.memory_handles.get(handle);
+    std::lock_guard lock(reservations().mutex);
+    auto object = held(driver, handle);
     if (!object) return CUDA_ERROR_INVALID_VALUE;
-    // The memory itself lives until its last mapping goes.
-    if (object->references.fetch_sub(1) == 1) driver.memory_handles.take(handle);
+    --object->references;  // the memory itself lives until its last mapping goes
+    forget_if_unused(driver, *object);
     return CUDA_SUCCESS;
   });
 }
@@ -146,17 +159,18 @@ SG_API cuMemRelease(CUmemGenericAllocationHandle handle) {
 SG_API cuMemMap(CUdeviceptr address, size_t bytes, size_t offset_bytes, CUmemGenericAllocationHandle handle,
                 unsigned long long flags) {
   return with_driver([&](Driver& driver) -> CUresult {
-    auto object = driver.memory_handles.get(handle);
-    if (!object || flags != 0 || bytes == 0 || !granular(address)) return CUDA_ERROR_INVALID_VALUE;
+    if (flags != 0 || bytes == 0 || !granular(address)) return CUDA_ERROR_INVALID_VALUE;
+    if (bytes > UINT64_MAX - address) return CUDA_ERROR_INVALID_VALUE;
+    auto& all = reservations();
+    std::lock_guard lock(all.mutex);
+    auto object = held(driver, handle);
+    if (!object) return CUDA_ERROR_INVALID_VALUE;
     const auto& memory = object->memory;
     // A part of the memory is no mapping that the API knows; whole granules are an extension of this driver.
     if (!granular(bytes) || !granular(offset_bytes) || offset_bytes > memory->size_bytes ||
         bytes > memory->size_bytes - offset_bytes) {
       return CUDA_ERROR_NOT_SUPPORTED;
     }
-    if (bytes > UINT64_MAX - address) return CUDA_ERROR_INVALID_VALUE;
-    auto& all = reservations();
-    std::lock_guard lock(all.mutex);
     if (!all.contains(address, address + bytes)) return CUDA_ERROR_INVALID_VALUE;
     if (driver.map.overlaps(address, address + bytes)) return CUDA_ERROR_INVALID_VALUE;
     void* at = mmap(reinterpret_cast<void*>(address), bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory->fd,
@@ -171,6 +185,7 @@ SG_API cuMemMap(CUdeviceptr address, size_t bytes, size_t offset_bytes, CUmemGen
     region.physical = memory;
     region.physical_offset_bytes = offset_bytes;
     driver.map.insert(std::move(region));
+    ++object->mappings;
     return CUDA_SUCCESS;
   });
 }
@@ -190,7 +205,12 @@ SG_API cuMemUnmap(CUdeviceptr address, size_t bytes) {
     }
     // No waiting for running work, as in the real driver: reclaim() leaves harmless pages behind.
     for (const Region& region : mapped) {
-      if (auto removed = driver.map.remove(region.begin)) driver.reclaim(*removed);
+      auto removed = driver.map.remove(region.begin);
+      if (!removed) continue;
+      driver.reclaim(*removed);
+      auto object = driver.memory_handles.get(removed->physical->handle);
+      --object->mappings;
+      forget_if_unused(driver, *object);
     }
     return CUDA_SUCCESS;
   });
@@ -249,26 +269,19 @@ SG_API cuMemGetAccess(unsigned long long* flags, const CUmemLocation* location, 
 SG_API cuMemRetainAllocationHandle(CUmemGenericAllocationHandle* out, void* address) {
   return with_driver([&](Driver& driver) -> CUresult {
     if (!out) return CUDA_ERROR_INVALID_VALUE;
+    std::lock_guard lock(reservations().mutex);
     auto region = driver.map.find(from_handle(address));
     if (!region || region->kind != RegionKind::vmm) return CUDA_ERROR_INVALID_VALUE;
-    for (auto& object : driver.memory_handles.all()) {
-      if (object->memory != region->physical) continue;
-      // Only while somebody still holds it: a count of 0 is a release in progress.
-      int held = object->references.load();
-      while (held > 0 && !object->references.compare_exchange_weak(held, held + 1)) {
-      }
-      if (held == 0) continue;
-      *out = object->handle;
-      return CUDA_SUCCESS;
-    }
-    *out = driver.memory_handles.add(wrap(region->physical));
+    ++driver.memory_handles.get(region->physical->handle)->references;
+    *out = region->physical->handle;
     return CUDA_SUCCESS;
   });
 }
 
 SG_API cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp* prop, CUmemGenericAllocationHandle handle) {
   return with_driver([&](Driver& driver) -> CUresult {
-    auto object = driver.memory_handles.get(handle);
+    std::lock_guard lock(reservations().mutex);
+    auto object = held(driver, handle);
     if (!prop || !object) return CUDA_ERROR_INVALID_VALUE;
     *prop = CUmemAllocationProp{};
     prop->type = CU_MEM_ALLOCATION_TYPE_PINNED;
@@ -282,7 +295,8 @@ SG_API cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp* prop, CUmemGe
 SG_API cuMemExportToShareableHandle(void* out, CUmemGenericAllocationHandle handle, int type,
                                     unsigned long long flags) {
   return with_driver([&](Driver& driver) -> CUresult {
-    auto object = driver.memory_handles.get(handle);
+    std::lock_guard lock(reservations().mutex);
+    auto object = held(driver, handle);
     if (!out || !object || flags != 0) return CUDA_ERROR_INVALID_VALUE;
     if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) return CUDA_ERROR_NOT_SUPPORTED;
     if (!object->memory->exportable) return CUDA_ERROR_INVALID_VALUE;
@@ -310,7 +324,7 @@ SG_API cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* out, void* o
     if (memory->fd < 0) return CUDA_ERROR_OPERATING_SYSTEM;
     memory->size_bytes = static_cast<size_t>(status.st_size);
     memory->exportable = true;  // the exporter pays for it
-    *out = driver.memory_handles.add(wrap(std::move(memory)));
+    *out = add(driver, std::move(memory));
     return CUDA_SUCCESS;
   });
 }

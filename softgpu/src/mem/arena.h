@@ -138,6 +138,7 @@ class DeviceArena {
 /// Memory made by cuMemCreate: a sealed memfd, so that it can be mapped at several addresses and passed on as an fd.
 struct PhysicalMemory {
   int fd = -1;
+  uint64_t handle = 0;
   size_t size_bytes = 0;
   int device = 0;
   bool exportable = false;
