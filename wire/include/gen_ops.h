@@ -53,6 +53,11 @@ enum orion_op_code {
   ORION_OP_FUNCTION_GET_ATTRIBUTES = 69,
   ORION_OP_LAUNCH = 70,
   ORION_OP_LAUNCH_EX = 71,
+  ORION_OP_VMM_CREATE = 130,
+  ORION_OP_VMM_RELEASE = 131,
+  ORION_OP_VMM_MAP = 132,
+  ORION_OP_VMM_UNMAP = 133,
+  ORION_OP_VMM_SET_ACCESS = 134,
   ORION_OP_TENSOR_MAP_ENCODE = 190,
   ORION_OP_TENSOR_MAP_REPLACE_ADDRESS = 191,
   ORION_OP_CODE_END = 192,
@@ -584,6 +589,54 @@ typedef struct orion_op_launch_ex {
 } orion_op_launch_ex;
 _Static_assert(sizeof(orion_op_launch_ex) == 72, "orion_op_launch_ex");
 
+// cuMemCreate on the device (its ordinal on the server) under a client-minted index; alloc_flags: compression | gpu_direct_rdma << 8 | usage << 16.
+typedef struct orion_op_vmm_create {
+  orion_op op;
+  uint32_t memory;
+  uint32_t device;
+  uint64_t size_bytes;
+  uint32_t handle_types;
+  uint32_t alloc_flags;
+} orion_op_vmm_create;
+_Static_assert(sizeof(orion_op_vmm_create) == 56, "orion_op_vmm_create");
+
+// gives it back: sent when no handle is held and nothing is mapped any more.
+typedef struct orion_op_vmm_release {
+  orion_op op;
+  uint32_t memory;
+  uint32_t pad;
+} orion_op_vmm_release;
+_Static_assert(sizeof(orion_op_vmm_release) == 40, "orion_op_vmm_release");
+
+// maps a part of the memory at an address inside a slot, both multiples of 2 MiB.
+typedef struct orion_op_vmm_map {
+  orion_op op;
+  uint64_t device_address;
+  uint64_t size_bytes;
+  uint64_t offset_bytes;
+  uint32_t memory;
+  uint32_t pad;
+} orion_op_vmm_map;
+_Static_assert(sizeof(orion_op_vmm_map) == 64, "orion_op_vmm_map");
+
+// unmaps whole mappings. It waits for no work, as natively.
+typedef struct orion_op_vmm_unmap {
+  orion_op op;
+  uint64_t device_address;
+  uint64_t size_bytes;
+} orion_op_vmm_unmap;
+_Static_assert(sizeof(orion_op_vmm_unmap) == 48, "orion_op_vmm_unmap");
+
+// cuMemSetAccess over whole mappings. Tail: count times location type:u32 id:i32 access flags:u32 pad:u32; ids of devices are ordinals on the server.
+typedef struct orion_op_vmm_set_access {
+  orion_op op;
+  uint64_t device_address;
+  uint64_t size_bytes;
+  uint32_t count;
+  uint32_t pad;
+} orion_op_vmm_set_access;
+_Static_assert(sizeof(orion_op_vmm_set_access) == 56, "orion_op_vmm_set_access");
+
 // cuTensorMapEncodeTiled (kind 0), Im2col (1), Im2colWide (2), without a context when header.context is 0; the map follows the reply; address_at: byte offset at which it holds the address and nothing else, 0xffffffff: not proven. Tail: u64 dimensions[5], u64 strides[4], u32 box[5], u32 element_strides[5], i32 lower[3], i32 upper[3].
 typedef struct orion_op_tensor_map_encode {
   orion_op op;
@@ -670,6 +723,11 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_FUNCTION_GET_ATTRIBUTES] = {"FUNCTION_GET_ATTRIBUTES", sizeof(orion_op_function_get_attributes), ORION_OPF_REPLY, 0},
     [ORION_OP_LAUNCH] = {"LAUNCH", sizeof(orion_op_launch), ORION_OPF_WORK, 1},
     [ORION_OP_LAUNCH_EX] = {"LAUNCH_EX", sizeof(orion_op_launch_ex), ORION_OPF_WORK, 1},
+    [ORION_OP_VMM_CREATE] = {"VMM_CREATE", sizeof(orion_op_vmm_create), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
+    [ORION_OP_VMM_RELEASE] = {"VMM_RELEASE", sizeof(orion_op_vmm_release), 0, 0},
+    [ORION_OP_VMM_MAP] = {"VMM_MAP", sizeof(orion_op_vmm_map), 0, 0},
+    [ORION_OP_VMM_UNMAP] = {"VMM_UNMAP", sizeof(orion_op_vmm_unmap), 0, 0},
+    [ORION_OP_VMM_SET_ACCESS] = {"VMM_SET_ACCESS", sizeof(orion_op_vmm_set_access), 0, 1},
     [ORION_OP_TENSOR_MAP_ENCODE] = {"TENSOR_MAP_ENCODE", sizeof(orion_op_tensor_map_encode), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
     [ORION_OP_TENSOR_MAP_REPLACE_ADDRESS] = {"TENSOR_MAP_REPLACE_ADDRESS", sizeof(orion_op_tensor_map_replace_address), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
 };

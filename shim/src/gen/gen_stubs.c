@@ -284,9 +284,6 @@ ORION_API CUresult cuLogsDumpToMemory(CUlogIterator *iterator, char *buffer, siz
 ORION_API CUresult cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData,
                                           CUlogsCallbackHandle *callback_out) { return orion_not_implemented("cuLogsRegisterCallback"); }
 ORION_API CUresult cuLogsUnregisterCallback(CUlogsCallbackHandle callback) { return orion_not_implemented("cuLogsUnregisterCallback"); }
-ORION_API CUresult cuMemAddressFree(CUdeviceptr ptr, size_t size) { return orion_not_implemented("cuMemAddressFree"); }
-ORION_API CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr,
-                                       unsigned long long flags) { return orion_not_implemented("cuMemAddressReserve"); }
 ORION_API CUresult cuMemAdvise(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUdevice device) { return orion_not_implemented("cuMemAdvise"); }
 ORION_API CUresult cuMemAdvise_v2(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUmemLocation location) { return orion_not_implemented("cuMemAdvise_v2"); }
 ORION_API CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize) { return orion_not_implemented("cuMemAlloc"); }
@@ -297,8 +294,6 @@ ORION_API CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch, u
                                    unsigned int Height, unsigned int ElementSizeBytes) { return orion_not_implemented("cuMemAllocPitch"); }
 ORION_API CUresult cuMemBatchDecompressAsync(CUmemDecompressParams *paramsArray, size_t count, unsigned int flags,
                                              size_t *errorIndex, CUstream stream) { return orion_not_implemented("cuMemBatchDecompressAsync"); }
-ORION_API CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
-                               unsigned long long flags) { return orion_not_implemented("cuMemCreate"); }
 ORION_API CUresult cuMemDiscardAndPrefetchBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count,
                                                      CUmemLocation *prefetchLocs, size_t *prefetchLocIdxs,
                                                      size_t numPrefetchLocs, unsigned long long flags, CUstream hStream) { return orion_not_implemented("cuMemDiscardAndPrefetchBatchAsync"); }
@@ -308,12 +303,7 @@ ORION_API CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGene
                                                 CUmemAllocationHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemExportToShareableHandle"); }
 ORION_API CUresult cuMemFree(CUdeviceptr_v1 dptr) { return orion_not_implemented("cuMemFree"); }
 ORION_API CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) { return orion_not_implemented("cuMemFreeAsync"); }
-ORION_API CUresult cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr ptr) { return orion_not_implemented("cuMemGetAccess"); }
 ORION_API CUresult cuMemGetAddressRange(CUdeviceptr_v1 *pbase, unsigned int *psize, CUdeviceptr_v1 dptr) { return orion_not_implemented("cuMemGetAddressRange"); }
-ORION_API CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocationProp *prop,
-                                                 CUmemAllocationGranularity_flags option) { return orion_not_implemented("cuMemGetAllocationGranularity"); }
-ORION_API CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop,
-                                                          CUmemGenericAllocationHandle handle) { return orion_not_implemented("cuMemGetAllocationPropertiesFromHandle"); }
 ORION_API CUresult cuMemGetDefaultMemPool(CUmemoryPool *pool_out, CUmemLocation *location, CUmemAllocationType type) { return orion_not_implemented("cuMemGetDefaultMemPool"); }
 ORION_API CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr dptr, size_t size,
                                                  CUmemRangeHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemGetHandleForAddressRange"); }
@@ -322,8 +312,6 @@ ORION_API CUresult cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, 
 ORION_API CUresult cuMemHostGetDevicePointer(CUdeviceptr_v1 *pdptr, void *p, unsigned int Flags) { return orion_not_implemented("cuMemHostGetDevicePointer"); }
 ORION_API CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle,
                                                   CUmemAllocationHandleType shHandleType) { return orion_not_implemented("cuMemImportFromShareableHandle"); }
-ORION_API CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
-                            unsigned long long flags) { return orion_not_implemented("cuMemMap"); }
 ORION_API CUresult cuMemMapArrayAsync(CUarrayMapInfo *mapInfoList, unsigned int count, CUstream hStream) { return orion_not_implemented("cuMemMapArrayAsync"); }
 ORION_API CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) { return orion_not_implemented("cuMemPoolCreate"); }
 ORION_API CUresult cuMemPoolDestroy(CUmemoryPool pool) { return orion_not_implemented("cuMemPoolDestroy"); }
@@ -348,11 +336,7 @@ ORION_API CUresult cuMemRangeGetAttribute(void *data, size_t dataSize, CUmem_ran
                                           CUdeviceptr devPtr, size_t count) { return orion_not_implemented("cuMemRangeGetAttribute"); }
 ORION_API CUresult cuMemRangeGetAttributes(void **data, size_t *dataSizes, CUmem_range_attribute *attributes,
                                            size_t numAttributes, CUdeviceptr devPtr, size_t count) { return orion_not_implemented("cuMemRangeGetAttributes"); }
-ORION_API CUresult cuMemRelease(CUmemGenericAllocationHandle handle) { return orion_not_implemented("cuMemRelease"); }
-ORION_API CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *addr) { return orion_not_implemented("cuMemRetainAllocationHandle"); }
-ORION_API CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count) { return orion_not_implemented("cuMemSetAccess"); }
 ORION_API CUresult cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) { return orion_not_implemented("cuMemSetMemPool"); }
-ORION_API CUresult cuMemUnmap(CUdeviceptr ptr, size_t size) { return orion_not_implemented("cuMemUnmap"); }
 ORION_API CUresult cuMemcpy2D(const CUDA_MEMCPY2D_v1 *pCopy) { return orion_not_implemented("cuMemcpy2D"); }
 ORION_API CUresult cuMemcpy2DAsync(const CUDA_MEMCPY2D_v1 *pCopy, CUstream hStream) { return orion_not_implemented("cuMemcpy2DAsync"); }
 ORION_API CUresult cuMemcpy2DUnaligned(const CUDA_MEMCPY2D_v1 *pCopy) { return orion_not_implemented("cuMemcpy2DUnaligned"); }
