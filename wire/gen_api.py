@@ -14,10 +14,11 @@ WIDTH = 120
 
 
 def implemented() -> frozenset[str]:
-    """Symbols that shim/src/api defines: the scan is the only record of what is implemented."""
+    """Symbols that shim/src/api and shim/src/export define: the scan is the only record of what is implemented."""
     names: set[str] = set()
-    for path in sorted((ROOT / "shim/src/api").glob("*.c")):
-        names.update(DEFINITION.findall(path.read_text()))
+    for folder in ("api", "export"):
+        for path in sorted((ROOT / "shim/src" / folder).glob("*.c")):
+            names.update(DEFINITION.findall(path.read_text()))
     return frozenset(names)
 
 

@@ -27,7 +27,8 @@ typedef struct orion_session {
   uint8_t* host_base;  // host arena; equal address in the worker
   int driver_version;
   bool is_softgpu;
-  bool runtime_validated;
+  bool runtime_validated;  // the server ran NVIDIA's runtime on its driver
+  bool runtime_selftest;   // ORION_RUNTIME_SELFTEST
   const char* transport_name;  // "shm" or "tcp"
   char server_address[128];
   _Atomic int32_t lost;  // 0, or the CUresult that every call on this session returns from now on

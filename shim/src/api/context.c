@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "export/context_storage.h"
 #include "memory.h"
 
 #define CONTEXT_FLAGS 0xffu
@@ -163,6 +164,7 @@ ORION_API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
   orion_device_state* device = orion_device_state_at(ordinal);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
   CUresult result = CUDA_ERROR_INVALID_CONTEXT;
+  if (atomic_load(&device->primary_references) == 1) orion_storage_end(atomic_load(&device->primary));
   pthread_mutex_lock(&device->primary_mutex);
   if (atomic_load(&device->primary_references) > 0) {
     result = CUDA_SUCCESS;
@@ -183,8 +185,10 @@ ORION_API CUresult cuDevicePrimaryCtxReset_v2(CUdevice ordinal) {
   orion_device_state* device = orion_device_state_at(ordinal);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
   CUresult result = CUDA_SUCCESS;
-  pthread_mutex_lock(&device->primary_mutex);
   orion_context* context = atomic_load(&device->primary);
+  if (context != NULL && atomic_load(&context->active)) orion_storage_end(context);
+  pthread_mutex_lock(&device->primary_mutex);
+  context = atomic_load(&device->primary);
   if (context != NULL && atomic_load(&context->active)) result = end_contents(context, ORION_OP_CTX_DESTROY);
   pthread_mutex_unlock(&device->primary_mutex);
   return result;
@@ -268,6 +272,7 @@ ORION_API CUresult cuCtxDestroy_v2(CUcontext handle) {
   orion_context* context = find_context(handle, &generation);
   if (context == NULL) return handle == NULL ? CUDA_ERROR_INVALID_CONTEXT : unknown_context(handle);
   ORION_REQUIRE(!context->is_primary, CUDA_ERROR_INVALID_CONTEXT);
+  orion_storage_end(context);
   if (!orion_table_retire(&orion_contexts, context, generation)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   orion_thread* thread = orion_self;
   if (thread != NULL && thread->depth > 0 && thread->stack[thread->depth - 1].context == context &&

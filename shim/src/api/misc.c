@@ -1,33 +1,6 @@
-// Small things: export tables, profiler switches, value operations on streams.
-#include <stdio.h>
-#include <string.h>
-
+// Small things: profiler switches, value operations on streams.
 #include "api.h"
 #include "memory.h"
-
-#define LOGGED_TABLES 64u
-
-static void log_table_once(const CUuuid* id) {
-  static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-  static CUuuid seen[LOGGED_TABLES];
-  static uint32_t seen_count;
-  pthread_mutex_lock(&mutex);
-  bool known = seen_count == LOGGED_TABLES;
-  for (uint32_t i = 0; i < seen_count; i++) known = known || memcmp(&seen[i], id, sizeof *id) == 0;
-  if (!known) seen[seen_count++] = *id;
-  pthread_mutex_unlock(&mutex);
-  if (known) return;
-  char text[2 * sizeof id->bytes + 1];
-  for (size_t i = 0; i < sizeof id->bytes; i++) snprintf(text + 2 * i, 3, "%02x", (unsigned char)id->bytes[i]);
-  orion_log(ORION_LOG_INFO, "cuGetExportTable: table %s is not served", text);
-}
-
-/// CUDA's runtime library asks for tables before cuInit too.
-ORION_API CUresult cuGetExportTable(const void** table, const CUuuid* id) {
-  ORION_REQUIRE(table != NULL && id != NULL, CUDA_ERROR_INVALID_VALUE);
-  log_table_once(id);
-  return CUDA_ERROR_INVALID_VALUE;
-}
 
 ORION_API CUresult cuProfilerStart(void) {
   ORION_ENTER_CONTEXT(context);

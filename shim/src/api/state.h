@@ -146,6 +146,16 @@ typedef struct orion_context_ref {
   uint32_t generation;
 } orion_context_ref;
 
+/// A value that a library keeps with a context, as this thread last saw it (export/context_storage.c).
+typedef struct orion_remembered {
+  const orion_context* context;
+  const void* key;
+  void* value;
+  uint64_t changes;
+  uint32_t generation;
+} orion_remembered;
+#define ORION_REMEMBERED 16u
+
 /// What one client thread has: its context stack, its per-thread streams, scratch for parameters.
 typedef struct orion_thread {
   orion_context_ref* stack;
@@ -153,6 +163,7 @@ typedef struct orion_thread {
   uint64_t thread_streams[ORION_CONTEXTS];  // handles, by context index
   uint8_t* scratch;                         // ORION_OP_MAX_BYTES
   CUstreamCaptureMode capture_mode;
+  orion_remembered remembered[ORION_REMEMBERED];
 } orion_thread;
 
 #define ORION_OBJECT_CHECK(type)                                               \

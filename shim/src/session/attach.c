@@ -321,6 +321,7 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
   session->driver_version = attached->driver_version;
   session->is_softgpu = attached->is_softgpu;
   session->runtime_validated = attached->runtime_validated;
+  session->runtime_selftest = config->runtime_selftest;
   snprintf(session->server_address, sizeof session->server_address, "%s", address);
   const bool opened = socket_fd >= 0 ? orion_shm_open(session, socket_fd, attached->token, config->attach_timeout_ms)
                                      : orion_tcp_open(session, attached->tcp_ops, attached->tcp_bulk, attached->token,

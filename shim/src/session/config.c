@@ -158,17 +158,20 @@ bool orion_config_read(orion_config* config) {
   uint64_t spin = 50;
   uint64_t timeout = 5000;
   uint64_t sync = 0;
+  uint64_t selftest = 1;
   if (!read_number("ORION_VGPU", 1, ORION_DEVICES, "a count of vGPUs, 1 to 64", &vgpu) ||
       !read_number("ORION_GMEM", 1, 1u << 30, "device memory for each vGPU in MiB", &config->gmem_mib) ||
       !read_number("ORION_RATIO", 1, 100, "a share of compute in percent, 1 to 100", &ratio) ||
       !read_number("ORION_SPIN_US", 0, 1000000, "microseconds to spin before sleeping, 0 to 1000000", &spin) ||
       !read_number("ORION_ATTACH_TIMEOUT_MS", 1, 3600000, "milliseconds, 1 to 3600000", &timeout) ||
-      !read_number("ORION_SYNC", 0, 1, "0 or 1", &sync))
+      !read_number("ORION_SYNC", 0, 1, "0 or 1", &sync) ||
+      !read_number("ORION_RUNTIME_SELFTEST", 0, 1, "0 or 1", &selftest))
     return false;
   config->vgpu_count = (uint32_t)vgpu;
   config->ratio_percent = (uint32_t)ratio;
   config->spin_us = (uint32_t)spin;
   config->attach_timeout_ms = (uint32_t)timeout;
   config->sync = sync != 0;
+  config->runtime_selftest = selftest != 0;
   return true;
 }

@@ -21,7 +21,8 @@ typedef struct orion_config {
   uint32_t spin_us;
   bool sync;
   uint32_t attach_timeout_ms;
-  char stats[2048];  // "0", "1" or "json:PATH"
+  char stats[2048];       // "0", "1" or "json:PATH"
+  bool runtime_selftest;  // answer the self-test of NVIDIA's runtime where the server has validated that
 } orion_config;
 
 /// Reads the configuration, sets up logging. False after one line on stderr that names the bad value.
