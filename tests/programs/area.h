@@ -5,7 +5,8 @@
 //
 // Like driver_api.c it knows nothing of Orion: it runs against NVIDIA's driver, softgpu, and either through the shim.
 //
-//   gcc -std=gnu11 -I wire/include tests/programs/AREA_api.c -o AREA_api -ldl -lpthread && ./AREA_api [--list | section...]
+//   gcc -std=gnu11 -I wire/include tests/programs/AREA_api.c -o AREA_api -ldl -lpthread && ./AREA_api [--list |
+//   section...]
 #ifndef ORION_TESTS_AREA_H
 #define ORION_TESTS_AREA_H
 
@@ -20,10 +21,11 @@
 #include "cuda_types.h"
 
 enum {
-  OWN_CONTEXT = 1,  // makes its own contexts: runs without a current one
-  HARDWARE = 2,     // what softgpu cannot do: `--list` shows it with a trailing " hardware"
-  SHM_ONLY = 4,     // what is documented as unsupported over tcp: " shm"
-  LAST = 8,         // leaves the context unusable: run alone or last
+  OWN_CONTEXT = 1,     // makes its own contexts: runs without a current one
+  HARDWARE = 2,        // what softgpu cannot do: `--list` shows it with a trailing " hardware"
+  SHM_ONLY = 4,        // what is documented as unsupported over tcp: " shm"
+  LAST = 8,            // leaves the context unusable: run alone or last
+  DRIVER_TABLES = 16,  // the driver's private tables, which softgpu alone does not have: " tables"
 };
 
 typedef struct section {
@@ -32,9 +34,10 @@ typedef struct section {
   int flags;
 } section;
 
-#define AREA_BASE(X) \
-  X(cuInit, (unsigned)) X(cuDeviceGet, (CUdevice*, int)) X(cuDevicePrimaryCtxRetain, (CUcontext*, CUdevice)) \
-  X(cuDevicePrimaryCtxRelease_v2, (CUdevice)) X(cuCtxSetCurrent, (CUcontext))
+#define AREA_BASE(X)                                                                   \
+  X(cuInit, (unsigned))                                                                \
+  X(cuDeviceGet, (CUdevice*, int)) X(cuDevicePrimaryCtxRetain, (CUcontext*, CUdevice)) \
+      X(cuDevicePrimaryCtxRelease_v2, (CUdevice)) X(cuCtxSetCurrent, (CUcontext))
 
 #define AREA_DECLARE(name, arguments) __attribute__((unused)) static CUresult(*name) arguments;
 #define AREA_LOAD(name, arguments) name = (CUresult(*) arguments)find(#name);
@@ -84,8 +87,9 @@ static int area_main(const section* sections, int count, int argc, char** argv) 
   setvbuf(stdout, NULL, _IOLBF, 0);
   if (argc == 2 && strcmp(argv[1], "--list") == 0) {
     for (int i = 0; i < count; i++) {
-      printf("%s%s%s%s\n", sections[i].name, sections[i].flags & HARDWARE ? " hardware" : "",
-             sections[i].flags & SHM_ONLY ? " shm" : "", sections[i].flags & LAST ? " last" : "");
+      printf("%s%s%s%s%s\n", sections[i].name, sections[i].flags & HARDWARE ? " hardware" : "",
+             sections[i].flags & SHM_ONLY ? " shm" : "", sections[i].flags & LAST ? " last" : "",
+             sections[i].flags & DRIVER_TABLES ? " tables" : "");
     }
     return 0;
   }
@@ -119,10 +123,10 @@ static int area_main(const section* sections, int count, int argc, char** argv) 
   return failures != 0;
 }
 
-#define SECTIONS(...)                                                                        \
-  int main(int argc, char** argv) {                                                          \
-    static const section all[] = {__VA_ARGS__};                                              \
-    return area_main(all, (int)(sizeof all / sizeof all[0]), argc, argv);                    \
+#define SECTIONS(...)                                                     \
+  int main(int argc, char** argv) {                                       \
+    static const section all[] = {__VA_ARGS__};                           \
+    return area_main(all, (int)(sizeof all / sizeof all[0]), argc, argv); \
   }
 
 #endif

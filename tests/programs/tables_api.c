@@ -1,16 +1,17 @@
 // The driver's private tables, as NVIDIA's libraries call them: shapes, codes and lifetimes measured on driver 580.
-#define CALLS(X)                                                                                                    \
-  X(cuGetExportTable, (const void**, const CUuuid*)) X(cuCtxGetCurrent, (CUcontext*))                               \
-  X(cuDevicePrimaryCtxGetState, (CUdevice, unsigned*, int*)) X(cuDevicePrimaryCtxReset_v2, (CUdevice))              \
-  X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice)) X(cuCtxDestroy_v2, (CUcontext))                               \
-  X(cuCtxGetDevice, (CUdevice*)) X(cuCtxGetApiVersion, (CUcontext, unsigned*))                                      \
-  X(cuCtxGetId, (CUcontext, unsigned long long*)) X(cuModuleLoadData, (CUmodule*, const void*))                     \
-  X(cuModuleUnload, (CUmodule)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*))                        \
-  X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr)) X(cuCtxSynchronize, (void))               \
-  X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t))
+#define CALLS(X)                                                                                                       \
+  X(cuGetExportTable, (const void**, const CUuuid*))                                                                   \
+  X(cuCtxGetCurrent, (CUcontext*)) X(cuDevicePrimaryCtxGetState, (CUdevice, unsigned*, int*))                          \
+      X(cuDevicePrimaryCtxReset_v2, (CUdevice)) X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice))                    \
+          X(cuCtxDestroy_v2, (CUcontext)) X(cuCtxGetDevice, (CUdevice*)) X(cuCtxGetApiVersion, (CUcontext, unsigned*)) \
+              X(cuCtxGetId, (CUcontext, unsigned long long*)) X(cuModuleLoadData, (CUmodule*, const void*))            \
+                  X(cuModuleUnload, (CUmodule)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*))           \
+                      X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr))                          \
+                          X(cuCtxSynchronize, (void)) X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t))
 #include "area.h"
 
-enum { NOT_SUPPORTED = 801, INVALID_CONTEXT = 201, INVALID_HANDLE = 400 };
+#define INVALID_CONTEXT CUDA_ERROR_INVALID_CONTEXT
+#define INVALID_HANDLE CUDA_ERROR_INVALID_HANDLE
 
 typedef void* slot;
 typedef void (*destructor)(CUcontext, void*, void*);
@@ -49,7 +50,7 @@ static void test_shapes(void) {
     const char* id;
     size_t bytes;
     int empty;
-  } all[] = {{RUNTIME, 104, 10}, {HOOKS, 56, 0},    {THREAD, 24, 0},    {CHECKS, 120, 0}, {SELF_TEST, 24, 0},
+  } all[] = {{RUNTIME, 104, 10}, {HOOKS, 56, 0},     {THREAD, 24, 0},   {CHECKS, 120, 0}, {SELF_TEST, 24, 0},
              {LOGGING, 24, 0},   {CONTEXT, 744, 91}, {MODULE, 792, 93}, {BLAS, 136, 0}};
   for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
     slot* slots = table(all[i].id);
@@ -68,7 +69,7 @@ static void test_shapes(void) {
 }
 
 static void test_primary(void) {
-  CUresult (*primary_context)(CUcontext*, CUdevice) = (CUresult(*)(CUcontext*, CUdevice))table(RUNTIME)[2];
+  CUresult (*primary_context)(CUcontext*, CUdevice) = (CUresult (*)(CUcontext*, CUdevice))table(RUNTIME)[2];
   CUcontext early = NULL, retained = NULL, current = NULL;
   OK(primary_context(&early, device));
   TRUE(early != NULL);
@@ -156,7 +157,7 @@ static void test_storage_codes(void) {
 
 static void test_storage_inactive(void) {
   const storage* with = (const storage*)table(STORAGE);
-  CUresult (*primary_context)(CUcontext*, CUdevice) = (CUresult(*)(CUcontext*, CUdevice))table(RUNTIME)[2];
+  CUresult (*primary_context)(CUcontext*, CUdevice) = (CUresult (*)(CUcontext*, CUdevice))table(RUNTIME)[2];
   CUcontext early = NULL;
   void* value = NULL;
   OK(primary_context(&early, device));
@@ -274,22 +275,22 @@ static void test_tools(void) {
     }
   }
   CUcontext current = NULL;
-  OK(((CUresult(*)(CUcontext*))table(THREAD)[2])(&current));
+  OK(((CUresult (*)(CUcontext*))table(THREAD)[2])(&current));
   TRUE(current == context);
   OK(cuCtxSetCurrent(NULL));
-  OK(((CUresult(*)(CUcontext*))table(THREAD)[2])(&current));
+  OK(((CUresult (*)(CUcontext*))table(THREAD)[2])(&current));
   TRUE(current == NULL);
   OK(cuCtxSetCurrent(context));
   uint32_t wrapped = 7;
   void* inner = NULL;
   slot* in = table(CHECKS);
-  OK(((CUresult(*)(CUcontext, uint32_t*, void**))in[2])(NULL, &wrapped, &inner));
+  OK(((CUresult (*)(CUcontext, uint32_t*, void**))in[2])(NULL, &wrapped, &inner));
   IS(0, wrapped);
-  IS(0, ((uint32_t(*)(void))in[3])());
+  IS(0, ((uint32_t (*)(void))in[3])());
 }
 
 static void test_context_numbers(void) {
-  CUresult (*number_of)(CUcontext, uint64_t*) = (CUresult(*)(CUcontext, uint64_t*))table(CONTEXT)[4];
+  CUresult (*number_of)(CUcontext, uint64_t*) = (CUresult (*)(CUcontext, uint64_t*))table(CONTEXT)[4];
   uint64_t number = 7, other = 7;
   unsigned long long id = 0;
   OK(number_of(NULL, &number));
@@ -307,7 +308,8 @@ static void test_context_numbers(void) {
 
 static const char source[] =
     ".version 6.4\n.target sm_50\n.address_size 64\n"
-    ".visible .entry one(.param .u64 to) { .reg .u64 %a; ld.param.u64 %a, [to]; st.global.u32 [%a], 41; ret; }\n";
+    ".visible .entry one(.param .u64 to) { .reg .u64 %a; .reg .u32 %v; ld.param.u64 %a, [to]; mov.u32 %v, 41; "
+    "st.global.u32 [%a], %v; ret; }\n";
 static const char two_functions[] =
     ".version 6.4\n.target sm_50\n.address_size 64\n"
     ".visible .entry first() { ret; }\n.visible .entry second() { ret; }\n";
@@ -321,10 +323,7 @@ static uint64_t keep_function(void* to, CUfunction function, uint64_t unused) {
 
 static void test_functions_of_a_module(void) {
   uint64_t (*for_each)(CUcontext, CUmodule, uint64_t (*)(void*, CUfunction, uint64_t), void*) =
-      (uint64_t(*)(CUcontext, CUmodule, uint64_t(*)(void*, CUfunction, uint64_t), void*))table(MODULE)[7];
-  CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                     void**) = (CUresult(*)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                                            unsigned, CUstream, void**))table(RUNTIME)[9];
+      (uint64_t (*)(CUcontext, CUmodule, uint64_t (*)(void*, CUfunction, uint64_t), void*))table(MODULE)[7];
   CUmodule module;
   OK(cuModuleLoadData(&module, two_functions));
   CUfunction found[4] = {NULL};
@@ -336,11 +335,23 @@ static void test_functions_of_a_module(void) {
   OK(cuModuleLoadData(&module, source));
   next = found;
   IS(1, for_each(context, module, keep_function, &next));
+  OK(cuModuleUnload(module));
+}
+
+/// Seen in use by no library, so natively this one is run alone.
+static void test_launch_slot(void) {
+  CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
+                     void**) = (CUresult (*)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                                             unsigned, CUstream, void**))table(RUNTIME)[9];
+  CUmodule module;
+  CUfunction function;
+  OK(((CUresult (*)(CUmodule*, const void*))table(RUNTIME)[1])(&module, source));
+  OK(cuModuleGetFunction(&function, module, "one"));
   CUdeviceptr word;
   OK(cuMemAlloc_v2(&word, 4));
   size_t bytes = sizeof word;
   void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &word, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes, CU_LAUNCH_PARAM_END};
-  OK(launch(found[0], 1, 1, 1, 1, 1, 1, 0, NULL, extra));
+  OK(launch(function, 1, 1, 1, 1, 1, 1, 0, NULL, extra));
   OK(cuCtxSynchronize());
   uint32_t result = 0;
   OK(cuMemcpyDtoH_v2(&result, word, sizeof result));
@@ -352,9 +363,9 @@ static void test_functions_of_a_module(void) {
 SECTIONS({"shapes", test_shapes, DRIVER_TABLES}, {"primary", test_primary, OWN_CONTEXT | DRIVER_TABLES},
          {"storage_codes", test_storage_codes, DRIVER_TABLES},
          {"storage_inactive", test_storage_inactive, OWN_CONTEXT | DRIVER_TABLES},
-         {"storage_reset", test_storage_reset, DRIVER_TABLES | LAST},
          {"storage_destroy", test_storage_destroy, OWN_CONTEXT | DRIVER_TABLES},
          {"storage_release", test_storage_release, OWN_CONTEXT | DRIVER_TABLES},
          {"storage_threads", test_storage_threads, DRIVER_TABLES}, {"tools", test_tools, DRIVER_TABLES},
          {"context_numbers", test_context_numbers, DRIVER_TABLES},
-         {"functions_of_a_module", test_functions_of_a_module, DRIVER_TABLES})
+         {"functions_of_a_module", test_functions_of_a_module, DRIVER_TABLES | HARDWARE},
+         {"launch_slot", test_launch_slot, DRIVER_TABLES}, {"storage_reset", test_storage_reset, DRIVER_TABLES | LAST})
