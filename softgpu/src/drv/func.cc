@@ -154,6 +154,7 @@ SG_API cuFuncSetAttribute(CUfunction handle, int attribute, int value) {
     }
     const bool cluster = attribute > CU_FUNC_ATTRIBUTE_CLUSTER_SIZE_MUST_BE_SET &&
                          attribute <= CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE;
+    if (cluster && Driver::get().record) return CUDA_SUCCESS;  // about how blocks are placed
     return cluster ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
   });
 }
@@ -226,4 +227,39 @@ SG_API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, CUfunction handle,
     *bytes = std::clamp(room, 0, function.max_dynamic_shared_bytes.load());
     return CUDA_SUCCESS;
   });
+}
+
+namespace {
+
+/// The cluster's shape is in the launch's attributes; without one the cluster is a single block.
+CUresult active_clusters(int* clusters, CUfunction handle, const CUlaunchConfig* config) {
+  return with_function(handle, [&](Function& function) -> CUresult {
+    if (!clusters || !config || (config->numAttrs > 0 && !config->attrs)) return CUDA_ERROR_INVALID_VALUE;
+    if (!Driver::get().record) return CUDA_ERROR_NOT_SUPPORTED;
+    uint64_t cluster_blocks = 1;
+    for (unsigned i = 0; i < config->numAttrs; ++i) {
+      if (config->attrs[i].id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) continue;
+      const auto& cluster = config->attrs[i].value.clusterDim;
+      cluster_blocks = uint64_t{cluster.x} * cluster.y * cluster.z;
+    }
+    const uint64_t threads = uint64_t{config->blockDimX} * config->blockDimY * config->blockDimZ;
+    if (cluster_blocks == 0 || threads == 0) return CUDA_ERROR_INVALID_VALUE;
+    const int blocks = blocks_per_multiprocessor(*function.kernel, threads, config->sharedMemBytes);
+    *clusters = static_cast<int>(static_cast<uint64_t>(blocks) * Driver::get().multiprocessors / cluster_blocks);
+    return CUDA_SUCCESS;
+  });
+}
+
+}  // namespace
+
+SG_API cuOccupancyMaxActiveClusters(int* clusters, CUfunction f, const CUlaunchConfig* config) {
+  return active_clusters(clusters, f, config);
+}
+
+SG_API cuOccupancyMaxPotentialClusterSize(int* size, CUfunction f, const CUlaunchConfig* config) {
+  constexpr int kPortableClusterBlocks = 8;
+  int clusters = 0;
+  const CUresult result = size ? active_clusters(&clusters, f, config) : CUDA_ERROR_INVALID_VALUE;
+  if (result == CUDA_SUCCESS) *size = kPortableClusterBlocks;
+  return result;
 }
