@@ -108,27 +108,24 @@ static bool side_ok(const orion_engine* e, const side* s, const orion_op_copy_3d
   return s->kind == CU_MEMORYTYPE_HOST ? memory_host_ok(e, *first, *bytes) : memory_device_ok(e, *first, *bytes);
 }
 
-void copy_3d(orion_engine* e, const orion_op* op) {
-  const orion_op_copy_3d* o = (const orion_op_copy_3d*)op;
-  stream_state* s = use_stream(e, op);
-  if (!s) return;
+int32_t copy_3d_describe(const orion_engine* e, const orion_op_copy_3d* o, CUDA_MEMCPY3D_PEER* c, bool* peers,
+                         host_range* written) {
   const side from = {o->src_address, o->src_pitch, o->src_height, o->src_x_bytes,
                      o->src_y,       o->src_z,     o->src_kind,   o->src_context};
   const side to = {o->dst_address, o->dst_pitch, o->dst_height, o->dst_x_bytes,
                    o->dst_y,       o->dst_z,     o->dst_kind,   o->dst_context};
   uint64_t from_first = 0, from_bytes = 0, to_first = 0, to_bytes = 0;
   if (!side_ok(e, &from, o, &from_first, &from_bytes) || !side_ok(e, &to, o, &to_first, &to_bytes)) {
-    answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
-    return;
+    return CUDA_ERROR_INVALID_VALUE;
   }
-  const bool peers = from.context && to.context && from.context != to.context;
-  if (peers && (from.context >= ORION_CONTEXTS || to.context >= ORION_CONTEXTS || !e->contexts[from.context].alive ||
-                !e->contexts[to.context].alive)) {
-    answer_result(e, op, CUDA_ERROR_INVALID_CONTEXT);
-    return;
+  *peers = from.context && to.context && from.context != to.context;
+  if (*peers && (from.context >= ORION_CONTEXTS || to.context >= ORION_CONTEXTS || !e->contexts[from.context].alive ||
+                 !e->contexts[to.context].alive)) {
+    return CUDA_ERROR_INVALID_CONTEXT;
   }
   const bool from_host = from.kind == CU_MEMORYTYPE_HOST, to_host = to.kind == CU_MEMORYTYPE_HOST;
-  CUDA_MEMCPY3D_PEER c = {
+  *written = to_host ? (host_range){to_first, to_bytes} : (host_range){0};
+  *c = (CUDA_MEMCPY3D_PEER){
       .srcXInBytes = from.x,
       .srcY = from.y,
       .srcZ = from.z,
@@ -149,10 +146,26 @@ void copy_3d(orion_engine* e, const orion_op* op) {
       .Height = o->height,
       .Depth = o->depth,
   };
+  if (*peers) {
+    c->srcContext = e->contexts[from.context].handle;
+    c->dstContext = e->contexts[to.context].handle;
+  }
+  return 0;
+}
+
+void copy_3d(orion_engine* e, const orion_op* op) {
+  stream_state* s = use_stream(e, op);
+  if (!s) return;
+  CUDA_MEMCPY3D_PEER c;
+  bool peers = false;
+  host_range written = {0};
+  const int32_t described = copy_3d_describe(e, (const orion_op_copy_3d*)op, &c, &peers, &written);
+  if (described) {
+    answer_result(e, op, described);
+    return;
+  }
   CUresult code;
   if (peers) {
-    c.srcContext = e->contexts[from.context].handle;
-    c.dstContext = e->contexts[to.context].handle;
     code = e->driver.copy_3d_peer(&c, s->handle);
   } else {
     CUDA_MEMCPY3D plain;  // the same members, with reserved pointers where the contexts are
@@ -161,14 +174,11 @@ void copy_3d(orion_engine* e, const orion_op* op) {
     code = e->driver.copy_3d(&plain, s->handle);
   }
   finish(e, op, s, code);
-  if (!code && to_host) copied_out(e, s, to_first, to_bytes);
+  if (!code && written.bytes) copied_out(e, s, written.offset, written.bytes);
 }
 
 // ------------------------------------------------------------------------------------------------ fills
-void copy_set(orion_engine* e, const orion_op* op) {
-  const orion_op_memset* o = (const orion_op_memset*)op;
-  stream_state* s = use_stream(e, op);
-  if (!s) return;
+bool copy_set_ok(const orion_engine* e, const orion_op_memset* o) {
   const uint64_t limit = 1ull << 48, size = o->element_bytes;
   bool good = (size == 1 || size == 2 || size == 4) && o->width <= limit && o->height <= limit && o->pitch <= limit;
   if (good && o->height > 1) good = o->pitch >= o->width * size;
@@ -177,7 +187,15 @@ void copy_set(orion_engine* e, const orion_op* op) {
         o->width && o->height ? (unsigned __int128)(o->height - 1) * o->pitch + o->width * size : 0;
     good = bytes <= limit && memory_device_ok(e, o->device_dst, (uint64_t)bytes);
   }
-  if (!good) {
+  return good;
+}
+
+void copy_set(orion_engine* e, const orion_op* op) {
+  const orion_op_memset* o = (const orion_op_memset*)op;
+  stream_state* s = use_stream(e, op);
+  if (!s) return;
+  const uint32_t size = o->element_bytes;
+  if (!copy_set_ok(e, o)) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "cuda_types.h"
+#include "driver_graph.h"
 
 // X(member, exported symbol, required, parameters). The table names the ABI revisions, not the plain names: the plain
 // cuStreamWriteValue64 of NVIDIA's library, for one, is a revision that answers 801.
@@ -119,7 +120,7 @@
      void** extra))                                                                                                    \
   X(launch_ex, "cuLaunchKernelEx", 0,                                                                                  \
     (const CUlaunchConfig* config, CUfunction function, void** params, void** extra))                                  \
-  ORION_DRIVER_ARRAY_FUNCTIONS(X)
+  ORION_DRIVER_ARRAY_FUNCTIONS(X) ORION_DRIVER_GRAPH_FUNCTIONS(X)
 
 typedef struct orion_driver {
 #define ORION_DRIVER_MEMBER(member, symbol, required, parameters) CUresult(*member) parameters;

@@ -175,7 +175,8 @@ static void wait_rings(uint32_t main_wake, uint32_t express_wake, orion_engine* 
 }
 
 static bool rings_ready(const orion_engine* e) {
-  return orion_ring_ready(e->express_ring, e->express_position) ||
+  return atomic_load_explicit(&e->graph_signal, memory_order_relaxed) ||
+         orion_ring_ready(e->express_ring, e->express_position) ||
          (park_has_room(e) && orion_ring_ready(e->main_ring, e->main_position));
 }
 
@@ -231,6 +232,7 @@ static bool work_once(orion_engine* e) {
   moved |= drain_main(e) > 0;
   moved |= park_pass(e) > 0;
   if (e->first_query) moved |= stream_query_pass(e);
+  if (atomic_load_explicit(&e->graph_signal, memory_order_relaxed)) graph_publish(e);
   if (e->first_batch || e->maps_first) moved |= memory_reclaim(e, !moved);
   answer_flush(e);
   order_check_faults(e, engine_now_ns());
@@ -273,15 +275,19 @@ int orion_engine_run(orion_engine* e) {
   return e->end;
 }
 
-static void request_end(orion_engine* e, int end) {
-  int none = 0;
-  atomic_compare_exchange_strong(&e->stop_requested, &none, end);
+void engine_wake(orion_engine* e) {
   if (e->net) {
     net_wake(e);
   } else if (e->segment) {
     atomic_fetch_add(&e->main_ring.control->wake, 1);
     engine_futex_wake(&e->main_ring.control->wake);
   }
+}
+
+static void request_end(orion_engine* e, int end) {
+  int none = 0;
+  atomic_compare_exchange_strong(&e->stop_requested, &none, end);
+  engine_wake(e);
 }
 
 void orion_engine_stop(orion_engine* e) { request_end(e, ORION_END_STOPPED); }

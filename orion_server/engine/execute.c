@@ -111,6 +111,7 @@ void context_create(orion_engine* e, const orion_op* op) {
 
 // Frees what the context's ledger holds. The context is current and has no work left, or is corrupt.
 static void release_ledger(orion_engine* e, uint32_t index) {
+  graph_drop_context(e, index);
   for (uint32_t i = 0; i < e->event_high; i++) {
     event_state* v = &e->events[i];
     if (!v->alive || v->context != index) continue;
@@ -329,6 +330,18 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       break;
     case ORION_OP_TENSOR_MAP_REPLACE_ADDRESS:
       tensor_map_replace_address(e, op);
+      break;
+    case ORION_OP_GRAPH_DEFINE:
+    case ORION_OP_GRAPH_NODE:
+    case ORION_OP_GRAPH_EDGES:
+    case ORION_OP_GRAPH_INSTANTIATE:
+    case ORION_OP_GRAPH_LAUNCH:
+    case ORION_OP_GRAPH_UPLOAD:
+    case ORION_OP_GRAPH_DESTROY:
+    case ORION_OP_GRAPH_UPDATE:
+    case ORION_OP_GRAPH_SET_NODE:
+    case ORION_OP_GRAPH_SET_ENABLED:
+      graph_operation(e, op);
       break;
     case ORION_OP_CODE_END:
       break;

@@ -262,6 +262,8 @@ struct orion_engine {
 
   parked_op* first_query;  // STREAM_QUERY operations that wait for their marker
   uint32_t query_count;
+  struct graph_table* graphs;
+  _Atomic uint32_t graph_signal;  // set by the driver's threads: a host node waits for the client
 
   // answers
   uint32_t late_count[ORION_THREADS];
@@ -315,6 +317,8 @@ __attribute__((format(printf, 3, 4))) void engine_log(orion_engine* e, int level
 __attribute__((format(printf, 3, 4))) void engine_end(orion_engine* e, int end, const char* format, ...);
 /// Copies the operation `op` (validated header) through validation, order and execution.
 void engine_dispatch(orion_engine* e, const orion_op* op, bool express);
+/// Ends the loop's sleep. From any thread.
+void engine_wake(orion_engine* e);
 /// Takes up to `limit` operations out of the express ring. Returns how many.
 uint32_t engine_drain_express(orion_engine* e, uint32_t limit);
 /// Checks code and size of a whole operation; ends the session and returns false if no correct client sends it.
@@ -452,6 +456,10 @@ void vmm_free_all(orion_engine* e);
 void copy_linear(orion_engine* e, const orion_op* op);
 void copy_3d(orion_engine* e, const orion_op* op);
 void copy_set(orion_engine* e, const orion_op* op);
+/// Checks a COPY_3D and translates it; `peers` when it is between contexts, `written` the arena bytes that it writes.
+int32_t copy_3d_describe(const orion_engine* e, const orion_op_copy_3d* o, CUDA_MEMCPY3D_PEER* c, bool* peers,
+                         host_range* written);
+bool copy_set_ok(const orion_engine* e, const orion_op_memset* o);
 
 void module_load(orion_engine* e, const orion_op* op);
 void module_unload(orion_engine* e, const orion_op* op);
@@ -461,6 +469,27 @@ void module_get_global(orion_engine* e, const orion_op* op);
 void module_link(orion_engine* e, const orion_op* op);
 void function_simple(orion_engine* e, const orion_op* op);
 void launch_kernel(orion_engine* e, const orion_op* op);
+/// A launch attribute in the tail of LAUNCH_EX.
+#define LAUNCH_ATTRIBUTES_MAX 16u
+typedef struct wire_attribute {
+  uint32_t id, pad;
+  uint8_t value[64];
+} wire_attribute;
+bool launch_attribute_ok(const orion_engine* e, uint32_t id, const void* value);
+
+// ---- graph.c: executable graphs; their state is graph.c's own
+bool graph_init(orion_engine* e);
+/// Lets host nodes that wait for the client go on, for the driver's sake: nothing waits for the client any more.
+void graph_end(orion_engine* e);
+void graph_free(orion_engine* e);
+void graph_operation(orion_engine* e, const orion_op* op);
+void graph_drop_context(orion_engine* e, uint32_t context);
+/// The executable graphs that an operation names: ORION_GRAPHS if none.
+uint32_t graph_of(const orion_op* op, uint32_t* other);
+bool graph_is_blocked(const orion_engine* e, uint32_t index);
+void graph_block(orion_engine* e, uint32_t index);
+/// Tells the client which host nodes have been reached. Called by the loop when graph_signal is set.
+void graph_publish(orion_engine* e);
 /// False when an image's own headers name bytes beyond its end. `text` tells PTX, which needs a terminator.
 bool image_check(const uint8_t* image, uint64_t bytes, bool* text);
 

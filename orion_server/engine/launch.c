@@ -3,18 +3,12 @@
 
 #include "internal.h"
 
-#define LAUNCH_ATTRIBUTES_MAX 16u
 #define PARAM_MAX_BYTES 32764u
-
-typedef struct wire_attribute {
-  uint32_t id, pad;
-  uint8_t value[64];
-} wire_attribute;
 
 // Attributes whose value holds no handle and no pointer that the driver would follow. The access policy's address is a
 // hint for caching; it is checked like a copy's.
-static bool attribute_allowed(const orion_engine* e, const wire_attribute* a) {
-  switch (a->id) {
+bool launch_attribute_ok(const orion_engine* e, uint32_t id, const void* value) {
+  switch (id) {
     case CU_LAUNCH_ATTRIBUTE_IGNORE:
     case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
     case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
@@ -29,7 +23,7 @@ static bool attribute_allowed(const orion_engine* e, const wire_attribute* a) {
       return true;
     case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW: {
       CUaccessPolicyWindow window;
-      memcpy(&window, a->value, sizeof window);
+      memcpy(&window, value, sizeof window);
       return !window.num_bytes || memory_device_ok(e, (uint64_t)(uintptr_t)window.base_ptr, window.num_bytes);
     }
     default:
@@ -81,7 +75,7 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
     for (uint32_t i = 0; i < attribute_count; i++) {
       wire_attribute a;
       memcpy(&a, tail + i * sizeof a, sizeof a);
-      if (!attribute_allowed(e, &a)) {
+      if (!launch_attribute_ok(e, a.id, a.value)) {
         answer_result(e, op, CUDA_ERROR_NOT_SUPPORTED);
         return;
       }

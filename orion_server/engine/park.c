@@ -68,6 +68,9 @@ static bool behind_parked(orion_engine* e, const orion_op* op, const parked_op* 
       if (!renews || event >= ORION_EVENTS || !event_detach(e, event, node)) return true;
     }
   }
+  uint32_t other;
+  const uint32_t graph = graph_of(op, &other);
+  if (graph < ORION_GRAPHS && (graph_is_blocked(e, graph) || graph_is_blocked(e, other))) return true;
   switch (op->code) {
     case ORION_OP_STREAM_CREATE:
       return e->streams[op->stream].blocked_epoch == epoch;
@@ -107,6 +110,12 @@ static void block(orion_engine* e, const orion_op* op) {
     } else {
       e->events[event].record_epoch = epoch;
     }
+  }
+  uint32_t other;
+  const uint32_t graph = graph_of(op, &other);
+  if (graph < ORION_GRAPHS) {
+    graph_block(e, graph);
+    graph_block(e, other);
   }
   if (op->code == ORION_OP_MODULE_UNLOAD) c->unload_epoch = epoch;
   if (op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY) c->barrier_epoch = epoch;

@@ -49,7 +49,8 @@ int orion_engine_new(const orion_engine_config* config, orion_engine** out) {
   e->modules = table(ORION_MODULES, sizeof *e->modules);
   e->functions = table(ORION_FUNCTIONS, sizeof *e->functions);
   e->memories = table(ORION_MEMORIES, sizeof *e->memories);
-  if (!e->memories || !e->streams || !e->events || !e->modules || !e->functions || !order_init(e)) {
+  const bool inits = order_init(e) && graph_init(e);
+  if (!e->memories || !e->streams || !e->events || !e->modules || !e->functions || !inits) {
     orion_engine_free(e);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
@@ -265,6 +266,7 @@ int orion_engine_bind(orion_engine* e, const orion_engine_bind_request* r, uint6
 void orion_engine_free(orion_engine* e) {
   if (!e) return;
   watcher_stop(e);
+  graph_end(e);
   park_free_all(e);
   stream_query_free(e);
   if (e->bound) {
@@ -284,6 +286,7 @@ void orion_engine_free(orion_engine* e) {
   table_free(e->modules, ORION_MODULES, sizeof *e->modules);
   table_free(e->functions, ORION_FUNCTIONS, sizeof *e->functions);
   table_free(e->memories, ORION_MEMORIES, sizeof *e->memories);
+  graph_free(e);
   free(e->ranges);
   free(e->globals);
   free(e->pinned);

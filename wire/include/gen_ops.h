@@ -53,6 +53,16 @@ enum orion_op_code {
   ORION_OP_FUNCTION_GET_ATTRIBUTES = 69,
   ORION_OP_LAUNCH = 70,
   ORION_OP_LAUNCH_EX = 71,
+  ORION_OP_GRAPH_DEFINE = 80,
+  ORION_OP_GRAPH_NODE = 81,
+  ORION_OP_GRAPH_EDGES = 82,
+  ORION_OP_GRAPH_INSTANTIATE = 83,
+  ORION_OP_GRAPH_LAUNCH = 84,
+  ORION_OP_GRAPH_UPLOAD = 85,
+  ORION_OP_GRAPH_DESTROY = 86,
+  ORION_OP_GRAPH_UPDATE = 87,
+  ORION_OP_GRAPH_SET_NODE = 88,
+  ORION_OP_GRAPH_SET_ENABLED = 89,
   ORION_OP_VMM_CREATE = 130,
   ORION_OP_VMM_RELEASE = 131,
   ORION_OP_VMM_MAP = 132,
@@ -589,6 +599,108 @@ typedef struct orion_op_launch_ex {
 } orion_op_launch_ex;
 _Static_assert(sizeof(orion_op_launch_ex) == 72, "orion_op_launch_ex");
 
+// begins the definition of executable graph `exec`; host nodes announce themselves in words[word] as generation << 16 | host node, count generations on from host_base, and wait for client_words[callback].
+typedef struct orion_op_graph_define {
+  orion_op op;
+  uint32_t exec;
+  uint32_t node_count;
+  uint32_t callback;
+  uint32_t word;
+  uint64_t host_base;
+} orion_op_graph_define;
+_Static_assert(sizeof(orion_op_graph_define) == 56, "orion_op_graph_define");
+
+// adds a node; kind 0: runs the operation in the tail, 1: empty, 2: host function number host_node. Tail: kind 0: one operation with its header.
+typedef struct orion_op_graph_node {
+  orion_op op;
+  uint32_t exec;
+  uint32_t node;
+  uint32_t kind;
+  uint32_t host_node;
+} orion_op_graph_node;
+_Static_assert(sizeof(orion_op_graph_node) == 48, "orion_op_graph_node");
+
+// adds edges. Tail: count x (u32 from, u32 to, u32 from_port, u32 type).
+typedef struct orion_op_graph_edges {
+  orion_op op;
+  uint32_t exec;
+  uint32_t count;
+} orion_op_graph_edges;
+_Static_assert(sizeof(orion_op_graph_edges) == 40, "orion_op_graph_edges");
+
+// cuGraphInstantiateWithFlags; tells the first error of the definition too.
+typedef struct orion_op_graph_instantiate {
+  orion_op op;
+  uint32_t exec;
+  uint32_t pad;
+  uint64_t instantiate_flags;
+} orion_op_graph_instantiate;
+_Static_assert(sizeof(orion_op_graph_instantiate) == 48, "orion_op_graph_instantiate");
+typedef struct orion_reply_graph_instantiate {
+  uint32_t error_node;
+  uint32_t pad;
+} orion_reply_graph_instantiate;
+_Static_assert(sizeof(orion_reply_graph_instantiate) == 8, "orion_reply_graph_instantiate");
+
+// cuGraphLaunch on header.stream.
+typedef struct orion_op_graph_launch {
+  orion_op op;
+  uint32_t exec;
+  uint32_t pad;
+} orion_op_graph_launch;
+_Static_assert(sizeof(orion_op_graph_launch) == 40, "orion_op_graph_launch");
+
+// cuGraphUpload on header.stream.
+typedef struct orion_op_graph_upload {
+  orion_op op;
+  uint32_t exec;
+  uint32_t pad;
+} orion_op_graph_upload;
+_Static_assert(sizeof(orion_op_graph_upload) == 40, "orion_op_graph_upload");
+
+// cuGraphExecDestroy; launched work goes on.
+typedef struct orion_op_graph_destroy {
+  orion_op op;
+  uint32_t exec;
+  uint32_t pad;
+} orion_op_graph_destroy;
+_Static_assert(sizeof(orion_op_graph_destroy) == 40, "orion_op_graph_destroy");
+
+// cuGraphExecUpdate of `exec` from the definition under `source`, which need not be instantiated.
+typedef struct orion_op_graph_update {
+  orion_op op;
+  uint32_t exec;
+  uint32_t source;
+} orion_op_graph_update;
+_Static_assert(sizeof(orion_op_graph_update) == 40, "orion_op_graph_update");
+typedef struct orion_reply_graph_update {
+  uint32_t update_result;
+  uint32_t error_node;
+  uint32_t error_from_node;
+  uint32_t pad;
+} orion_reply_graph_update;
+_Static_assert(sizeof(orion_reply_graph_update) == 16, "orion_reply_graph_update");
+
+// cuGraphExec...NodeSetParams: the node runs another operation from the next launch on. Tail: as of GRAPH_NODE.
+typedef struct orion_op_graph_set_node {
+  orion_op op;
+  uint32_t exec;
+  uint32_t node;
+  uint32_t kind;
+  uint32_t host_node;
+} orion_op_graph_set_node;
+_Static_assert(sizeof(orion_op_graph_set_node) == 48, "orion_op_graph_set_node");
+
+// cuGraphNodeSetEnabled.
+typedef struct orion_op_graph_set_enabled {
+  orion_op op;
+  uint32_t exec;
+  uint32_t node;
+  uint32_t enabled;
+  uint32_t pad;
+} orion_op_graph_set_enabled;
+_Static_assert(sizeof(orion_op_graph_set_enabled) == 48, "orion_op_graph_set_enabled");
+
 // cuMemCreate on the device (its ordinal on the server) under a client-minted index; alloc_flags: compression | gpu_direct_rdma << 8 | usage << 16.
 typedef struct orion_op_vmm_create {
   orion_op op;
@@ -723,6 +835,16 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_FUNCTION_GET_ATTRIBUTES] = {"FUNCTION_GET_ATTRIBUTES", sizeof(orion_op_function_get_attributes), ORION_OPF_REPLY, 0},
     [ORION_OP_LAUNCH] = {"LAUNCH", sizeof(orion_op_launch), ORION_OPF_WORK, 1},
     [ORION_OP_LAUNCH_EX] = {"LAUNCH_EX", sizeof(orion_op_launch_ex), ORION_OPF_WORK, 1},
+    [ORION_OP_GRAPH_DEFINE] = {"GRAPH_DEFINE", sizeof(orion_op_graph_define), 0, 0},
+    [ORION_OP_GRAPH_NODE] = {"GRAPH_NODE", sizeof(orion_op_graph_node), 0, 1},
+    [ORION_OP_GRAPH_EDGES] = {"GRAPH_EDGES", sizeof(orion_op_graph_edges), 0, 1},
+    [ORION_OP_GRAPH_INSTANTIATE] = {"GRAPH_INSTANTIATE", sizeof(orion_op_graph_instantiate), ORION_OPF_REPLY, 0},
+    [ORION_OP_GRAPH_LAUNCH] = {"GRAPH_LAUNCH", sizeof(orion_op_graph_launch), ORION_OPF_WORK | ORION_OPF_BULK_IN | ORION_OPF_BULK_OUT, 0},
+    [ORION_OP_GRAPH_UPLOAD] = {"GRAPH_UPLOAD", sizeof(orion_op_graph_upload), ORION_OPF_STREAM, 0},
+    [ORION_OP_GRAPH_DESTROY] = {"GRAPH_DESTROY", sizeof(orion_op_graph_destroy), 0, 0},
+    [ORION_OP_GRAPH_UPDATE] = {"GRAPH_UPDATE", sizeof(orion_op_graph_update), ORION_OPF_REPLY, 0},
+    [ORION_OP_GRAPH_SET_NODE] = {"GRAPH_SET_NODE", sizeof(orion_op_graph_set_node), ORION_OPF_REPLY, 1},
+    [ORION_OP_GRAPH_SET_ENABLED] = {"GRAPH_SET_ENABLED", sizeof(orion_op_graph_set_enabled), ORION_OPF_REPLY, 0},
     [ORION_OP_VMM_CREATE] = {"VMM_CREATE", sizeof(orion_op_vmm_create), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_VMM_RELEASE] = {"VMM_RELEASE", sizeof(orion_op_vmm_release), 0, 0},
     [ORION_OP_VMM_MAP] = {"VMM_MAP", sizeof(orion_op_vmm_map), 0, 0},

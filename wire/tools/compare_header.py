@@ -73,7 +73,8 @@ def compare_types(include: Path) -> list[str]:
     """Enumerators, structure sizes and member offsets, printed by the same program compiled against each header."""
     text = "".join((INCLUDE / name).read_text() for name in ("cuda_enums.h", "cuda_errors.h"))
     lines = [f'printf("{name} %lld\\n", (long long){name});' for name in re.findall(r"^\s+(CUD?A?_\w+) = ", text, re.M)]
-    types = "".join((INCLUDE / name).read_text() for name in ("cuda_types.h", "cuda_array_types.h"))
+    headers = ("cuda_types.h", "cuda_graph_types.h", "cuda_array_types.h")
+    types = "".join((INCLUDE / name).read_text() for name in headers)
     for macro in re.findall(r"^#define (CU_\w+|CUDA_ARRAY3D_\w+) ", types, re.M):
         lines.append(f'printf("{macro} %lld\\n", (long long){macro});')
     for body, name in re.findall(r"^typedef (?:struct|union) \w+ \{(.*?)^\} (\w+);", types, re.M | re.S):
