@@ -114,6 +114,29 @@
      CUjit_option* options, void** values))                                                                            \
   X(link_complete, "cuLinkComplete", 0, (CUlinkState state, void** image, size_t* bytes))                              \
   X(link_destroy, "cuLinkDestroy", 0, (CUlinkState state))                                                             \
+  X(module_enumerate, "cuModuleEnumerateFunctions", 0, (CUfunction * functions, unsigned int count, CUmodule module))  \
+  X(function_name, "cuFuncGetName", 0, (const char** name, CUfunction function))                                       \
+  X(library_load, "cuLibraryLoadData", 0,                                                                              \
+    (CUlibrary * library, const void* code, CUjit_option* options, void** values, unsigned int option_count,           \
+     CUlibraryOption* library_options, void** library_values, unsigned int library_option_count))                      \
+  X(library_unload, "cuLibraryUnload", 0, (CUlibrary library))                                                         \
+  X(library_kernel, "cuLibraryGetKernel", 0, (CUkernel * kernel, CUlibrary library, const char* name))                 \
+  X(library_module, "cuLibraryGetModule", 0, (CUmodule * module, CUlibrary library))                                   \
+  X(library_kernel_count, "cuLibraryGetKernelCount", 0, (unsigned int* count, CUlibrary library))                      \
+  X(library_enumerate, "cuLibraryEnumerateKernels", 0, (CUkernel * kernels, unsigned int count, CUlibrary library))    \
+  X(library_managed, "cuLibraryGetManaged", 0,                                                                         \
+    (CUdeviceptr * address, size_t* bytes, CUlibrary library, const char* name))                                       \
+  X(library_unified, "cuLibraryGetUnifiedFunction", 0, (void** address, CUlibrary library, const char* name))          \
+  X(kernel_name, "cuKernelGetName", 0, (const char** name, CUkernel kernel))                                           \
+  X(kernel_function, "cuKernelGetFunction", 0, (CUfunction * function, CUkernel kernel))                               \
+  X(kernel_attribute, "cuKernelGetAttribute", 0, (int* value, int attribute, CUkernel kernel, CUdevice device))        \
+  X(kernel_set_attribute, "cuKernelSetAttribute", 0, (int attribute, int value, CUkernel kernel, CUdevice device))     \
+  X(kernel_param, "cuKernelGetParamInfo", 0, (CUkernel kernel, size_t index, size_t* offset, size_t* bytes))           \
+  X(kernel_set_cache_config, "cuKernelSetCacheConfig", 0, (CUkernel kernel, unsigned int config, CUdevice device))     \
+  X(occupancy_clusters, "cuOccupancyMaxActiveClusters", 0,                                                             \
+    (int* clusters, CUfunction function, const CUlaunchConfig* config))                                                \
+  X(occupancy_cluster_size, "cuOccupancyMaxPotentialClusterSize", 0,                                                   \
+    (int* size, CUfunction function, const CUlaunchConfig* config))                                                    \
   X(launch, "cuLaunchKernel", 1,                                                                                       \
     (CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z, unsigned int block_x,         \
      unsigned int block_y, unsigned int block_z, unsigned int shared_bytes, CUstream stream, void** params,            \

@@ -309,6 +309,7 @@ void orion_engine_get_stats(orion_engine* e, orion_engine_stats* stats) {
       .bytes_out = atomic_load(&e->stat_out),
       .lanes = atomic_load(&e->stat_lanes),
       .commit_gaps = atomic_load(&e->stat_gaps),
+      .image_bytes = atomic_load(&e->stat_image_bytes),
       .fatal_result = atomic_load(&e->stat_fatal),
   };
   for (uint32_t i = 0; i < ORION_DEVICES; i++) stats->mapped_bytes[i] = atomic_load(&e->devices[i].mapped_bytes);

@@ -19,6 +19,7 @@ typedef struct orion_engine_config {
   int transport;             // enum orion_engine_transport
   int cpu_count;             // CPUs that this process may use; 0: ask the system
   int spin_us;               // how long to spin before sleeping; ignored (no spinning) with two CPUs or fewer
+  int image_fd;              // socket of packets to orion-server's image cache; 0 or less: none
   int log_level;             // 0 errors only, 1 + warnings, 2 + session events, 3 + every refused operation
 } orion_engine_config;
 
@@ -50,6 +51,7 @@ typedef struct orion_engine_stats {
   uint64_t pinned_bytes;
   uint64_t bytes_in;          // over tcp: bulk received
   uint64_t bytes_out;         // over tcp: bulk sent
+  uint64_t image_bytes;       // images: received from this client
   uint64_t lanes;             // over tcp: lanes on which the client has shown the token; 2: it is connected
   uint64_t commit_gaps;       // times that a producer left its reserved slots uncommitted for over 100 ms
   uint64_t fatal_result;      // 0, or the CUresult after which this worker must be replaced

@@ -343,6 +343,27 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
     case ORION_OP_GRAPH_SET_ENABLED:
       graph_operation(e, op);
       break;
+    case ORION_OP_IMAGE_OFFER:
+    case ORION_OP_IMAGE_PROVE:
+    case ORION_OP_IMAGE_DATA:
+    case ORION_OP_IMAGE_DROP:
+    case ORION_OP_IMAGE_MODULE_LOAD:
+      return image_execute(e, op, node);
+    case ORION_OP_LIBRARY_LOAD:
+    case ORION_OP_LIBRARY_UNLOAD:
+    case ORION_OP_LIBRARY_GET_KERNEL:
+    case ORION_OP_LIBRARY_GET_MODULE:
+    case ORION_OP_LIBRARY_NAMES:
+    case ORION_OP_MODULE_NAMES:
+    case ORION_OP_KERNEL_FUNCTION:
+    case ORION_OP_KERNEL_GET_ATTRIBUTES:
+    case ORION_OP_KERNEL_GET_PARAMS:
+    case ORION_OP_KERNEL_SET_ATTRIBUTE:
+    case ORION_OP_KERNEL_SET_CACHE_CONFIG:
+    case ORION_OP_LIBRARY_LOOKUP:
+    case ORION_OP_OCCUPANCY_CLUSTERS:
+      library_execute(e, op);
+      break;
     case ORION_OP_CODE_END:
       break;
   }

@@ -82,6 +82,7 @@ typedef struct event_state {
 typedef struct module_state {
   CUmodule handle;
   uint32_t first_function;  // list through function_state.next; an entry is index + 1, 0 ends it
+  uint32_t library;         // index + 1 of the library that owns it, 0: none
   uint16_t context;
   bool alive;
 } module_state;
@@ -282,11 +283,13 @@ struct orion_engine {
   _Atomic bool watcher_stop;
 
   struct orion_net* net;
+  struct image_table* images;       // image.c; NULL until the first offer
+  struct library_table* libraries;  // library.c; NULL until the first load
 
   // Counters that other threads read.
   _Atomic uint64_t stat_operations, stat_launches, stat_work, stat_replies, stat_late, stat_parked, stat_parked_now;
   _Atomic uint64_t stat_frees, stat_frees_done, stat_maps, stat_pinned, stat_in, stat_out, stat_lanes, stat_fatal,
-      stat_gaps;
+      stat_gaps, stat_image_bytes;
 
   // Operations just copied out of the rings. Two, because express operations run between a main one's pop and its turn.
   _Alignas(64) uint8_t popped[ORION_OP_MAX_BYTES + 64];
@@ -468,6 +471,14 @@ void module_get_function(orion_engine* e, const orion_op* op);
 void module_get_global(orion_engine* e, const orion_op* op);
 void module_link(orion_engine* e, const orion_op* op);
 void function_simple(orion_engine* e, const orion_op* op);
+/// Registers a function of a module under the client's index and answers with its attributes and layout.
+void function_open(orion_engine* e, const orion_op* op, uint32_t module, uint32_t index, CUfunction handle);
+/// The operation's function, in its context; NULL: answered.
+function_state* function_of(orion_engine* e, const orion_op* op, uint32_t index);
+/// Launch attributes of an operation, checked, into the driver's form. 0 or a CUresult.
+int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t count, CUlaunchAttribute* to);
+#define LAUNCH_ATTRIBUTES_MAX 16u
+#define LAUNCH_ATTRIBUTE_BYTES 72u
 void launch_kernel(orion_engine* e, const orion_op* op);
 /// A launch attribute in the tail of LAUNCH_EX.
 #define LAUNCH_ATTRIBUTES_MAX 16u
@@ -492,6 +503,15 @@ void graph_block(orion_engine* e, uint32_t index);
 void graph_publish(orion_engine* e);
 /// False when an image's own headers name bytes beyond its end. `text` tells PTX, which needs a terminator.
 bool image_check(const uint8_t* image, uint64_t bytes, bool* text);
+static inline bool part_inside(uint64_t offset, uint64_t bytes, uint64_t total) {
+  return offset <= total && bytes <= total - offset;
+}
+
+// ---- image.c: offered images; library.c: libraries and kernels
+enum step image_execute(orion_engine* e, const orion_op* op, parked_op* node);
+void image_free_all(orion_engine* e);
+void library_execute(orion_engine* e, const orion_op* op);
+void library_free_all(orion_engine* e);
 
 // ---- tensor_map.c
 void tensor_map_encode(orion_engine* e, const orion_op* op);

@@ -31,13 +31,24 @@ bool launch_attribute_ok(const orion_engine* e, uint32_t id, const void* value) 
   }
 }
 
-static function_state* function_of(orion_engine* e, const orion_op* op, uint32_t index) {
+function_state* function_of(orion_engine* e, const orion_op* op, uint32_t index) {
   if (index < ORION_FUNCTIONS) {
     function_state* f = &e->functions[index];
     if (f->alive && e->modules[f->module].context == op->context) return f;
   }
   answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
   return NULL;
+}
+
+int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t count, CUlaunchAttribute* to) {
+  for (uint32_t i = 0; i < count; i++) {
+    wire_attribute a;
+    memcpy(&a, tail + i * sizeof a, sizeof a);
+    if (!launch_attribute_ok(e, a.id, a.value)) return CUDA_ERROR_NOT_SUPPORTED;
+    to[i].id = (CUlaunchAttributeID)a.id;
+    memcpy(&to[i].value, a.value, sizeof a.value);
+  }
+  return 0;
 }
 
 void launch_kernel(orion_engine* e, const orion_op* op) {
@@ -72,16 +83,12 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
       attributes[count].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
       attributes[count++].value.cooperative = 1;
     }
-    for (uint32_t i = 0; i < attribute_count; i++) {
-      wire_attribute a;
-      memcpy(&a, tail + i * sizeof a, sizeof a);
-      if (!launch_attribute_ok(e, a.id, a.value)) {
-        answer_result(e, op, CUDA_ERROR_NOT_SUPPORTED);
-        return;
-      }
-      attributes[count].id = (CUlaunchAttributeID)a.id;
-      memcpy(&attributes[count++].value, a.value, sizeof a.value);
+    const int32_t refused = launch_attributes(e, tail, attribute_count, attributes + count);
+    if (refused) {
+      answer_result(e, op, refused);
+      return;
     }
+    count += attribute_count;
     const CUlaunchConfig config = {.gridDimX = o->grid_x,
                                    .gridDimY = o->grid_y,
                                    .gridDimZ = o->grid_z,
@@ -124,17 +131,26 @@ void module_get_function(orion_engine* e, const orion_op* op) {
   char name[ORION_OP_MAX_BYTES + 1];
   memcpy(name, op_tail(op), name_bytes);
   name[name_bytes] = 0;
-  if (o->function >= ORION_FUNCTIONS || e->functions[o->function].alive || !name_bytes || strlen(name) != name_bytes) {
+  CUfunction handle = NULL;
+  int32_t result = CUDA_ERROR_INVALID_VALUE;
+  if (name_bytes && strlen(name) == name_bytes) {
+    result =
+        answer_check(e, op->context, (int32_t)e->driver.module_function(&handle, e->modules[o->module].handle, name));
+  }
+  if (result) {
+    answer_result(e, op, result);
+  } else {
+    function_open(e, op, o->module, o->function, handle);
+  }
+}
+
+void function_open(orion_engine* e, const orion_op* op, uint32_t module, uint32_t index, CUfunction handle) {
+  if (index >= ORION_FUNCTIONS || e->functions[index].alive) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }
-  module_state* m = &e->modules[o->module];
-  function_state f = {.module = o->module, .alive = true};
-  const int32_t result = answer_check(e, op->context, (int32_t)e->driver.module_function(&f.handle, m->handle, name));
-  if (result) {
-    answer_result(e, op, result);
-    return;
-  }
+  module_state* m = &e->modules[module];
+  function_state f = {.handle = handle, .module = module, .alive = true};
   struct {
     orion_reply_module_get_function head;
     int32_t pairs[(ORION_REPLY_BYTES - sizeof(orion_reply_module_get_function)) / 4];
@@ -154,11 +170,12 @@ void module_get_function(orion_engine* e, const orion_op* op) {
   }
   // The list ends with INVALID_VALUE; anything else means that this driver cannot tell.
   f.layout_known = end == CUDA_ERROR_INVALID_VALUE;
-  reply.head.param_count = f.layout_known ? params : 0;
+  // Unknown layouts are told: parameters would be lost otherwise. The null engine looks at none.
+  reply.head.param_count = f.layout_known ? params : e->config.null_engine ? 0 : UINT32_MAX;
   if (!f.layout_known) used = 2 * reply.head.attribute_count;
   f.next = m->first_function;
-  m->first_function = o->function + 1;
-  e->functions[o->function] = f;
+  m->first_function = index + 1;
+  e->functions[index] = f;
   answer_reply(e, op, 0, &reply, (uint32_t)(sizeof reply.head + used * 4));
 }
 

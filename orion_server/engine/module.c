@@ -3,12 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "image.h"
+#include "jit.h"
 
 #define FATBIN_MAGIC 0xba55ed50u
 #define ELF_MAGIC 0x464c457fu
 #define SECTION_NOBITS 8u
-#define OPTIONS_MAX 32u
 #define LINK_INPUTS_MAX 1024u
 
 // ------------------------------------------------------------------------------------------------ images
@@ -16,10 +16,6 @@ static uint64_t read_le(const uint8_t* at, uint32_t bytes) {
   uint64_t value = 0;
   memcpy(&value, at, bytes);
   return value;
-}
-
-static bool part_inside(uint64_t offset, uint64_t bytes, uint64_t total) {
-  return offset <= total && bytes <= total - offset;
 }
 
 static bool elf_inside(const uint8_t* image, uint64_t bytes) {
@@ -79,103 +75,27 @@ bool image_check(const uint8_t* image, uint64_t bytes, bool* text) {
   return length > 0;
 }
 
-// ------------------------------------------------------------------------------------------------ options, logs
-typedef struct jit {
-  CUjit_option options[OPTIONS_MAX + 4];
-  void* values[OPTIONS_MAX + 4];
-  uint32_t count;
-  char *info, *error;
-  uint32_t info_bytes, error_bytes;
-} jit;
-
-static bool option_allowed(uint32_t option) {
-  switch (option) {
-    case CU_JIT_MAX_REGISTERS:
-    case CU_JIT_THREADS_PER_BLOCK:
-    case CU_JIT_OPTIMIZATION_LEVEL:
-    case CU_JIT_TARGET_FROM_CUCONTEXT:
-    case CU_JIT_TARGET:
-    case CU_JIT_FALLBACK_STRATEGY:
-    case CU_JIT_GENERATE_DEBUG_INFO:
-    case CU_JIT_LOG_VERBOSE:
-    case CU_JIT_GENERATE_LINE_INFO:
-    case CU_JIT_CACHE_MODE:
-    case CU_JIT_LTO:
-    case CU_JIT_FTZ:
-    case CU_JIT_PREC_DIV:
-    case CU_JIT_PREC_SQRT:
-    case CU_JIT_FMA:
-    case CU_JIT_OPTIMIZE_UNUSED_DEVICE_VARIABLES:
-    case CU_JIT_POSITION_INDEPENDENT_CODE:
-    case CU_JIT_MIN_CTA_PER_SM:
-    case CU_JIT_MAX_THREADS_PER_BLOCK:
-    case CU_JIT_OVERRIDE_DIRECTIVE_VALUES:
-      return true;
-    default:
-      return false;  // the others hold pointers or are the driver's own
-  }
-}
-
-static void add_option(jit* j, CUjit_option option, uint64_t value) {
-  j->options[j->count] = option;
-  j->values[j->count++] = (void*)(uintptr_t)value;  // NOLINT(performance-no-int-to-ptr): how the driver takes integers
-}
-
-static void jit_end(jit* j) {
-  free(j->info);
-  free(j->error);
-}
-
-// Options from the operation's tail, and private log buffers. 0 or a CUresult.
-static int32_t jit_begin(const orion_engine* e, jit* j, const orion_op* op, uint32_t count, uint64_t log_off,
-                         uint32_t info_bytes, uint32_t error_bytes) {
-  memset(j, 0, sizeof *j);
-  if (count > OPTIONS_MAX || op_tail_bytes(op) != count * 8) return CUDA_ERROR_INVALID_VALUE;
-  if (info_bytes > LOG_MAX_BYTES || error_bytes > LOG_MAX_BYTES) return CUDA_ERROR_INVALID_VALUE;
-  if ((info_bytes || error_bytes) && !part_inside(log_off, (uint64_t)info_bytes + error_bytes, e->arena_bytes)) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
-  for (uint32_t i = 0; i < count; i++) {
-    uint32_t pair[2];
-    memcpy(pair, op_tail(op) + i * 8ull, sizeof pair);
-    if (!option_allowed(pair[0])) return CUDA_ERROR_INVALID_VALUE;
-    add_option(j, (CUjit_option)pair[0], pair[1]);
-  }
-  j->info_bytes = info_bytes;
-  j->error_bytes = error_bytes;
-  j->info = calloc(1, (size_t)info_bytes + 1);
-  j->error = calloc(1, (size_t)error_bytes + 1);
-  if (!j->info || !j->error) {
-    jit_end(j);
-    return CUDA_ERROR_OUT_OF_MEMORY;
-  }
-  if (info_bytes) {
-    add_option(j, CU_JIT_INFO_LOG_BUFFER, (uint64_t)(uintptr_t)j->info);
-    add_option(j, CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, info_bytes);
-  }
-  if (error_bytes) {
-    add_option(j, CU_JIT_ERROR_LOG_BUFFER, (uint64_t)(uintptr_t)j->error);
-    add_option(j, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, error_bytes);
-  }
-  return 0;
-}
-
-// Copies both logs into the arena: info at log_off, errors behind the space for info. Lengths are without terminator.
-static void jit_deliver(orion_engine* e, const jit* j, uint64_t log_off, uint32_t* info_bytes, uint32_t* error_bytes) {
-  *info_bytes = (uint32_t)strnlen(j->info, j->info_bytes);
-  *error_bytes = (uint32_t)strnlen(j->error, j->error_bytes);
-  uint8_t* to = e->arena + log_off;
-  if (*info_bytes) {
-    memcpy(to, j->info, *info_bytes);
-    if (e->net) net_bytes_out(e, log_off, *info_bytes);
-  }
-  if (*error_bytes) {
-    memcpy(to + j->info_bytes, j->error, *error_bytes);
-    if (e->net) net_bytes_out(e, log_off + j->info_bytes, *error_bytes);
-  }
-}
-
 // ------------------------------------------------------------------------------------------------ modules
+void module_open(orion_engine* e, const orion_op* op, uint32_t index, const void* image, uint64_t image_bytes, jit* j,
+                 uint64_t log_off) {
+  bool text = false;
+  CUmodule handle = NULL;
+  int32_t result = image_check(image, image_bytes, &text) ? 0 : CUDA_ERROR_INVALID_IMAGE;
+  if (!result) {
+    result =
+        answer_check(e, op->context, (int32_t)e->driver.module_load(&handle, image, j->count, j->options, j->values));
+  }
+  orion_reply_module_load reply = {0};
+  jit_deliver(e, j, log_off, &reply.info_log_bytes, &reply.error_log_bytes);
+  if (!result) {
+    e->modules[index] = (module_state){.handle = handle, .context = op->context, .alive = true};
+    if (index >= e->module_high) e->module_high = index + 1;
+    unsigned int count = 0;
+    if (e->driver.module_function_count(&count, handle) == 0) reply.function_count = count;
+  }
+  answer_reply(e, op, result, &reply, sizeof reply);
+}
+
 void module_load(orion_engine* e, const orion_op* op) {
   const orion_op_module_load* o = (const orion_op_module_load*)op;
   if (!use_context(e, op)) return;
@@ -185,35 +105,17 @@ void module_load(orion_engine* e, const orion_op* op) {
     return;
   }
   jit j;
-  int32_t result = jit_begin(e, &j, op, o->option_count, o->log_off, o->info_log_bytes, o->error_log_bytes);
-  if (result) {
-    answer_result(e, op, result);
-    return;
-  }
-  uint8_t* image = malloc(o->image_bytes + 1);
-  bool text = false;
-  CUmodule handle = NULL;
+  const int32_t result = jit_begin(e, &j, op, o->option_count, o->log_off, o->info_log_bytes, o->error_log_bytes);
+  uint8_t* image = result ? NULL : malloc(o->image_bytes + 1);
   if (!image) {
-    result = CUDA_ERROR_OUT_OF_MEMORY;
+    answer_result(e, op, result ? result : CUDA_ERROR_OUT_OF_MEMORY);
   } else {
     memcpy(image, e->arena + o->image_off, o->image_bytes);
     image[o->image_bytes] = 0;
-    result = image_check(image, o->image_bytes, &text) ? 0 : CUDA_ERROR_INVALID_IMAGE;
-  }
-  if (!result) {
-    result = answer_check(e, op->context, (int32_t)e->driver.module_load(&handle, image, j.count, j.options, j.values));
+    module_open(e, op, o->module, image, o->image_bytes, &j, o->log_off);
   }
   free(image);
-  orion_reply_module_load reply = {0};
-  jit_deliver(e, &j, o->log_off, &reply.info_log_bytes, &reply.error_log_bytes);
-  jit_end(&j);
-  if (!result) {
-    e->modules[o->module] = (module_state){.handle = handle, .context = op->context, .alive = true};
-    if (o->module >= e->module_high) e->module_high = o->module + 1;
-    unsigned int count = 0;
-    if (e->driver.module_function_count(&count, handle) == 0) reply.function_count = count;
-  }
-  answer_reply(e, op, result, &reply, sizeof reply);
+  if (!result) jit_end(&j);
 }
 
 void module_close(orion_engine* e, uint32_t index) {
@@ -228,7 +130,8 @@ void module_close(orion_engine* e, uint32_t index) {
     if (e->globals[i].module != index) e->globals[kept++] = e->globals[i];
   }
   e->global_count = kept;
-  (void)answer_check(e, m->context, (int32_t)e->driver.module_unload(m->handle));
+  // A library's module goes with its library.
+  if (!m->library) (void)answer_check(e, m->context, (int32_t)e->driver.module_unload(m->handle));
   *m = (module_state){0};
 }
 

@@ -39,9 +39,10 @@ static bool waits_for_unload(const orion_op* op) {
     case ORION_OP_FUNCTION_GET_ATTRIBUTES:
     case ORION_OP_OCCUPANCY_BLOCKS:
     case ORION_OP_OCCUPANCY_SHARED:
+    case ORION_OP_IMAGE_MODULE_LOAD:
       return true;
     default:
-      return false;
+      return op->code >= ORION_OP_LIBRARY_LOAD && op->code <= ORION_OP_OCCUPANCY_CLUSTERS;
   }
 }
 
@@ -81,7 +82,8 @@ static bool behind_parked(orion_engine* e, const orion_op* op, const parked_op* 
     }
     case ORION_OP_MEM_FREE:
     case ORION_OP_HOST_UNREGISTER:
-      return true;  // anything parked may still use the memory
+    case ORION_OP_LIBRARY_UNLOAD:
+      return true;  // anything parked may still use the memory, or a kernel of the library in some context
     default:
       break;
   }
@@ -118,6 +120,9 @@ static void block(orion_engine* e, const orion_op* op) {
     graph_block(e, other);
   }
   if (op->code == ORION_OP_MODULE_UNLOAD) c->unload_epoch = epoch;
+  if (op->code == ORION_OP_LIBRARY_UNLOAD) {
+    for (uint32_t i = 0; i < ORION_CONTEXTS; i++) e->contexts[i].unload_epoch = epoch;
+  }
   if (op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY) c->barrier_epoch = epoch;
 }
 
@@ -160,8 +165,9 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
     if (op->stream == 0 && marker->alive && stream_full(e, marker)) return false;
   }
   if (ORION_OP_INFO[op->code].flags & ORION_OPF_DRAINS) {
-    // HOST_UNREGISTER gives memory back that any context may be using.
-    const uint32_t context = op->code == ORION_OP_HOST_UNREGISTER ? 0 : op->context;
+    // HOST_UNREGISTER gives memory back that any context may be using; a library is loaded into several contexts.
+    const uint32_t context =
+        op->code == ORION_OP_HOST_UNREGISTER || op->code == ORION_OP_LIBRARY_UNLOAD ? 0 : op->context;
     if (!node) {
       order_sweep(e);
       bool idle = true;

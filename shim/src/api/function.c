@@ -61,23 +61,34 @@ static CUresult parse_reply(orion_function* function, const uint8_t* payload, ui
   return store_layout(function, payload, counts.param_count);
 }
 
-static CUresult ask_worker(orion_module* module, orion_function* function, const char* name, uint32_t name_bytes) {
+static CUresult ask_worker(orion_module* module, orion_function* function, const char* name, uint32_t name_bytes,
+                           uint32_t kernel) {
   uint8_t* payload = malloc(ORION_REPLY_BYTES);
   if (payload == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
-  orion_op_module_get_function op = {
-      .op = {.code = ORION_OP_MODULE_GET_FUNCTION, .context = (uint16_t)module->context->entry.index},
-      .module = module->entry.index,
-      .function = function->entry.index};
+  orion_session* session = module->context->session;
+  const uint16_t context = (uint16_t)module->context->entry.index;
   uint32_t bytes = 0;
-  CUresult result =
-      orion_call(module->context->session, &op.op, sizeof op, name, name_bytes, payload, ORION_REPLY_BYTES, &bytes);
+  CUresult result;
+  if (kernel != 0) {
+    orion_op_kernel_function op = {.op = {.code = ORION_OP_KERNEL_FUNCTION, .context = context},
+                                   .kernel = kernel,
+                                   .module = module->entry.index,
+                                   .function = function->entry.index};
+    result = orion_call(session, &op.op, sizeof op, NULL, 0, payload, ORION_REPLY_BYTES, &bytes);
+  } else {
+    orion_op_module_get_function op = {.op = {.code = ORION_OP_MODULE_GET_FUNCTION, .context = context},
+                                       .module = module->entry.index,
+                                       .function = function->entry.index};
+    result = orion_call(session, &op.op, sizeof op, name, name_bytes, payload, ORION_REPLY_BYTES, &bytes);
+  }
   if (result == CUDA_SUCCESS) result = parse_reply(function, payload, bytes);
   free(payload);
   return result;
 }
 
 /// Under the module's mutex.
-static CUresult make_function(orion_module* module, const char* name, uint32_t name_bytes, orion_function** out) {
+static CUresult make_function(orion_module* module, const char* name, uint32_t name_bytes, uint32_t kernel,
+                              orion_function** out) {
   orion_function* function = orion_object_take(&orion_functions);
   if (function == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   free(function->name);
@@ -95,7 +106,7 @@ static CUresult make_function(orion_module* module, const char* name, uint32_t n
   function->layout_known = false;
   atomic_store(&function->cooperative_key, 0);
   const CUresult result =
-      function->name == NULL ? CUDA_ERROR_OUT_OF_MEMORY : ask_worker(module, function, name, name_bytes);
+      function->name == NULL ? CUDA_ERROR_OUT_OF_MEMORY : ask_worker(module, function, name, name_bytes, kernel);
   if (result != CUDA_SUCCESS) {
     orion_table_give(&orion_functions, function);
     return result;
@@ -107,7 +118,7 @@ static CUresult make_function(orion_module* module, const char* name, uint32_t n
   return CUDA_SUCCESS;
 }
 
-CUresult orion_module_function(orion_module* module, const char* name, orion_function** out) {
+CUresult orion_module_function(orion_module* module, const char* name, uint32_t kernel, orion_function** out) {
   const size_t name_bytes = strlen(name);
   ORION_REQUIRE(name_bytes <= NAME_LIMIT_BYTES, CUDA_ERROR_NOT_FOUND);
   pthread_mutex_lock(&module->mutex);
@@ -117,7 +128,7 @@ CUresult orion_module_function(orion_module* module, const char* name, orion_fun
   if (function != NULL) {
     *out = function;
   } else {
-    result = make_function(module, name, (uint32_t)name_bytes, out);
+    result = make_function(module, name, (uint32_t)name_bytes, kernel, out);
   }
   pthread_mutex_unlock(&module->mutex);
   return result;

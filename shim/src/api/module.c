@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "library.h"
 #include "memory.h"
 #include "upload.h"
 
@@ -14,51 +15,46 @@ CUresult orion_module_of(CUmodule handle, orion_module** module) {
   return orion_object_find(&orion_modules, handle, module);
 }
 
-static CUresult load_on_worker(orion_context* context, uint32_t index, const void* image, uint64_t image_bytes,
-                               orion_jit* jit, orion_reply_module_load* reply) {
-  const uint64_t log_at = (image_bytes + 63) & ~63ull;
-  const uint64_t log_bytes = (uint64_t)jit->info_log_bytes + jit->error_log_bytes;
-  orion_upload upload;
-  CUresult result = orion_upload_take(&upload, context->session, log_at + log_bytes);
+static CUresult load_on_worker(orion_context* context, uint32_t index, orion_image* image, orion_jit* jit,
+                               orion_reply_module_load* reply) {
+  orion_shipment shipment;
+  CUresult result =
+      orion_shipment_make(&shipment, context->session, image, (uint64_t)jit->info_log_bytes + jit->error_log_bytes);
   if (result != CUDA_SUCCESS) return result;
-  uint8_t* bytes = orion_upload_address(&upload);
-  memcpy(bytes, image, image_bytes);
-  orion_op_module_load op = {.op = {.code = ORION_OP_MODULE_LOAD, .context = (uint16_t)context->entry.index},
-                             .module = index,
-                             .option_count = jit->pair_count,
-                             .image_off = upload.offset,
-                             .image_bytes = image_bytes,
-                             .log_off = upload.offset + log_at,
-                             .info_log_bytes = jit->info_log_bytes,
-                             .error_log_bytes = jit->error_log_bytes};
-  op.op.bulk_seq = orion_push_host(context->session, upload.offset, image_bytes);
-  result = orion_call(context->session, &op.op, sizeof op, jit->pairs, jit->pair_count * (uint32_t)sizeof jit->pairs[0],
-                      reply, sizeof *reply, NULL);
-  orion_jit_finish(jit, bytes + log_at, reply->info_log_bytes, reply->error_log_bytes);
-  orion_upload_give(&upload);
+  const uint32_t tail_bytes = jit->pair_count * (uint32_t)sizeof jit->pairs[0];
+  const uint16_t context_index = (uint16_t)context->entry.index;
+  if (shipment.image == ORION_IMAGE_IN_ARENA) {
+    orion_op_module_load op = {
+        .op = {.code = ORION_OP_MODULE_LOAD, .context = context_index, .bulk_seq = shipment.bulk_seq},
+        .module = index,
+        .option_count = jit->pair_count,
+        .image_off = shipment.image_off,
+        .image_bytes = image->bytes,
+        .log_off = shipment.log_off,
+        .info_log_bytes = jit->info_log_bytes,
+        .error_log_bytes = jit->error_log_bytes};
+    result = orion_call(context->session, &op.op, sizeof op, jit->pairs, tail_bytes, reply, sizeof *reply, NULL);
+  } else {
+    orion_op_image_module_load op = {.op = {.code = ORION_OP_IMAGE_MODULE_LOAD, .context = context_index},
+                                     .module = index,
+                                     .image = shipment.image,
+                                     .log_off = shipment.log_off,
+                                     .info_log_bytes = jit->info_log_bytes,
+                                     .error_log_bytes = jit->error_log_bytes,
+                                     .option_count = jit->pair_count};
+    result = orion_call(context->session, &op.op, sizeof op, jit->pairs, tail_bytes, reply, sizeof *reply, NULL);
+  }
+  orion_jit_finish(jit, shipment.logs, reply->info_log_bytes, reply->error_log_bytes);
+  orion_shipment_end(&shipment);
   return result;
 }
 
-CUresult orion_module_load(orion_context* context, const void* image, uint32_t option_count, CUjit_option* options,
-                           void** values, CUmodule* handle) {
-  const void* data = NULL;
-  const uint64_t image_bytes = orion_image_bytes(image, &data);
-  ORION_REQUIRE(image_bytes != 0, CUDA_ERROR_INVALID_IMAGE);
-  orion_jit jit;
-  CUresult result = orion_jit_parse(&jit, option_count, options, values);
-  if (result != CUDA_SUCCESS) return result;
-  orion_module* module = orion_object_take(&orion_modules);
-  ORION_REQUIRE(module != NULL, CUDA_ERROR_OUT_OF_MEMORY);
-  orion_reply_module_load reply = {0};
-  result = load_on_worker(context, module->entry.index, data, image_bytes, &jit, &reply);
-  if (result != CUDA_SUCCESS) {
-    orion_table_give(&orion_modules, module);
-    return result;
-  }
+CUmodule orion_module_publish(orion_module* module, orion_context* context, uint32_t function_count, uint64_t library) {
   if (module->handle == 0) pthread_mutex_init(&module->mutex, NULL);
   module->context = context;
   module->epoch = atomic_load(&context->epoch);
-  module->function_count = reply.function_count;
+  module->function_count = function_count;
+  module->library = library;
   atomic_store(&module->functions, NULL);
   while (module->globals != NULL) {  // what an owner left whose context ended
     orion_global* global = module->globals;
@@ -67,7 +63,26 @@ CUresult orion_module_load(orion_context* context, const void* image, uint32_t o
     free(global);
   }
   module->handle = orion_table_publish(&orion_modules, module);
-  *handle = (CUmodule)(uintptr_t)module->handle;
+  return (CUmodule)(uintptr_t)module->handle;
+}
+
+CUresult orion_module_load(orion_context* context, const void* image, uint32_t option_count, CUjit_option* options,
+                           void** values, CUmodule* handle) {
+  orion_image sent = {0};
+  sent.bytes = orion_image_bytes(image, &sent.data);
+  ORION_REQUIRE(sent.bytes != 0, CUDA_ERROR_INVALID_IMAGE);
+  orion_jit jit;
+  CUresult result = orion_jit_parse(&jit, option_count, options, values);
+  if (result != CUDA_SUCCESS) return result;
+  orion_module* module = orion_object_take(&orion_modules);
+  ORION_REQUIRE(module != NULL, CUDA_ERROR_OUT_OF_MEMORY);
+  orion_reply_module_load reply = {0};
+  result = load_on_worker(context, module->entry.index, &sent, &jit, &reply);
+  if (result != CUDA_SUCCESS) {
+    orion_table_give(&orion_modules, module);
+    return result;
+  }
+  *handle = orion_module_publish(module, context, reply.function_count, 0);
   return CUDA_SUCCESS;
 }
 
@@ -146,7 +161,8 @@ CUresult orion_module_unload(CUmodule handle) {
     orion_op_module_unload op = {
         .op = {.code = ORION_OP_MODULE_UNLOAD, .context = (uint16_t)module->context->entry.index},
         .module = module->entry.index};
-    result = orion_submit(module->context->session, &op.op, sizeof op, NULL, 0);
+    // A library's module goes with LIBRARY_UNLOAD.
+    result = module->library != 0 ? CUDA_SUCCESS : orion_submit(module->context->session, &op.op, sizeof op, NULL, 0);
   }
   orion_table_give(&orion_modules, module);
   return result;
@@ -154,6 +170,8 @@ CUresult orion_module_unload(CUmodule handle) {
 
 ORION_API CUresult cuModuleUnload(CUmodule handle) {
   ORION_ENTER();
+  const orion_module* module = orion_table_find(&orion_modules, (uint64_t)(uintptr_t)handle, NULL);
+  ORION_REQUIRE(module == NULL || module->library == 0, CUDA_ERROR_NOT_PERMITTED);
   return orion_module_unload(handle);
 }
 
@@ -174,6 +192,69 @@ ORION_API CUresult cuModuleGetFunctionCount(unsigned int* count, CUmodule handle
   return result;
 }
 
+CUresult orion_each_name(orion_session* session, orion_op* op, uint32_t op_bytes, uint32_t* skip, uint32_t limit,
+                         CUresult (*put)(void* to, const char* name), void* to, uint32_t* total) {
+  uint8_t* payload = malloc(ORION_REPLY_BYTES + 1);
+  ORION_REQUIRE(payload != NULL, CUDA_ERROR_OUT_OF_MEMORY);
+  CUresult result = CUDA_SUCCESS;
+  *skip = 0;
+  while (result == CUDA_SUCCESS) {
+    orion_reply_module_names head;
+    uint32_t bytes = 0;
+    result = orion_call(session, op, op_bytes, NULL, 0, payload, ORION_REPLY_BYTES, &bytes);
+    if (result == CUDA_SUCCESS && bytes < sizeof head) result = CUDA_ERROR_UNKNOWN;
+    if (result != CUDA_SUCCESS) break;
+    memcpy(&head, payload, sizeof head);
+    *total = head.total;
+    uint32_t at = sizeof head;
+    for (uint32_t i = 0; i < head.count && *skip < limit && result == CUDA_SUCCESS; i++) {
+      uint16_t length;
+      char name[UINT16_MAX + 1];
+      if (bytes - at < sizeof length) result = CUDA_ERROR_UNKNOWN;
+      if (result == CUDA_SUCCESS) memcpy(&length, payload + at, sizeof length);
+      at += sizeof length;
+      if (result == CUDA_SUCCESS && length > bytes - at) result = CUDA_ERROR_UNKNOWN;
+      if (result != CUDA_SUCCESS) break;
+      memcpy(name, payload + at, length);
+      name[length] = '\0';
+      at += length;
+      ++*skip;
+      result = put(to, name);
+    }
+    if (head.count == 0 || *skip >= limit || *skip >= head.total) break;
+  }
+  free(payload);
+  return result;
+}
+
+typedef struct function_list {
+  orion_module* module;
+  CUfunction* functions;
+  uint32_t count;
+} function_list;
+
+static CUresult put_function(void* to, const char* name) {
+  function_list* list = to;
+  orion_function* function;
+  const CUresult result = orion_module_function(list->module, name, 0, &function);
+  if (result == CUDA_SUCCESS) list->functions[list->count++] = (CUfunction)(uintptr_t)function->handle;
+  return result;
+}
+
+ORION_API CUresult cuModuleEnumerateFunctions(CUfunction* functions, unsigned int count, CUmodule handle) {
+  ORION_ENTER();
+  orion_module* module;
+  const CUresult result = orion_module_of(handle, &module);
+  if (result != CUDA_SUCCESS) return result;
+  ORION_REQUIRE(functions != NULL || count == 0, CUDA_ERROR_INVALID_VALUE);
+  if (count == 0) return CUDA_SUCCESS;
+  function_list list = {module, functions, 0};
+  orion_op_module_names op = {.op = {.code = ORION_OP_MODULE_NAMES, .context = (uint16_t)module->context->entry.index},
+                              .module = module->entry.index};
+  uint32_t total;
+  return orion_each_name(module->context->session, &op.op, sizeof op, &op.skip, count, put_function, &list, &total);
+}
+
 ORION_API CUresult cuModuleGetFunction(CUfunction* handle, CUmodule module_handle, const char* name) {
   ORION_ENTER();
   ORION_REQUIRE(handle != NULL && name != NULL && name[0] != '\0', CUDA_ERROR_INVALID_VALUE);
@@ -181,7 +262,7 @@ ORION_API CUresult cuModuleGetFunction(CUfunction* handle, CUmodule module_handl
   CUresult result = orion_module_of(module_handle, &module);
   if (result != CUDA_SUCCESS) return result;
   orion_function* function;
-  result = orion_module_function(module, name, &function);
+  result = orion_module_function(module, name, 0, &function);
   if (result == CUDA_SUCCESS) *handle = (CUfunction)(uintptr_t)function->handle;
   return result;
 }

@@ -115,6 +115,7 @@ typedef struct orion_module {
   uint32_t epoch;
   uint64_t handle;
   uint32_t function_count;
+  uint64_t library;  // handle of the library that owns it; 0: none
   pthread_mutex_t mutex;
   struct orion_function* _Atomic functions;
   orion_global* globals;
@@ -229,7 +230,8 @@ CUresult orion_module_load(orion_context* context, const void* image, uint32_t o
                            void** values, CUmodule* module);
 CUresult orion_module_unload(CUmodule handle);
 CUresult orion_module_of(CUmodule handle, orion_module** module);
-CUresult orion_module_function(orion_module* module, const char* name, orion_function** function);
+/// `kernel`: index of the library's kernel that it is the function of, 0: none.
+CUresult orion_module_function(orion_module* module, const char* name, uint32_t kernel, orion_function** function);
 CUresult orion_module_global(orion_module* module, const char* name, uint64_t* address, uint64_t* bytes);
 /// `handle` may be a CUkernel, as CUDA allows: then its function in the current context.
 CUresult orion_function_of(CUfunction handle, orion_function** function);

@@ -104,8 +104,9 @@ CUresult with_kernel(CUkernel handle, F f) {
 
 }  // namespace
 
-SG_API cuLibraryLoadData(CUlibrary* out, const void* code, CUjit_option* options, void** values, unsigned count, int*,
-                         void**, unsigned) {
+SG_API cuLibraryLoadData(CUlibrary* out, const void* code, CUjit_option* options, void** values, unsigned count,
+                         int* library_options, void**, unsigned library_count) {
+  if (library_count > 0 && !library_options) return CUDA_ERROR_INVALID_VALUE;
   return load_library(out, code, count, options, values);
 }
 
