@@ -70,7 +70,25 @@ enum orion_op_code {
   ORION_OP_VMM_SET_ACCESS = 134,
   ORION_OP_TENSOR_MAP_ENCODE = 190,
   ORION_OP_TENSOR_MAP_REPLACE_ADDRESS = 191,
-  ORION_OP_CODE_END = 192,
+  ORION_OP_IMAGE_OFFER = 230,
+  ORION_OP_IMAGE_PROVE = 231,
+  ORION_OP_IMAGE_DATA = 232,
+  ORION_OP_IMAGE_DROP = 233,
+  ORION_OP_IMAGE_MODULE_LOAD = 234,
+  ORION_OP_LIBRARY_LOAD = 235,
+  ORION_OP_LIBRARY_UNLOAD = 236,
+  ORION_OP_LIBRARY_GET_KERNEL = 237,
+  ORION_OP_LIBRARY_GET_MODULE = 238,
+  ORION_OP_LIBRARY_NAMES = 239,
+  ORION_OP_MODULE_NAMES = 240,
+  ORION_OP_KERNEL_FUNCTION = 241,
+  ORION_OP_KERNEL_GET_ATTRIBUTES = 242,
+  ORION_OP_KERNEL_GET_PARAMS = 243,
+  ORION_OP_KERNEL_SET_ATTRIBUTE = 244,
+  ORION_OP_KERNEL_SET_CACHE_CONFIG = 245,
+  ORION_OP_LIBRARY_LOOKUP = 246,
+  ORION_OP_OCCUPANCY_CLUSTERS = 247,
+  ORION_OP_CODE_END = 248,
 };
 
 enum orion_op_flag {
@@ -778,6 +796,254 @@ typedef struct orion_op_tensor_map_replace_address {
 } orion_op_tensor_map_replace_address;
 _Static_assert(sizeof(orion_op_tensor_map_replace_address) == 40, "orion_op_tensor_map_replace_address");
 
+// opens image index `image`; state 0: upload it, 1: it is there, 2: prove possession with IMAGE_PROVE.
+typedef struct orion_op_image_offer {
+  orion_op op;
+  uint32_t image;
+  uint32_t pad;
+  uint64_t size_bytes;
+  uint64_t hash_0;
+  uint64_t hash_1;
+  uint64_t hash_2;
+  uint64_t hash_3;
+} orion_op_image_offer;
+_Static_assert(sizeof(orion_op_image_offer) == 80, "orion_op_image_offer");
+typedef struct orion_reply_image_offer {
+  uint32_t state;
+  uint32_t pad;
+  uint64_t nonce_0;
+  uint64_t nonce_1;
+  uint64_t nonce_2;
+  uint64_t nonce_3;
+} orion_reply_image_offer;
+_Static_assert(sizeof(orion_reply_image_offer) == 40, "orion_reply_image_offer");
+
+// SHA-256 of nonce and image; state as in IMAGE_OFFER, never 2.
+typedef struct orion_op_image_prove {
+  orion_op op;
+  uint32_t image;
+  uint32_t pad;
+  uint64_t proof_0;
+  uint64_t proof_1;
+  uint64_t proof_2;
+  uint64_t proof_3;
+} orion_op_image_prove;
+_Static_assert(sizeof(orion_op_image_prove) == 72, "orion_op_image_prove");
+typedef struct orion_reply_image_prove {
+  uint32_t state;
+  uint32_t pad;
+} orion_reply_image_prove;
+_Static_assert(sizeof(orion_reply_image_prove) == 8, "orion_reply_image_prove");
+
+// the image's bytes [at, +size_bytes), in order and without gaps.
+typedef struct orion_op_image_data {
+  orion_op op;
+  uint32_t image;
+  uint32_t pad;
+  uint64_t at;
+  uint64_t arena_off;
+  uint64_t size_bytes;
+} orion_op_image_data;
+_Static_assert(sizeof(orion_op_image_data) == 64, "orion_op_image_data");
+
+// gives the index back unused.
+typedef struct orion_op_image_drop {
+  orion_op op;
+  uint32_t image;
+  uint32_t reserved;
+} orion_op_image_drop;
+_Static_assert(sizeof(orion_op_image_drop) == 40, "orion_op_image_drop");
+
+// MODULE_LOAD of an offered image, whose index is free afterwards. Tail: option_count pairs of u32 option, u32 value (options without pointers).
+typedef struct orion_op_image_module_load {
+  orion_op op;
+  uint32_t module;
+  uint32_t image;
+  uint64_t log_off;
+  uint32_t info_log_bytes;
+  uint32_t error_log_bytes;
+  uint32_t option_count;
+  uint32_t pad;
+} orion_op_image_module_load;
+_Static_assert(sizeof(orion_op_image_module_load) == 64, "orion_op_image_module_load");
+typedef struct orion_reply_image_module_load {
+  uint32_t info_log_bytes;
+  uint32_t error_log_bytes;
+  uint32_t function_count;
+  uint32_t pad;
+} orion_reply_image_module_load;
+_Static_assert(sizeof(orion_reply_image_module_load) == 16, "orion_reply_image_module_load");
+
+// cuLibraryLoadData; needs no context; an image index is free afterwards. Tail: option_count pairs of u32 option, u32 value (options without pointers).
+typedef struct orion_op_library_load {
+  orion_op op;
+  uint32_t library;
+  uint32_t image;
+  uint64_t image_off;
+  uint64_t image_bytes;
+  uint64_t log_off;
+  uint32_t info_log_bytes;
+  uint32_t error_log_bytes;
+  uint32_t option_count;
+  uint32_t pad;
+} orion_op_library_load;
+_Static_assert(sizeof(orion_op_library_load) == 80, "orion_op_library_load");
+typedef struct orion_reply_library_load {
+  uint32_t info_log_bytes;
+  uint32_t error_log_bytes;
+} orion_reply_library_load;
+_Static_assert(sizeof(orion_reply_library_load) == 8, "orion_reply_library_load");
+
+// cuLibraryUnload, and all modules, functions and kernels of it.
+typedef struct orion_op_library_unload {
+  orion_op op;
+  uint32_t library;
+  uint32_t reserved;
+} orion_op_library_unload;
+_Static_assert(sizeof(orion_op_library_unload) == 40, "orion_op_library_unload");
+
+// binds a client-minted kernel index. Tail: name, not terminated.
+typedef struct orion_op_library_get_kernel {
+  orion_op op;
+  uint32_t library;
+  uint32_t kernel;
+} orion_op_library_get_kernel;
+_Static_assert(sizeof(orion_op_library_get_kernel) == 40, "orion_op_library_get_kernel");
+
+// binds a client-minted module index to the library's module in header.context.
+typedef struct orion_op_library_get_module {
+  orion_op op;
+  uint32_t library;
+  uint32_t module;
+} orion_op_library_get_module;
+_Static_assert(sizeof(orion_op_library_get_module) == 40, "orion_op_library_get_module");
+typedef struct orion_reply_library_get_module {
+  uint32_t function_count;
+  uint32_t pad;
+} orion_reply_library_get_module;
+_Static_assert(sizeof(orion_reply_library_get_module) == 8, "orion_reply_library_get_module");
+
+// names of its kernels from number `skip` on, as many as fit: u16 bytes, then the name.
+typedef struct orion_op_library_names {
+  orion_op op;
+  uint32_t library;
+  uint32_t skip;
+} orion_op_library_names;
+_Static_assert(sizeof(orion_op_library_names) == 40, "orion_op_library_names");
+typedef struct orion_reply_library_names {
+  uint32_t total;
+  uint32_t count;
+} orion_reply_library_names;
+_Static_assert(sizeof(orion_reply_library_names) == 8, "orion_reply_library_names");
+
+// names of its functions, as LIBRARY_NAMES.
+typedef struct orion_op_module_names {
+  orion_op op;
+  uint32_t module;
+  uint32_t skip;
+} orion_op_module_names;
+_Static_assert(sizeof(orion_op_module_names) == 40, "orion_op_module_names");
+typedef struct orion_reply_module_names {
+  uint32_t total;
+  uint32_t count;
+} orion_reply_module_names;
+_Static_assert(sizeof(orion_reply_module_names) == 8, "orion_reply_module_names");
+
+// cuKernelGetFunction in header.context; `module`: the library's there; answers as MODULE_GET_FUNCTION.
+typedef struct orion_op_kernel_function {
+  orion_op op;
+  uint32_t kernel;
+  uint32_t module;
+  uint32_t function;
+  uint32_t pad;
+} orion_op_kernel_function;
+_Static_assert(sizeof(orion_op_kernel_function) == 48, "orion_op_kernel_function");
+typedef struct orion_reply_kernel_function {
+  uint32_t attribute_count;
+  uint32_t param_count;
+} orion_reply_kernel_function;
+_Static_assert(sizeof(orion_reply_kernel_function) == 8, "orion_reply_kernel_function");
+
+// attributes on a device.
+typedef struct orion_op_kernel_get_attributes {
+  orion_op op;
+  uint32_t kernel;
+  uint32_t device;
+} orion_op_kernel_get_attributes;
+_Static_assert(sizeof(orion_op_kernel_get_attributes) == 40, "orion_op_kernel_get_attributes");
+typedef struct orion_reply_kernel_get_attributes {
+  uint32_t attribute_count;
+  uint32_t pad;
+} orion_reply_kernel_get_attributes;
+_Static_assert(sizeof(orion_reply_kernel_get_attributes) == 8, "orion_reply_kernel_get_attributes");
+
+// parameter layout without a context: pairs of u32 offset, u32 size.
+typedef struct orion_op_kernel_get_params {
+  orion_op op;
+  uint32_t kernel;
+  uint32_t reserved;
+} orion_op_kernel_get_params;
+_Static_assert(sizeof(orion_op_kernel_get_params) == 40, "orion_op_kernel_get_params");
+typedef struct orion_reply_kernel_get_params {
+  uint32_t param_count;
+  uint32_t pad;
+} orion_reply_kernel_get_params;
+_Static_assert(sizeof(orion_reply_kernel_get_params) == 8, "orion_reply_kernel_get_params");
+
+// cuKernelSetAttribute.
+typedef struct orion_op_kernel_set_attribute {
+  orion_op op;
+  uint32_t kernel;
+  int32_t attribute;
+  int32_t value;
+  uint32_t device;
+} orion_op_kernel_set_attribute;
+_Static_assert(sizeof(orion_op_kernel_set_attribute) == 48, "orion_op_kernel_set_attribute");
+
+// cuKernelSetCacheConfig.
+typedef struct orion_op_kernel_set_cache_config {
+  orion_op op;
+  uint32_t kernel;
+  uint32_t config;
+  uint32_t device;
+  uint32_t pad;
+} orion_op_kernel_set_cache_config;
+_Static_assert(sizeof(orion_op_kernel_set_cache_config) == 48, "orion_op_kernel_set_cache_config");
+
+// kind 0: cuLibraryGetManaged, 1: cuLibraryGetUnifiedFunction. Tail: name, not terminated.
+typedef struct orion_op_library_lookup {
+  orion_op op;
+  uint32_t library;
+  uint32_t kind;
+} orion_op_library_lookup;
+_Static_assert(sizeof(orion_op_library_lookup) == 40, "orion_op_library_lookup");
+typedef struct orion_reply_library_lookup {
+  uint64_t address;
+  uint64_t size_bytes;
+} orion_reply_library_lookup;
+_Static_assert(sizeof(orion_reply_library_lookup) == 16, "orion_reply_library_lookup");
+
+// kind 0: cuOccupancyMaxActiveClusters, 1: cuOccupancyMaxPotentialClusterSize. Tail: attributes as in LAUNCH_EX.
+typedef struct orion_op_occupancy_clusters {
+  orion_op op;
+  uint32_t function;
+  uint32_t kind;
+  uint32_t grid_x;
+  uint32_t grid_y;
+  uint32_t grid_z;
+  uint32_t block_x;
+  uint32_t block_y;
+  uint32_t block_z;
+  uint32_t dynamic_shared_bytes;
+  uint32_t attribute_count;
+} orion_op_occupancy_clusters;
+_Static_assert(sizeof(orion_op_occupancy_clusters) == 72, "orion_op_occupancy_clusters");
+typedef struct orion_reply_occupancy_clusters {
+  int32_t value;
+  uint32_t pad;
+} orion_reply_occupancy_clusters;
+_Static_assert(sizeof(orion_reply_occupancy_clusters) == 8, "orion_reply_occupancy_clusters");
+
 // One row for each code: name, fixed size (header and fields), flags. Unknown codes have size 0.
 typedef struct orion_op_info {
   const char *name;
@@ -852,6 +1118,24 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_VMM_SET_ACCESS] = {"VMM_SET_ACCESS", sizeof(orion_op_vmm_set_access), 0, 1},
     [ORION_OP_TENSOR_MAP_ENCODE] = {"TENSOR_MAP_ENCODE", sizeof(orion_op_tensor_map_encode), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
     [ORION_OP_TENSOR_MAP_REPLACE_ADDRESS] = {"TENSOR_MAP_REPLACE_ADDRESS", sizeof(orion_op_tensor_map_replace_address), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
+    [ORION_OP_IMAGE_OFFER] = {"IMAGE_OFFER", sizeof(orion_op_image_offer), ORION_OPF_REPLY, 0},
+    [ORION_OP_IMAGE_PROVE] = {"IMAGE_PROVE", sizeof(orion_op_image_prove), ORION_OPF_REPLY, 0},
+    [ORION_OP_IMAGE_DATA] = {"IMAGE_DATA", sizeof(orion_op_image_data), ORION_OPF_REPLY | ORION_OPF_BULK_IN, 0},
+    [ORION_OP_IMAGE_DROP] = {"IMAGE_DROP", sizeof(orion_op_image_drop), 0, 0},
+    [ORION_OP_IMAGE_MODULE_LOAD] = {"IMAGE_MODULE_LOAD", sizeof(orion_op_image_module_load), ORION_OPF_REPLY | ORION_OPF_DRAINS, 1},
+    [ORION_OP_LIBRARY_LOAD] = {"LIBRARY_LOAD", sizeof(orion_op_library_load), ORION_OPF_REPLY | ORION_OPF_BULK_IN, 1},
+    [ORION_OP_LIBRARY_UNLOAD] = {"LIBRARY_UNLOAD", sizeof(orion_op_library_unload), ORION_OPF_DRAINS, 0},
+    [ORION_OP_LIBRARY_GET_KERNEL] = {"LIBRARY_GET_KERNEL", sizeof(orion_op_library_get_kernel), ORION_OPF_REPLY, 1},
+    [ORION_OP_LIBRARY_GET_MODULE] = {"LIBRARY_GET_MODULE", sizeof(orion_op_library_get_module), ORION_OPF_REPLY | ORION_OPF_DRAINS, 0},
+    [ORION_OP_LIBRARY_NAMES] = {"LIBRARY_NAMES", sizeof(orion_op_library_names), ORION_OPF_REPLY, 0},
+    [ORION_OP_MODULE_NAMES] = {"MODULE_NAMES", sizeof(orion_op_module_names), ORION_OPF_REPLY, 0},
+    [ORION_OP_KERNEL_FUNCTION] = {"KERNEL_FUNCTION", sizeof(orion_op_kernel_function), ORION_OPF_REPLY, 0},
+    [ORION_OP_KERNEL_GET_ATTRIBUTES] = {"KERNEL_GET_ATTRIBUTES", sizeof(orion_op_kernel_get_attributes), ORION_OPF_REPLY, 0},
+    [ORION_OP_KERNEL_GET_PARAMS] = {"KERNEL_GET_PARAMS", sizeof(orion_op_kernel_get_params), ORION_OPF_REPLY, 0},
+    [ORION_OP_KERNEL_SET_ATTRIBUTE] = {"KERNEL_SET_ATTRIBUTE", sizeof(orion_op_kernel_set_attribute), ORION_OPF_REPLY, 0},
+    [ORION_OP_KERNEL_SET_CACHE_CONFIG] = {"KERNEL_SET_CACHE_CONFIG", sizeof(orion_op_kernel_set_cache_config), 0, 0},
+    [ORION_OP_LIBRARY_LOOKUP] = {"LIBRARY_LOOKUP", sizeof(orion_op_library_lookup), ORION_OPF_REPLY, 1},
+    [ORION_OP_OCCUPANCY_CLUSTERS] = {"OCCUPANCY_CLUSTERS", sizeof(orion_op_occupancy_clusters), ORION_OPF_REPLY, 1},
 };
 
 #endif

@@ -271,13 +271,8 @@ ORION_API CUresult cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr) 
 ORION_API CUresult cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) { return orion_not_implemented("cuIpcOpenEventHandle"); }
 ORION_API CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags) { return orion_not_implemented("cuIpcOpenMemHandle"); }
 ORION_API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags) { return orion_not_implemented("cuIpcOpenMemHandle_v2"); }
-ORION_API CUresult cuKernelSetCacheConfig(CUkernel kernel, CUfunc_cache config, CUdevice dev) { return orion_not_implemented("cuKernelSetCacheConfig"); }
 ORION_API CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices,
                                                         unsigned int flags) { return orion_not_implemented("cuLaunchCooperativeKernelMultiDevice"); }
-ORION_API CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, CUlibrary lib) { return orion_not_implemented("cuLibraryEnumerateKernels"); }
-ORION_API CUresult cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) { return orion_not_implemented("cuLibraryGetKernelCount"); }
-ORION_API CUresult cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) { return orion_not_implemented("cuLibraryGetManaged"); }
-ORION_API CUresult cuLibraryGetUnifiedFunction(void **fptr, CUlibrary library, const char *symbol) { return orion_not_implemented("cuLibraryGetUnifiedFunction"); }
 ORION_API CUresult cuLogsCurrent(CUlogIterator *iterator_out, unsigned int flags) { return orion_not_implemented("cuLogsCurrent"); }
 ORION_API CUresult cuLogsDumpToFile(CUlogIterator *iterator, const char *pathToFile, unsigned int flags) { return orion_not_implemented("cuLogsDumpToFile"); }
 ORION_API CUresult cuLogsDumpToMemory(CUlogIterator *iterator, char *buffer, size_t *size, unsigned int flags) { return orion_not_implemented("cuLogsDumpToMemory"); }
@@ -399,7 +394,6 @@ ORION_API CUresult cuMipmappedArrayGetMemoryRequirements(CUDA_ARRAY_MEMORY_REQUI
                                                          CUmipmappedArray mipmap, CUdevice device) { return orion_not_implemented("cuMipmappedArrayGetMemoryRequirements"); }
 ORION_API CUresult cuMipmappedArrayGetSparseProperties(CUDA_ARRAY_SPARSE_PROPERTIES *sparseProperties,
                                                        CUmipmappedArray mipmap) { return orion_not_implemented("cuMipmappedArrayGetSparseProperties"); }
-ORION_API CUresult cuModuleEnumerateFunctions(CUfunction *functions, unsigned int numFunctions, CUmodule mod) { return orion_not_implemented("cuModuleEnumerateFunctions"); }
 ORION_API CUresult cuModuleGetGlobal(CUdeviceptr_v1 *dptr, unsigned int *bytes, CUmodule hmod, const char *name) { return orion_not_implemented("cuModuleGetGlobal"); }
 ORION_API CUresult cuModuleGetSurfRef(CUsurfref *pSurfRef, CUmodule hmod, const char *name) { return orion_not_implemented("cuModuleGetSurfRef"); }
 ORION_API CUresult cuModuleGetTexRef(CUtexref *pTexRef, CUmodule hmod, const char *name) { return orion_not_implemented("cuModuleGetTexRef"); }
