@@ -21,17 +21,12 @@ from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.places import NATIVE, Outcome, Places, parse_places, say
+from benchmarks.sections import Section, by_section, listed, outcomes, possible
 from benchmarks.session import DRIVER_API_SECTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tests" / "programs"
 MOST_LINES = 40
-
-
-@dataclass(frozen=True)
-class Section:
-    name: str
-    marks: frozenset[str]
 
 
 @dataclass
@@ -44,19 +39,14 @@ class Result:
     def take(self, sections: list[Section], outcome: Outcome) -> None:
         """Adds what one process printed: `-- section` lines divide it."""
         self.seconds += outcome.seconds
-        current = sections[0].name if sections else "start"
-        for line in outcome.stdout.splitlines():
-            if line.startswith("-- "):
-                current = line[3:].strip()
-            elif line.startswith("ok "):
+        for section, line in by_section(sections, outcome):
+            if line.startswith("ok "):
                 self.checks += 1
             elif line.startswith("FAIL"):
                 self.checks += 1
-                self.failed.setdefault(current, []).append(line)
+                self.failed.setdefault(section, []).append(line)
             elif line.startswith("note "):
-                self.notes.append(f"{current}: {line[5:]}")
-        if outcome.code not in (0, 1):
-            self.failed.setdefault(current, []).append(f"FAIL {outcome.failure}; {outcome.stderr[-1200:]}")
+                self.notes.append(f"{section}: {line[5:]}")
 
     def record(self, native: Result | None) -> dict[str, Any]:
         failures = sum(map(len, self.failed.values()))
@@ -92,8 +82,7 @@ def sections_of(name: str, program: Path) -> list[Section]:
     if name == "driver_api":
         marks = {"mapped": {"shm"}, "fault": {"last"}}
         return [Section(s, frozenset(marks.get(s, set()))) for s in DRIVER_API_SECTIONS]
-    listed = subprocess.run([program, "--list"], check=True, capture_output=True, text=True, timeout=20).stdout
-    return [Section(words[0], frozenset(words[1:])) for words in map(str.split, listed.splitlines()) if words]
+    return listed(program)
 
 
 def run_program(
@@ -101,22 +90,11 @@ def run_program(
 ) -> Result:
     result = Result()
 
-    def process(chosen: list[Section]) -> Outcome:
-        return places.run(place, [str(program), *(s.name for s in chosen)], timeout_s)
+    def process(names: list[str]) -> Outcome:
+        return places.run(place, [str(program), *names], timeout_s)
 
-    together = [s for s in sections if "last" not in s.marks]
-    alone = [s for s in sections if "last" in s.marks]
-    if together and not each:
-        outcome = process(together)
-        if outcome.code in (0, 1):
-            result.take(together, outcome)
-        else:
-            say(f"{program.name} {place}: {outcome.failure}; now section by section")
-            alone = [*together, *alone]
-    else:
-        alone = [*together, *alone]
-    for section in alone:
-        result.take([section], process([section]))
+    for chosen, outcome in outcomes(sections, process, each):
+        result.take(chosen, outcome)
     return result
 
 
@@ -143,9 +121,7 @@ def main(argv: list[str] | None = None) -> int:
             sections = sections_of(name, program)
             results: dict[str, Result] = {}
             for place in where:
-                chosen = [s for s in sections if not (place == "tcp" and "shm" in s.marks)]
-                if arguments.device == "softgpu":
-                    chosen = [s for s in chosen if "hardware" not in s.marks]
+                chosen = possible(sections, arguments.device, place)
                 if not chosen:
                     continue
                 results[place] = run_program(places, place, program, chosen, arguments.timeout, arguments.each)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.area_session import Result, Section, main
+from benchmarks.area_session import Result, main
 from benchmarks.places import Outcome
+from benchmarks.sections import Section, outcomes
 
-SECTIONS = [Section("one", frozenset()), Section("two", frozenset())]
+SECTIONS = [Section("one"), Section("two")]
 OUTPUT = "-- one\nok 1 a\nnote 2 x = 3\n-- two\nok 3 b\nFAIL 4 c: expected 1, got 2\n"
 
 
@@ -39,3 +40,16 @@ def test_the_driver_api_program_through_the_shim(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "areas.json").read_text())["programs"]["driver_api"]
     assert kept["shm"]["checks"] > kept["tcp"]["checks"] > 1000
     assert kept["shm"]["failures"] == kept["tcp"]["failures"] == 0
+
+
+def test_a_crash_is_looked_for_section_by_section() -> None:
+    sections = [*SECTIONS, Section("end", frozenset({"last"}))]
+    seen: list[list[str]] = []
+
+    def run(names: list[str]) -> Outcome:
+        seen.append(names)
+        return Outcome(-11 if "two" in names else 0, "", "", 0.1)
+
+    ran = [(section.name, outcome.code) for chosen, outcome in outcomes(sections, run, False) for section in chosen]
+    assert seen == [["one", "two"], ["one"], ["two"], ["end"]]
+    assert ran == [("one", 0), ("two", -11), ("end", 0)]
