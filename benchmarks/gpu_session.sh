@@ -6,6 +6,7 @@
 #   rows        facts, null engine, driver-API rows (benchmarks.session); without a MODE
 #   suite       the workloads (benchmarks.suite_session): suite.json
 #   areas       every tests/programs/*_api.c (benchmarks.area_session): areas.json
+#   runtime     programs of the CUDA runtime (benchmarks.runtime_session): runtime.json
 #
 # Uses what was built here before (build/shim, the engine module) and wheels from the folder WHEELS (default .whl) for
 # what the machine's Python lacks. OUT gets JSON, tables and logs.
@@ -23,6 +24,7 @@ fi
 case "${1:-}" in
   suite) program=suite_session ;;
   areas) program=area_session ;;
+  runtime) program=runtime_session ;;
   rows | --* | "") program=session ;;
   *)
     echo "no such mode: $1" >&2

@@ -13,9 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import statistics
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.driver import BUMP_PTX, Driver
+from benchmarks.measure import median_time, nothing
 
 COPY_BYTES = 1 << 28
 PATTERN_BYTES = 1 << 20
@@ -40,22 +39,6 @@ class Row:
     device: str = ""
     clean: bool = True
     exact: bool = True
-
-
-def seconds_each(step: Callable[[], None], finish: Callable[[], None], groups: int, each: int) -> float:
-    """Median over `groups` of the time of one of `each` steps that end with `finish`."""
-    times = []
-    for _ in range(groups):
-        start = time.perf_counter()
-        for _ in range(each):
-            step()
-        finish()
-        times.append((time.perf_counter() - start) / each)
-    return statistics.median(times)
-
-
-def nothing() -> None:
-    pass
 
 
 def fill_pattern(address: int, size_bytes: int) -> None:
@@ -90,7 +73,7 @@ def copy_row(cu: Driver, size_bytes: int, pinned: bool, to_device: bool) -> tupl
     ctypes.memset(address, 0, size_bytes)
     down()
     digest = crc(address, size_bytes)
-    return seconds_each(up if to_device else down, nothing, 7, max(1, min(500, COPY_BYTES // size_bytes))), digest
+    return median_time(up if to_device else down, nothing, 7, max(1, min(500, COPY_BYTES // size_bytes))), digest
 
 
 def large_copy(pinned: bool, to_device: bool) -> Callable[[Driver], tuple[float, int]]:
@@ -122,7 +105,7 @@ def bounce(cu: Driver) -> tuple[float, int]:
         cu("cuStreamSynchronize", stream)
 
     step()
-    seconds = seconds_each(step, nothing, 9, 50)
+    seconds = median_time(step, nothing, 9, 50)
     out = (ctypes.c_char * BOUNCE_BYTES)()
     cu("cuMemcpyDtoH_v2", ctypes.byref(out), target, size)
     return seconds * 1e6, zlib.crc32(out)
@@ -137,7 +120,7 @@ def bump(cu: Driver) -> tuple[Any, ctypes.c_uint64]:
 
 def launch_pipelined(cu: Driver) -> tuple[float, int]:
     launch, counter = bump(cu)
-    seconds = seconds_each(launch, lambda: cu("cuCtxSynchronize"), 9, 2000)
+    seconds = median_time(launch, lambda: cu("cuCtxSynchronize"), 9, 2000)
     return seconds * 1e6, cu.read_u32(counter)
 
 
@@ -148,7 +131,7 @@ def launch_and_sync(cu: Driver) -> tuple[float, int]:
         launch()
         cu("cuCtxSynchronize")
 
-    seconds = seconds_each(step, nothing, 9, 500)
+    seconds = median_time(step, nothing, 9, 500)
     return seconds * 1e6, cu.read_u32(counter)
 
 
@@ -159,7 +142,7 @@ def event_query(cu: Driver) -> tuple[float, int]:
     launch()
     cu("cuEventRecord", event, None)
     cu("cuCtxSynchronize")
-    seconds = seconds_each(lambda: cu("cuEventQuery", event), nothing, 9, 2000)
+    seconds = median_time(lambda: cu("cuEventQuery", event), nothing, 9, 2000)
     return seconds * 1e6, cu.read_u32(counter)
 
 

@@ -20,6 +20,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,8 @@ def build(folder: Path, variants: list[str]) -> dict[str, Path]:
     for variant, text in problems.items():
         if "error" in text:
             say(f"{variant} does not build: {text[-1500:]}")
-    library = Path(nvcc).resolve().parent.parent / "lib64" / "libcudart.so.13"
-    if library.exists():
-        shutil.copy(library.resolve(), folder / library.name)
+    for library in sorted((Path(nvcc).resolve().parent.parent / "lib64").glob("libcudart.so.*")):
+        shutil.copy(library, folder / library.name)
     return found(folder, variants)
 
 
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
                 good &= not record["failed"] and not different
                 say(f"{variant} {place}: {record['values']} values; failed {list(record['failed'])}, "
                     f"different {list(different)} ({record['seconds']} s)")  # fmt: skip
-                for line in [*sum(record["failed"].values(), [])[:8], *sum(different.values(), [])[:12]]:
+                for line in [*chain(*record["failed"].values())][:8] + [*chain(*different.values())][:12]:
                     say(f"    {line}")
                 answer["good"] = good
                 answer["seconds"] = round(time.monotonic() - started, 1)

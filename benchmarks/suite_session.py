@@ -47,11 +47,20 @@ def run_row(places: Places, place: str, name: str, timeout_s: float, out: Path) 
         row.setdefault("error", "no row on standard output")
     if statistics.exists():
         try:
-            row["stats"] = json.loads(statistics.read_text())
-        except ValueError:
-            row["stats_error"] = statistics.read_text(errors="replace")[:200]
+            row.update(waits_of(json.loads(statistics.read_text()), row.get("counted_steps", 0)))
+        except (ValueError, KeyError) as error:
+            row["waits_error"] = f"{type(error).__name__}: {error}"
         statistics.unlink()
     return row
+
+
+def waits_of(told: dict[str, Any], steps: int) -> Row:
+    """What of the statistics stays: waits for each step of the measured loop, and which functions waited."""
+    waits = {name: counted["waits"] for name, counted in told["functions"].items() if counted["waits"]}
+    out: Row = {"waits": dict(sorted(waits.items(), key=lambda item: -item[1])), "calls": told["total"]["calls"]}
+    if steps:
+        out["waits_per_step"] = told["total"]["waits"] / steps
+    return out
 
 
 def verdict(base: Row | None, row: Row) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from benchmarks.workloads.registry import Result, median_time, nothing, workload
+from benchmarks.measure import median_time, nothing
+from benchmarks.workloads.registry import Result, workload
 
 TWICE = (
     'extern "C" __global__ void twice(float* a, int n)'

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.measure import Counted
 
 Result = tuple[float, float]
 Body = Callable[[], Result]
@@ -44,53 +43,6 @@ def workload(unit: str, better: str, metric: str = "", rtol: float | None = None
     return register
 
 
-class WaitCounter:
-    """How often this process has waited for a server, and in how many steps of the measured loop.
-
-    The count comes from the client library, which exports it for measurements; a native driver has no such symbol.
-    """
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.waits = 0
-
-    @staticmethod
-    def read() -> int | None:
-        try:
-            count = ctypes.CDLL("libcuda.so.1").orionBlockingWaits
-        except (OSError, AttributeError):
-            return None
-        count.restype = ctypes.c_uint64
-        return int(count())
-
-    def per_step(self) -> float | None:
-        return self.waits / self.steps if self.steps else None
-
-
-COUNTER = WaitCounter()
-
-
-def median_time(step: Callable[[], Any], finish: Callable[[], Any], repeats: int, inner: int = 1) -> float:
-    """Median seconds of one `step`, over `repeats` groups of `inner` steps that end with `finish`."""
-    before = COUNTER.read()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(inner):
-            step()
-        finish()
-        times.append((time.perf_counter() - start) / inner)
-    after = COUNTER.read()
-    if before is not None and after is not None:
-        COUNTER.waits += after - before
-        COUNTER.steps += repeats * inner
-    return statistics.median(times)
-
-
-def nothing() -> None:
-    pass
-
-
 def agree(base: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two rows have the same result. NaN agrees with nothing."""
     if base["exact"]:
@@ -119,9 +71,8 @@ def run_here(name: str) -> dict[str, Any]:
         "exact": chosen.exact,
         "rtol": chosen.rtol,
     }
-    waits = COUNTER.per_step()
-    if waits is not None:
-        row["waits_per_step"] = waits
+    if Counted.steps:
+        row["counted_steps"] = Counted.steps
     return row
 
 

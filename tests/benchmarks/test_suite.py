@@ -75,18 +75,23 @@ def test_compare_counts_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_whole_session(tmp_path: Path) -> None:
-    rows = "copy_d2h_4b,event_query"
+    rows = "copy_d2h_4b,event_query,launch_and_sync"
     assert main(["--device", "softgpu", "--out", str(tmp_path), "--only", rows]) == 0
     kept = json.loads((tmp_path / "suite.json").read_text())
     assert list(kept["rows"]) == ["native", "shm", "tcp"]
     for place in kept["rows"].values():
         assert {name: r["digest"] for name, r in place.items()} == {n: NATIVE_DIGESTS[n] for n in rows.split(",")}
+    # The measured loop alone is counted: one launch and one synchronisation in each of 500 steps.
+    counted = kept["rows"]["shm"]["launch_and_sync"]
+    assert counted["counted_steps"] == 500 and 1000 <= counted["calls"] <= 1002
+    assert 0 < counted["waits_per_step"] <= 1 and list(counted["waits"]) == ["cuCtxSynchronize"]
+    assert "waits" not in kept["rows"]["native"]["launch_and_sync"]
     # A second one on the native rows of the first, with a row that those lack: everything else is still measured.
     older = ["--native-from", str(tmp_path / "suite.json"), "--transports", "shm"]
     again = tmp_path / "again"
     assert main(["--device", "softgpu", "--out", str(again), "--only", f"copy_bounce_pinned,{rows}", *older]) == 1
     shown = (again / "suite.txt").read_text()
-    assert shown.count("same") == 2 and "no native" in shown
+    assert shown.count("same") == 3 and "no native" in shown
 
 
 def test_a_row_that_fails_says_why_and_stops_nothing(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 #include "api.h"
 #include "memory.h"
 
+/// The profiler here is ORION_STATS: between start and stop lies what is told.
 ORION_API CUresult cuProfilerStart(void) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
+  orion_stats_restart();
   return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuProfilerStop(void) {
   ORION_ENTER_CONTEXT(context);
   (void)context;
+  orion_stats_tell();
   return CUDA_SUCCESS;
 }
 

@@ -13,6 +13,7 @@
 enum { PATH_BYTES = 2048 + 16, FUNCTIONS_MAX = 1024 };
 
 bool orion_stats_on;
+static bool wished;
 static char json_path[PATH_BYTES];  // empty: the table on stderr
 static orion_counter* _Atomic counters;
 // Waits of threads that are in no counted function: the lanes that run host functions.
@@ -33,10 +34,22 @@ void orion_stats_start(const char* wish) {
   if (strcmp(wish, "0") == 0) return;
   if (strcmp(wish, "1") != 0) set_json_path(wish + strlen("json:"));
   began_ns = orion_now_ns();
+  wished = true;
+  orion_stats_on = true;
+}
+
+// Other threads may add while this clears: a program that wants exact figures has none running then.
+void orion_stats_restart(void) {
+  if (!wished) return;
+  for (orion_counter* c = atomic_load(&counters); c; c = c->next) {
+    c->calls = c->waits = c->bytes_out = c->bytes_in = c->total_ns = c->wait_ns = 0;
+  }
+  began_ns = orion_now_ns();
   orion_stats_on = true;
 }
 
 void orion_stats_after_fork(void) {
+  wished = false;
   orion_stats_on = false;
   current = NULL;
 }
@@ -144,7 +157,9 @@ void orion_stats_tell(void) {
   size_t count = 0;
   row sum = {.name = "total"};
   for (const orion_counter* c = atomic_load(&counters); c && count < FUNCTIONS_MAX; c = c->next) {
-    const row r = rows[count++] = row_of(c);
+    const row r = row_of(c);
+    if (r.calls == 0 && r.waits == 0) continue;
+    rows[count++] = r;
     sum.calls += r.calls;
     sum.waits += r.waits;
     sum.bytes_out += r.bytes_out;

@@ -22,12 +22,14 @@ typedef struct orion_counted {
   uint64_t began_ns;
 } orion_counted;
 
-/// Written once, before the first call that could be counted.
+/// Written before the first call that could be counted, and by cuProfilerStart and cuProfilerStop.
 extern bool orion_stats_on;
 
 /// `wish`: ORION_STATS as the configuration has checked it ("0", "1", "json:PATH").
 void orion_stats_start(const char* wish);
-/// Tells the figures where `wish` said, once.
+/// Counts from zero again, if counting was wished at all.
+void orion_stats_restart(void);
+/// Tells the figures where `wish` said, and counts no more.
 void orion_stats_tell(void);
 /// In the child after fork: nothing of the parent's figures is told there.
 void orion_stats_after_fork(void);
