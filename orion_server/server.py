@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from orion_server import __version__
+from orion_server import __version__, runtime_validation
 from orion_server.config import CLIENT_ENVIRONMENT, Settings
 from orion_server.control_socket import ControlSocket, Envelope
 from orion_server.libcuda import Libcuda
@@ -87,6 +87,7 @@ class Server:
         self._boot_id = control.boot_id()
         self._gpus: list[control.Device] = []
         self._driver_version = 0
+        self._runtime = runtime_validation.Outcome()
 
     @property
     def address(self) -> str:
@@ -103,7 +104,9 @@ class Server:
         """Opens the control port once a first worker has shown that the devices work."""
         self._socket = ControlSocket(self._settings.host, self._settings.port, self._receive)
         try:
-            first = await self._pool.start()
+            first, self._runtime = await asyncio.gather(
+                self._pool.start(), runtime_validation.validate(self._libcuda, self._settings.devices)
+            )
         except WorkerError:
             await self.close()
             raise
@@ -236,6 +239,7 @@ class Server:
                 server=__version__,
                 device_name_kind="nvidia" if self._libcuda.kind == "nvidia" else "softgpu",
                 driver_version=self._driver_version,
+                runtime_validated=self._runtime.covers(devices),
                 shm_socket=socket_path,
                 tcp_ops=str(prepared.get("tcp_ops", "")),
                 tcp_bulk=str(prepared.get("tcp_bulk", "")),

@@ -2,8 +2,9 @@
 
     build_native.py                     development build with the system's gcc, in build/ and in place
     build_native.py --release FOLDER    release build with zig (glibc 2.17), laid out as in the wheel
+    build_native.py --test-client       build/shim-test: answers the runtime's self-test without a GPU; never installed
 
-Both are incremental.
+All are incremental.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ def build_development() -> None:
     cmake_build(ROOT / "softgpu", ROOT / "build" / "softgpu", {})
     # Linked by the C++ driver, with its runtime inside, because libzmq is C++.
     build_engine(ENGINE, libzmq, {"LDSHARED": "g++ -shared -static-libstdc++ -static-libgcc"})
+
+
+def build_test_client() -> None:
+    """For tests/runtime only (docs/nvidia-runtime.md). Nothing that packages looks into this folder."""
+    settings = {"ORION_LIBZMQ_DIR": str(build_libzmq("gcc")), "ORION_TEST_RUNTIME_VALIDATED": "ON"}
+    cmake_build(ROOT / "shim", ROOT / "build" / "shim-test", settings)
 
 
 def copy_licences(libzmq: Path, folder: Path) -> None:
@@ -129,9 +136,12 @@ def build_release(destination: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--release", type=Path, metavar="FOLDER", help="release build into FOLDER")
-    release = parser.parse_args().release
-    if release:
-        build_release(release)
+    parser.add_argument("--test-client", action="store_true", help="the client for tests without a GPU")
+    arguments = parser.parse_args()
+    if arguments.release:
+        build_release(arguments.release)
+    elif arguments.test_client:
+        build_test_client()
     else:
         build_development()
 

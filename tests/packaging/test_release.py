@@ -76,6 +76,11 @@ def test_wheel_holds_what_client_and_server_need_and_no_other_sources(wheel: Pat
     assert {Path(name).name for name in names if name.startswith("orion_client/lib/licences/")} == LICENCES
 
 
+def test_the_self_test_is_not_answered_without_a_gpu(installed: Path) -> None:
+    """The mark of the build for tests, which answers anywhere; tests/runtime shows what the mark means."""
+    assert b"ORION_TEST_RUNTIME_VALIDATED" not in (installed / "orion_client" / "lib" / "libcuda.so.1").read_bytes()
+
+
 def test_nothing_needs_a_newer_glibc(installed: Path) -> None:
     libraries = native_files(installed)
     assert len(libraries) == 4
