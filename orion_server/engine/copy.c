@@ -104,6 +104,8 @@ static bool side_extent(const side* s, const orion_op_copy_3d* o, uint64_t* firs
 }
 
 static bool side_ok(const orion_engine* e, const side* s, const orion_op_copy_3d* o, uint64_t* first, uint64_t* bytes) {
+  if (s->kind == CU_MEMORYTYPE_ARRAY)
+    return array_handle(e, s->address) != NULL;  // its bounds are the driver's to check
   if (!side_extent(s, o, first, bytes)) return false;
   return s->kind == CU_MEMORYTYPE_HOST ? memory_host_ok(e, *first, *bytes) : memory_device_ok(e, *first, *bytes);
 }
@@ -129,17 +131,19 @@ int32_t copy_3d_describe(const orion_engine* e, const orion_op_copy_3d* o, CUDA_
       .srcXInBytes = from.x,
       .srcY = from.y,
       .srcZ = from.z,
-      .srcMemoryType = from_host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE,
+      .srcMemoryType = (CUmemorytype)from.kind,
       .srcHost = from_host ? e->arena + from.address : NULL,
-      .srcDevice = from_host ? 0 : from.address,
+      .srcDevice = from.kind == CU_MEMORYTYPE_DEVICE ? from.address : 0,
+      .srcArray = from.kind == CU_MEMORYTYPE_ARRAY ? array_handle(e, from.address) : NULL,
       .srcPitch = from.pitch,
       .srcHeight = from.height,
       .dstXInBytes = to.x,
       .dstY = to.y,
       .dstZ = to.z,
-      .dstMemoryType = to_host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE,
+      .dstMemoryType = (CUmemorytype)to.kind,
       .dstHost = to_host ? e->arena + to.address : NULL,
-      .dstDevice = to_host ? 0 : to.address,
+      .dstDevice = to.kind == CU_MEMORYTYPE_DEVICE ? to.address : 0,
+      .dstArray = to.kind == CU_MEMORYTYPE_ARRAY ? array_handle(e, to.address) : NULL,
       .dstPitch = to.pitch,
       .dstHeight = to.height,
       .WidthInBytes = o->width_bytes,

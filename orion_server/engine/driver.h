@@ -27,7 +27,21 @@
      const cuuint64_t* strides, int lower_width, int upper_width, cuuint32_t channels, cuuint32_t pixels,          \
      const cuuint32_t* element_strides, unsigned int interleave, unsigned int mode, unsigned int swizzle,          \
      unsigned int l2_promotion, unsigned int oob_fill))                                                            \
-  X(tensor_map_replace_address, "cuTensorMapReplaceAddress", 0, (CUtensorMap * map, void* address))
+  X(tensor_map_replace_address, "cuTensorMapReplaceAddress", 0, (CUtensorMap * map, void* address))                \
+  X(array_create, "cuArray3DCreate_v2", 0, (CUarray * array, const CUDA_ARRAY3D_DESCRIPTOR* descriptor))           \
+  X(array_destroy, "cuArrayDestroy", 0, (CUarray array))                                                           \
+  X(array_descriptor, "cuArray3DGetDescriptor_v2", 0, (CUDA_ARRAY3D_DESCRIPTOR * descriptor, CUarray array))       \
+  X(array_plane, "cuArrayGetPlane", 0, (CUarray * plane, CUarray array, unsigned int number))                      \
+  X(mipmap_create, "cuMipmappedArrayCreate", 0,                                                                    \
+    (CUmipmappedArray * mipmap, const CUDA_ARRAY3D_DESCRIPTOR* descriptor, unsigned int levels))                   \
+  X(mipmap_destroy, "cuMipmappedArrayDestroy", 0, (CUmipmappedArray mipmap))                                       \
+  X(mipmap_level, "cuMipmappedArrayGetLevel", 0, (CUarray * array, CUmipmappedArray mipmap, unsigned int level))   \
+  X(texture_create, "cuTexObjectCreate", 0,                                                                        \
+    (CUtexObject * object, const CUDA_RESOURCE_DESC* resource, const CUDA_TEXTURE_DESC* texture,                   \
+     const CUDA_RESOURCE_VIEW_DESC* view))                                                                         \
+  X(texture_destroy, "cuTexObjectDestroy", 0, (CUtexObject object))                                                \
+  X(surface_create, "cuSurfObjectCreate", 0, (CUsurfObject * object, const CUDA_RESOURCE_DESC* resource))          \
+  X(surface_destroy, "cuSurfObjectDestroy", 0, (CUsurfObject object))
 
 #define ORION_DRIVER_FUNCTIONS(X)                                                                                      \
   X(init, "cuInit", 1, (unsigned int flags))                                                                           \

@@ -125,6 +125,7 @@ static void release_ledger(orion_engine* e, uint32_t index) {
   for (uint32_t i = 0; i < e->module_high; i++) {
     if (e->modules[i].alive && e->modules[i].context == index) module_close(e, i);
   }
+  array_drop_context(e, index);
   memory_drop_context(e, index);
 }
 
@@ -363,6 +364,23 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
     case ORION_OP_LIBRARY_LOOKUP:
     case ORION_OP_OCCUPANCY_CLUSTERS:
       library_execute(e, op);
+      break;
+    case ORION_OP_ARRAY_CREATE:
+    case ORION_OP_MIPMAP_CREATE:
+      array_create(e, op);
+      break;
+    case ORION_OP_ARRAY_DESTROY:
+    case ORION_OP_MIPMAP_DESTROY:
+      array_destroy(e, op);
+      break;
+    case ORION_OP_ARRAY_VIEW:
+      array_view(e, op);
+      break;
+    case ORION_OP_TEXTURE_CREATE:
+      texture_create(e, op);
+      break;
+    case ORION_OP_TEXTURE_DESTROY:
+      texture_destroy(e, op);
       break;
     case ORION_OP_CODE_END:
       break;

@@ -105,7 +105,7 @@ typedef struct context_state {
   uint32_t null_epoch;        // == epoch: an operation of the NULL stream is parked
   uint32_t blocking_epoch;    // == epoch: an operation of some blocking stream is parked
   uint32_t any_epoch;         // == epoch: some operation of this context is parked
-  uint32_t unload_epoch;      // == epoch: a MODULE_UNLOAD is parked
+  uint32_t unload_epoch;      // == epoch: a MODULE_UNLOAD or the end of an array or texture is parked
   uint32_t barrier_epoch;     // == epoch: a reset or destroy is parked; nothing of the context passes it
   int32_t sticky;             // 0 or the CUresult that corrupted it
   bool alive;
@@ -193,6 +193,7 @@ typedef struct free_batch {
 } free_batch;
 
 struct orion_net;
+struct array_ledger;
 
 struct orion_engine {
   orion_engine_config config;
@@ -285,6 +286,7 @@ struct orion_engine {
   struct orion_net* net;
   struct image_table* images;       // image.c; NULL until the first offer
   struct library_table* libraries;  // library.c; NULL until the first load
+  struct array_ledger* arrays;  // NULL until the first array or texture
 
   // Counters that other threads read.
   _Atomic uint64_t stat_operations, stat_launches, stat_work, stat_replies, stat_late, stat_parked, stat_parked_now;
@@ -512,6 +514,25 @@ enum step image_execute(orion_engine* e, const orion_op* op, parked_op* node);
 void image_free_all(orion_engine* e);
 void library_execute(orion_engine* e, const orion_op* op);
 void library_free_all(orion_engine* e);
+
+// ---- array.c: arrays, mipmapped arrays, textures and surfaces
+void array_create(orion_engine* e, const orion_op* op);
+void array_destroy(orion_engine* e, const orion_op* op);
+void array_view(orion_engine* e, const orion_op* op);
+void texture_create(orion_engine* e, const orion_op* op);
+void texture_destroy(orion_engine* e, const orion_op* op);
+void array_drop_context(orion_engine* e, uint32_t context);
+void array_free_all(orion_engine* e);
+/// The array that a copy names by its index, or NULL.
+CUarray array_handle(const orion_engine* e, uint64_t index);
+/// Operations that end or bind such objects wait for one another's turn, so that an index is never used twice.
+static inline bool array_is_release(uint32_t code) {
+  return code == ORION_OP_ARRAY_DESTROY || code == ORION_OP_MIPMAP_DESTROY || code == ORION_OP_TEXTURE_DESTROY;
+}
+static inline bool array_is_binding(uint32_t code) {
+  return code == ORION_OP_ARRAY_CREATE || code == ORION_OP_MIPMAP_CREATE || code == ORION_OP_ARRAY_VIEW ||
+         code == ORION_OP_TEXTURE_CREATE;
+}
 
 // ---- tensor_map.c
 void tensor_map_encode(orion_engine* e, const orion_op* op);

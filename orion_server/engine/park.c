@@ -30,6 +30,7 @@ uint32_t park_event_of(const orion_op* op) {
 }
 
 static bool waits_for_unload(const orion_op* op) {
+  if (array_is_binding(op->code)) return true;
   switch (op->code) {
     case ORION_OP_MODULE_LOAD:
     case ORION_OP_MODULE_GET_FUNCTION:
@@ -47,7 +48,8 @@ static bool waits_for_unload(const orion_op* op) {
 }
 
 static bool waits_for_whole_context(const orion_op* op) {
-  return op->code == ORION_OP_MODULE_UNLOAD || op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY;
+  return op->code == ORION_OP_MODULE_UNLOAD || op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY ||
+         array_is_release(op->code);
 }
 
 static bool behind_parked(orion_engine* e, const orion_op* op, const parked_op* node) {
@@ -119,10 +121,10 @@ static void block(orion_engine* e, const orion_op* op) {
     graph_block(e, graph);
     graph_block(e, other);
   }
-  if (op->code == ORION_OP_MODULE_UNLOAD) c->unload_epoch = epoch;
   if (op->code == ORION_OP_LIBRARY_UNLOAD) {
     for (uint32_t i = 0; i < ORION_CONTEXTS; i++) e->contexts[i].unload_epoch = epoch;
   }
+  if (op->code == ORION_OP_MODULE_UNLOAD || array_is_release(op->code)) c->unload_epoch = epoch;
   if (op->code == ORION_OP_CTX_RESET || op->code == ORION_OP_CTX_DESTROY) c->barrier_epoch = epoch;
 }
 

@@ -15,6 +15,8 @@
 #include <string_view>
 #include <vector>
 
+#include "sg_texture.h"
+
 namespace sg {
 
 /// CUresult codes with which a running kernel can end. Values are CUDA's.
@@ -50,6 +52,11 @@ class AddressSpace {
   /// Memory for a module's globals and constants, zeroed, at least 256-byte aligned; nullptr when out of memory.
   virtual void* allocate_module_memory(size_t bytes) = 0;
   virtual void free_module_memory(void* address) = 0;
+  /// What a texture or surface handle means. False for one that means nothing here.
+  virtual bool texture(uint64_t handle, Texture* out) const {
+    (void)handle, (void)out;
+    return false;
+  }
 };
 
 /// One kernel parameter: where it sits in the packed parameter buffer.

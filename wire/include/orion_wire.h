@@ -46,6 +46,9 @@ typedef struct orion_op {
 #define ORION_MEMORIES 262144u  // 1 .. 262143: cuMemCreate
 #define ORION_GRAPHS 65536u  // executable graphs, 1 .. 65535
 #define ORION_GRAPH_NODES (1u << 20)  // of one executable graph
+#define ORION_ARRAYS 65536u
+#define ORION_MIPMAPS 65536u
+#define ORION_TEXTURES 65536u  // and surfaces
 #define ORION_THREADS 1024u  // client threads share indices modulo this
 #define ORION_DEVICES 64u
 

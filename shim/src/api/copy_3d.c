@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "array.h"
 #include "copy.h"
 
 typedef struct region {
@@ -22,7 +23,6 @@ typedef struct end {
 } end;
 
 static CUresult make_region(const end* e, const volume* v, region* r) {
-  if (e->type == CU_MEMORYTYPE_ARRAY) return CUDA_ERROR_NOT_SUPPORTED;
   if (e->type != CU_MEMORYTYPE_HOST && e->type != CU_MEMORYTYPE_DEVICE && e->type != CU_MEMORYTYPE_UNIFIED) {
     return CUDA_ERROR_INVALID_VALUE;
   }
@@ -198,9 +198,35 @@ static CUresult copy_ends(const end* to_end, const end* from_end, const volume* 
   return result == CUDA_SUCCESS ? copy_volume(stream, &to, &from, v, wait) : result;
 }
 
+static bool with_array(CUmemorytype to, CUmemorytype from) {
+  return to == CU_MEMORYTYPE_ARRAY || from == CU_MEMORYTYPE_ARRAY;
+}
+
+static CUresult copy_2d_with_array(const CUDA_MEMCPY2D* c, CUstream stream, bool wait) {
+  const CUDA_MEMCPY3D deep = {.srcXInBytes = c->srcXInBytes,
+                              .srcY = c->srcY,
+                              .srcMemoryType = c->srcMemoryType,
+                              .srcHost = c->srcHost,
+                              .srcDevice = c->srcDevice,
+                              .srcArray = c->srcArray,
+                              .srcPitch = c->srcPitch,
+                              .dstXInBytes = c->dstXInBytes,
+                              .dstY = c->dstY,
+                              .dstMemoryType = c->dstMemoryType,
+                              .dstHost = c->dstHost,
+                              .dstDevice = c->dstDevice,
+                              .dstArray = c->dstArray,
+                              .dstPitch = c->dstPitch,
+                              .WidthInBytes = c->WidthInBytes,
+                              .Height = c->Height,
+                              .Depth = 1};
+  return orion_copy_with_array(&deep, stream, wait);
+}
+
 static CUresult copy_2d(const CUDA_MEMCPY2D* c, CUstream stream, bool wait) {
   ORION_ENTER();
   ORION_REQUIRE(c != NULL, CUDA_ERROR_INVALID_VALUE);
+  if (with_array(c->dstMemoryType, c->srcMemoryType)) return copy_2d_with_array(c, stream, wait);
   const end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes, c->dstY, 0, c->dstPitch, 0};
   const end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes, c->srcY, 0, c->srcPitch, 0};
   const volume v = {c->WidthInBytes, c->Height, 1};
@@ -221,6 +247,7 @@ ORION_API CUresult cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* copy, CUstream stream
 static CUresult copy_3d(const CUDA_MEMCPY3D* c, CUstream stream, bool wait) {
   ORION_ENTER();
   ORION_REQUIRE(c != NULL, CUDA_ERROR_INVALID_VALUE);
+  if (with_array(c->dstMemoryType, c->srcMemoryType)) return orion_copy_with_array(c, stream, wait);
   const end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes,
                   c->dstY,          c->dstZ,    c->dstPitch,  c->dstHeight};
   const end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes,
@@ -246,6 +273,12 @@ static CUresult copy_3d_peer(const CUDA_MEMCPY3D_PEER* c, CUstream stream, bool 
   CUresult result = orion_context_of(c->srcContext, &context);
   if (result == CUDA_SUCCESS) result = orion_context_of(c->dstContext, &context);
   if (result != CUDA_SUCCESS) return result;
+  if (with_array(c->dstMemoryType, c->srcMemoryType)) {
+    CUDA_MEMCPY3D plain;  // the same members, with reserved pointers where the contexts are
+    _Static_assert(sizeof plain == sizeof *c, "both structures are laid out alike");
+    memcpy(&plain, c, sizeof plain);
+    return orion_copy_with_array(&plain, stream, wait);
+  }
   const end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes,
                   c->dstY,          c->dstZ,    c->dstPitch,  c->dstHeight};
   const end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes,

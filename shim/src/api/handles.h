@@ -22,6 +22,8 @@ enum orion_tag {
   ORION_TAG_LINK,
   ORION_TAG_MEMORY = 0x30,
   ORION_TAG_POOL,
+  ORION_TAG_ARRAY = 0x40,
+  ORION_TAG_MIPMAP,
 };
 
 /// First member of every object that a handle names.

@@ -128,6 +128,9 @@ void Context::tear_down() {
   auto dead_streams = driver.streams.take_if(mine);
   driver.events.take_if(mine);
   driver.links.take_if(mine);
+  driver.textures.take_if(mine);
+  driver.arrays.take_if(mine);
+  driver.mipmapped_arrays.take_if(mine);
   for (auto& library : driver.libraries.all()) {
     std::lock_guard lock(library->mutex);
     library->modules.erase({id, generation.load()});

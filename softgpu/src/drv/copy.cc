@@ -149,7 +149,30 @@ struct BoxSide {
   CUdeviceptr device;
   size_t x_bytes, y, z;
   size_t pitch_bytes, height;
+  CUarray array;
 };
+
+bool inside(size_t start, size_t length, size_t end) { return start <= end && length <= end - start; }
+
+CUresult array_endpoint(const BoxSide& side, size_t width_bytes, size_t height, size_t depth, Endpoint* out) {
+  auto array = Driver::get().arrays.get(side.array);
+  if (!array) return CUDA_ERROR_INVALID_HANDLE;
+  const TextureLevel& level = array->level;
+  const size_t row_bytes = level.width * array->element_bytes;
+  if (side.x_bytes % array->element_bytes || width_bytes % array->element_bytes ||
+      !inside(side.x_bytes, width_bytes, row_bytes) || !inside(side.y, height, level.height) ||
+      !inside(side.z, depth, level.depth)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  *out = Endpoint{level.address + side.z * level.slice_bytes + side.y * level.pitch_bytes + side.x_bytes,
+                  level.pitch_bytes,
+                  level.slice_bytes,
+                  Side::device,
+                  array->context->device,
+                  false,
+                  false};
+  return CUDA_SUCCESS;
+}
 
 CUresult box_endpoint(const BoxSide& side, size_t width_bytes, size_t height, size_t depth, int device, Endpoint* out) {
   switch (side.type) {
@@ -163,7 +186,7 @@ CUresult box_endpoint(const BoxSide& side, size_t width_bytes, size_t height, si
       *out = Endpoint{side.device, 0, 0, Side::any, device, false, false};
       break;
     case CU_MEMORYTYPE_ARRAY:
-      return CUDA_ERROR_NOT_SUPPORTED;
+      return array_endpoint(side, width_bytes, height, depth, out);
     default:
       return CUDA_ERROR_INVALID_VALUE;
   }
@@ -197,8 +220,10 @@ CUresult copy_2d(CUstream stream, bool per_thread, bool async, const CUDA_MEMCPY
   return with_context([&](Driver&, Context& context) -> CUresult {
     if (!given) return CUDA_ERROR_INVALID_VALUE;
     const CUDA_MEMCPY2D c = *given;
-    const BoxSide dst{c.dstMemoryType, from_handle(c.dstHost), c.dstDevice, c.dstXInBytes, c.dstY, 0, c.dstPitch, 0};
-    const BoxSide src{c.srcMemoryType, from_handle(c.srcHost), c.srcDevice, c.srcXInBytes, c.srcY, 0, c.srcPitch, 0};
+    const BoxSide dst{c.dstMemoryType, from_handle(c.dstHost), c.dstDevice, c.dstXInBytes, c.dstY, 0, c.dstPitch, 0,
+                      c.dstArray};
+    const BoxSide src{c.srcMemoryType, from_handle(c.srcHost), c.srcDevice, c.srcXInBytes, c.srcY, 0, c.srcPitch, 0,
+                      c.srcArray};
     return box(stream, per_thread, async, dst, context.device, src, context.device, c.WidthInBytes, c.Height, 1);
   });
 }
@@ -218,13 +243,26 @@ CUresult copy_3d(CUstream stream, bool per_thread, bool async, bool is_peer, con
     } else if (c.srcContext || c.dstContext || c.srcLOD || c.dstLOD) {
       return CUDA_ERROR_INVALID_VALUE;  // reserved
     }
-    const BoxSide dst{c.dstMemoryType, from_handle(c.dstHost), c.dstDevice, c.dstXInBytes, c.dstY, c.dstZ, c.dstPitch,
-                      c.dstHeight};
-    const BoxSide src{c.srcMemoryType, from_handle(c.srcHost), c.srcDevice, c.srcXInBytes, c.srcY, c.srcZ, c.srcPitch,
-                      c.srcHeight};
+    const BoxSide dst{
+        c.dstMemoryType, from_handle(c.dstHost), c.dstDevice, c.dstXInBytes, c.dstY, c.dstZ, c.dstPitch, c.dstHeight,
+        c.dstArray};
+    const BoxSide src{
+        c.srcMemoryType, from_handle(c.srcHost), c.srcDevice, c.srcXInBytes, c.srcY, c.srcZ, c.srcPitch, c.srcHeight,
+        c.srcArray};
     return box(stream, per_thread, async, dst, dst_device, src, src_device, c.WidthInBytes, c.Height, c.Depth);
   });
 }
+
+/// One row of `bytes`; the array sides are named by a corner in bytes.
+CUresult row(CUstream stream, bool per_thread, bool async, const BoxSide& dst, const BoxSide& src, size_t bytes) {
+  return with_context([&](Driver&, Context& context) -> CUresult {
+    return box(stream, per_thread, async, dst, context.device, src, context.device, bytes, 1, 1);
+  });
+}
+
+BoxSide in_array(CUarray array, size_t offset) { return {CU_MEMORYTYPE_ARRAY, 0, 0, offset, 0, 0, 0, 0, array}; }
+BoxSide in_host(const void* host) { return {CU_MEMORYTYPE_HOST, from_handle(host), 0, 0, 0, 0, 0, 0, nullptr}; }
+BoxSide in_device(CUdeviceptr address) { return {CU_MEMORYTYPE_DEVICE, 0, address, 0, 0, 0, 0, 0, nullptr}; }
 
 CUresult h2d(CUstream s, bool per_thread, bool async, CUdeviceptr dst, const void* src, size_t bytes) {
   return linear(s, per_thread, async, Side::device, dst, Side::host, from_handle(src), bytes);
@@ -293,3 +331,46 @@ SG_API cuMemcpy3DPeer(const CUDA_MEMCPY3D* c) { return copy_3d(nullptr, false, f
 SG_API cuMemcpy3DPeer_ptds(const CUDA_MEMCPY3D* c) { return copy_3d(nullptr, true, false, true, c); }
 SG_API cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D* c, CUstream st) { return copy_3d(st, false, true, true, c); }
 SG_API cuMemcpy3DPeerAsync_ptsz(const CUDA_MEMCPY3D* c, CUstream st) { return copy_3d(st, true, true, true, c); }
+
+SG_API cuMemcpyHtoA_v2(CUarray a, size_t o, const void* h, size_t n) {
+  return row(nullptr, false, false, in_array(a, o), in_host(h), n);
+}
+SG_API cuMemcpyHtoA_v2_ptds(CUarray a, size_t o, const void* h, size_t n) {
+  return row(nullptr, true, false, in_array(a, o), in_host(h), n);
+}
+SG_API cuMemcpyHtoAAsync_v2(CUarray a, size_t o, const void* h, size_t n, CUstream st) {
+  return row(st, false, true, in_array(a, o), in_host(h), n);
+}
+SG_API cuMemcpyHtoAAsync_v2_ptsz(CUarray a, size_t o, const void* h, size_t n, CUstream st) {
+  return row(st, true, true, in_array(a, o), in_host(h), n);
+}
+SG_API cuMemcpyAtoH_v2(void* h, CUarray a, size_t o, size_t n) {
+  return row(nullptr, false, false, in_host(h), in_array(a, o), n);
+}
+SG_API cuMemcpyAtoH_v2_ptds(void* h, CUarray a, size_t o, size_t n) {
+  return row(nullptr, true, false, in_host(h), in_array(a, o), n);
+}
+SG_API cuMemcpyAtoHAsync_v2(void* h, CUarray a, size_t o, size_t n, CUstream st) {
+  return row(st, false, true, in_host(h), in_array(a, o), n);
+}
+SG_API cuMemcpyAtoHAsync_v2_ptsz(void* h, CUarray a, size_t o, size_t n, CUstream st) {
+  return row(st, true, true, in_host(h), in_array(a, o), n);
+}
+SG_API cuMemcpyDtoA_v2(CUarray a, size_t o, CUdeviceptr d, size_t n) {
+  return row(nullptr, false, false, in_array(a, o), in_device(d), n);
+}
+SG_API cuMemcpyDtoA_v2_ptds(CUarray a, size_t o, CUdeviceptr d, size_t n) {
+  return row(nullptr, true, false, in_array(a, o), in_device(d), n);
+}
+SG_API cuMemcpyAtoD_v2(CUdeviceptr d, CUarray a, size_t o, size_t n) {
+  return row(nullptr, false, false, in_device(d), in_array(a, o), n);
+}
+SG_API cuMemcpyAtoD_v2_ptds(CUdeviceptr d, CUarray a, size_t o, size_t n) {
+  return row(nullptr, true, false, in_device(d), in_array(a, o), n);
+}
+SG_API cuMemcpyAtoA_v2(CUarray d, size_t to, CUarray s, size_t from, size_t n) {
+  return row(nullptr, false, false, in_array(d, to), in_array(s, from), n);
+}
+SG_API cuMemcpyAtoA_v2_ptds(CUarray d, size_t to, CUarray s, size_t from, size_t n) {
+  return row(nullptr, true, false, in_array(d, to), in_array(s, from), n);
+}

@@ -22,6 +22,9 @@ enum class HandleKind : uint8_t {
   link,
   pool,
   physical_memory,
+  array = 0x20,
+  mipmapped_array,
+  texture,
 };
 
 constexpr int kHandleKindShift = 40;

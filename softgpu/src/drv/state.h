@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../mem/arena.h"
+#include "array.h"
 #include "cuda_types.h"
 #include "handle.h"
 #include "sg.h"
@@ -36,6 +37,7 @@ class ContextSpace : public AddressSpace {
   ContextSpace(int device, uint64_t context_id) : device_(device), context_id_(context_id) {}
   bool find(uint64_t address, Range* out) const override;
   uint64_t epoch() const override;
+  bool texture(uint64_t handle, Texture* out) const override;
   void* allocate_module_memory(size_t bytes) override;
   void free_module_memory(void* address) override;
   std::atomic<uint32_t> peer_mask{0};
@@ -236,6 +238,9 @@ class Driver {
   HandleTable<LinkState> links{HandleKind::link};
   HandleTable<MemoryPool> pools{HandleKind::pool};
   HandleTable<MemoryHandle> memory_handles{HandleKind::physical_memory};
+  HandleTable<Array> arrays{HandleKind::array};
+  HandleTable<MipmappedArray> mipmapped_arrays{HandleKind::mipmapped_array};
+  HandleTable<TextureObject> textures{HandleKind::texture};
 
   Device* device(CUdevice ordinal);
   /// Gives a region's memory back, after it was removed from the map and the gate was passed.

@@ -38,6 +38,7 @@ OpRows float_rows();
 OpRows half_rows();
 OpRows cvt_rows();
 OpRows mem_rows();
+OpRows tex_rows();
 OpRows atom_rows();
 OpRows warp_rows();
 OpRows control_rows();

@@ -19,7 +19,8 @@ op(
     "src_address:u64 src_pitch:u64 src_height:u64 dst_address:u64 dst_pitch:u64 dst_height:u64 "
     "src_kind:u32 dst_kind:u32 src_context:u32 dst_context:u32",
     "work bulk_in bulk_out",
-    "2D and 3D copies between host arena (kind 1, address = offset) and device (kind 2)",
+    "2D and 3D copies between host arena (kind 1, address = offset), device (kind 2) and arrays (kind 3, address = "
+    "index)",
 )
 op(
     55,
