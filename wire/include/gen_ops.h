@@ -70,6 +70,13 @@ enum orion_op_code {
   ORION_OP_VMM_SET_ACCESS = 134,
   ORION_OP_TENSOR_MAP_ENCODE = 190,
   ORION_OP_TENSOR_MAP_REPLACE_ADDRESS = 191,
+  ORION_OP_ARRAY_CREATE = 192,
+  ORION_OP_ARRAY_DESTROY = 193,
+  ORION_OP_MIPMAP_CREATE = 194,
+  ORION_OP_MIPMAP_DESTROY = 195,
+  ORION_OP_ARRAY_VIEW = 196,
+  ORION_OP_TEXTURE_CREATE = 197,
+  ORION_OP_TEXTURE_DESTROY = 198,
   ORION_OP_IMAGE_OFFER = 230,
   ORION_OP_IMAGE_PROVE = 231,
   ORION_OP_IMAGE_DATA = 232,
@@ -405,7 +412,7 @@ typedef struct orion_op_copy_peer {
 } orion_op_copy_peer;
 _Static_assert(sizeof(orion_op_copy_peer) == 64, "orion_op_copy_peer");
 
-// 2D and 3D copies between host arena (kind 1, address = offset) and device (kind 2).
+// 2D and 3D copies between host arena (kind 1, address = offset), device (kind 2) and arrays (kind 3, address = index).
 typedef struct orion_op_copy_3d {
   orion_op op;
   uint64_t src_x_bytes;
@@ -796,6 +803,99 @@ typedef struct orion_op_tensor_map_replace_address {
 } orion_op_tensor_map_replace_address;
 _Static_assert(sizeof(orion_op_tensor_map_replace_address) == 40, "orion_op_tensor_map_replace_address");
 
+// cuArray3DCreate with a client-minted index.
+typedef struct orion_op_array_create {
+  orion_op op;
+  uint32_t array;
+  uint32_t array_flags;
+  uint32_t format;
+  uint32_t channels;
+  uint64_t width;
+  uint64_t height;
+  uint64_t depth;
+} orion_op_array_create;
+_Static_assert(sizeof(orion_op_array_create) == 72, "orion_op_array_create");
+
+// cuArrayDestroy.
+typedef struct orion_op_array_destroy {
+  orion_op op;
+  uint32_t array;
+  uint32_t reserved;
+} orion_op_array_destroy;
+_Static_assert(sizeof(orion_op_array_destroy) == 40, "orion_op_array_destroy");
+
+// cuMipmappedArrayCreate with a client-minted index of its own kind.
+typedef struct orion_op_mipmap_create {
+  orion_op op;
+  uint32_t mipmap;
+  uint32_t array_flags;
+  uint32_t format;
+  uint32_t channels;
+  uint64_t width;
+  uint64_t height;
+  uint64_t depth;
+  uint32_t levels;
+  uint32_t pad;
+} orion_op_mipmap_create;
+_Static_assert(sizeof(orion_op_mipmap_create) == 80, "orion_op_mipmap_create");
+
+// cuMipmappedArrayDestroy; its levels' indices end too.
+typedef struct orion_op_mipmap_destroy {
+  orion_op op;
+  uint32_t mipmap;
+  uint32_t reserved;
+} orion_op_mipmap_destroy;
+_Static_assert(sizeof(orion_op_mipmap_destroy) == 40, "orion_op_mipmap_destroy");
+
+// binds an array index to a level of mipmap `source` (kind 0) or a plane of array `source` (kind 1), for as long as the source lives.
+typedef struct orion_op_array_view {
+  orion_op op;
+  uint32_t array;
+  uint32_t source;
+  uint32_t kind;
+  uint32_t number;
+} orion_op_array_view;
+_Static_assert(sizeof(orion_op_array_view) == 48, "orion_op_array_view");
+typedef struct orion_reply_array_view {
+  uint64_t width;
+  uint64_t height;
+  uint64_t depth;
+  uint32_t format;
+  uint32_t channels;
+  uint32_t array_flags;
+  uint32_t pad;
+} orion_reply_array_view;
+_Static_assert(sizeof(orion_reply_array_view) == 40, "orion_reply_array_view");
+
+// cuTexObjectCreate or, surface != 0, cuSurfObjectCreate under a client-minted index; `resource` is a CUresourcetype, `array` the index of the array or mipmap; the handle is the driver's, because kernels take it. Tail: textures: u32 address_mode[3], filter, flags, anisotropy, mipmap_filter, f32 bias, min, max, border[4]; then, with a view: u64 width, height, depth, u32 format, first_level, last_level, first_layer, last_layer, 0.
+typedef struct orion_op_texture_create {
+  orion_op op;
+  uint32_t object;
+  uint32_t surface;
+  uint32_t resource;
+  uint32_t array;
+  uint32_t format;
+  uint32_t channels;
+  uint64_t device_address;
+  uint64_t size_bytes;
+  uint64_t width;
+  uint64_t height;
+  uint64_t pitch_bytes;
+} orion_op_texture_create;
+_Static_assert(sizeof(orion_op_texture_create) == 96, "orion_op_texture_create");
+typedef struct orion_reply_texture_create {
+  uint64_t handle;
+} orion_reply_texture_create;
+_Static_assert(sizeof(orion_reply_texture_create) == 8, "orion_reply_texture_create");
+
+// cuTexObjectDestroy or cuSurfObjectDestroy.
+typedef struct orion_op_texture_destroy {
+  orion_op op;
+  uint32_t object;
+  uint32_t reserved;
+} orion_op_texture_destroy;
+_Static_assert(sizeof(orion_op_texture_destroy) == 40, "orion_op_texture_destroy");
+
 // opens image index `image`; state 0: upload it, 1: it is there, 2: prove possession with IMAGE_PROVE.
 typedef struct orion_op_image_offer {
   orion_op op;
@@ -1118,6 +1218,13 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_VMM_SET_ACCESS] = {"VMM_SET_ACCESS", sizeof(orion_op_vmm_set_access), 0, 1},
     [ORION_OP_TENSOR_MAP_ENCODE] = {"TENSOR_MAP_ENCODE", sizeof(orion_op_tensor_map_encode), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
     [ORION_OP_TENSOR_MAP_REPLACE_ADDRESS] = {"TENSOR_MAP_REPLACE_ADDRESS", sizeof(orion_op_tensor_map_replace_address), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
+    [ORION_OP_ARRAY_CREATE] = {"ARRAY_CREATE", sizeof(orion_op_array_create), ORION_OPF_REPLY, 0},
+    [ORION_OP_ARRAY_DESTROY] = {"ARRAY_DESTROY", sizeof(orion_op_array_destroy), ORION_OPF_DRAINS, 0},
+    [ORION_OP_MIPMAP_CREATE] = {"MIPMAP_CREATE", sizeof(orion_op_mipmap_create), ORION_OPF_REPLY, 0},
+    [ORION_OP_MIPMAP_DESTROY] = {"MIPMAP_DESTROY", sizeof(orion_op_mipmap_destroy), ORION_OPF_DRAINS, 0},
+    [ORION_OP_ARRAY_VIEW] = {"ARRAY_VIEW", sizeof(orion_op_array_view), ORION_OPF_REPLY, 0},
+    [ORION_OP_TEXTURE_CREATE] = {"TEXTURE_CREATE", sizeof(orion_op_texture_create), ORION_OPF_REPLY, 1},
+    [ORION_OP_TEXTURE_DESTROY] = {"TEXTURE_DESTROY", sizeof(orion_op_texture_destroy), 0, 0},
     [ORION_OP_IMAGE_OFFER] = {"IMAGE_OFFER", sizeof(orion_op_image_offer), ORION_OPF_REPLY, 0},
     [ORION_OP_IMAGE_PROVE] = {"IMAGE_PROVE", sizeof(orion_op_image_prove), ORION_OPF_REPLY, 0},
     [ORION_OP_IMAGE_DATA] = {"IMAGE_DATA", sizeof(orion_op_image_data), ORION_OPF_REPLY | ORION_OPF_BULK_IN, 0},

@@ -7,18 +7,9 @@
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 
 ORION_API CUresult cuArray3DCreate(CUarray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR_v1 *pAllocateArray) { return orion_not_implemented("cuArray3DCreate"); }
-ORION_API CUresult cuArray3DCreate_v2(CUarray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR *pAllocateArray) { return orion_not_implemented("cuArray3DCreate_v2"); }
 ORION_API CUresult cuArray3DGetDescriptor(CUDA_ARRAY3D_DESCRIPTOR_v1 *pArrayDescriptor, CUarray hArray) { return orion_not_implemented("cuArray3DGetDescriptor"); }
-ORION_API CUresult cuArray3DGetDescriptor_v2(CUDA_ARRAY3D_DESCRIPTOR *pArrayDescriptor, CUarray hArray) { return orion_not_implemented("cuArray3DGetDescriptor_v2"); }
 ORION_API CUresult cuArrayCreate(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTOR_v1 *pAllocateArray) { return orion_not_implemented("cuArrayCreate"); }
-ORION_API CUresult cuArrayCreate_v2(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTOR *pAllocateArray) { return orion_not_implemented("cuArrayCreate_v2"); }
-ORION_API CUresult cuArrayDestroy(CUarray hArray) { return orion_not_implemented("cuArrayDestroy"); }
 ORION_API CUresult cuArrayGetDescriptor(CUDA_ARRAY_DESCRIPTOR_v1 *pArrayDescriptor, CUarray hArray) { return orion_not_implemented("cuArrayGetDescriptor"); }
-ORION_API CUresult cuArrayGetDescriptor_v2(CUDA_ARRAY_DESCRIPTOR *pArrayDescriptor, CUarray hArray) { return orion_not_implemented("cuArrayGetDescriptor_v2"); }
-ORION_API CUresult cuArrayGetMemoryRequirements(CUDA_ARRAY_MEMORY_REQUIREMENTS *memoryRequirements, CUarray array,
-                                                CUdevice device) { return orion_not_implemented("cuArrayGetMemoryRequirements"); }
-ORION_API CUresult cuArrayGetPlane(CUarray *pPlaneArray, CUarray hArray, unsigned int planeIdx) { return orion_not_implemented("cuArrayGetPlane"); }
-ORION_API CUresult cuArrayGetSparseProperties(CUDA_ARRAY_SPARSE_PROPERTIES *sparseProperties, CUarray array) { return orion_not_implemented("cuArrayGetSparseProperties"); }
 ORION_API CUresult cuCheckpointProcessCheckpoint(int pid, CUcheckpointCheckpointArgs *args) { return orion_not_implemented("cuCheckpointProcessCheckpoint"); }
 ORION_API CUresult cuCheckpointProcessGetRestoreThreadId(int pid, int *tid) { return orion_not_implemented("cuCheckpointProcessGetRestoreThreadId"); }
 ORION_API CUresult cuCheckpointProcessGetState(int pid, CUprocessState *state) { return orion_not_implemented("cuCheckpointProcessGetState"); }
@@ -343,17 +334,11 @@ ORION_API CUresult cuMemcpy3DBatchAsync_v2(size_t numOps, CUDA_MEMCPY3D_BATCH_OP
                                            CUstream hStream) { return orion_not_implemented("cuMemcpy3DBatchAsync_v2"); }
 ORION_API CUresult cuMemcpyAtoA(CUarray dstArray, unsigned int dstOffset, CUarray srcArray, unsigned int srcOffset,
                                 unsigned int ByteCount) { return orion_not_implemented("cuMemcpyAtoA"); }
-ORION_API CUresult cuMemcpyAtoA_v2(CUarray dstArray, size_t dstOffset, CUarray srcArray, size_t srcOffset,
-                                   size_t ByteCount) { return orion_not_implemented("cuMemcpyAtoA_v2"); }
 ORION_API CUresult cuMemcpyAtoD(CUdeviceptr_v1 dstDevice, CUarray srcArray, unsigned int srcOffset,
                                 unsigned int ByteCount) { return orion_not_implemented("cuMemcpyAtoD"); }
-ORION_API CUresult cuMemcpyAtoD_v2(CUdeviceptr dstDevice, CUarray srcArray, size_t srcOffset, size_t ByteCount) { return orion_not_implemented("cuMemcpyAtoD_v2"); }
 ORION_API CUresult cuMemcpyAtoH(void *dstHost, CUarray srcArray, unsigned int srcOffset, unsigned int ByteCount) { return orion_not_implemented("cuMemcpyAtoH"); }
 ORION_API CUresult cuMemcpyAtoHAsync(void *dstHost, CUarray srcArray, unsigned int srcOffset, unsigned int ByteCount,
                                      CUstream hStream) { return orion_not_implemented("cuMemcpyAtoHAsync"); }
-ORION_API CUresult cuMemcpyAtoHAsync_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount,
-                                        CUstream hStream) { return orion_not_implemented("cuMemcpyAtoHAsync_v2"); }
-ORION_API CUresult cuMemcpyAtoH_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount) { return orion_not_implemented("cuMemcpyAtoH_v2"); }
 ORION_API CUresult cuMemcpyBatchAsync(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,
                                       CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs, size_t *failIdx,
                                       CUstream hStream) { return orion_not_implemented("cuMemcpyBatchAsync"); }
@@ -362,7 +347,6 @@ ORION_API CUresult cuMemcpyBatchAsync_v2(CUdeviceptr *dsts, CUdeviceptr *srcs, s
                                          CUstream hStream) { return orion_not_implemented("cuMemcpyBatchAsync_v2"); }
 ORION_API CUresult cuMemcpyDtoA(CUarray dstArray, unsigned int dstOffset, CUdeviceptr_v1 srcDevice,
                                 unsigned int ByteCount) { return orion_not_implemented("cuMemcpyDtoA"); }
-ORION_API CUresult cuMemcpyDtoA_v2(CUarray dstArray, size_t dstOffset, CUdeviceptr srcDevice, size_t ByteCount) { return orion_not_implemented("cuMemcpyDtoA_v2"); }
 ORION_API CUresult cuMemcpyDtoD(CUdeviceptr_v1 dstDevice, CUdeviceptr_v1 srcDevice, unsigned int ByteCount) { return orion_not_implemented("cuMemcpyDtoD"); }
 ORION_API CUresult cuMemcpyDtoDAsync(CUdeviceptr_v1 dstDevice, CUdeviceptr_v1 srcDevice, unsigned int ByteCount,
                                      CUstream hStream) { return orion_not_implemented("cuMemcpyDtoDAsync"); }
@@ -371,9 +355,6 @@ ORION_API CUresult cuMemcpyDtoHAsync(void *dstHost, CUdeviceptr_v1 srcDevice, un
 ORION_API CUresult cuMemcpyHtoA(CUarray dstArray, unsigned int dstOffset, const void *srcHost, unsigned int ByteCount) { return orion_not_implemented("cuMemcpyHtoA"); }
 ORION_API CUresult cuMemcpyHtoAAsync(CUarray dstArray, unsigned int dstOffset, const void *srcHost,
                                      unsigned int ByteCount, CUstream hStream) { return orion_not_implemented("cuMemcpyHtoAAsync"); }
-ORION_API CUresult cuMemcpyHtoAAsync_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount,
-                                        CUstream hStream) { return orion_not_implemented("cuMemcpyHtoAAsync_v2"); }
-ORION_API CUresult cuMemcpyHtoA_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount) { return orion_not_implemented("cuMemcpyHtoA_v2"); }
 ORION_API CUresult cuMemcpyHtoD(CUdeviceptr_v1 dstDevice, const void *srcHost, unsigned int ByteCount) { return orion_not_implemented("cuMemcpyHtoD"); }
 ORION_API CUresult cuMemcpyHtoDAsync(CUdeviceptr_v1 dstDevice, const void *srcHost, unsigned int ByteCount,
                                      CUstream hStream) { return orion_not_implemented("cuMemcpyHtoDAsync"); }
@@ -386,14 +367,6 @@ ORION_API CUresult cuMemsetD2D8(CUdeviceptr_v1 dstDevice, unsigned int dstPitch,
                                 unsigned int Height) { return orion_not_implemented("cuMemsetD2D8"); }
 ORION_API CUresult cuMemsetD32(CUdeviceptr_v1 dstDevice, unsigned int ui, unsigned int N) { return orion_not_implemented("cuMemsetD32"); }
 ORION_API CUresult cuMemsetD8(CUdeviceptr_v1 dstDevice, unsigned char uc, unsigned int N) { return orion_not_implemented("cuMemsetD8"); }
-ORION_API CUresult cuMipmappedArrayCreate(CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR *pMipmappedArrayDesc,
-                                          unsigned int numMipmapLevels) { return orion_not_implemented("cuMipmappedArrayCreate"); }
-ORION_API CUresult cuMipmappedArrayDestroy(CUmipmappedArray hMipmappedArray) { return orion_not_implemented("cuMipmappedArrayDestroy"); }
-ORION_API CUresult cuMipmappedArrayGetLevel(CUarray *pLevelArray, CUmipmappedArray hMipmappedArray, unsigned int level) { return orion_not_implemented("cuMipmappedArrayGetLevel"); }
-ORION_API CUresult cuMipmappedArrayGetMemoryRequirements(CUDA_ARRAY_MEMORY_REQUIREMENTS *memoryRequirements,
-                                                         CUmipmappedArray mipmap, CUdevice device) { return orion_not_implemented("cuMipmappedArrayGetMemoryRequirements"); }
-ORION_API CUresult cuMipmappedArrayGetSparseProperties(CUDA_ARRAY_SPARSE_PROPERTIES *sparseProperties,
-                                                       CUmipmappedArray mipmap) { return orion_not_implemented("cuMipmappedArrayGetSparseProperties"); }
 ORION_API CUresult cuModuleGetGlobal(CUdeviceptr_v1 *dptr, unsigned int *bytes, CUmodule hmod, const char *name) { return orion_not_implemented("cuModuleGetGlobal"); }
 ORION_API CUresult cuModuleGetSurfRef(CUsurfref *pSurfRef, CUmodule hmod, const char *name) { return orion_not_implemented("cuModuleGetSurfRef"); }
 ORION_API CUresult cuModuleGetTexRef(CUtexref *pTexRef, CUmodule hmod, const char *name) { return orion_not_implemented("cuModuleGetTexRef"); }
@@ -438,17 +411,8 @@ ORION_API CUresult cuStreamWaitValue32(CUstream stream, CUdeviceptr addr, cuuint
 ORION_API CUresult cuStreamWaitValue64(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) { return orion_not_implemented("cuStreamWaitValue64"); }
 ORION_API CUresult cuStreamWriteValue32(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) { return orion_not_implemented("cuStreamWriteValue32"); }
 ORION_API CUresult cuStreamWriteValue64(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) { return orion_not_implemented("cuStreamWriteValue64"); }
-ORION_API CUresult cuSurfObjectCreate(CUsurfObject *pSurfObject, const CUDA_RESOURCE_DESC *pResDesc) { return orion_not_implemented("cuSurfObjectCreate"); }
-ORION_API CUresult cuSurfObjectDestroy(CUsurfObject surfObject) { return orion_not_implemented("cuSurfObjectDestroy"); }
-ORION_API CUresult cuSurfObjectGetResourceDesc(CUDA_RESOURCE_DESC *pResDesc, CUsurfObject surfObject) { return orion_not_implemented("cuSurfObjectGetResourceDesc"); }
 ORION_API CUresult cuSurfRefGetArray(CUarray *phArray, CUsurfref hSurfRef) { return orion_not_implemented("cuSurfRefGetArray"); }
 ORION_API CUresult cuSurfRefSetArray(CUsurfref hSurfRef, CUarray hArray, unsigned int Flags) { return orion_not_implemented("cuSurfRefSetArray"); }
-ORION_API CUresult cuTexObjectCreate(CUtexObject *pTexObject, const CUDA_RESOURCE_DESC *pResDesc,
-                                     const CUDA_TEXTURE_DESC *pTexDesc, const CUDA_RESOURCE_VIEW_DESC *pResViewDesc) { return orion_not_implemented("cuTexObjectCreate"); }
-ORION_API CUresult cuTexObjectDestroy(CUtexObject texObject) { return orion_not_implemented("cuTexObjectDestroy"); }
-ORION_API CUresult cuTexObjectGetResourceDesc(CUDA_RESOURCE_DESC *pResDesc, CUtexObject texObject) { return orion_not_implemented("cuTexObjectGetResourceDesc"); }
-ORION_API CUresult cuTexObjectGetResourceViewDesc(CUDA_RESOURCE_VIEW_DESC *pResViewDesc, CUtexObject texObject) { return orion_not_implemented("cuTexObjectGetResourceViewDesc"); }
-ORION_API CUresult cuTexObjectGetTextureDesc(CUDA_TEXTURE_DESC *pTexDesc, CUtexObject texObject) { return orion_not_implemented("cuTexObjectGetTextureDesc"); }
 ORION_API CUresult cuTexRefCreate(CUtexref *pTexRef) { return orion_not_implemented("cuTexRefCreate"); }
 ORION_API CUresult cuTexRefDestroy(CUtexref hTexRef) { return orion_not_implemented("cuTexRefDestroy"); }
 ORION_API CUresult cuTexRefGetAddress(CUdeviceptr_v1 *pdptr, CUtexref hTexRef) { return orion_not_implemented("cuTexRefGetAddress"); }
