@@ -284,7 +284,6 @@ CUresult orion_copy_with_array(const CUDA_MEMCPY3D* c, CUstream handle, bool wai
 // ------------------------------------------------------------------------------------------------ one row
 
 static CUresult copy_row(CUDA_MEMCPY3D* c, size_t bytes, CUstream stream, bool wait) {
-  ORION_ENTER();
   c->WidthInBytes = bytes;
   c->Height = c->Depth = 1;
   return orion_copy_with_array(c, stream, wait);
@@ -309,22 +308,27 @@ static CUresult array_to_host(void* to, CUarray from, size_t offset, size_t byte
 }
 
 ORION_API CUresult cuMemcpyHtoA_v2(CUarray to, size_t offset, const void* from, size_t bytes) {
+  ORION_COUNTED();
   return host_to_array(to, offset, from, bytes, NULL, true);
 }
 
 ORION_API CUresult cuMemcpyHtoAAsync_v2(CUarray to, size_t offset, const void* from, size_t bytes, CUstream stream) {
+  ORION_COUNTED();
   return host_to_array(to, offset, from, bytes, stream, false);
 }
 
 ORION_API CUresult cuMemcpyAtoH_v2(void* to, CUarray from, size_t offset, size_t bytes) {
+  ORION_COUNTED();
   return array_to_host(to, from, offset, bytes, NULL, true);
 }
 
 ORION_API CUresult cuMemcpyAtoHAsync_v2(void* to, CUarray from, size_t offset, size_t bytes, CUstream stream) {
+  ORION_COUNTED();
   return array_to_host(to, from, offset, bytes, stream, false);
 }
 
 ORION_API CUresult cuMemcpyDtoA_v2(CUarray to, size_t offset, CUdeviceptr from, size_t bytes) {
+  ORION_COUNTED();
   CUDA_MEMCPY3D c = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
                      .srcDevice = from,
                      .dstMemoryType = CU_MEMORYTYPE_ARRAY,
@@ -334,6 +338,7 @@ ORION_API CUresult cuMemcpyDtoA_v2(CUarray to, size_t offset, CUdeviceptr from, 
 }
 
 ORION_API CUresult cuMemcpyAtoD_v2(CUdeviceptr to, CUarray from, size_t offset, size_t bytes) {
+  ORION_COUNTED();
   CUDA_MEMCPY3D c = {.srcMemoryType = CU_MEMORYTYPE_ARRAY,
                      .srcArray = from,
                      .srcXInBytes = offset,
@@ -343,6 +348,7 @@ ORION_API CUresult cuMemcpyAtoD_v2(CUdeviceptr to, CUarray from, size_t offset, 
 }
 
 ORION_API CUresult cuMemcpyAtoA_v2(CUarray to, size_t to_offset, CUarray from, size_t from_offset, size_t bytes) {
+  ORION_COUNTED();
   CUDA_MEMCPY3D c = {.srcMemoryType = CU_MEMORYTYPE_ARRAY,
                      .srcArray = from,
                      .srcXInBytes = from_offset,

@@ -230,9 +230,15 @@ static CUresult destroy(uint64_t handle, bool surface) {
   return result;
 }
 
-ORION_API CUresult cuTexObjectDestroy(CUtexObject handle) { return destroy(handle, false); }
+ORION_API CUresult cuTexObjectDestroy(CUtexObject handle) {
+  ORION_COUNTED();
+  return destroy(handle, false);
+}
 
-ORION_API CUresult cuSurfObjectDestroy(CUsurfObject handle) { return destroy(handle, true); }
+ORION_API CUresult cuSurfObjectDestroy(CUsurfObject handle) {
+  ORION_COUNTED();
+  return destroy(handle, true);
+}
 
 /// A copy of what is known of an object. False for a handle that means none.
 static bool look_up(uint64_t handle, bool surface, object* out) {
