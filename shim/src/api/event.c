@@ -4,6 +4,7 @@
 // carries it. A record without marker has the ticket (word, next value): the first marker placed after it, whoever
 // places it, shows it complete. That can be late by the work in between, never early.
 #include "api.h"
+#include "pool.h"
 
 #define TICKET_WORD(ticket) ((uint32_t)((ticket) >> 48))
 #define TICKET_VALUE(ticket) ((ticket) & 0xffffffffffffull)
@@ -107,6 +108,10 @@ ORION_API CUresult cuEventRecord(CUevent handle, CUstream stream) {
 CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t flags) {
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
   if (ticket == 0 || reached(event, ticket)) return CUDA_SUCCESS;
+  if (atomic_load_explicit(&orion_pools_used, memory_order_relaxed)) {
+    const uint32_t next = atomic_fetch_add_explicit(&stream->waited_next, 1, memory_order_relaxed);
+    atomic_store_explicit(&stream->waited[next % ORION_WAITS_KEPT], ticket, memory_order_relaxed);
+  }
   if (event->context->session != stream->session) {
     // Two servers share no clock and no event: the client holds the order.
     return orion_wait_word(event->context->session, TICKET_WORD(ticket), TICKET_VALUE(ticket),
@@ -141,6 +146,7 @@ ORION_API CUresult cuEventSynchronize(CUevent handle) {
   if (ticket != 0 && !reached(event, ticket)) {
     result = orion_wait_word(session, TICKET_WORD(ticket), TICKET_VALUE(ticket), context);
   }
+  orion_pools_synchronized();
   if (result == CUDA_SUCCESS) result = orion_context_error(session, context);
   return result == CUDA_SUCCESS ? orion_take_late_error(session) : result;
 }

@@ -56,6 +56,8 @@ CUresult orion_addresses_take(orion_device_state* device, uint64_t bytes, uint64
                               uint64_t* start);
 /// Gives them, or an index of orion_memories, back once the worker has executed all that was submitted before.
 CUresult orion_addresses_give(orion_device_state* device, uint64_t start, uint64_t bytes);
+/// words[FREES_DONE] reaches `number` when all work submitted before is done.
+CUresult orion_fence(orion_peer* peer, uint64_t* number);
 struct orion_memory;
 CUresult orion_memory_index_give(orion_peer* peer, struct orion_memory* memory);
 /// After CUDA_ERROR_OUT_OF_MEMORY: makes or waits for room. False: no more can be done. `done` is what

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #include "memory.h"
-#include "virtual_memory.h"
+#include "pool.h"
 
 #define SMALL_LIMIT_BYTES (1ull << 20)
 #define BLOCK_BYTES 512ull
@@ -30,6 +30,7 @@ typedef struct orion_pending_free {
   orion_context* context;  // NULL: what is given back belongs to none
   orion_device_state* device;
   struct orion_memory* memory;  // an index that may be used again; nothing else then
+  uint64_t* told;               // receives the number
   uint32_t epoch;
   bool is_range;
 } orion_pending_free;
@@ -50,6 +51,7 @@ static CUresult submit_free(orion_peer* peer, orion_pending_free* pending) {
   const CUresult result = orion_submit(peer->session, &op.op, sizeof op, NULL, 0);
   if (result == CUDA_SUCCESS) {
     pending->number = ++peer->frees_submitted;
+    if (pending->told != NULL) *pending->told = pending->number;
     if (peer->pending_tail != NULL) {
       peer->pending_tail->next = pending;
     } else {
@@ -109,10 +111,10 @@ static void reap(orion_peer* peer) {
     } else if (pending->is_range) {
       (void)orion_free_list_give(&pending->device->free_addresses, pending->start, pending->bytes, 0);
       free(pending);
-    } else if (orion_same_epoch(pending->context, pending->epoch)) {
+    } else if (pending->context != NULL && orion_same_epoch(pending->context, pending->epoch)) {
       reclaim_block(pending);
     } else {
-      free(pending);  // the context has ended, its chunks with it
+      free(pending);  // a fence; or the context has ended, its chunks with it
     }
   }
 }
@@ -122,12 +124,13 @@ CUresult orion_device_free(uint64_t address) {
   if (pending == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   pthread_mutex_lock(&orion_memory_mutex);
   orion_allocation* found = (orion_allocation*)orion_extent_starting_at(orion_allocations, address);
+  const bool pooled = found != NULL && found->kind == ORION_MEMORY_POOL;
   if (found != NULL && found->kind != ORION_MEMORY_DEVICE) found = NULL;
   if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
   if (found == NULL) {
     free(pending);
-    return CUDA_ERROR_INVALID_VALUE;
+    return pooled ? orion_pool_free(address, NULL) : CUDA_ERROR_INVALID_VALUE;
   }
   *pending = (orion_pending_free){.start = found->extent.start,
                                   .bytes = found->reserved_bytes,
@@ -149,6 +152,10 @@ static CUresult give_later(const orion_pending_free* what, orion_peer* peer) {
 CUresult orion_addresses_give(orion_device_state* device, uint64_t start, uint64_t bytes) {
   return give_later(&(orion_pending_free){.start = start, .bytes = bytes, .device = device, .is_range = true},
                     device->peer);
+}
+
+CUresult orion_fence(orion_peer* peer, uint64_t* number) {
+  return give_later(&(orion_pending_free){.told = number}, peer);
 }
 
 CUresult orion_memory_index_give(orion_peer* peer, orion_memory* memory) {
@@ -226,7 +233,8 @@ uint64_t orion_frees_done(const orion_device_state* device) {
 
 bool orion_make_room(orion_device_state* device, uint64_t done) {
   orion_context* primary = atomic_load_explicit(&device->primary, memory_order_acquire);
-  return (primary != NULL && release_spare(primary)) || wait_for_a_free(device->peer, done);
+  return (primary != NULL && release_spare(primary)) || orion_pools_release(device) ||
+         wait_for_a_free(device->peer, done);
 }
 
 /// A mapped range of a multiple of 2 MiB.
@@ -242,8 +250,7 @@ static CUresult map_range(orion_context* context, uint64_t bytes, uint64_t* star
   do {
     done = orion_word(context->session, ORION_WORD_FREES_DONE);
     result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
-  } while (result == CUDA_ERROR_OUT_OF_MEMORY &&
-           (release_spare(context) || wait_for_a_free(context->device->peer, done)));
+  } while (result == CUDA_ERROR_OUT_OF_MEMORY && (release_spare(context) || orion_make_room(context->device, done)));
   if (result != CUDA_SUCCESS) give_range(context->device, *start, bytes);
   return result;
 }

@@ -44,6 +44,7 @@ typedef struct orion_object {
 } orion_object;
 
 /// One ordered queue of work. The NULL stream of a context is one too, with wire index 0.
+#define ORION_WAITS_KEPT 8u
 typedef struct orion_stream {
   orion_entry entry;
   struct orion_context* context;
@@ -61,6 +62,9 @@ typedef struct orion_stream {
   struct orion_callback_lane* _Atomic lane;
   _Atomic uint64_t host_function;        // the last one of this stream: client word << 48 | generation; 0: none
   struct orion_stream *previous, *next;  // in the context's list
+  // Tickets (word << 48 | value) of events that the stream has waited for lately: its later work comes after them.
+  _Atomic uint64_t waited[ORION_WAITS_KEPT];
+  _Atomic uint32_t waited_next;
 } orion_stream;
 
 /// Work of a destroyed stream that a context-wide wait still has to cover.

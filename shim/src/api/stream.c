@@ -6,6 +6,7 @@
 
 #include "api.h"
 #include "host_function.h"
+#include "pool.h"
 
 static bool reached(const orion_stream* stream, uint64_t value) {
   return orion_word(stream->session, stream->word) >= value;
@@ -150,6 +151,7 @@ static CUresult wait_all(orion_context* context, bool all) {
     result = orion_wait_word(context->session, set.tickets[i].word, set.tickets[i].value, context->entry.index);
   }
   if (set.tickets != set.first) free(set.tickets);
+  orion_pools_synchronized();
   return finish(context, result);
 }
 
@@ -166,6 +168,7 @@ CUresult orion_stream_synchronize(orion_stream* stream) {
   uint64_t value;
   CUresult result = orion_stream_ticket(stream, &value);
   if (result == CUDA_SUCCESS && !reached(stream, value)) result = orion_stream_wait(stream, value);
+  orion_pools_synchronized();
   return finish(stream->context, result);
 }
 
@@ -253,6 +256,7 @@ static CUresult create(orion_context* context, uint32_t flags, int32_t priority,
   stream->priority = priority;
   stream->id = orion_next_id();
   atomic_store(&stream->host_function, 0);
+  for (uint32_t i = 0; i < ORION_WAITS_KEPT; i++) atomic_store_explicit(&stream->waited[i], 0, memory_order_relaxed);
   atomic_store(&stream->dirty, !reached(stream, atomic_load(&stream->marker)));
   orion_op_stream_create op = {
       .op = {.code = ORION_OP_STREAM_CREATE, .context = (uint16_t)context->entry.index, .stream = stream->wire_index},

@@ -150,16 +150,18 @@ SG_API cuCtxGetDevice_v2(CUdevice* device, CUcontext handle) {
 }
 
 SG_API cuCtxSynchronize(void) {
-  return with_context([&](Driver&, Context& context) -> CUresult {
+  return with_context([&](Driver& driver, Context& context) -> CUresult {
     context.synchronize();
+    driver.trim_pools();
     return context.fault.load();
   });
 }
 
 SG_API cuCtxSynchronize_v2(CUcontext handle) {
-  return with_named_context(handle, [&](Driver&, Context& context) -> CUresult {
+  return with_named_context(handle, [&](Driver& driver, Context& context) -> CUresult {
     if (!context.active) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     context.synchronize();
+    driver.trim_pools();
     return context.fault.load();
   });
 }

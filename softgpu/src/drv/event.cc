@@ -88,6 +88,7 @@ SG_API cuEventQuery(CUevent handle) {
 SG_API cuEventSynchronize(CUevent handle) {
   return with_event(handle, [](Event& event) -> CUresult {
     if (auto record = event.record()) record->ticket.stream->wait(record->ticket.sequence, true);
+    Driver::get().trim_pools();
     return event.context->fault.load();
   });
 }

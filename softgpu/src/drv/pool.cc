@@ -1,5 +1,5 @@
-// Stream-ordered allocation. Memory is taken at the call and given back when the free's turn in its stream comes;
-// a pool keeps nothing for later, so what is reserved is what is used.
+// Stream-ordered allocation. Memory is taken at the call and given back when the free's turn in its stream comes; what
+// a pool keeps for later is a charge to the device, not a place.
 #include <algorithm>
 #include <cstring>
 
@@ -18,11 +18,19 @@ std::shared_ptr<MemoryPool> current_pool(Driver& driver, int device) {
 uint64_t take_memory(Driver& driver, MemoryPool& pool, size_t bytes, size_t* charged_bytes) {
   std::lock_guard lock(pool.mutex);
   if (pool.max_size_bytes && (bytes > pool.max_size_bytes || pool.used_bytes > pool.max_size_bytes - bytes)) return 0;
-  const uint64_t address = driver.devices[pool.device]->arena->allocate(bytes, charged_bytes);
-  if (address == 0) return 0;
+  DeviceArena& arena = *driver.devices[pool.device]->arena;
+  // Idle memory of the pool goes first; the lock keeps others of the pool from taking it in between.
+  const uint64_t idle_bytes = std::min<uint64_t>(pool.idle_bytes, bytes);
+  arena.uncharge(idle_bytes);
+  pool.idle_bytes -= idle_bytes;
+  const uint64_t address = arena.allocate(bytes, charged_bytes);
+  if (address == 0) {
+    if (arena.charge(idle_bytes)) pool.idle_bytes += idle_bytes;
+    return 0;
+  }
   pool.used_bytes += *charged_bytes;
   pool.used_high_bytes = std::max(pool.used_high_bytes, pool.used_bytes);
-  pool.reserved_high_bytes = std::max(pool.reserved_high_bytes, pool.used_bytes);
+  pool.reserved_high_bytes = std::max(pool.reserved_high_bytes, pool.reserved_bytes());
   return address;
 }
 
@@ -41,6 +49,7 @@ CUresult allocate(CUdeviceptr* out, size_t bytes, CUmemoryPool pool_handle, bool
     if (region.begin == 0) {
       // Frees may be queued: they count before this allocation fails.
       for (auto& each : driver.contexts.all()) each->synchronize();
+      driver.trim_pools();
       region.begin = take_memory(driver, *pool, bytes, &region.charged_bytes);
       if (region.begin == 0) return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -157,12 +166,19 @@ SG_API cuMemPoolDestroy(CUmemoryPool handle) {
     std::lock_guard lock(device.pool_mutex);
     if (device.current_pool == pool) device.current_pool = device.default_pool;
     driver.pools.take(handle);  // allocations keep the pool until they are freed
+    std::lock_guard pool_lock(pool->mutex);
+    pool->destroyed = true;
+    pool->trim(*device.arena, 0);
     return CUDA_SUCCESS;
   });
 }
 
-SG_API cuMemPoolTrimTo(CUmemoryPool handle, size_t) {
-  return with_pool(handle, [](Driver&, const auto&) -> CUresult { return CUDA_SUCCESS; });
+SG_API cuMemPoolTrimTo(CUmemoryPool handle, size_t keep_bytes) {
+  return with_pool(handle, [&](Driver& driver, const auto& pool) -> CUresult {
+    std::lock_guard lock(pool->mutex);
+    pool->trim(*driver.devices[pool->device]->arena, keep_bytes);
+    return CUDA_SUCCESS;
+  });
 }
 
 SG_API cuMemPoolGetAttribute(CUmemoryPool handle, int attribute, void* value) {
@@ -182,7 +198,7 @@ SG_API cuMemPoolGetAttribute(CUmemoryPool handle, int attribute, void* value) {
       case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
         return give(pool->release_threshold_bytes);
       case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
-        return give(pool->used_bytes);
+        return give(pool->reserved_bytes());
       case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
         return give(pool->reserved_high_bytes);
       case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
@@ -213,8 +229,11 @@ SG_API cuMemPoolSetAttribute(CUmemoryPool handle, int attribute, void* value) {
       case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
         std::memcpy(&number, value, sizeof number);
         if (number != 0) return CUDA_ERROR_INVALID_VALUE;  // a high-water mark can only be reset
-        (attribute == CU_MEMPOOL_ATTR_USED_MEM_HIGH ? pool->used_high_bytes : pool->reserved_high_bytes) =
-            pool->used_bytes;
+        if (attribute == CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
+          pool->used_high_bytes = pool->used_bytes;
+        } else {
+          pool->reserved_high_bytes = pool->reserved_bytes();
+        }
         return CUDA_SUCCESS;
       default:
         return CUDA_ERROR_INVALID_VALUE;

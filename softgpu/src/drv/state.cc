@@ -147,13 +147,26 @@ Device* Driver::device(CUdevice ordinal) {
   return devices[ordinal].get();
 }
 
+void Driver::trim_pools() {
+  for (const auto& pool : pools.all()) {
+    std::lock_guard lock(pool->mutex);
+    pool->trim(*devices[pool->device]->arena, pool->release_threshold_bytes);
+  }
+}
+
 void Driver::reclaim(const Region& region) {
   void* address = reinterpret_cast<void*>(region.begin);
   switch (region.kind) {
     case RegionKind::pool: {
       std::lock_guard lock(region.pool->mutex);
+      DeviceArena& arena = *devices[region.device]->arena;
+      arena.free(region.begin, region.charged_bytes);
       region.pool->used_bytes -= region.charged_bytes;
-      [[fallthrough]];
+      // Kept until the next wait of the program, or longer as the threshold says.
+      if (!region.pool->destroyed && arena.charge(region.charged_bytes)) {
+        region.pool->idle_bytes += region.charged_bytes;
+      }
+      break;
     }
     case RegionKind::device:
     case RegionKind::module:

@@ -134,9 +134,19 @@ struct MemoryPool {
   uint64_t max_size_bytes = 0;
   uint64_t release_threshold_bytes = 0;
   uint64_t used_bytes = 0;
+  uint64_t idle_bytes = 0;  // charged to the device and kept for later; addresses are taken anew each time
   uint64_t used_high_bytes = 0;
   uint64_t reserved_high_bytes = 0;
   std::array<int, 4> reuse{0, 1, 1, 1};  // by attribute number 1..3
+
+  uint64_t reserved_bytes() const { return used_bytes + idle_bytes; }
+  /// Under the mutex: gives idle memory back until no more than `keep_bytes` is held.
+  void trim(DeviceArena& arena, uint64_t keep_bytes) {
+    const uint64_t over_bytes = reserved_bytes() > keep_bytes ? reserved_bytes() - keep_bytes : 0;
+    const uint64_t given_bytes = over_bytes < idle_bytes ? over_bytes : idle_bytes;
+    arena.uncharge(given_bytes);
+    idle_bytes -= given_bytes;
+  }
 };
 
 struct MemoryHandle {
@@ -245,6 +255,8 @@ class Driver {
   Device* device(CUdevice ordinal);
   /// Gives a region's memory back, after it was removed from the map and the gate was passed.
   void reclaim(const Region& region);
+  /// Pools give back what they hold beyond their threshold: after each wait of the program.
+  void trim_pools();
   /// Reclaims regions that were removed from the map, after the gate where their pages go away.
   void release_regions(const std::vector<Region>& regions);
 

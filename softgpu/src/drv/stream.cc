@@ -28,8 +28,9 @@ bool all_complete(const std::vector<Ticket>& tickets) {
 }
 
 CUresult synchronize_stream(CUstream handle, bool per_thread) {
-  return with_stream(handle, per_thread, [&](Driver&, Context& context, const auto& stream) -> CUresult {
+  return with_stream(handle, per_thread, [&](Driver& driver, Context& context, const auto& stream) -> CUresult {
     Context::wait(context.tickets(stream));
+    driver.trim_pools();
     return context.fault.load();
   });
 }
