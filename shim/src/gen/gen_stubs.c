@@ -32,13 +32,11 @@ ORION_API CUresult cuDevResourceGenerateDesc(CUdevResourceDesc *phDesc, CUdevRes
 ORION_API CUresult cuDevSmResourceSplitByCount(CUdevResource *result, unsigned int *nbGroups,
                                                const CUdevResource *input, CUdevResource *remaining,
                                                unsigned int useFlags, unsigned int minCount) { return orion_not_implemented("cuDevSmResourceSplitByCount"); }
-ORION_API CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool_out, CUdevice dev) { return orion_not_implemented("cuDeviceGetDefaultMemPool"); }
 ORION_API CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, CUdevResourceType type) { return orion_not_implemented("cuDeviceGetDevResource"); }
 ORION_API CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value) { return orion_not_implemented("cuDeviceGetGraphMemAttribute"); }
 ORION_API CUresult cuDeviceGetHostAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
                                                      unsigned int count, CUdevice dev) { return orion_not_implemented("cuDeviceGetHostAtomicCapabilities"); }
 ORION_API CUresult cuDeviceGetLuid(char *luid, unsigned int *deviceNodeMask, CUdevice dev) { return orion_not_implemented("cuDeviceGetLuid"); }
-ORION_API CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice dev) { return orion_not_implemented("cuDeviceGetMemPool"); }
 ORION_API CUresult cuDeviceGetNvSciSyncAttributes(void *nvSciSyncAttrList, CUdevice dev, int flags) { return orion_not_implemented("cuDeviceGetNvSciSyncAttributes"); }
 ORION_API CUresult cuDeviceGetP2PAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
                                                     unsigned int count, CUdevice srcDevice, CUdevice dstDevice) { return orion_not_implemented("cuDeviceGetP2PAtomicCapabilities"); }
@@ -48,7 +46,6 @@ ORION_API CUresult cuDeviceGraphMemTrim(CUdevice device) { return orion_not_impl
 ORION_API CUresult cuDeviceRegisterAsyncNotification(CUdevice device, CUasyncCallback callbackFunc, void *userData,
                                                      CUasyncCallbackHandle *callback) { return orion_not_implemented("cuDeviceRegisterAsyncNotification"); }
 ORION_API CUresult cuDeviceSetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value) { return orion_not_implemented("cuDeviceSetGraphMemAttribute"); }
-ORION_API CUresult cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) { return orion_not_implemented("cuDeviceSetMemPool"); }
 ORION_API CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice dev) { return orion_not_implemented("cuDeviceTotalMem"); }
 ORION_API CUresult cuDeviceUnregisterAsyncNotification(CUdevice device, CUasyncCallbackHandle callback) { return orion_not_implemented("cuDeviceUnregisterAsyncNotification"); }
 ORION_API CUresult cuEGLStreamConsumerAcquireFrame(void **conn, CUgraphicsResource *pCudaResource, CUstream *pStream,
@@ -273,8 +270,6 @@ ORION_API CUresult cuLogsUnregisterCallback(CUlogsCallbackHandle callback) { ret
 ORION_API CUresult cuMemAdvise(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUdevice device) { return orion_not_implemented("cuMemAdvise"); }
 ORION_API CUresult cuMemAdvise_v2(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUmemLocation location) { return orion_not_implemented("cuMemAdvise_v2"); }
 ORION_API CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize) { return orion_not_implemented("cuMemAlloc"); }
-ORION_API CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) { return orion_not_implemented("cuMemAllocAsync"); }
-ORION_API CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) { return orion_not_implemented("cuMemAllocFromPoolAsync"); }
 ORION_API CUresult cuMemAllocHost(void **pp, unsigned int bytesize) { return orion_not_implemented("cuMemAllocHost"); }
 ORION_API CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch, unsigned int WidthInBytes,
                                    unsigned int Height, unsigned int ElementSizeBytes) { return orion_not_implemented("cuMemAllocPitch"); }
@@ -288,30 +283,20 @@ ORION_API CUresult cuMemDiscardBatchAsync(CUdeviceptr *dptrs, size_t *sizes, siz
 ORION_API CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocationHandle handle,
                                                 CUmemAllocationHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemExportToShareableHandle"); }
 ORION_API CUresult cuMemFree(CUdeviceptr_v1 dptr) { return orion_not_implemented("cuMemFree"); }
-ORION_API CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) { return orion_not_implemented("cuMemFreeAsync"); }
 ORION_API CUresult cuMemGetAddressRange(CUdeviceptr_v1 *pbase, unsigned int *psize, CUdeviceptr_v1 dptr) { return orion_not_implemented("cuMemGetAddressRange"); }
-ORION_API CUresult cuMemGetDefaultMemPool(CUmemoryPool *pool_out, CUmemLocation *location, CUmemAllocationType type) { return orion_not_implemented("cuMemGetDefaultMemPool"); }
 ORION_API CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr dptr, size_t size,
                                                  CUmemRangeHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemGetHandleForAddressRange"); }
 ORION_API CUresult cuMemGetInfo(unsigned int *free, unsigned int *total) { return orion_not_implemented("cuMemGetInfo"); }
-ORION_API CUresult cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAllocationType type) { return orion_not_implemented("cuMemGetMemPool"); }
 ORION_API CUresult cuMemHostGetDevicePointer(CUdeviceptr_v1 *pdptr, void *p, unsigned int Flags) { return orion_not_implemented("cuMemHostGetDevicePointer"); }
 ORION_API CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle,
                                                   CUmemAllocationHandleType shHandleType) { return orion_not_implemented("cuMemImportFromShareableHandle"); }
 ORION_API CUresult cuMemMapArrayAsync(CUarrayMapInfo *mapInfoList, unsigned int count, CUstream hStream) { return orion_not_implemented("cuMemMapArrayAsync"); }
-ORION_API CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) { return orion_not_implemented("cuMemPoolCreate"); }
-ORION_API CUresult cuMemPoolDestroy(CUmemoryPool pool) { return orion_not_implemented("cuMemPoolDestroy"); }
 ORION_API CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr) { return orion_not_implemented("cuMemPoolExportPointer"); }
 ORION_API CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool,
                                                     CUmemAllocationHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemPoolExportToShareableHandle"); }
-ORION_API CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUmemLocation *location) { return orion_not_implemented("cuMemPoolGetAccess"); }
-ORION_API CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) { return orion_not_implemented("cuMemPoolGetAttribute"); }
 ORION_API CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle,
                                                       CUmemAllocationHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemPoolImportFromShareableHandle"); }
 ORION_API CUresult cuMemPoolImportPointer(CUdeviceptr *ptr_out, CUmemoryPool pool, CUmemPoolPtrExportData *shareData) { return orion_not_implemented("cuMemPoolImportPointer"); }
-ORION_API CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) { return orion_not_implemented("cuMemPoolSetAccess"); }
-ORION_API CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) { return orion_not_implemented("cuMemPoolSetAttribute"); }
-ORION_API CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) { return orion_not_implemented("cuMemPoolTrimTo"); }
 ORION_API CUresult cuMemPrefetchAsync(CUdeviceptr devPtr, size_t count, CUdevice dstDevice, CUstream hStream) { return orion_not_implemented("cuMemPrefetchAsync"); }
 ORION_API CUresult cuMemPrefetchAsync_v2(CUdeviceptr devPtr, size_t count, CUmemLocation location, unsigned int flags,
                                          CUstream hStream) { return orion_not_implemented("cuMemPrefetchAsync_v2"); }
@@ -322,7 +307,6 @@ ORION_API CUresult cuMemRangeGetAttribute(void *data, size_t dataSize, CUmem_ran
                                           CUdeviceptr devPtr, size_t count) { return orion_not_implemented("cuMemRangeGetAttribute"); }
 ORION_API CUresult cuMemRangeGetAttributes(void **data, size_t *dataSizes, CUmem_range_attribute *attributes,
                                            size_t numAttributes, CUdeviceptr devPtr, size_t count) { return orion_not_implemented("cuMemRangeGetAttributes"); }
-ORION_API CUresult cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) { return orion_not_implemented("cuMemSetMemPool"); }
 ORION_API CUresult cuMemcpy2D(const CUDA_MEMCPY2D_v1 *pCopy) { return orion_not_implemented("cuMemcpy2D"); }
 ORION_API CUresult cuMemcpy2DAsync(const CUDA_MEMCPY2D_v1 *pCopy, CUstream hStream) { return orion_not_implemented("cuMemcpy2DAsync"); }
 ORION_API CUresult cuMemcpy2DUnaligned(const CUDA_MEMCPY2D_v1 *pCopy) { return orion_not_implemented("cuMemcpy2DUnaligned"); }
