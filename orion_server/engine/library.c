@@ -329,7 +329,7 @@ static void occupancy_clusters(orion_engine* e, const orion_op* op) {
   int32_t result = CUDA_ERROR_INVALID_VALUE;
   orion_reply_occupancy_clusters reply = {0};
   if (o->attribute_count <= LAUNCH_ATTRIBUTES_MAX && o->kind <= 1 &&
-      op_tail_bytes(op) == o->attribute_count * LAUNCH_ATTRIBUTE_BYTES) {
+      op_tail_bytes(op) == o->attribute_count * sizeof(wire_attribute)) {
     result = launch_attributes(e, op_tail(op), o->attribute_count, attributes);
   }
   if (!result) {

@@ -95,6 +95,7 @@ static CUresult make_function(orion_module* module, const char* name, uint32_t n
   free(function->param_offsets);
   free(function->legacy);
   function->legacy = NULL;
+  orion_occupancy_forget(function);
   function->context = module->context;
   function->epoch = module->epoch;
   function->module = module;
@@ -153,6 +154,7 @@ CUresult orion_function_set_attribute(orion_function* function, CUfunction_attri
   if (result == CUDA_SUCCESS && (unsigned)attribute < ORION_FUNCTION_ATTRIBUTES) {
     atomic_store_explicit(&function->attributes[attribute], value, memory_order_relaxed);
     atomic_store(&function->cooperative_key, 0);
+    atomic_fetch_add(&function->settings, 1);
   }
   return result;
 }

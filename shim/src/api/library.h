@@ -15,6 +15,7 @@ CUmodule orion_module_publish(orion_module* module, orion_context* context, uint
 /// `limit` times.
 CUresult orion_each_name(orion_session* session, orion_op* op, uint32_t op_bytes, uint32_t* skip, uint32_t limit,
                          CUresult (*put)(void* to, const char* name), void* to, uint32_t* total);
+void orion_occupancy_forget(orion_function* function);  // occupancy.c; nobody uses the entry
 CUresult orion_function_get_attribute(const orion_function* function, CUfunction_attribute attribute, int* value);
 CUresult orion_function_set_attribute(orion_function* function, CUfunction_attribute attribute, int value);
 CUresult orion_function_param_info(const orion_function* function, size_t index, size_t* offset, size_t* bytes);

@@ -1,18 +1,80 @@
-// Occupancy: the worker's driver knows; its answers are asked for once for each argument set in a search.
+// Occupancy: the worker's driver knows. Its answers are kept with the function, by arguments: frameworks ask the same
+// before every launch.
+#include <stdlib.h>
+#include <string.h>
+
 #include "api.h"
+#include "library.h"
+
+#define ANSWERS_MAX 256u  // for each function; later ones are asked for each time
+#define ATTRIBUTES_MAX 16u
+#define ATTRIBUTE_BYTES 72u
+
+/// One question: its operation without header, what it depends on, and the attributes behind it.
+typedef struct orion_occupancy {
+  struct orion_occupancy* next;
+  uint32_t number;    // from the end of the list
+  uint32_t settings;  // the function's when it was asked
+  uint32_t code, key_bytes, tail_bytes;
+  uint64_t answer;
+  uint8_t key[];  // the operation's fields, then the tail
+} orion_occupancy;
+
+void orion_occupancy_forget(orion_function* function) {
+  orion_occupancy* answer = atomic_load(&function->occupancy);
+  atomic_store(&function->occupancy, NULL);
+  while (answer != NULL) {
+    orion_occupancy* next = answer->next;
+    free(answer);
+    answer = next;
+  }
+}
+
+/// Answers `op` (complete but for its context) from what is known, or asks. Answers are `answer_bytes` long, at most 8.
+static CUresult ask(orion_function* function, orion_op* op, uint32_t op_bytes, const void* tail, uint32_t tail_bytes,
+                    uint32_t answer_bytes, uint64_t* answer) {
+  const uint8_t* key = (const uint8_t*)op + sizeof *op;
+  const uint32_t key_bytes = op_bytes - (uint32_t)sizeof *op;
+  const uint32_t settings = atomic_load(&function->settings);
+  orion_occupancy* first = atomic_load_explicit(&function->occupancy, memory_order_acquire);
+  for (const orion_occupancy* known = first; known != NULL; known = known->next) {
+    if (known->code == op->code && known->settings == settings && known->key_bytes == key_bytes &&
+        known->tail_bytes == tail_bytes && memcmp(known->key, key, key_bytes) == 0 &&
+        (tail_bytes == 0 || memcmp(known->key + key_bytes, tail, tail_bytes) == 0)) {
+      *answer = known->answer;
+      return CUDA_SUCCESS;
+    }
+  }
+  *answer = 0;
+  op->context = (uint16_t)function->context->entry.index;
+  const CUresult result =
+      orion_call(function->context->session, op, op_bytes, tail, tail_bytes, answer, answer_bytes, NULL);
+  if (result != CUDA_SUCCESS || (first != NULL && first->number >= ANSWERS_MAX)) return result;
+  orion_occupancy* made = malloc(sizeof *made + key_bytes + tail_bytes);
+  if (made == NULL) return CUDA_SUCCESS;
+  *made = (orion_occupancy){
+      .settings = settings, .code = op->code, .key_bytes = key_bytes, .tail_bytes = tail_bytes, .answer = *answer};
+  memcpy(made->key, key, key_bytes);
+  if (tail_bytes != 0) memcpy(made->key + key_bytes, tail, tail_bytes);
+  do {
+    made->next = first;
+    made->number = first == NULL ? 1 : first->number + 1;
+  } while (!atomic_compare_exchange_weak_explicit(&function->occupancy, &first, made, memory_order_acq_rel,
+                                                  memory_order_acquire));
+  return CUDA_SUCCESS;
+}
 
 CUresult orion_occupancy_blocks(orion_function* function, int32_t block_size, uint64_t dynamic_bytes, uint32_t flags,
                                 int32_t* blocks) {
-  orion_op_occupancy_blocks op = {
-      .op = {.code = ORION_OP_OCCUPANCY_BLOCKS, .context = (uint16_t)function->context->entry.index},
-      .function = function->entry.index,
-      .block_size = block_size,
-      .dynamic_shared_bytes = dynamic_bytes,
-      .occupancy_flags = flags};
-  orion_reply_occupancy_blocks reply = {0};
+  orion_op_occupancy_blocks op = {.op = {.code = ORION_OP_OCCUPANCY_BLOCKS},
+                                  .function = function->entry.index,
+                                  .block_size = block_size,
+                                  .dynamic_shared_bytes = dynamic_bytes,
+                                  .occupancy_flags = flags};
+  uint64_t answer;
   const CUresult result =
-      orion_call(function->context->session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
-  *blocks = reply.blocks;
+      ask(function, &op.op, sizeof op, NULL, 0, (uint32_t)sizeof(orion_reply_occupancy_blocks), &answer);
+  *blocks = (int32_t)(uint32_t)answer;
   return result;
 }
 
@@ -47,15 +109,60 @@ ORION_API CUresult cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, CUfunc
   orion_function* function;
   CUresult result = orion_function_of(handle, &function);
   if (result != CUDA_SUCCESS) return result;
-  orion_op_occupancy_shared op = {
-      .op = {.code = ORION_OP_OCCUPANCY_SHARED, .context = (uint16_t)function->context->entry.index},
-      .function = function->entry.index,
-      .blocks = blocks,
-      .block_size = block_size};
-  orion_reply_occupancy_shared reply = {0};
-  result = orion_call(function->context->session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
-  if (result == CUDA_SUCCESS) *bytes = reply.size_bytes;
+  orion_op_occupancy_shared op = {.op = {.code = ORION_OP_OCCUPANCY_SHARED},
+                                  .function = function->entry.index,
+                                  .blocks = blocks,
+                                  .block_size = block_size};
+  uint64_t answer;
+  result = ask(function, &op.op, sizeof op, NULL, 0, (uint32_t)sizeof(orion_reply_occupancy_shared), &answer);
+  if (result == CUDA_SUCCESS) *bytes = answer;
   return result;
+}
+
+enum { CLUSTERS_ACTIVE = 0, CLUSTER_SIZE = 1 };
+
+static CUresult clusters(CUfunction handle, const CUlaunchConfig* config, uint32_t kind, int* value) {
+  orion_function* function;
+  CUresult result = orion_function_of(handle, &function);
+  if (result != CUDA_SUCCESS) return result;
+  ORION_REQUIRE(config->numAttrs <= ATTRIBUTES_MAX && (config->numAttrs == 0 || config->attrs != NULL),
+                CUDA_ERROR_INVALID_VALUE);
+  uint8_t tail[ATTRIBUTES_MAX * ATTRIBUTE_BYTES];
+  for (uint32_t i = 0; i < config->numAttrs; i++) {
+    const uint32_t head[2] = {(uint32_t)config->attrs[i].id, 0};
+    memcpy(tail + (size_t)i * ATTRIBUTE_BYTES, head, sizeof head);
+    memcpy(tail + (size_t)i * ATTRIBUTE_BYTES + sizeof head, &config->attrs[i].value, ATTRIBUTE_BYTES - sizeof head);
+  }
+  orion_op_occupancy_clusters op = {.op = {.code = ORION_OP_OCCUPANCY_CLUSTERS},
+                                    .function = function->entry.index,
+                                    .kind = kind,
+                                    .grid_x = config->gridDimX,
+                                    .grid_y = config->gridDimY,
+                                    .grid_z = config->gridDimZ,
+                                    .block_x = config->blockDimX,
+                                    .block_y = config->blockDimY,
+                                    .block_z = config->blockDimZ,
+                                    .dynamic_shared_bytes = config->sharedMemBytes,
+                                    .attribute_count = config->numAttrs};
+  uint64_t answer;
+  result = ask(function, &op.op, sizeof op, tail, config->numAttrs * ATTRIBUTE_BYTES,
+               (uint32_t)sizeof(orion_reply_occupancy_clusters), &answer);
+  if (result == CUDA_SUCCESS) *value = (int)(uint32_t)answer;
+  return result;
+}
+
+ORION_API CUresult cuOccupancyMaxActiveClusters(int* count, CUfunction handle, const CUlaunchConfig* config) {
+  ORION_ENTER_CONTEXT(context);
+  (void)context;
+  ORION_REQUIRE(count != NULL && config != NULL, CUDA_ERROR_INVALID_VALUE);
+  return clusters(handle, config, CLUSTERS_ACTIVE, count);
+}
+
+ORION_API CUresult cuOccupancyMaxPotentialClusterSize(int* size, CUfunction handle, const CUlaunchConfig* config) {
+  ORION_ENTER_CONTEXT(context);
+  (void)context;
+  ORION_REQUIRE(size != NULL && config != NULL, CUDA_ERROR_INVALID_VALUE);
+  return clusters(handle, config, CLUSTER_SIZE, size);
 }
 
 /// The block size with most resident threads; among equals the largest. Sizes are multiples of the warp, as CUDA's own

@@ -140,9 +140,11 @@ typedef struct orion_function {
   uint32_t param_count, param_bytes;
   bool layout_known;
   uint32_t *param_offsets, *param_sizes;
-  _Atomic uint64_t cooperative_key;    // the last cooperative configuration asked for ...
-  _Atomic uint32_t cooperative_limit;  // ... and how many blocks fit
-  struct orion_legacy_launch* legacy;  // what the calls before CUDA 4.0 have set
+  _Atomic uint64_t cooperative_key;           // the last cooperative configuration asked for ...
+  _Atomic uint32_t cooperative_limit;         // ... and how many blocks fit
+  struct orion_legacy_launch* legacy;         // what the calls before CUDA 4.0 have set
+  struct orion_occupancy* _Atomic occupancy;  // answers by arguments; occupancy.c
+  _Atomic uint32_t settings;                  // grows when something is set that occupancy depends on
   struct orion_function* next;
 } orion_function;
 
