@@ -48,7 +48,8 @@ workers use softgpu, a software GPU, so that everything can be tried anywhere.
 
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
-libcuda, devices, warm_workers, max_sessions, drain_timeout, comm_path; [log] log_level, json); options win.
+libcuda, devices, warm_workers, max_sessions, image_cache_mib, drain_timeout, comm_path; [log] log_level, json);
+options win.
 """
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None)
@@ -66,6 +67,9 @@ def serve(
     ] = None,
     warm: Annotated[int | None, typer.Option(min=0, max=64, help="Workers kept ready (default 1).")] = None,
     max_sessions: Annotated[int | None, typer.Option(min=1, max=4096, help="Clients at once (default 64).")] = None,
+    image_cache_mib: Annotated[
+        int | None, typer.Option(min=0, max=1 << 20, help="Memory for images of earlier clients (2048; 0: none).")
+    ] = None,
     null_engine: Annotated[bool, typer.Option(help="Accept and drop all work: measures the path, not a GPU.")] = False,
     drain_timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait when draining (30).")] = None,
     bind_timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds a client has to bind (10).")] = None,
@@ -97,6 +101,7 @@ def serve(
             "devices": devices,
             "warm": warm,
             "max_sessions": max_sessions,
+            "image_cache_mib": image_cache_mib,
             "drain_timeout_s": drain_timeout,
             "bind_timeout_s": bind_timeout,
             "socket_dir": socket_dir,

@@ -46,6 +46,7 @@ class Settings:
     devices: str | None = None
     warm: int = 1
     max_sessions: int = 64
+    image_cache_mib: int = 2048
     enable_shm: bool = True
     log_level: str = "info"
     json_log: bool = False
@@ -102,6 +103,7 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "devices"): "devices",
     ("server", "warm_workers"): "warm",
     ("server", "max_sessions"): "max_sessions",
+    ("server", "image_cache_mib"): "image_cache_mib",
     ("server", "drain_timeout"): "drain_timeout_s",
     ("server", "comm_path"): "socket_dir",
     ("server-log", "log_level"): "log_level",

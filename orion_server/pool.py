@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 
+from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.worker_process import State, WorkerError, WorkerProcess
 
@@ -19,13 +20,20 @@ class WorkerPool:
     """Keeps `warm` workers ready and replaces each one that is taken or dies."""
 
     def __init__(
-        self, libcuda: Libcuda, devices: str | None, warm: int, start_timeout_s: float, log_level: str
+        self,
+        libcuda: Libcuda,
+        devices: str | None,
+        warm: int,
+        start_timeout_s: float,
+        log_level: str,
+        images: ImageCache,
     ) -> None:
         self._libcuda = libcuda
         self._devices = devices
         self._warm = warm
         self._start_timeout_s = start_timeout_s
         self._log_level = log_level
+        self._images = images
         self._idle: set[WorkerProcess] = set()  # starting or warm, without a client environment of their own
         self.workers: set[WorkerProcess] = set()  # every process that has not been reaped
         self._failures = 0
@@ -76,7 +84,9 @@ class WorkerPool:
 
     async def _spawn(self, client_environment: Mapping[str, str]) -> WorkerProcess:
         try:
-            worker = await WorkerProcess.spawn(self._libcuda, self._devices, client_environment, self._log_level)
+            worker = await WorkerProcess.spawn(
+                self._libcuda, self._devices, client_environment, self._log_level, self._images
+            )
         except OSError as error:
             raise WorkerError(f"cannot start a worker: {error}") from error
         self.workers.add(worker)

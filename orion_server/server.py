@@ -18,6 +18,7 @@ import msgspec
 from orion_server import __version__, runtime_validation
 from orion_server.config import CLIENT_ENVIRONMENT, Settings
 from orion_server.control_socket import ControlSocket, Envelope
+from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.pool import WorkerPool
 from orion_server.worker_process import State, WorkerError, WorkerProcess
@@ -74,8 +75,14 @@ class Server:
         self._settings = settings
         self._libcuda = libcuda
         self._socket_dir = socket_dir
+        self._images = ImageCache(settings.image_cache_mib << 20)
         self._pool = WorkerPool(
-            libcuda, settings.devices, settings.warm, settings.worker_start_timeout_s, settings.log_level
+            libcuda,
+            settings.devices,
+            settings.warm,
+            settings.worker_start_timeout_s,
+            settings.log_level,
+            self._images,
         )
         self._sessions: dict[str, Session] = {}
         self._attaching = 0
@@ -128,6 +135,7 @@ class Server:
         """Ends all sessions and workers and closes the port."""
         self._draining = True
         await self._pool.close()
+        self._images.close()
         for task in list(self._tasks):
             task.cancel()
         if self._socket is not None:
@@ -226,6 +234,8 @@ class Server:
             raise WorkerError(str(prepared.get("message", "the worker refused the session"))[:400])
         session = Session(session_id, token, worker, request.pid, request.program, devices, time.time())
         self._sessions[session_id] = session
+        if worker.images is not None:
+            worker.images.open(session_id, request.uid, request.group)
         worker.on_connected = lambda: self._connected(session)
         worker.dead.add_done_callback(lambda _: self._ended(session))
         self._set_deadline(session, self._settings.bind_timeout_s, "the client did not bind in time")
@@ -347,7 +357,14 @@ class Server:
         ]
         self._send(
             envelope,
-            control.StatsAnswer(id=request.id, server=__version__, name=os.uname().nodename, gpus=gpus, sessions=rows),
+            control.StatsAnswer(
+                id=request.id,
+                server=__version__,
+                name=os.uname().nodename,
+                gpus=gpus,
+                sessions=rows,
+                images=self._images.stats(),
+            ),
         )
 
     async def _refresh(self, session: Session) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orion_server.channel import ChannelProtocol
+from orion_server.image_cache import ImageCache, ImageDesk
 from orion_server.libcuda import Libcuda, is_orion_client_library
 
 log = logging.getLogger("orion.worker")
@@ -82,27 +83,36 @@ class WorkerProcess:
         self._protocol: ChannelProtocol | None = None
         self._pidfd = -1
         self._kill_timer: asyncio.TimerHandle | None = None
+        self.images: ImageDesk | None = None
 
     @classmethod
     async def spawn(
-        cls, libcuda: Libcuda, devices: str | None, client_environment: Mapping[str, str], log_level: str
+        cls,
+        libcuda: Libcuda,
+        devices: str | None,
+        client_environment: Mapping[str, str],
+        log_level: str,
+        images: ImageCache,
     ) -> WorkerProcess:
         """Starts a worker; `ready` completes when its contexts are made."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
+        desk, desk_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, desk_theirs:
             command = [sys.executable, "-P", "-m", "orion_server.worker", "--channel-fd", str(theirs.fileno())]
             command += ["--kind", libcuda.kind, "--libcuda", libcuda.path, "--log-level", log_level]
+            command += ["--image-fd", str(desk_theirs.fileno())]
             process = subprocess.Popen(
                 command,
                 env=worker_environment(libcuda, devices, client_environment),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), desk_theirs.fileno()],
                 # Ctrl-C at a terminal is for the server, which drains; workers end when it says so.
                 process_group=0,
             )
         worker = cls(process, client_environment)
+        worker.images = ImageDesk(images, desk)
         worker._pidfd = os.pidfd_open(process.pid)
         loop.add_reader(worker._pidfd, worker._reap)
         ours.setblocking(False)
@@ -187,6 +197,8 @@ class WorkerProcess:
         self.state = State.DEAD
         if self._protocol is not None:
             self._protocol.close()
+        if self.images is not None:
+            self.images.close()
         error = WorkerError(self.reason)
         for future in self._answers.values():
             if not future.done():

@@ -146,11 +146,26 @@ class SessionStats(msgspec.Struct, kw_only=True):
     since: float
 
 
+class ImageStats(msgspec.Struct, kw_only=True):
+    """The server's cache of images, since it started."""
+
+    count: U31 = 0
+    size_bytes: Bytes63 = 0
+    bound_bytes: Bytes63 = 0
+    hits: Bytes63 = 0
+    misses: Bytes63 = 0
+    refused_proofs: Bytes63 = 0
+    uploads: Bytes63 = 0
+    uploaded_bytes: Bytes63 = 0
+    evicted: Bytes63 = 0
+
+
 class StatsAnswer(_Message, tag="stats", kw_only=True):
     server: Text
     name: Text
     gpus: Annotated[list[GpuStats], Meta(max_length=64)]
     sessions: Annotated[list[SessionStats], Meta(max_length=4096)]
+    images: ImageStats | None = None
 
 
 class Drain(_Message, tag="drain", kw_only=True):

@@ -31,11 +31,12 @@ _LANES_POLL_S = 0.05
 class Worker:
     """One thread that talks to the server and the client's doorway, and one that runs the engine."""
 
-    def __init__(self, channel: BlockingChannel, kind: str, libcuda: str, log_level: str) -> None:
+    def __init__(self, channel: BlockingChannel, kind: str, libcuda: str, log_level: str, image_fd: int) -> None:
         self._channel = channel
         self._kind = kind
         self._libcuda = libcuda
         self._log_level = log_level
+        self._image_fd = image_fd
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel.socket, selectors.EVENT_READ, self._on_channel)
         self._engine: Engine | None = None
@@ -107,7 +108,7 @@ class Worker:
             self._channel.send({"type": "answer", "id": message["id"], **answer})
 
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
-        engine = Engine(self._kind, self._libcuda, self._primary_handles, self._log_level)
+        engine = Engine(self._kind, self._libcuda, self._primary_handles, self._log_level, self._image_fd)
         self._engine = engine
         answer: dict[str, Any] = {"ok": True}
         if message["shm_socket"]:
@@ -217,6 +218,7 @@ def main() -> None:
     """Runs one worker; started by orion-server only."""
     parser = argparse.ArgumentParser(prog="orion_server.worker")
     parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--image-fd", type=int, required=True)
     parser.add_argument("--kind", required=True)
     parser.add_argument("--libcuda", required=True)
     parser.add_argument("--log-level", default="info")
@@ -225,7 +227,8 @@ def main() -> None:
     log_setup.configure(arguments.log_level, False)
     channel = BlockingChannel(socket.socket(fileno=arguments.channel_fd))
     os.set_inheritable(arguments.channel_fd, False)
-    worker = Worker(channel, arguments.kind, arguments.libcuda, arguments.log_level)
+    os.set_inheritable(arguments.image_fd, False)
+    worker = Worker(channel, arguments.kind, arguments.libcuda, arguments.log_level, arguments.image_fd)
     try:
         worker.warm()
     except BrokenPipeError:

@@ -38,11 +38,12 @@ class BindConflict(Exception):
 class Engine:
     """One session's engine. Its transport is fixed when it is made, so each `bind` or `open_lanes` makes its own."""
 
-    def __init__(self, kind: str, libcuda: str, primary_handles: list[int], log_level: str) -> None:
+    def __init__(self, kind: str, libcuda: str, primary_handles: list[int], log_level: str, image_fd: int) -> None:
         self._kind = kind
         self._libcuda = libcuda
         self._primary_handles = primary_handles
         self._log_level = _LOG_LEVELS[log_level]
+        self._image_fd = image_fd
         self._engine: Any = ffi.NULL
         self._ordinals: list[int] = []
         self.segment_bytes: int = lib.orion_engine_segment_bytes()
@@ -116,6 +117,7 @@ class Engine:
         config.transport = transport
         config.cpu_count = len(os.sched_getaffinity(0))
         config.spin_us = _SPIN_US
+        config.image_fd = self._image_fd
         config.log_level = self._log_level
         made = ffi.new("orion_engine **")
         result = lib.orion_engine_new(config, made)
