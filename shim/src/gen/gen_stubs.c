@@ -364,8 +364,6 @@ ORION_API CUresult cuMulticastCreate(CUmemGenericAllocationHandle *mcHandle, con
 ORION_API CUresult cuMulticastGetGranularity(size_t *granularity, const CUmulticastObjectProp *prop,
                                              CUmulticastGranularity_flags option) { return orion_not_implemented("cuMulticastGetGranularity"); }
 ORION_API CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size) { return orion_not_implemented("cuMulticastUnbind"); }
-ORION_API CUresult cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func, const CUlaunchConfig *config) { return orion_not_implemented("cuOccupancyMaxActiveClusters"); }
-ORION_API CUresult cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction func, const CUlaunchConfig *config) { return orion_not_implemented("cuOccupancyMaxPotentialClusterSize"); }
 ORION_API CUresult cuParamSetTexRef(CUfunction hfunc, int texunit, CUtexref hTexRef) { return orion_not_implemented("cuParamSetTexRef"); }
 ORION_API CUresult cuProfilerInitialize(const char *configFile, const char *outputFile, CUoutput_mode outputMode) { return orion_not_implemented("cuProfilerInitialize"); }
 ORION_API CUresult cuSignalExternalSemaphoresAsync(const CUexternalSemaphore *extSemArray,
