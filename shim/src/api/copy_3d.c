@@ -33,8 +33,9 @@ static CUresult make_region(const end* e, const volume* v, region* r) {
   }
   const bool one_row = v->height == 1 && v->depth == 1 && e->y == 0 && e->z == 0;
   const bool one_slice = v->depth == 1 && e->z == 0;
-  r->pitch_bytes = one_row && e->pitch_bytes < row_end ? row_end : e->pitch_bytes;
-  r->rows = one_slice && e->rows < row_count_end ? row_count_end : e->rows;
+  // A pitch or height that is not given (0) means: as much as the copy needs.
+  r->pitch_bytes = (one_row || e->pitch_bytes == 0) && e->pitch_bytes < row_end ? row_end : e->pitch_bytes;
+  r->rows = (one_slice || e->rows == 0) && e->rows < row_count_end ? row_count_end : e->rows;
   if (r->pitch_bytes < row_end || r->rows < row_count_end) return CUDA_ERROR_INVALID_VALUE;
   uint64_t slice_bytes, skip, span, last;
   if (__builtin_mul_overflow(r->pitch_bytes, r->rows, &slice_bytes) ||

@@ -45,8 +45,9 @@ static CUresult make_memory_side(CUmemorytype type, const void* host, CUdevicept
   }
   const bool one_slice = b->depth == 1 && s->z == 0;
   const bool one_row = one_slice && b->height == 1 && s->y == 0;
-  if (one_row && s->pitch_bytes < row_end) s->pitch_bytes = row_end;
-  if (one_slice && s->rows < row_count_end) s->rows = row_count_end;
+  // A pitch or height that is not given (0) means: as much as the copy needs.
+  if ((one_row || s->pitch_bytes == 0) && s->pitch_bytes < row_end) s->pitch_bytes = row_end;
+  if ((one_slice || s->rows == 0) && s->rows < row_count_end) s->rows = row_count_end;
   if (s->pitch_bytes < row_end || s->rows < row_count_end) return CUDA_ERROR_INVALID_VALUE;
   uint64_t slice_bytes, skip, span, last, rows_bytes;
   if (__builtin_mul_overflow(s->pitch_bytes, s->rows, &slice_bytes) ||
