@@ -312,10 +312,6 @@ ORION_API CUresult cuMemcpy2DAsync(const CUDA_MEMCPY2D_v1 *pCopy, CUstream hStre
 ORION_API CUresult cuMemcpy2DUnaligned(const CUDA_MEMCPY2D_v1 *pCopy) { return orion_not_implemented("cuMemcpy2DUnaligned"); }
 ORION_API CUresult cuMemcpy3D(const CUDA_MEMCPY3D_v1 *pCopy) { return orion_not_implemented("cuMemcpy3D"); }
 ORION_API CUresult cuMemcpy3DAsync(const CUDA_MEMCPY3D_v1 *pCopy, CUstream hStream) { return orion_not_implemented("cuMemcpy3DAsync"); }
-ORION_API CUresult cuMemcpy3DBatchAsync(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList, size_t *failIdx,
-                                        unsigned long long flags, CUstream hStream) { return orion_not_implemented("cuMemcpy3DBatchAsync"); }
-ORION_API CUresult cuMemcpy3DBatchAsync_v2(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList, unsigned long long flags,
-                                           CUstream hStream) { return orion_not_implemented("cuMemcpy3DBatchAsync_v2"); }
 ORION_API CUresult cuMemcpyAtoA(CUarray dstArray, unsigned int dstOffset, CUarray srcArray, unsigned int srcOffset,
                                 unsigned int ByteCount) { return orion_not_implemented("cuMemcpyAtoA"); }
 ORION_API CUresult cuMemcpyAtoD(CUdeviceptr_v1 dstDevice, CUarray srcArray, unsigned int srcOffset,
@@ -323,12 +319,6 @@ ORION_API CUresult cuMemcpyAtoD(CUdeviceptr_v1 dstDevice, CUarray srcArray, unsi
 ORION_API CUresult cuMemcpyAtoH(void *dstHost, CUarray srcArray, unsigned int srcOffset, unsigned int ByteCount) { return orion_not_implemented("cuMemcpyAtoH"); }
 ORION_API CUresult cuMemcpyAtoHAsync(void *dstHost, CUarray srcArray, unsigned int srcOffset, unsigned int ByteCount,
                                      CUstream hStream) { return orion_not_implemented("cuMemcpyAtoHAsync"); }
-ORION_API CUresult cuMemcpyBatchAsync(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,
-                                      CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs, size_t *failIdx,
-                                      CUstream hStream) { return orion_not_implemented("cuMemcpyBatchAsync"); }
-ORION_API CUresult cuMemcpyBatchAsync_v2(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,
-                                         CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs,
-                                         CUstream hStream) { return orion_not_implemented("cuMemcpyBatchAsync_v2"); }
 ORION_API CUresult cuMemcpyDtoA(CUarray dstArray, unsigned int dstOffset, CUdeviceptr_v1 srcDevice,
                                 unsigned int ByteCount) { return orion_not_implemented("cuMemcpyDtoA"); }
 ORION_API CUresult cuMemcpyDtoD(CUdeviceptr_v1 dstDevice, CUdeviceptr_v1 srcDevice, unsigned int ByteCount) { return orion_not_implemented("cuMemcpyDtoD"); }
