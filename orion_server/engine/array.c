@@ -9,6 +9,7 @@
 #define DIMENSION_MAX (1ull << 32)
 #define ROWS_MAX (1ull << 24)
 #define LEVELS_MAX 32u
+#define RETRY_NS 200000u
 #define VIEWED_ARRAY 1u
 
 typedef struct array_state {
@@ -84,9 +85,9 @@ static bool array_is_free(orion_engine* e, uint32_t index) {
   return index && index < ORION_ARRAYS && ledger_of(e) && !e->arrays->arrays[index].handle;
 }
 
-void array_create(orion_engine* e, const orion_op* op) {
+enum step array_create(orion_engine* e, const orion_op* op) {
   const orion_op_array_create* o = (const orion_op_array_create*)op;  // both operations begin alike
-  if (!use_context(e, op)) return;
+  if (!use_context(e, op)) return STEP_DONE;
   const uint32_t refused = CUDA_ARRAY3D_SPARSE | CUDA_ARRAY3D_DEFERRED_MAPPING;  // would need memory mapped into them
   int32_t result = 0;
   if (o->width > DIMENSION_MAX || o->height > DIMENSION_MAX || o->depth > DIMENSION_MAX) {
@@ -96,7 +97,7 @@ void array_create(orion_engine* e, const orion_op* op) {
   }
   if (result) {
     answer_result(e, op, result);
-    return;
+    return STEP_DONE;
   }
   const CUDA_ARRAY3D_DESCRIPTOR descriptor = {.Width = o->width,
                                               .Height = o->height,
@@ -113,7 +114,12 @@ void array_create(orion_engine* e, const orion_op* op) {
     result = answer_check(e, op->context, (int32_t)e->driver.array_create(&handle, &descriptor));
     if (!result) result = bind_array(e, op, o->array, handle, 0);
   }
+  if (result == CUDA_ERROR_OUT_OF_MEMORY && e->first_batch) {  // memory that was freed before is on its way back
+    park_cause(e, CAUSE_TIME, 0, engine_now_ns() + RETRY_NS, NULL);
+    return STEP_AGAIN;
+  }
   answer_result(e, op, result);
+  return STEP_DONE;
 }
 
 static void forget_views(orion_engine* e, uint32_t source) {
@@ -127,6 +133,7 @@ static void close_array(orion_engine* e, uint32_t index) {
   forget_views(e, index | VIEW_OF_ARRAY);
   (void)answer_check(e, a->context, (int32_t)e->driver.array_destroy(a->handle));
   *a = (array_state){0};
+  e->frees_progressed = true;
 }
 
 static void close_mipmap(orion_engine* e, uint32_t index) {
@@ -134,6 +141,7 @@ static void close_mipmap(orion_engine* e, uint32_t index) {
   forget_views(e, index);
   (void)answer_check(e, m->context, (int32_t)e->driver.mipmap_destroy(m->handle));
   *m = (mipmap_state){0};
+  e->frees_progressed = true;
 }
 
 void array_destroy(orion_engine* e, const orion_op* op) {

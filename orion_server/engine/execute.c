@@ -367,8 +367,7 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       break;
     case ORION_OP_ARRAY_CREATE:
     case ORION_OP_MIPMAP_CREATE:
-      array_create(e, op);
-      break;
+      return array_create(e, op);
     case ORION_OP_ARRAY_DESTROY:
     case ORION_OP_MIPMAP_DESTROY:
       array_destroy(e, op);

@@ -249,7 +249,7 @@ struct orion_engine {
   parked_op *first_parked, **last_parked;
   uint64_t parked_bytes;
   uint32_t parked_count;
-  uint32_t parked_frees;  // MEM_FREE operations among them
+  uint32_t parked_frees;  // of them, those that give memory back: MEM_FREE, ends of arrays
   uint32_t any_epoch;     // == epoch: something is parked
   cause causes[CAUSE_COUNT];
   uint32_t cause_count;
@@ -514,7 +514,7 @@ void library_execute(orion_engine* e, const orion_op* op);
 void library_free_all(orion_engine* e);
 
 // ---- array.c: arrays, mipmapped arrays, textures and surfaces
-void array_create(orion_engine* e, const orion_op* op);
+enum step array_create(orion_engine* e, const orion_op* op);
 void array_destroy(orion_engine* e, const orion_op* op);
 void array_view(orion_engine* e, const orion_op* op);
 void texture_create(orion_engine* e, const orion_op* op);

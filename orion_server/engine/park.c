@@ -209,6 +209,10 @@ bool park_has_room(const orion_engine* e) {
          e->parked_count < PARKED_MAX_COUNT;
 }
 
+static bool gives_memory_back(const orion_op* op) {
+  return op->code == ORION_OP_MEM_FREE || array_is_release(op->code);
+}
+
 static uint64_t node_bytes(const orion_op* op) { return sizeof(parked_op) - sizeof(orion_op) + op->bytes; }
 
 void park_append(orion_engine* e, const orion_op* op) {
@@ -223,7 +227,7 @@ void park_append(orion_engine* e, const orion_op* op) {
   e->last_parked = &node->next;
   e->parked_bytes += node_bytes(op);
   e->parked_count++;
-  if (op->code == ORION_OP_MEM_FREE) e->parked_frees++;
+  if (gives_memory_back(op)) e->parked_frees++;
   STAT_ADD(e, stat_parked, 1);
   STAT_SET(e, stat_parked_now, e->parked_count);
 }
@@ -263,7 +267,7 @@ uint32_t park_pass(orion_engine* e) {
     *link = node->next;
     e->parked_bytes -= node_bytes(&node->op);
     e->parked_count--;
-    if (node->op.code == ORION_OP_MEM_FREE) e->parked_frees--;
+    if (gives_memory_back(&node->op)) e->parked_frees--;
     if (park_event_of(&node->op) > ORION_EVENTS) event_let_go(e, park_event_of(&node->op));
     order_ticket_free(&node->ticket);
     free(node);

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from isolated import isolated, main
 from session import Session
 
-INVALID_VALUE, INVALID_CONTEXT, NOT_SUPPORTED = 1, 201, 801
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, NOT_SUPPORTED = 1, 2, 201, 801
 FLOAT32 = 7
 
 
@@ -218,6 +218,19 @@ def test_wrong_arrays_and_textures_are_refused() -> None:
                 s.push(name, **{field: index})
         assert s.call("PING", value=1)[0] == 0
         assert s.word(64 + 1) == 0  # no fault
+
+
+@isolated
+def test_memory_goes_between_arrays_and_allocations() -> None:
+    wide = FLOAT | {"width": 8192, "height": 5120}  # 160 MiB of 256
+    with Session() as s:
+        s.open()
+        for index in range(1, 4):
+            assert s.call("ARRAY_CREATE", array=index, **wide)[0] == 0
+            assert s.call("ARRAY_CREATE", array=9, **wide)[0] == OUT_OF_MEMORY
+            s.push("ARRAY_DESTROY", array=index)
+            memory = s.map(80)
+            s.push("MEM_FREE", device_address=memory, size_bytes=160 << 20, unmap=1)
 
 
 @isolated
