@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <utility>
 
+#include "graph.h"
 #include "state.h"
 
 namespace sg {
@@ -74,6 +75,11 @@ CUresult Context::stream(CUstream stream_handle, bool per_thread_default, std::s
 }
 
 Ticket Context::submit(const std::shared_ptr<Stream>& stream, StreamOp op, bool start_worker) {
+  if (Recorder* recorder = Recorder::current) {
+    recorder->op = std::move(op);
+    recorder->filled = true;
+    return {stream, 0};
+  }
   if (stream->role == StreamRole::non_blocking) return {stream, stream->push(std::move(op), start_worker)};
   std::lock_guard lock(order_mutex_);
   if (stream->role == StreamRole::legacy) {

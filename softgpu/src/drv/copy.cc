@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "graph.h"
 
 using namespace sg;
 
@@ -106,6 +107,12 @@ CUresult run_copy(CUstream handle, bool per_thread, bool async, CopyPlan plan) {
     const bool on_device = plan.dst.device_memory && plan.src.device_memory;
     const size_t total_bytes = plan.width_bytes * plan.height * plan.depth;
     const bool waits = plan.dst.pageable || (plan.src.pageable && total_bytes > kSnapshotBytes);
+    op.node_type = CU_GRAPH_NODE_TYPE_MEMCPY;
+    if (is_recorded(stream)) {  // a graph's copy reads and writes ordinary memory at each launch
+      op.run = [&driver, &context, plan] { perform(driver, context, plan); };
+      context.submit(stream, std::move(op));
+      return CUDA_SUCCESS;
+    }
     if ((async || on_device) && !waits) {
       std::shared_ptr<std::vector<uint8_t>> kept;
       if (plan.src.pageable) kept = snapshot(&plan);

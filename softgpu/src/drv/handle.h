@@ -25,6 +25,9 @@ enum class HandleKind : uint8_t {
   array = 0x20,
   mipmapped_array,
   texture,
+  graph = 0x40,
+  graph_node,
+  graph_exec,
 };
 
 constexpr int kHandleKindShift = 40;

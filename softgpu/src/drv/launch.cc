@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "graph.h"
 
 using namespace sg;
 
@@ -91,6 +92,7 @@ CUresult launch(CUfunction handle, const Shape& shape, CUstream stream_handle, b
     const CUresult packing = pack_params(*function->kernel, params, extra, &packed);
     if (packing != CUDA_SUCCESS) return packing;
     StreamOp op;
+    op.node_type = CU_GRAPH_NODE_TYPE_KERNEL;
     op.run = [&driver, &context, module, kernel = function->kernel, shape, bytes = std::move(packed)] {
       Launch request;
       std::copy(shape.grid, shape.grid + 3, request.grid);

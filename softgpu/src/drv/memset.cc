@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "graph.h"
 
 using namespace sg;
 
@@ -68,6 +69,7 @@ CUresult fill(CUstream handle, bool per_thread, bool async, CUdeviceptr address,
       return CUDA_ERROR_INVALID_VALUE;
     }
     StreamOp op;
+    op.node_type = CU_GRAPH_NODE_TYPE_MEMSET;
     op.run = [&driver, &context, plan] { perform(driver, context, plan); };
     // The plain form waits only where the host could look at the memory at once.
     auto region = driver.map.find(address);

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "api.h"
+#include "graph.h"
 
 using namespace sg;
 
@@ -51,6 +52,7 @@ CUresult launch_host_function(CUstream handle, bool per_thread, CUhostFn functio
   return with_stream(handle, per_thread, [&](Driver&, Context& context, const auto& stream) -> CUresult {
     if (!function) return CUDA_ERROR_INVALID_VALUE;
     StreamOp op;
+    op.node_type = CU_GRAPH_NODE_TYPE_HOST;
     op.run = [function, argument] {
       CallbackScope scope;
       function(argument);
@@ -146,6 +148,7 @@ CUresult submit_words(CUstream handle, bool per_thread, std::vector<WordOp> word
       if (checked != CUDA_SUCCESS) return checked;
     }
     StreamOp op;
+    op.node_type = CU_GRAPH_NODE_TYPE_BATCH_MEM_OP;
     op.run = [&driver, &context, batch = std::move(words)] {
       for (const WordOp& word : batch) perform(driver, context, word);
     };

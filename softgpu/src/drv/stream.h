@@ -27,6 +27,7 @@ struct Ticket {
 struct StreamOp {
   std::vector<Ticket> waits;
   std::function<void()> run;
+  int node_type = 5;              // what it is in a graph (CU_GRAPH_NODE_TYPE_...); 5: empty
   bool even_after_fault = false;  // bookkeeping that must happen in a faulted context too
 };
 

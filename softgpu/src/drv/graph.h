@@ -1,0 +1,97 @@
+// Graphs: what a node does is the same closure that a stream would queue. A launch runs the nodes one after the other, in
+// an order that keeps every edge.
+#pragma once
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "graph_types.h"
+#include "state.h"
+
+namespace sg {
+
+struct Graph;
+
+struct GraphEdge {
+  uint64_t node = 0;  // handle
+  CUgraphEdgeData data{};
+};
+
+/// What a node was given, for queries and for copies of it.
+struct NodeParams {
+  CUDA_KERNEL_NODE_PARAMS kernel{};
+  std::vector<std::vector<uint8_t>> kernel_values;
+  std::vector<void*> kernel_pointers;
+  CUDA_MEMCPY3D copy{};
+  CUDA_MEMSET_NODE_PARAMS fill{};
+  CUDA_HOST_NODE_PARAMS host{};
+  std::vector<CUstreamBatchMemOpParams> words;
+  uint64_t event = 0;
+  std::shared_ptr<Graph> child;
+};
+
+struct GraphNode {
+  uint64_t handle = 0;
+  uint64_t graph = 0;     // handle of the owner
+  uint64_t original = 0;  // of a clone: the node that it was made from
+  int type = CU_GRAPH_NODE_TYPE_EMPTY;
+  std::vector<GraphEdge> from;
+  std::vector<GraphEdge> to;
+  std::function<void()> run;  // empty: nothing to do
+  NodeParams params;
+};
+
+struct Graph {
+  uint64_t handle = 0;
+  uint64_t original = 0;
+  std::vector<std::shared_ptr<GraphNode>> nodes;  // in the order of their creation
+  bool owned = false;                             // inside a child node, or still being captured
+};
+
+struct ExecStep {
+  uint64_t node = 0;  // handle in the definition; of a child's node: in the child
+  int type = 0;
+  std::function<void()> run;
+  std::shared_ptr<Event> records;  // an event that each launch records here
+  std::vector<uint64_t> after;     // nodes, as the definition names them
+  bool enabled = true;
+};
+
+struct GraphExec {
+  uint64_t handle = 0;
+  uint64_t flags = 0;
+  std::shared_ptr<Context> context;
+  std::mutex mutex;
+  std::shared_ptr<const std::vector<ExecStep>> steps;  // replaced as a whole: launches on their way keep theirs
+};
+
+/// All graphs, nodes and instances, and the lock that orders every change of a graph or of a capture.
+struct Graphs {
+  static Graphs& get();
+  std::recursive_mutex mutex;
+  HandleTable<Graph> graphs{HandleKind::graph};
+  HandleTable<GraphNode> nodes{HandleKind::graph_node};
+  HandleTable<GraphExec> execs{HandleKind::graph_exec};
+};
+
+/// While one exists on a thread, Context::submit gives operations to it instead of queueing them.
+struct Recorder {
+  Recorder() : before(current) { current = this; }
+  ~Recorder() { current = before; }
+  StreamOp op;
+  bool filled = false;
+  Recorder* before;
+  static thread_local Recorder* current;
+};
+
+/// Fills closure and parameters of a node, whose type says which member of `given` counts.
+CUresult fill_node(Driver& driver, GraphNode& node, const CUgraphNodeParams& given);
+std::shared_ptr<GraphNode> add_graph_node(Graph& graph, int type);
+CUresult add_graph_edge(Graph& graph, GraphNode& from, GraphNode& to, const CUgraphEdgeData& data);
+/// Whether an operation for this stream becomes part of a graph.
+inline bool is_recorded(const std::shared_ptr<Stream>&) { return Recorder::current != nullptr; }
+std::shared_ptr<Graph> new_graph();
+void drop_graph(const std::shared_ptr<Graph>& graph);
+
+}  // namespace sg
