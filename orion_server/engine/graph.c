@@ -403,6 +403,14 @@ static uint32_t node_index(const graph_state* g, CUgraphNode handle) {
 // Nodes that each launch has to do something for, so that it need not look at all of them.
 static bool find_effects(graph_state* g) {
   uint32_t count = 0;
+  if (g->edge_count) {
+    bool* before = calloc(g->node_count, sizeof *before);
+    if (!before) return false;
+    for (uint32_t i = 0; i < g->node_count; i++) before[i] = g->nodes[i].is_host;
+    graph_mark_before(g, before);
+    for (uint32_t i = 0; i < g->node_count; i++) g->nodes[i].precedes_host = before[i];
+    free(before);
+  }
   for (uint32_t i = 0; i < g->node_count; i++) count += g->nodes[i].written.bytes || g->nodes[i].event < ORION_EVENTS;
   uint32_t* effects = malloc((count ? count : 1) * sizeof *effects);
   if (!effects) return false;
@@ -444,7 +452,7 @@ static void launch(orion_engine* e, const orion_op* op) {
     for (uint32_t i = 0; i < g->effect_count && op->code == ORION_OP_GRAPH_LAUNCH; i++) {
       const graph_node* n = &g->nodes[g->effects[i]];
       if (n->event < ORION_EVENTS && e->events[n->event].alive) e->events[n->event].recorded = true;
-      if (e->net && n->written.bytes) {
+      if (e->net && n->written.bytes && !n->precedes_host) {
         net_copy_out(e, n->written.offset, n->written.bytes, s->track, e->tracks[s->track].issued);
       }
     }

@@ -14,6 +14,7 @@ typedef struct graph_node {
   uint16_t code;       // of its operation; 0: empty or host
   uint16_t host_node;
   bool is_host;
+  bool precedes_host;  // over tcp: its bytes are sent when a host node behind it is reached
 } graph_node;
 
 typedef struct graph_edge {
@@ -48,6 +49,8 @@ typedef struct graph_table {
 bool graph_host_node(struct host_lane* lane, uint32_t host_node, CUDA_HOST_NODE_PARAMS* params);
 /// The lane of a client word, from `host_base` on; NULL without memory.
 struct host_lane* graph_lane(orion_engine* e, uint32_t callback, uint32_t word, uint64_t host_base, uint32_t graph);
+/// Adds every node that leads to one of `before`.
+void graph_mark_before(const graph_state* g, bool* before);
 void graph_lanes_free(orion_engine* e);
 
 #endif

@@ -85,12 +85,7 @@ host_lane* graph_lane(orion_engine* e, uint32_t callback, uint32_t word, uint64_
   return lane;
 }
 
-// Over tcp the client's memory is brought up to date before its function runs: with what the copies before the node
-// have written.
-static void send_written(orion_engine* e, const graph_state* g, uint32_t host_node) {
-  bool* before = calloc(g->node_count, sizeof *before);
-  if (!before) return;
-  for (uint32_t i = 0; i < g->node_count; i++) before[i] = g->nodes[i].is_host && g->nodes[i].host_node == host_node;
+void graph_mark_before(const graph_state* g, bool* before) {
   for (bool grew = true; grew;) {
     grew = false;
     for (uint32_t i = g->edge_count; i-- > 0;) {
@@ -98,6 +93,15 @@ static void send_written(orion_engine* e, const graph_state* g, uint32_t host_no
       before[g->edges[i].from] = grew = true;
     }
   }
+}
+
+// Over tcp the client's memory is brought up to date before its function runs: with what the copies before the node
+// have written.
+static void send_written(orion_engine* e, const graph_state* g, uint32_t host_node) {
+  bool* before = calloc(g->node_count, sizeof *before);
+  if (!before) return;
+  for (uint32_t i = 0; i < g->node_count; i++) before[i] = g->nodes[i].is_host && g->nodes[i].host_node == host_node;
+  graph_mark_before(g, before);
   for (uint32_t i = 0; i < g->node_count; i++) {
     if (before[i] && g->nodes[i].written.bytes) net_bytes_out(e, g->nodes[i].written.offset, g->nodes[i].written.bytes);
   }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "capture.h"
 #include "export/context_storage.h"
 #include "memory.h"
 
@@ -409,7 +410,8 @@ ORION_API CUresult cuCtxGetApiVersion(CUcontext handle, unsigned int* version) {
 
 ORION_API CUresult cuCtxSynchronize(void) {
   ORION_ENTER_CONTEXT(context);
-  return orion_context_synchronize(context);
+  const CUresult unsafe = orion_capture_check_context(context);
+  return unsafe == CUDA_SUCCESS ? orion_context_synchronize(context) : unsafe;
 }
 
 ORION_API CUresult cuCtxSynchronize_v2(CUcontext handle) {
@@ -417,6 +419,7 @@ ORION_API CUresult cuCtxSynchronize_v2(CUcontext handle) {
   orion_context* context;
   CUresult result = orion_context_of(handle, &context);
   if (result == CUDA_SUCCESS) result = usable(context);
+  if (result == CUDA_SUCCESS) result = orion_capture_check_context(context);
   return result == CUDA_SUCCESS ? orion_context_synchronize(context) : result;
 }
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "capture.h"
 
 #define INLINE_BYTES 4096ull
 // Pieces beyond a thread's first that may hold staging while it waits for more: bounded below the staging's size, so
@@ -252,8 +253,38 @@ static CUresult copy_across_sessions(orion_stream* stream, orion_place destinati
   return result == CUDA_SUCCESS ? orion_copy_wait(&destination.context->null_stream) : result;
 }
 
+/// The copy becomes a node of the stream's capture. Page-locked memory is read and written in place at each launch, other
+/// memory through the graph's own.
+static CUresult copy_captured(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes) {
+  const bool to_device = destination.side == ORION_SIDE_DEVICE, from_device = source.side == ORION_SIDE_DEVICE;
+  if (!to_device && !from_device) return CUDA_ERROR_NOT_SUPPORTED;
+  if (to_device && from_device) {
+    if (destination.context->session != source.context->session) return CUDA_ERROR_NOT_SUPPORTED;
+    return submit_d2d(stream, destination, source, bytes);
+  }
+  const orion_place* host = to_device ? &source : &destination;
+  if (host->pinned && host->context->session == stream->session) {
+    const uint64_t offset = arena_offset(stream, host->address);
+    return to_device ? submit_h2d(stream, destination.address, offset, bytes, 0)
+                     : submit_d2h(stream, offset, source.address, bytes);
+  }
+  const orion_copy_shape shape = {.device_address = to_device ? destination.address : source.address,
+                                  .host = (uint8_t*)(uintptr_t)host->address,
+                                  .width_bytes = bytes,
+                                  .height = 1,
+                                  .depth = 1,
+                                  .to_device = to_device};
+  orion_node_work work;
+  if (!orion_work_host_copy(&shape, stream->context, &work)) return CUDA_ERROR_OUT_OF_MEMORY;
+  return orion_capture_node(stream, CU_GRAPH_NODE_TYPE_MEMCPY, &work);
+}
+
 CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes, bool wait) {
   if (bytes == 0) return CUDA_SUCCESS;
+  if (orion_is_captured(stream)) {
+    return wait ? orion_capture_refuse(stream) : copy_captured(stream, destination, source, bytes);
+  }
+  if (wait) ORION_CAPTURE_SAFE();
   const bool to_device = destination.side == ORION_SIDE_DEVICE, from_device = source.side == ORION_SIDE_DEVICE;
   if (!to_device && !from_device) {
     const CUresult result = orion_stream_synchronize(stream);

@@ -4,6 +4,7 @@
 
 #include "api.h"
 #include "array.h"
+#include "capture.h"
 #include "copy.h"
 
 typedef struct region {
@@ -170,13 +171,36 @@ static bool contiguous(const region* r, const volume* v) {
   return rows_touch && (v->depth == 1 || (r->pitch_bytes == v->width_bytes && r->rows == v->height));
 }
 
+/// Rows between the device and memory that a node cannot name.
+static CUresult capture_rows(orion_stream* stream, const region* to, const region* from, const volume* v) {
+  const bool to_device = to->place.side == ORION_SIDE_DEVICE;
+  const region *device = to_device ? to : from, *host = to_device ? from : to;
+  const orion_copy_shape shape = {.device_address = device->place.address,
+                                  .device_pitch = device->pitch_bytes,
+                                  .device_rows = device->rows,
+                                  .host = (uint8_t*)(uintptr_t)host->place.address,
+                                  .host_pitch = host->pitch_bytes,
+                                  .host_rows = host->rows,
+                                  .width_bytes = v->width_bytes,
+                                  .height = v->height,
+                                  .depth = v->depth,
+                                  .to_device = to_device};
+  orion_node_work work;
+  if (!orion_work_host_copy(&shape, stream->context, &work)) return CUDA_ERROR_OUT_OF_MEMORY;
+  return orion_capture_node(stream, CU_GRAPH_NODE_TYPE_MEMCPY, &work);
+}
+
 static CUresult copy_volume(orion_stream* stream, const region* to, const region* from, const volume* v, bool wait) {
   const uint64_t total_bytes = v->width_bytes * v->height * v->depth;
   if (contiguous(to, v) && contiguous(from, v)) return orion_copy(stream, to->place, from->place, total_bytes, wait);
   const bool to_device = to->place.side == ORION_SIDE_DEVICE, from_device = from->place.side == ORION_SIDE_DEVICE;
   const bool elsewhere = (to_device && to->place.context->device != stream->context->device) ||
                          (from_device && from->place.context->device != stream->context->device);
-  if (elsewhere || (!to_device && !from_device) || v->width_bytes > ORION_COPY_PIECE_BYTES) {
+  const bool is_captured = orion_is_captured(stream);
+  if (is_captured && (wait || elsewhere || (!to_device && !from_device))) {
+    return wait ? orion_capture_refuse(stream) : CUDA_ERROR_NOT_SUPPORTED;
+  }
+  if (elsewhere || (!to_device && !from_device) || (v->width_bytes > ORION_COPY_PIECE_BYTES && !is_captured)) {
     return copy_by_row(stream, to, from, v, wait);
   }
   if (to_device && from_device) {
@@ -186,6 +210,7 @@ static CUresult copy_volume(orion_stream* stream, const region* to, const region
   // Over a network whole ranges come back: in place they would write over the gaps between the rows.
   const bool in_place =
       host->pinned && host->context->session == stream->session && (to_device || !orion_over_network(stream->session));
+  if (is_captured && !in_place) return capture_rows(stream, to, from, v);
   if (in_place) return copy_pinned(stream, to, from, v, wait);
   return to_device ? push_rows(stream, to, from, v) : pull_rows(stream, to, from, v);
 }

@@ -4,6 +4,7 @@
 // carries it. A record without marker has the ticket (word, next value): the first marker placed after it, whoever
 // places it, shows it complete. That can be late by the work in between, never early.
 #include "api.h"
+#include "capture.h"
 #include "pool.h"
 
 #define TICKET_WORD(ticket) ((uint32_t)((ticket) >> 48))
@@ -34,6 +35,7 @@ ORION_API CUresult cuEventCreate(CUevent* handle, unsigned int flags) {
   event->epoch = atomic_load(&context->epoch);
   event->flags = flags;
   atomic_store(&event->ticket, 0);
+  orion_capture_leave_event(event);
   orion_op_event_create op = {.op = {.code = ORION_OP_EVENT_CREATE, .context = (uint16_t)context->entry.index},
                               .event = event->entry.index,
                               .event_flags = flags};
@@ -79,7 +81,14 @@ ORION_API CUresult cuEventDestroy(CUevent handle) {
   return cuEventDestroy_v2(handle);
 }
 
+void orion_event_set_ticket(orion_event* event, const orion_stream* stream, uint64_t value) {
+  atomic_store_explicit(&event->ticket, (uint64_t)stream->word << 48 | value, memory_order_release);
+}
+
 CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t flags) {
+  if (orion_is_captured(stream)) return orion_capture_record(event, stream, flags);
+  if (flags != 0) return CUDA_ERROR_INVALID_VALUE;  // external nodes need a capture
+  orion_capture_leave_event(event);
   if (event->context != stream->context) return CUDA_ERROR_INVALID_HANDLE;
   orion_op_event_record op = {
       .op = {.code = ORION_OP_EVENT_RECORD}, .event = event->entry.index, .record_flags = flags};
@@ -96,7 +105,6 @@ ORION_API CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream_handle
   const CUresult result = orion_event_of(handle, &event);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE((flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL) == 0, CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE(flags == 0, CUDA_ERROR_INVALID_VALUE);  // external nodes need a capture
   return orion_event_record(event, stream, flags);
 }
 
@@ -106,6 +114,12 @@ ORION_API CUresult cuEventRecord(CUevent handle, CUstream stream) {
 }
 
 CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t flags) {
+  if (__builtin_expect(atomic_load_explicit(&orion_captures, memory_order_relaxed) != 0, 0) ||
+      __builtin_expect(atomic_load_explicit(&event->capture, memory_order_acquire) != NULL, 0)) {
+    bool done;
+    const CUresult result = orion_capture_wait(event, stream, flags, &done);
+    if (result != CUDA_SUCCESS || done) return result;
+  }
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
   if (ticket == 0 || reached(event, ticket)) return CUDA_SUCCESS;
   if (atomic_load_explicit(&orion_pools_used, memory_order_relaxed)) {
@@ -127,6 +141,9 @@ ORION_API CUresult cuEventQuery(CUevent handle) {
   orion_event* event;
   CUresult result = orion_event_of(handle, &event);
   if (result != CUDA_SUCCESS) return result;
+  result = orion_capture_check_event(event);
+  if (result == CUDA_SUCCESS) result = orion_capture_check_unsafe();
+  if (result != CUDA_SUCCESS) return result;
   orion_session* session = event->context->session;
   result = orion_context_error(session, event->context->entry.index);
   if (result != CUDA_SUCCESS) return result;
@@ -139,6 +156,9 @@ ORION_API CUresult cuEventSynchronize(CUevent handle) {
   ORION_ENTER();
   orion_event* event;
   CUresult result = orion_event_of(handle, &event);
+  if (result != CUDA_SUCCESS) return result;
+  result = orion_capture_check_event(event);
+  if (result == CUDA_SUCCESS) result = orion_capture_check_unsafe();
   if (result != CUDA_SUCCESS) return result;
   orion_session* session = event->context->session;
   const uint32_t context = event->context->entry.index;
@@ -158,6 +178,9 @@ ORION_API CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_hand
   if (result == CUDA_SUCCESS) result = orion_event_of(end_handle, &end);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE(milliseconds != NULL, CUDA_ERROR_INVALID_VALUE);
+  result = orion_capture_check_event(start);
+  if (result == CUDA_SUCCESS) result = orion_capture_check_event(end);
+  if (result != CUDA_SUCCESS) return result;
   const uint64_t start_ticket = atomic_load(&start->ticket), end_ticket = atomic_load(&end->ticket);
   if (((start->flags | end->flags) & CU_EVENT_DISABLE_TIMING) != 0 || start_ticket == 0 || end_ticket == 0 ||
       start->context->session != end->context->session) {

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "api.h"
+#include "capture.h"
 
 typedef struct callback {
   struct callback* next;
@@ -40,6 +41,11 @@ static uint32_t take_index(void) {
   if (index < ORION_CLIENT_WORDS) index_used[index] = true;
   pthread_mutex_unlock(&index_mutex);
   return index;
+}
+
+uint32_t orion_callback_index_take(void) {
+  const uint32_t index = take_index();
+  return index == ORION_CLIENT_WORDS ? 0 : index;
 }
 
 static void give_index(uint32_t index) {
@@ -166,14 +172,23 @@ static CUresult enqueue(orion_stream* stream, const callback* wish) {
   return result;
 }
 
+CUresult orion_host_function_enqueue(orion_stream* stream, CUhostFn function, void* data) {
+  return enqueue(stream, &(callback){.function = function, .data = data});
+}
+
 ORION_API CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void* data) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(function != NULL, CUDA_ERROR_INVALID_VALUE);
+  if (orion_is_captured(stream)) {
+    orion_node_work work = {.function = function, .data = data};
+    return orion_capture_node(stream, CU_GRAPH_NODE_TYPE_HOST, &work);
+  }
   return enqueue(stream, &(callback){.function = function, .data = data});
 }
 
 ORION_API CUresult cuStreamAddCallback(CUstream handle, CUstreamCallback function, void* data, unsigned int flags) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(function != NULL && flags == 0, CUDA_ERROR_INVALID_VALUE);
+  if (orion_is_captured(stream)) return orion_capture_refuse(stream);
   return enqueue(stream, &(callback){.on_stream = function, .handle = handle, .data = data});
 }

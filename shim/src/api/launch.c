@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "capture.h"
 #include "library.h"
 
 #define LAUNCH_COOPERATIVE 1u
@@ -135,7 +136,8 @@ static CUresult find_function(CUfunction handle, CUstream stream_handle, orion_s
 }
 
 static CUresult after_launch(orion_stream* stream, CUresult result) {
-  return result == CUDA_SUCCESS && orion_launch_blocking() ? orion_stream_synchronize(stream) : result;
+  const bool waits = orion_launch_blocking() && !orion_is_captured(stream);
+  return result == CUDA_SUCCESS && waits ? orion_stream_synchronize(stream) : result;
 }
 
 static CUresult launch(CUfunction handle, const launch_shape* shape, CUstream stream_handle, void** params,

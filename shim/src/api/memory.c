@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "api.h"
+#include "capture.h"
 #include "virtual_memory.h"
 
 #define PAGE_BYTES 4096ull
@@ -93,6 +94,7 @@ void orion_remove_global(orion_context* context, uint64_t address) {
 
 ORION_API CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
   ORION_ENTER_CONTEXT(context);
+  ORION_CAPTURE_SAFE();
   ORION_REQUIRE(address != NULL && bytes != 0, CUDA_ERROR_INVALID_VALUE);
   uint64_t start;
   const CUresult result = orion_device_allocate(context, bytes, &start);
@@ -103,6 +105,7 @@ ORION_API CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
 ORION_API CUresult cuMemAllocPitch_v2(CUdeviceptr* address, size_t* pitch, size_t width_bytes, size_t height,
                                       unsigned int element_bytes) {
   ORION_ENTER_CONTEXT(context);
+  ORION_CAPTURE_SAFE();
   ORION_REQUIRE(address != NULL && pitch != NULL && width_bytes != 0 && height != 0, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(element_bytes == 4 || element_bytes == 8 || element_bytes == 16, CUDA_ERROR_INVALID_VALUE);
   const uint64_t row_bytes = (width_bytes + PITCH_BYTES - 1) & ~(PITCH_BYTES - 1);
@@ -118,6 +121,7 @@ ORION_API CUresult cuMemAllocPitch_v2(CUdeviceptr* address, size_t* pitch, size_
 
 ORION_API CUresult cuMemFree_v2(CUdeviceptr address) {
   ORION_ENTER();
+  ORION_CAPTURE_SAFE();
   if (address == 0) return CUDA_SUCCESS;
   return orion_device_free(address);
 }
@@ -147,6 +151,7 @@ ORION_API CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* bytes, CUd
 
 ORION_API CUresult cuMemAllocManaged(CUdeviceptr* address, size_t bytes, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
+  ORION_CAPTURE_SAFE();
   (void)context;
   ORION_REQUIRE(address != NULL && bytes != 0, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(flags == CU_MEM_ATTACH_GLOBAL || flags == CU_MEM_ATTACH_HOST, CUDA_ERROR_INVALID_VALUE);
@@ -168,14 +173,7 @@ static orion_allocation* new_host_allocation(orion_context* context, enum orion_
   return allocation;
 }
 
-ORION_API CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned int flags) {
-  ORION_ENTER_CONTEXT(context);
-  const unsigned known = CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_WRITECOMBINED;
-  ORION_REQUIRE(address != NULL && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
-  if (bytes == 0) {
-    *address = NULL;
-    return CUDA_SUCCESS;
-  }
+static CUresult allocate_pinned(orion_context* context, uint64_t bytes, uint32_t flags, void** address) {
   ORION_REQUIRE(bytes <= ORION_HOST_ARENA_BYTES, CUDA_ERROR_OUT_OF_MEMORY);
   orion_session* session = context->session;
   const uint64_t reserved_bytes = (bytes + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
@@ -200,6 +198,22 @@ ORION_API CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned int fla
   pthread_mutex_unlock(&orion_memory_mutex);
   *address = start;
   return CUDA_SUCCESS;
+}
+
+CUresult orion_pinned_allocate(orion_context* context, uint64_t bytes, void** address) {
+  return allocate_pinned(context, bytes, CU_MEMHOSTALLOC_PORTABLE, address);
+}
+
+ORION_API CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned int flags) {
+  ORION_ENTER_CONTEXT(context);
+  ORION_CAPTURE_SAFE();
+  const unsigned known = CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_WRITECOMBINED;
+  ORION_REQUIRE(address != NULL && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
+  if (bytes == 0) {
+    *address = NULL;
+    return CUDA_SUCCESS;
+  }
+  return allocate_pinned(context, bytes, flags, address);
 }
 
 ORION_API CUresult cuMemAllocHost_v2(void** address, size_t bytes) {
@@ -236,6 +250,7 @@ static CUresult unpin(orion_allocation* allocation) {
 
 ORION_API CUresult cuMemFreeHost(void* address) {
   ORION_ENTER();
+  ORION_CAPTURE_SAFE();
   if (address == NULL) return CUDA_SUCCESS;
   orion_allocation* allocation = take_host(address, ORION_MEMORY_PINNED);
   return allocation == NULL ? CUDA_ERROR_INVALID_VALUE : unpin(allocation);
@@ -282,6 +297,7 @@ ORION_API CUresult cuMemHostGetFlags(unsigned int* flags, void* address) {
 /// cuMemHostGetDevicePointer answer CUDA_ERROR_NOT_SUPPORTED.
 ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
+  ORION_CAPTURE_SAFE();
   const unsigned known = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP | CU_MEMHOSTREGISTER_IOMEMORY |
                          CU_MEMHOSTREGISTER_READ_ONLY;
   ORION_REQUIRE(address != NULL && bytes != 0 && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);

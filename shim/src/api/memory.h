@@ -48,6 +48,9 @@ bool orion_set_sync_memops(uint64_t address, bool value);
 void orion_add_global(orion_context* context, uint64_t address, uint64_t bytes);
 void orion_remove_global(orion_context* context, uint64_t address);
 
+/// Page-locked memory in the arena, as cuMemHostAlloc gives it.
+CUresult orion_pinned_allocate(orion_context* context, uint64_t bytes, void** address);
+
 // memory_allocator.c
 CUresult orion_device_allocate(orion_context* context, uint64_t bytes, uint64_t* address);
 CUresult orion_device_free(uint64_t address);

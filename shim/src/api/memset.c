@@ -1,6 +1,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "capture.h"
 #include "copy.h"
 
 typedef struct fill {
@@ -32,10 +33,11 @@ static CUresult submit_fill(const fill* f, CUstream handle) {
   orion_place place;
   CUresult result = orion_place_device(f->address, span_bytes, false, &place);
   if (result != CUDA_SUCCESS) return result;
-  const bool elsewhere = place.context->device != stream->context->device;
-  if (place.side == ORION_SIDE_HOST || elsewhere) result = orion_stream_synchronize(stream);
+  const bool is_captured = orion_is_captured(stream);
+  const bool elsewhere = !is_captured && place.context->device != stream->context->device;
+  if ((place.side == ORION_SIDE_HOST && !is_captured) || elsewhere) result = orion_stream_synchronize(stream);
   if (result != CUDA_SUCCESS) return result;
-  if (place.side == ORION_SIDE_HOST) {  // pinned memory: this side's copy is the one that the program sees
+  if (place.side == ORION_SIDE_HOST && !is_captured) {  // pinned memory: this side's copy is the one that the program sees
     fill_host(f);
     return CUDA_SUCCESS;
   }

@@ -59,6 +59,7 @@ typedef struct orion_stream {
   pthread_mutex_t mutex;    // numbers markers and submits them in that order
   _Atomic uint64_t marker;  // last value minted for `word`; never falls, not even when the index is used again
   _Atomic uint32_t dirty;   // set after an operation is committed: work that no marker follows yet
+  struct orion_stream_capture* _Atomic capture;  // capture.c; NULL: operations go to the worker
   struct orion_callback_lane* _Atomic lane;
   _Atomic uint64_t host_function;        // the last one of this stream: client word << 48 | generation; 0: none
   struct orion_stream *previous, *next;  // in the context's list
@@ -103,6 +104,7 @@ typedef struct orion_event {
   uint32_t epoch;
   uint32_t flags;
   uint64_t handle;
+  struct orion_event_capture* _Atomic capture;  // last recorded in a capture; NULL: the ticket counts
   // Ticket of the last record: word << 48 | value; 0: never recorded.
   _Atomic uint64_t ticket;
 } orion_event;
@@ -229,6 +231,8 @@ void orion_context_streams_end(orion_context* context);  // the worker has dropp
 // event.c
 CUresult orion_event_of(CUevent handle, orion_event** event);
 CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t flags);
+/// The event counts as recorded where the stream reaches `value`.
+void orion_event_set_ticket(orion_event* event, const orion_stream* stream, uint64_t value);
 CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t flags);
 
 // module.c and function.c

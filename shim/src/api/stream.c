@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "api.h"
+#include "capture.h"
 #include "host_function.h"
 #include "pool.h"
 
@@ -34,6 +35,7 @@ void orion_stream_prepare_null(orion_context* context) {
 
 CUresult orion_stream_submit(orion_stream* stream, orion_op* op, uint32_t head_bytes, const void* tail,
                              uint32_t tail_bytes) {
+  if (orion_is_captured(stream)) return orion_capture_operation(stream, op, head_bytes, tail, tail_bytes);
   op->context = (uint16_t)stream->context->entry.index;
   op->stream = stream->wire_index;
   const CUresult result = orion_submit(stream->session, op, head_bytes, tail, tail_bytes);
@@ -174,6 +176,8 @@ CUresult orion_stream_synchronize(orion_stream* stream) {
 
 ORION_API CUresult cuStreamSynchronize(CUstream handle) {
   ORION_ENTER_STREAM(stream, handle);
+  if (orion_is_captured(stream)) return orion_capture_refuse(stream);
+  ORION_CAPTURE_SAFE();
   return orion_stream_synchronize(stream);
 }
 
@@ -195,6 +199,8 @@ static CUresult ask(orion_context* context, uint32_t word, uint64_t value, bool*
 
 ORION_API CUresult cuStreamQuery(CUstream handle) {
   ORION_ENTER_STREAM(stream, handle);
+  if (orion_is_captured(stream)) return orion_capture_refuse(stream);
+  ORION_CAPTURE_SAFE();
   CUresult result;
   bool pending;
   if (covers_others(stream)) {
@@ -314,6 +320,7 @@ static bool keep_retired(orion_context* context, const orion_stream* stream, uin
 static CUresult destroy(orion_stream* stream, uint32_t generation) {
   orion_context* context = stream->context;
   if (!orion_table_retire(&orion_streams, stream, generation)) return CUDA_ERROR_INVALID_HANDLE;
+  if (orion_is_captured(stream)) orion_capture_forget_stream(stream);
   uint64_t value;
   CUresult result = orion_stream_ticket(stream, &value);
   pthread_mutex_lock(&context->mutex);
@@ -376,8 +383,8 @@ CUresult orion_resolve_stream(CUstream handle, orion_stream** out) {
     *out = &context->null_stream;
     return CUDA_SUCCESS;
   }
-  const CUresult result = orion_object_find(&orion_streams, handle, out);
-  if (result != CUDA_SUCCESS) return result;
+  const CUresult result = orion_object_find(&orion_streams, (void*)value, out);
+  if (result != CUDA_SUCCESS) return value == ORION_STREAM_RECORDER ? orion_recorder_stream(out) : result;
   return orion_context_error((*out)->session, (*out)->context->entry.index);
 }
 
@@ -455,51 +462,6 @@ ORION_API CUresult cuStreamGetDevice(CUstream handle, CUdevice* device) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_VALUE);
   *device = (CUdevice)stream->context->device->ordinal;
-  return CUDA_SUCCESS;
-}
-
-// Capture cannot begin yet, so no stream is ever capturing.
-
-ORION_API CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* status) {
-  ORION_ENTER_STREAM(stream, handle);
-  (void)stream;
-  ORION_REQUIRE(status != NULL, CUDA_ERROR_INVALID_VALUE);
-  *status = CU_STREAM_CAPTURE_STATUS_NONE;
-  return CUDA_SUCCESS;
-}
-
-ORION_API CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
-                                             CUgraph* graph, const CUgraphNode** dependencies, size_t* count) {
-  ORION_COUNTED();
-
-  (void)id, (void)graph, (void)dependencies, (void)count;  // written only while capturing
-  return cuStreamIsCapturing(handle, status);
-}
-
-ORION_API CUresult cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
-                                             CUgraph* graph, const CUgraphNode** dependencies,
-                                             const CUgraphEdgeData** edges, size_t* count) {
-  ORION_COUNTED();
-
-  (void)id, (void)graph, (void)dependencies, (void)edges, (void)count;
-  return cuStreamIsCapturing(handle, status);
-}
-
-ORION_API CUresult cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id) {
-  ORION_COUNTED();
-
-  (void)id;
-  return cuStreamIsCapturing(handle, status);
-}
-
-ORION_API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
-  ORION_ENTER();
-  ORION_REQUIRE(mode != NULL && (unsigned)*mode <= CU_STREAM_CAPTURE_MODE_RELAXED, CUDA_ERROR_INVALID_VALUE);
-  orion_thread* thread = orion_thread_state();
-  ORION_REQUIRE(thread != NULL, CUDA_ERROR_OUT_OF_MEMORY);
-  const CUstreamCaptureMode previous = thread->capture_mode;
-  thread->capture_mode = *mode;
-  *mode = previous;
   return CUDA_SUCCESS;
 }
 

@@ -82,85 +82,24 @@ ORION_API CUresult cuGLSetBufferObjectMapFlags(unsigned int buffer, unsigned int
 ORION_API CUresult cuGLUnmapBufferObject(unsigned int buffer) { return orion_not_implemented("cuGLUnmapBufferObject"); }
 ORION_API CUresult cuGLUnmapBufferObjectAsync(unsigned int buffer, CUstream hStream) { return orion_not_implemented("cuGLUnmapBufferObjectAsync"); }
 ORION_API CUresult cuGLUnregisterBufferObject(unsigned int buffer) { return orion_not_implemented("cuGLUnregisterBufferObject"); }
-ORION_API CUresult cuGraphAddBatchMemOpNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                            size_t numDependencies, const CUDA_BATCH_MEM_OP_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddBatchMemOpNode"); }
-ORION_API CUresult cuGraphAddChildGraphNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                            size_t numDependencies, CUgraph childGraph) { return orion_not_implemented("cuGraphAddChildGraphNode"); }
-ORION_API CUresult cuGraphAddDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
-                                          size_t numDependencies) { return orion_not_implemented("cuGraphAddDependencies"); }
-ORION_API CUresult cuGraphAddDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
-                                             const CUgraphEdgeData *edgeData, size_t numDependencies) { return orion_not_implemented("cuGraphAddDependencies_v2"); }
-ORION_API CUresult cuGraphAddEmptyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                       size_t numDependencies) { return orion_not_implemented("cuGraphAddEmptyNode"); }
-ORION_API CUresult cuGraphAddEventRecordNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                             size_t numDependencies, CUevent event) { return orion_not_implemented("cuGraphAddEventRecordNode"); }
-ORION_API CUresult cuGraphAddEventWaitNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                           size_t numDependencies, CUevent event) { return orion_not_implemented("cuGraphAddEventWaitNode"); }
 ORION_API CUresult cuGraphAddExternalSemaphoresSignalNode(CUgraphNode *phGraphNode, CUgraph hGraph,
                                                           const CUgraphNode *dependencies, size_t numDependencies,
                                                           const CUDA_EXT_SEM_SIGNAL_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddExternalSemaphoresSignalNode"); }
 ORION_API CUresult cuGraphAddExternalSemaphoresWaitNode(CUgraphNode *phGraphNode, CUgraph hGraph,
                                                         const CUgraphNode *dependencies, size_t numDependencies,
                                                         const CUDA_EXT_SEM_WAIT_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddExternalSemaphoresWaitNode"); }
-ORION_API CUresult cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                      size_t numDependencies, const CUDA_HOST_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddHostNode"); }
-ORION_API CUresult cuGraphAddKernelNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                        size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) { return orion_not_implemented("cuGraphAddKernelNode"); }
-ORION_API CUresult cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                           size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddKernelNode_v2"); }
 ORION_API CUresult cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                           size_t numDependencies, CUDA_MEM_ALLOC_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddMemAllocNode"); }
 ORION_API CUresult cuGraphAddMemFreeNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                          size_t numDependencies, CUdeviceptr dptr) { return orion_not_implemented("cuGraphAddMemFreeNode"); }
-ORION_API CUresult cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                        size_t numDependencies, const CUDA_MEMCPY3D *copyParams, CUcontext ctx) { return orion_not_implemented("cuGraphAddMemcpyNode"); }
-ORION_API CUresult cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                        size_t numDependencies, const CUDA_MEMSET_NODE_PARAMS *memsetParams,
-                                        CUcontext ctx) { return orion_not_implemented("cuGraphAddMemsetNode"); }
-ORION_API CUresult cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                  size_t numDependencies, CUgraphNodeParams *nodeParams) { return orion_not_implemented("cuGraphAddNode"); }
-ORION_API CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                     const CUgraphEdgeData *dependencyData, size_t numDependencies,
-                                     CUgraphNodeParams *nodeParams) { return orion_not_implemented("cuGraphAddNode_v2"); }
 ORION_API CUresult cuGraphBatchMemOpNodeGetParams(CUgraphNode hNode, CUDA_BATCH_MEM_OP_NODE_PARAMS *nodeParams_out) { return orion_not_implemented("cuGraphBatchMemOpNodeGetParams"); }
-ORION_API CUresult cuGraphBatchMemOpNodeSetParams(CUgraphNode hNode, const CUDA_BATCH_MEM_OP_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphBatchMemOpNodeSetParams"); }
-ORION_API CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph) { return orion_not_implemented("cuGraphChildGraphNodeGetGraph"); }
-ORION_API CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph) { return orion_not_implemented("cuGraphClone"); }
 ORION_API CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle *pHandle_out, CUgraph hGraph, CUcontext ctx,
                                                   unsigned int defaultLaunchValue, unsigned int flags) { return orion_not_implemented("cuGraphConditionalHandleCreate"); }
-ORION_API CUresult cuGraphCreate(CUgraph *phGraph, unsigned int flags) { return orion_not_implemented("cuGraphCreate"); }
-ORION_API CUresult cuGraphDebugDotPrint(CUgraph hGraph, const char *path, unsigned int flags) { return orion_not_implemented("cuGraphDebugDotPrint"); }
-ORION_API CUresult cuGraphDestroy(CUgraph hGraph) { return orion_not_implemented("cuGraphDestroy"); }
-ORION_API CUresult cuGraphDestroyNode(CUgraphNode hNode) { return orion_not_implemented("cuGraphDestroyNode"); }
-ORION_API CUresult cuGraphEventRecordNodeGetEvent(CUgraphNode hNode, CUevent *event_out) { return orion_not_implemented("cuGraphEventRecordNodeGetEvent"); }
-ORION_API CUresult cuGraphEventRecordNodeSetEvent(CUgraphNode hNode, CUevent event) { return orion_not_implemented("cuGraphEventRecordNodeSetEvent"); }
-ORION_API CUresult cuGraphEventWaitNodeGetEvent(CUgraphNode hNode, CUevent *event_out) { return orion_not_implemented("cuGraphEventWaitNodeGetEvent"); }
-ORION_API CUresult cuGraphEventWaitNodeSetEvent(CUgraphNode hNode, CUevent event) { return orion_not_implemented("cuGraphEventWaitNodeSetEvent"); }
-ORION_API CUresult cuGraphExecBatchMemOpNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                                      const CUDA_BATCH_MEM_OP_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphExecBatchMemOpNodeSetParams"); }
 ORION_API CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph) { return orion_not_implemented("cuGraphExecChildGraphNodeSetParams"); }
-ORION_API CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) { return orion_not_implemented("cuGraphExecDestroy"); }
-ORION_API CUresult cuGraphExecEventRecordNodeSetEvent(CUgraphExec hGraphExec, CUgraphNode hNode, CUevent event) { return orion_not_implemented("cuGraphExecEventRecordNodeSetEvent"); }
-ORION_API CUresult cuGraphExecEventWaitNodeSetEvent(CUgraphExec hGraphExec, CUgraphNode hNode, CUevent event) { return orion_not_implemented("cuGraphExecEventWaitNodeSetEvent"); }
 ORION_API CUresult cuGraphExecExternalSemaphoresSignalNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
                                                                     const CUDA_EXT_SEM_SIGNAL_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphExecExternalSemaphoresSignalNodeSetParams"); }
 ORION_API CUresult cuGraphExecExternalSemaphoresWaitNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
                                                                   const CUDA_EXT_SEM_WAIT_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphExecExternalSemaphoresWaitNodeSetParams"); }
-ORION_API CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags) { return orion_not_implemented("cuGraphExecGetFlags"); }
-ORION_API CUresult cuGraphExecHostNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                                const CUDA_HOST_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphExecHostNodeSetParams"); }
-ORION_API CUresult cuGraphExecKernelNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                                  const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) { return orion_not_implemented("cuGraphExecKernelNodeSetParams"); }
-ORION_API CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                                     const CUDA_KERNEL_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphExecKernelNodeSetParams_v2"); }
-ORION_API CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                                  const CUDA_MEMCPY3D *copyParams, CUcontext ctx) { return orion_not_implemented("cuGraphExecMemcpyNodeSetParams"); }
-ORION_API CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                                  const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) { return orion_not_implemented("cuGraphExecMemsetNodeSetParams"); }
-ORION_API CUresult cuGraphExecNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraphNodeParams *nodeParams) { return orion_not_implemented("cuGraphExecNodeSetParams"); }
-ORION_API CUresult cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphNode *hErrorNode_out,
-                                     CUgraphExecUpdateResult *updateResult_out) { return orion_not_implemented("cuGraphExecUpdate"); }
-ORION_API CUresult cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo) { return orion_not_implemented("cuGraphExecUpdate_v2"); }
 ORION_API CUresult cuGraphExternalSemaphoresSignalNodeGetParams(CUgraphNode hNode,
                                                                 CUDA_EXT_SEM_SIGNAL_NODE_PARAMS *params_out) { return orion_not_implemented("cuGraphExternalSemaphoresSignalNodeGetParams"); }
 ORION_API CUresult cuGraphExternalSemaphoresSignalNodeSetParams(CUgraphNode hNode,
@@ -169,55 +108,13 @@ ORION_API CUresult cuGraphExternalSemaphoresWaitNodeGetParams(CUgraphNode hNode,
                                                               CUDA_EXT_SEM_WAIT_NODE_PARAMS *params_out) { return orion_not_implemented("cuGraphExternalSemaphoresWaitNodeGetParams"); }
 ORION_API CUresult cuGraphExternalSemaphoresWaitNodeSetParams(CUgraphNode hNode,
                                                               const CUDA_EXT_SEM_WAIT_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphExternalSemaphoresWaitNodeSetParams"); }
-ORION_API CUresult cuGraphGetEdges(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, size_t *numEdges) { return orion_not_implemented("cuGraphGetEdges"); }
-ORION_API CUresult cuGraphGetEdges_v2(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, CUgraphEdgeData *edgeData,
-                                      size_t *numEdges) { return orion_not_implemented("cuGraphGetEdges_v2"); }
-ORION_API CUresult cuGraphGetNodes(CUgraph hGraph, CUgraphNode *nodes, size_t *numNodes) { return orion_not_implemented("cuGraphGetNodes"); }
-ORION_API CUresult cuGraphGetRootNodes(CUgraph hGraph, CUgraphNode *rootNodes, size_t *numRootNodes) { return orion_not_implemented("cuGraphGetRootNodes"); }
-ORION_API CUresult cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphHostNodeGetParams"); }
-ORION_API CUresult cuGraphHostNodeSetParams(CUgraphNode hNode, const CUDA_HOST_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphHostNodeSetParams"); }
-ORION_API CUresult cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode,
-                                      char *logBuffer, size_t bufferSize) { return orion_not_implemented("cuGraphInstantiate"); }
-ORION_API CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags) { return orion_not_implemented("cuGraphInstantiateWithFlags"); }
-ORION_API CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph,
-                                                CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) { return orion_not_implemented("cuGraphInstantiateWithParams"); }
-ORION_API CUresult cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode,
-                                         char *logBuffer, size_t bufferSize) { return orion_not_implemented("cuGraphInstantiate_v2"); }
 ORION_API CUresult cuGraphKernelNodeCopyAttributes(CUgraphNode dst, CUgraphNode src) { return orion_not_implemented("cuGraphKernelNodeCopyAttributes"); }
 ORION_API CUresult cuGraphKernelNodeGetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
                                                  CUkernelNodeAttrValue *value_out) { return orion_not_implemented("cuGraphKernelNodeGetAttribute"); }
-ORION_API CUresult cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) { return orion_not_implemented("cuGraphKernelNodeGetParams"); }
-ORION_API CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphKernelNodeGetParams_v2"); }
 ORION_API CUresult cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
                                                  const CUkernelNodeAttrValue *value) { return orion_not_implemented("cuGraphKernelNodeSetAttribute"); }
-ORION_API CUresult cuGraphKernelNodeSetParams(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) { return orion_not_implemented("cuGraphKernelNodeSetParams"); }
-ORION_API CUresult cuGraphKernelNodeSetParams_v2(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphKernelNodeSetParams_v2"); }
-ORION_API CUresult cuGraphLaunch(CUgraphExec hGraphExec, CUstream hStream) { return orion_not_implemented("cuGraphLaunch"); }
 ORION_API CUresult cuGraphMemAllocNodeGetParams(CUgraphNode hNode, CUDA_MEM_ALLOC_NODE_PARAMS *params_out) { return orion_not_implemented("cuGraphMemAllocNodeGetParams"); }
 ORION_API CUresult cuGraphMemFreeNodeGetParams(CUgraphNode hNode, CUdeviceptr *dptr_out) { return orion_not_implemented("cuGraphMemFreeNodeGetParams"); }
-ORION_API CUresult cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodeParams) { return orion_not_implemented("cuGraphMemcpyNodeGetParams"); }
-ORION_API CUresult cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams) { return orion_not_implemented("cuGraphMemcpyNodeSetParams"); }
-ORION_API CUresult cuGraphMemsetNodeGetParams(CUgraphNode hNode, CUDA_MEMSET_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphMemsetNodeGetParams"); }
-ORION_API CUresult cuGraphMemsetNodeSetParams(CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphMemsetNodeSetParams"); }
-ORION_API CUresult cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph) { return orion_not_implemented("cuGraphNodeFindInClone"); }
-ORION_API CUresult cuGraphNodeGetDependencies(CUgraphNode hNode, CUgraphNode *dependencies, size_t *numDependencies) { return orion_not_implemented("cuGraphNodeGetDependencies"); }
-ORION_API CUresult cuGraphNodeGetDependencies_v2(CUgraphNode hNode, CUgraphNode *dependencies,
-                                                 CUgraphEdgeData *edgeData, size_t *numDependencies) { return orion_not_implemented("cuGraphNodeGetDependencies_v2"); }
-ORION_API CUresult cuGraphNodeGetDependentNodes(CUgraphNode hNode, CUgraphNode *dependentNodes,
-                                                size_t *numDependentNodes) { return orion_not_implemented("cuGraphNodeGetDependentNodes"); }
-ORION_API CUresult cuGraphNodeGetDependentNodes_v2(CUgraphNode hNode, CUgraphNode *dependentNodes,
-                                                   CUgraphEdgeData *edgeData, size_t *numDependentNodes) { return orion_not_implemented("cuGraphNodeGetDependentNodes_v2"); }
-ORION_API CUresult cuGraphNodeGetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int *isEnabled) { return orion_not_implemented("cuGraphNodeGetEnabled"); }
-ORION_API CUresult cuGraphNodeGetType(CUgraphNode hNode, CUgraphNodeType *type) { return orion_not_implemented("cuGraphNodeGetType"); }
-ORION_API CUresult cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled) { return orion_not_implemented("cuGraphNodeSetEnabled"); }
-ORION_API CUresult cuGraphNodeSetParams(CUgraphNode hNode, CUgraphNodeParams *nodeParams) { return orion_not_implemented("cuGraphNodeSetParams"); }
-ORION_API CUresult cuGraphReleaseUserObject(CUgraph graph, CUuserObject object, unsigned int count) { return orion_not_implemented("cuGraphReleaseUserObject"); }
-ORION_API CUresult cuGraphRemoveDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
-                                             size_t numDependencies) { return orion_not_implemented("cuGraphRemoveDependencies"); }
-ORION_API CUresult cuGraphRemoveDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
-                                                const CUgraphEdgeData *edgeData, size_t numDependencies) { return orion_not_implemented("cuGraphRemoveDependencies_v2"); }
-ORION_API CUresult cuGraphRetainUserObject(CUgraph graph, CUuserObject object, unsigned int count, unsigned int flags) { return orion_not_implemented("cuGraphRetainUserObject"); }
-ORION_API CUresult cuGraphUpload(CUgraphExec hGraphExec, CUstream hStream) { return orion_not_implemented("cuGraphUpload"); }
 ORION_API CUresult cuGraphicsEGLRegisterImage(CUgraphicsResource *pCudaResource, void *image, unsigned int flags) { return orion_not_implemented("cuGraphicsEGLRegisterImage"); }
 ORION_API CUresult cuGraphicsGLRegisterBuffer(CUgraphicsResource *pCudaResource, unsigned int buffer,
                                               unsigned int Flags) { return orion_not_implemented("cuGraphicsGLRegisterBuffer"); }
@@ -364,21 +261,10 @@ ORION_API CUresult cuStreamBatchMemOp(CUstream stream, unsigned int count, CUstr
                                       unsigned int flags) { return orion_not_implemented("cuStreamBatchMemOp"); }
 ORION_API CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *paramArray,
                                          unsigned int flags) { return orion_not_implemented("cuStreamBatchMemOp_v2"); }
-ORION_API CUresult cuStreamBeginCapture(CUstream hStream) { return orion_not_implemented("cuStreamBeginCapture"); }
-ORION_API CUresult cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUgraphNode *dependencies,
-                                               const CUgraphEdgeData *dependencyData, size_t numDependencies,
-                                               CUstreamCaptureMode mode) { return orion_not_implemented("cuStreamBeginCaptureToGraph"); }
-ORION_API CUresult cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode) { return orion_not_implemented("cuStreamBeginCapture_v2"); }
 ORION_API CUresult cuStreamCopyAttributes(CUstream dst, CUstream src) { return orion_not_implemented("cuStreamCopyAttributes"); }
-ORION_API CUresult cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) { return orion_not_implemented("cuStreamEndCapture"); }
 ORION_API CUresult cuStreamGetAttribute(CUstream hStream, CUstreamAttrID attr, CUstreamAttrValue *value_out) { return orion_not_implemented("cuStreamGetAttribute"); }
 ORION_API CUresult cuStreamGetGreenCtx(CUstream hStream, CUgreenCtx *phCtx) { return orion_not_implemented("cuStreamGetGreenCtx"); }
 ORION_API CUresult cuStreamSetAttribute(CUstream hStream, CUstreamAttrID attr, const CUstreamAttrValue *value) { return orion_not_implemented("cuStreamSetAttribute"); }
-ORION_API CUresult cuStreamUpdateCaptureDependencies(CUstream hStream, CUgraphNode *dependencies,
-                                                     size_t numDependencies, unsigned int flags) { return orion_not_implemented("cuStreamUpdateCaptureDependencies"); }
-ORION_API CUresult cuStreamUpdateCaptureDependencies_v2(CUstream hStream, CUgraphNode *dependencies,
-                                                        const CUgraphEdgeData *dependencyData, size_t numDependencies,
-                                                        unsigned int flags) { return orion_not_implemented("cuStreamUpdateCaptureDependencies_v2"); }
 ORION_API CUresult cuStreamWaitValue32(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) { return orion_not_implemented("cuStreamWaitValue32"); }
 ORION_API CUresult cuStreamWaitValue64(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) { return orion_not_implemented("cuStreamWaitValue64"); }
 ORION_API CUresult cuStreamWriteValue32(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) { return orion_not_implemented("cuStreamWriteValue32"); }
@@ -421,10 +307,6 @@ ORION_API CUresult cuTexRefSetMipmapFilterMode(CUtexref hTexRef, CUfilter_mode f
 ORION_API CUresult cuTexRefSetMipmapLevelBias(CUtexref hTexRef, float bias) { return orion_not_implemented("cuTexRefSetMipmapLevelBias"); }
 ORION_API CUresult cuTexRefSetMipmapLevelClamp(CUtexref hTexRef, float minMipmapLevelClamp, float maxMipmapLevelClamp) { return orion_not_implemented("cuTexRefSetMipmapLevelClamp"); }
 ORION_API CUresult cuTexRefSetMipmappedArray(CUtexref hTexRef, CUmipmappedArray hMipmappedArray, unsigned int Flags) { return orion_not_implemented("cuTexRefSetMipmappedArray"); }
-ORION_API CUresult cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn destroy,
-                                      unsigned int initialRefcount, unsigned int flags) { return orion_not_implemented("cuUserObjectCreate"); }
-ORION_API CUresult cuUserObjectRelease(CUuserObject object, unsigned int count) { return orion_not_implemented("cuUserObjectRelease"); }
-ORION_API CUresult cuUserObjectRetain(CUuserObject object, unsigned int count) { return orion_not_implemented("cuUserObjectRetain"); }
 ORION_API CUresult cuVDPAUCtxCreate(CUcontext *pCtx, unsigned int flags, CUdevice device, unsigned int vdpDevice,
                                     void *vdpGetProcAddress) { return orion_not_implemented("cuVDPAUCtxCreate"); }
 ORION_API CUresult cuVDPAUCtxCreate_v2(CUcontext *pCtx, unsigned int flags, CUdevice device, unsigned int vdpDevice,

@@ -10,10 +10,17 @@
 
 namespace sg {
 
+/// What a capture forbids, thrown from where it is found.
+struct CaptureError {
+  CUresult code;
+};
+
 template <class F>
 CUresult guarded(F f) noexcept {
   try {
     return f();
+  } catch (const CaptureError& error) {
+    return error.code;
   } catch (const std::bad_alloc&) {
     return CUDA_ERROR_OUT_OF_MEMORY;
   } catch (...) {

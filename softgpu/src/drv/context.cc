@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <utility>
 
-#include "graph.h"
+#include "capture.h"
 #include "state.h"
 
 namespace sg {
@@ -80,6 +80,10 @@ Ticket Context::submit(const std::shared_ptr<Stream>& stream, StreamOp op, bool 
     recorder->filled = true;
     return {stream, 0};
   }
+  if (stream->capturing || (stream->role == StreamRole::legacy && capturing_blocking > 0)) {
+    capture_operation(stream, std::move(op));
+    return {stream, 0};
+  }
   if (stream->role == StreamRole::non_blocking) return {stream, stream->push(std::move(op), start_worker)};
   std::lock_guard lock(order_mutex_);
   if (stream->role == StreamRole::legacy) {
@@ -94,6 +98,8 @@ Ticket Context::submit(const std::shared_ptr<Stream>& stream, StreamOp op, bool 
 }
 
 CUresult Context::run_now(const std::shared_ptr<Stream>& stream, StreamOp op) {
+  refuse_capture(stream);
+  check_capture_safe();
   const Ticket ticket = submit(stream, std::move(op), false);
   stream->wait(ticket.sequence, true);
   return fault.load(std::memory_order_acquire);

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "capture.h"
 
 using namespace sg;
 
@@ -151,6 +152,7 @@ SG_API cuCtxGetDevice_v2(CUdevice* device, CUcontext handle) {
 
 SG_API cuCtxSynchronize(void) {
   return with_context([&](Driver& driver, Context& context) -> CUresult {
+    check_capture_context(context);
     context.synchronize();
     driver.trim_pools();
     return context.fault.load();
@@ -160,6 +162,7 @@ SG_API cuCtxSynchronize(void) {
 SG_API cuCtxSynchronize_v2(CUcontext handle) {
   return with_named_context(handle, [&](Driver& driver, Context& context) -> CUresult {
     if (!context.active) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    check_capture_context(context);
     context.synchronize();
     driver.trim_pools();
     return context.fault.load();

@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "api.h"
+#include "capture.h"
 
 using namespace sg;
 
@@ -17,7 +18,11 @@ CUresult record_event(CUevent handle, CUstream stream_handle, bool per_thread, u
     auto event = driver.events.get(handle);
     if (!event || event->context.get() != &context) return CUDA_ERROR_INVALID_HANDLE;
     if (flags > 1) return CUDA_ERROR_INVALID_VALUE;
-    if (flags == 1) return CUDA_ERROR_NOT_SUPPORTED;  // external nodes exist in captures only
+    if (stream->capturing || (stream->role == StreamRole::legacy && context.capturing_blocking > 0)) {
+      capture_event(*event, event, stream, flags == 1);
+      return CUDA_SUCCESS;
+    }
+    if (flags == 1) return CUDA_ERROR_INVALID_VALUE;  // external nodes exist in captures only
     auto record = std::make_shared<EventRecord>();
     StreamOp op;
     op.even_after_fault = true;
@@ -26,6 +31,7 @@ CUresult record_event(CUevent handle, CUstream stream_handle, bool per_thread, u
       record->reached = true;
     };
     std::lock_guard lock(event->mutex);
+    event->capture = nullptr;
     record->ticket = context.submit(stream, std::move(op));
     event->last = std::move(record);
     return CUDA_SUCCESS;
@@ -79,6 +85,8 @@ SG_API cuEventRecordWithFlags_ptsz(CUevent event, CUstream stream, unsigned flag
 
 SG_API cuEventQuery(CUevent handle) {
   return with_event(handle, [](Event& event) -> CUresult {
+    check_captured_event(event);
+    check_capture_safe();
     auto record = event.record();
     if (record && !is_complete(*record)) return CUDA_ERROR_NOT_READY;
     return event.context->fault.load();
@@ -87,6 +95,8 @@ SG_API cuEventQuery(CUevent handle) {
 
 SG_API cuEventSynchronize(CUevent handle) {
   return with_event(handle, [](Event& event) -> CUresult {
+    check_captured_event(event);
+    check_capture_safe();
     if (auto record = event.record()) record->ticket.stream->wait(record->ticket.sequence, true);
     Driver::get().trim_pools();
     return event.context->fault.load();

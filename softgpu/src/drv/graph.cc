@@ -127,11 +127,10 @@ CUresult record(Recorder& recorder, CUresult result, GraphNode& node) {
 CUresult fill_kernel(Driver& driver, GraphNode& node, const CUDA_KERNEL_NODE_PARAMS& k) {
   const auto handle = k.func ? k.func : reinterpret_cast<CUfunction>(k.kern);
   Recorder recorder;
-  const CUresult result =
-      record(recorder,
-             cuLaunchKernel(handle, k.gridDimX, k.gridDimY, k.gridDimZ, k.blockDimX, k.blockDimY, k.blockDimZ,
-                            k.sharedMemBytes, nullptr, k.kernelParams, k.extra),
-             node);
+  const CUresult result = record(recorder,
+                                 cuLaunchKernel(handle, k.gridDimX, k.gridDimY, k.gridDimZ, k.blockDimX, k.blockDimY,
+                                                k.blockDimZ, k.sharedMemBytes, nullptr, k.kernelParams, k.extra),
+                                 node);
   if (result != CUDA_SUCCESS) return result;
   std::shared_ptr<Function> function;
   const CUresult found = resolve_function(driver, current_context(), handle, &function);
@@ -369,8 +368,7 @@ SG_API cuGraphAddKernelNode_v2(CUgraphNode* out, CUgraph graph, const CUgraphNod
   if (!given) return CUDA_ERROR_INVALID_VALUE;
   return add_node(out, graph, from, nullptr, count, kernel_params(given, sizeof *given));
 }
-SG_API cuGraphAddKernelNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* from, size_t count,
-                            const void* given) {
+SG_API cuGraphAddKernelNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* from, size_t count, const void* given) {
   if (!given) return CUDA_ERROR_INVALID_VALUE;
   return add_node(out, graph, from, nullptr, count, kernel_params(given, kKernelNodeParamsV1Bytes));
 }
@@ -416,8 +414,7 @@ SG_API cuGraphAddBatchMemOpNode(CUgraphNode* out, CUgraph graph, const CUgraphNo
   params.words = *given;
   return add_node(out, graph, from, nullptr, count, params);
 }
-SG_API cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* from, size_t count,
-                                CUgraph child) {
+SG_API cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* from, size_t count, CUgraph child) {
   CUgraphNodeParams params = params_of(CU_GRAPH_NODE_TYPE_GRAPH);
   params.child.graph = child;
   return add_node(out, graph, from, nullptr, count, params);
@@ -480,7 +477,7 @@ SG_API cuGraphGetEdges(CUgraph handle, CUgraphNode* from, CUgraphNode* to, size_
 
 namespace {
 CUresult neighbours(CUgraphNode handle, CUgraphNode* out, CUgraphEdgeData* data, size_t* count,
-                    std::vector<GraphEdge> GraphNode::*side) {
+                    std::vector<GraphEdge> GraphNode::* side) {
   return with_node(handle, [&](Driver&, const auto& node) -> CUresult {
     const std::vector<GraphEdge>& edges = (*node).*side;
     const size_t room = count ? *count : 0;

@@ -1,5 +1,5 @@
-// Graphs: what a node does is the same closure that a stream would queue. A launch runs the nodes one after the other, in
-// an order that keeps every edge.
+// Graphs: what a node does is the same closure that a stream would queue. A launch runs the nodes one after the other,
+// in an order that keeps every edge.
 #pragma once
 #include <functional>
 #include <memory>
@@ -31,10 +31,26 @@ struct NodeParams {
   std::shared_ptr<Graph> child;
 };
 
+struct UserObject {
+  uint64_t handle = 0;
+  CUhostFn destroy = nullptr;
+  void* data = nullptr;
+  std::atomic<unsigned> references{0};
+};
+
+/// References of graphs and instances to a user object; the last holder lets go of them.
+struct HeldObject {
+  HeldObject(uint64_t named, unsigned references) : object(named), count(references) {}
+  ~HeldObject();
+  const uint64_t object;
+  const unsigned count;
+};
+
 struct GraphNode {
   uint64_t handle = 0;
   uint64_t graph = 0;     // handle of the owner
   uint64_t original = 0;  // of a clone: the node that it was made from
+  uint64_t capture = 0;   // id of the capture that made it
   int type = CU_GRAPH_NODE_TYPE_EMPTY;
   std::vector<GraphEdge> from;
   std::vector<GraphEdge> to;
@@ -46,7 +62,8 @@ struct Graph {
   uint64_t handle = 0;
   uint64_t original = 0;
   std::vector<std::shared_ptr<GraphNode>> nodes;  // in the order of their creation
-  bool owned = false;                             // inside a child node, or still being captured
+  std::vector<std::shared_ptr<HeldObject>> objects;
+  bool owned = false;  // inside a child node, or still being captured
 };
 
 struct ExecStep {
@@ -62,6 +79,7 @@ struct GraphExec {
   uint64_t handle = 0;
   uint64_t flags = 0;
   std::shared_ptr<Context> context;
+  std::vector<std::shared_ptr<HeldObject>> objects;
   std::mutex mutex;
   std::shared_ptr<const std::vector<ExecStep>> steps;  // replaced as a whole: launches on their way keep theirs
 };
@@ -73,6 +91,7 @@ struct Graphs {
   HandleTable<Graph> graphs{HandleKind::graph};
   HandleTable<GraphNode> nodes{HandleKind::graph_node};
   HandleTable<GraphExec> execs{HandleKind::graph_exec};
+  HandleTable<UserObject> objects{HandleKind::user_object};
 };
 
 /// While one exists on a thread, Context::submit gives operations to it instead of queueing them.
@@ -90,7 +109,7 @@ CUresult fill_node(Driver& driver, GraphNode& node, const CUgraphNodeParams& giv
 std::shared_ptr<GraphNode> add_graph_node(Graph& graph, int type);
 CUresult add_graph_edge(Graph& graph, GraphNode& from, GraphNode& to, const CUgraphEdgeData& data);
 /// Whether an operation for this stream becomes part of a graph.
-inline bool is_recorded(const std::shared_ptr<Stream>&) { return Recorder::current != nullptr; }
+inline bool is_recorded(const std::shared_ptr<Stream>& stream) { return Recorder::current || stream->capturing; }
 std::shared_ptr<Graph> new_graph();
 void drop_graph(const std::shared_ptr<Graph>& graph);
 

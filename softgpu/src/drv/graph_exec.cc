@@ -50,6 +50,7 @@ CUresult instantiate(CUgraphExec* out, CUgraph handle, uint64_t flags) {
     if (!append_steps(driver, *graph, steps.get())) return CUDA_ERROR_INVALID_VALUE;
     auto exec = std::make_shared<GraphExec>();
     exec->flags = flags;
+    exec->objects = graph->objects;
     exec->context = context.shared_from_this();
     exec->steps = std::move(steps);
     *out = to_handle<CUgraphExec>(Graphs::get().execs.add(exec));
@@ -216,9 +217,8 @@ SG_API cuGraphUpload(CUgraphExec exec, CUstream stream) { return upload(exec, st
 SG_API cuGraphUpload_ptsz(CUgraphExec exec, CUstream stream) { return upload(exec, stream, true); }
 
 SG_API cuGraphExecDestroy(CUgraphExec handle) {
-  return with_driver([&](Driver&) -> CUresult {
-    return Graphs::get().execs.take(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-  });
+  return with_driver(
+      [&](Driver&) -> CUresult { return Graphs::get().execs.take(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE; });
 }
 
 SG_API cuGraphExecGetFlags(CUgraphExec handle, uint64_t* flags) {

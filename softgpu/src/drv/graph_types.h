@@ -5,6 +5,7 @@
 using CUgraph = struct CUgraph_st*;
 using CUgraphNode = struct CUgraphNode_st*;
 using CUgraphExec = struct CUgraphExec_st*;
+using CUuserObject = struct CUuserObject_st*;
 
 enum : int {
   CU_GRAPH_NODE_TYPE_KERNEL = 0,

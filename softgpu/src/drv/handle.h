@@ -28,6 +28,7 @@ enum class HandleKind : uint8_t {
   graph = 0x40,
   graph_node,
   graph_exec,
+  user_object,
 };
 
 constexpr int kHandleKindShift = 40;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "capture.h"
 
 using namespace sg;
 
@@ -90,6 +91,7 @@ CUresult host_alloc(void** out, size_t bytes, unsigned flags) {
 
 SG_API cuMemAlloc_v2(CUdeviceptr* out, size_t bytes) {
   return with_context([&](Driver& driver, Context& context) -> CUresult {
+    check_capture_safe();
     if (!out || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     return allocate(driver, context, RegionKind::device, bytes, 0, out);
   });
@@ -119,6 +121,7 @@ SG_API cuMemAllocManaged(CUdeviceptr* out, size_t bytes, unsigned flags) {
 SG_API cuMemFree_v2(CUdeviceptr address) {
   // The memory knows its context: none needs to be current.
   return with_driver([&](Driver& driver) -> CUresult {
+    check_capture_safe();
     if (auto current = current_context()) {
       if (const int fault = current->fault.load()) return fault;
     }
@@ -161,6 +164,7 @@ SG_API cuMemAllocHost(void** out, unsigned bytes) { return host_alloc(out, bytes
 
 SG_API cuMemFreeHost(void* pointer) {
   return with_context([&](Driver& driver, Context& context) -> CUresult {
+    check_capture_safe();
     if (!pointer) return CUDA_SUCCESS;
     const auto address = reinterpret_cast<uint64_t>(pointer);
     auto region = driver.map.find(address);

@@ -59,7 +59,8 @@ struct Event {
   std::shared_ptr<Context> context;
   unsigned flags = 0;
   std::mutex mutex;
-  std::shared_ptr<EventRecord> last;  // null: never recorded
+  std::shared_ptr<EventRecord> last;             // null: never recorded
+  std::shared_ptr<struct EventCapture> capture;  // last recorded in a capture
 
   std::shared_ptr<EventRecord> record() {
     std::lock_guard lock(mutex);
@@ -182,7 +183,8 @@ struct Context : std::enable_shared_from_this<Context> {
   std::atomic<bool> active{true};  // false: destroyed, or a primary context that nobody retains
   std::atomic<bool> closing{false};
   std::atomic<int> fault{0};
-  std::atomic<uint64_t> generation{1};  // grows at each reset
+  std::atomic<int> capturing_blocking{0};  // blocking streams that capture: the NULL stream is out of use
+  std::atomic<uint64_t> generation{1};     // grows at each reset
   std::atomic<bool> cancel{false};
   std::atomic<int> attach_count{1};
   std::atomic<int> cache_config{0};

@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "api.h"
-#include "graph.h"
+#include "capture.h"
 
 using namespace sg;
 
@@ -30,6 +30,8 @@ bool all_complete(const std::vector<Ticket>& tickets) {
 
 CUresult synchronize_stream(CUstream handle, bool per_thread) {
   return with_stream(handle, per_thread, [&](Driver& driver, Context& context, const auto& stream) -> CUresult {
+    refuse_capture(stream);
+    check_capture_safe();
     Context::wait(context.tickets(stream));
     driver.trim_pools();
     return context.fault.load();
@@ -38,6 +40,8 @@ CUresult synchronize_stream(CUstream handle, bool per_thread) {
 
 CUresult query_stream(CUstream handle, bool per_thread) {
   return with_stream(handle, per_thread, [&](Driver&, Context& context, const auto& stream) -> CUresult {
+    refuse_capture(stream);
+    check_capture_safe();
     if (!all_complete(context.tickets(stream))) return CUDA_ERROR_NOT_READY;
     return context.fault.load();
   });
@@ -65,6 +69,7 @@ CUresult launch_host_function(CUstream handle, bool per_thread, CUhostFn functio
 CUresult add_callback(CUstream handle, bool per_thread, CUstreamCallback callback, void* argument, unsigned flags) {
   return with_stream(handle, per_thread, [&](Driver&, Context& context, const auto& stream) -> CUresult {
     if (!callback || flags != 0) return CUDA_ERROR_INVALID_VALUE;
+    refuse_capture(stream);
     StreamOp op;
     op.even_after_fault = true;  // unlike a host function, a callback is told of the fault
     op.run = [handle, callback, argument, owner = context.shared_from_this()] {
@@ -202,21 +207,13 @@ CUresult wait_event(CUstream handle, bool per_thread, CUevent event_handle, unsi
     if (flags > 1) return CUDA_ERROR_INVALID_VALUE;
     auto event = driver.events.get(event_handle);
     if (!event) return CUDA_ERROR_INVALID_HANDLE;
+    if (capture_wait(event, stream, flags == 1)) return CUDA_SUCCESS;
     auto record = event->record();
     if (!record || record->ticket.stream->is_complete(record->ticket.sequence)) return CUDA_SUCCESS;
     StreamOp op;
     op.waits.push_back(record->ticket);
     op.run = [] {};
     context.submit(stream, std::move(op));
-    return CUDA_SUCCESS;
-  });
-}
-
-CUresult capture_info(CUstream handle, bool per_thread, int* status, uint64_t* id) {
-  return with_stream(handle, per_thread, [&](Driver&, Context&, const auto&) -> CUresult {
-    if (!status) return CUDA_ERROR_INVALID_VALUE;
-    *status = 0;  // capture is refused, so no stream ever captures
-    if (id) *id = 0;
     return CUDA_SUCCESS;
   });
 }
@@ -291,6 +288,7 @@ SG_API cuStreamDestroy_v2(CUstream handle) {
   return with_context([&](Driver& driver, Context&) -> CUresult {
     auto stream = driver.streams.take(handle);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+    forget_capture(stream);
     stream->destroyed = true;  // queued work still runs
     stream->close();
     stream->context->drop_stream(stream);
@@ -357,24 +355,6 @@ SG_API cuStreamBatchMemOp_v2_ptsz(CUstream s, unsigned count, CUstreamBatchMemOp
 }
 SG_ALIAS(cuStreamBatchMemOp, cuStreamBatchMemOp_v2);
 SG_ALIAS(cuStreamBatchMemOp_ptsz, cuStreamBatchMemOp_v2_ptsz);
-
-SG_API cuStreamIsCapturing(CUstream s, int* status) { return capture_info(s, false, status, nullptr); }
-SG_API cuStreamIsCapturing_ptsz(CUstream s, int* status) { return capture_info(s, true, status, nullptr); }
-SG_API cuStreamGetCaptureInfo(CUstream s, int* status, uint64_t* id) { return capture_info(s, false, status, id); }
-SG_API cuStreamGetCaptureInfo_ptsz(CUstream s, int* status, uint64_t* id) { return capture_info(s, true, status, id); }
-// The outputs that describe a graph keep their values: they mean something only while a stream captures.
-SG_API cuStreamGetCaptureInfo_v2(CUstream s, int* status, uint64_t* id, void*, void*, size_t*) {
-  return capture_info(s, false, status, id);
-}
-SG_API cuStreamGetCaptureInfo_v2_ptsz(CUstream s, int* status, uint64_t* id, void*, void*, size_t*) {
-  return capture_info(s, true, status, id);
-}
-SG_API cuStreamGetCaptureInfo_v3(CUstream s, int* status, uint64_t* id, void*, void*, void*, size_t*) {
-  return capture_info(s, false, status, id);
-}
-SG_API cuStreamGetCaptureInfo_v3_ptsz(CUstream s, int* status, uint64_t* id, void*, void*, void*, size_t*) {
-  return capture_info(s, true, status, id);
-}
 
 SG_API cuThreadExchangeStreamCaptureMode(int* mode) {
   return with_driver([&](Driver&) -> CUresult {

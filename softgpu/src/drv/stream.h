@@ -54,6 +54,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   const int priority;
   const uint64_t id;
   std::atomic<bool> destroyed{false};
+  std::atomic<bool> capturing{false};
 
  private:
   void worker();

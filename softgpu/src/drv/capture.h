@@ -1,0 +1,45 @@
+// Streams that record into a graph. All state is guarded by Graphs::mutex; `Stream::capturing` is the fast answer.
+#pragma once
+#include "graph.h"
+
+namespace sg {
+
+struct Capture {
+  uint64_t id = 0;
+  std::shared_ptr<Graph> graph;
+  int mode = 0;
+  const ThreadState* thread = nullptr;
+  const Stream* origin = nullptr;
+  bool invalid = false;
+  bool owns_graph = true;
+};
+
+struct StreamCapture {
+  std::shared_ptr<Stream> stream;
+  std::shared_ptr<Capture> capture;
+  std::vector<GraphEdge> last;
+  std::vector<CUgraphNode> shown;
+  std::vector<CUgraphEdgeData> shown_data;
+};
+
+struct EventCapture {
+  uint64_t id = 0;
+  std::vector<GraphEdge> last;
+};
+
+/// Adds an operation of a capturing stream to its graph, or throws what forbids it.
+void capture_operation(const std::shared_ptr<Stream>& stream, StreamOp op);
+/// For waits and queries: throws 900 or 906 when the stream captures.
+void refuse_capture(const std::shared_ptr<Stream>& stream);
+/// For potentially unsafe calls: throws 900 under the rules of the thread's mode.
+void check_capture_safe();
+/// For waits for a whole context.
+void check_capture_context(const Context& context);
+void check_captured_event(Event& event);
+void capture_event(Event& event, const std::shared_ptr<Event>& shared, const std::shared_ptr<Stream>& stream,
+                   bool external);
+/// True when the wait was the capture's business.
+bool capture_wait(const std::shared_ptr<Event>& event, const std::shared_ptr<Stream>& stream, bool external);
+void forget_capture(const std::shared_ptr<Stream>& stream);
+
+}  // namespace sg
