@@ -48,7 +48,7 @@ workers use softgpu, a software GPU, so that everything can be tried anywhere.
 
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
-libcuda, devices, warm_workers, max_sessions, image_cache_mib, drain_timeout, comm_path; [log] log_level, json);
+libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, drain_timeout, comm_path; [log] log_level, json);
 options win.
 """
 
@@ -64,6 +64,9 @@ def serve(
     ] = None,
     devices: Annotated[
         str | None, typer.Option(help="GPUs to serve, as in CUDA_VISIBLE_DEVICES: 0,2 or UUIDs.")
+    ] = None,
+    nvml: Annotated[
+        str | None, typer.Option(metavar="PATH", help="libnvidia-ml.so.1: auto (beside libcuda), off, or a path.")
     ] = None,
     warm: Annotated[int | None, typer.Option(min=0, max=64, help="Workers kept ready (default 1).")] = None,
     max_sessions: Annotated[int | None, typer.Option(min=1, max=4096, help="Clients at once (default 64).")] = None,
@@ -99,6 +102,7 @@ def serve(
             "device": device,
             "libcuda": libcuda,
             "devices": devices,
+            "nvml": nvml,
             "warm": warm,
             "max_sessions": max_sessions,
             "image_cache_mib": image_cache_mib,

@@ -44,6 +44,7 @@ class Settings:
     device: str = "auto"
     libcuda: str | None = None
     devices: str | None = None
+    nvml: str = "auto"
     warm: int = 1
     max_sessions: int = 64
     image_cache_mib: int = 2048
@@ -101,6 +102,7 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "device"): "device",
     ("server", "libcuda"): "libcuda",
     ("server", "devices"): "devices",
+    ("server", "nvml"): "nvml",
     ("server", "warm_workers"): "warm",
     ("server", "max_sessions"): "max_sessions",
     ("server", "image_cache_mib"): "image_cache_mib",

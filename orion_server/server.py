@@ -21,6 +21,7 @@ from orion_server.control_socket import ControlSocket, Envelope
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.pool import WorkerPool
+from orion_server.telemetry import Telemetry, find_library
 from orion_server.worker_process import State, WorkerError, WorkerProcess
 from wire import control
 
@@ -45,6 +46,15 @@ class Refused(Exception):
         self.hint = hint
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Whose sessions a client may see: those of its own user and group on its own host."""
+
+    host: str
+    uid: int
+    group: str
+
+
 @dataclass(eq=False)
 class Session:
     """One client process on this server, and the worker that is its own."""
@@ -56,6 +66,7 @@ class Session:
     program: str
     devices: list[int]
     since: float
+    owner: Owner
     transport: str = ""
     connected: bool = False
     deadline: asyncio.TimerHandle | None = None
@@ -95,6 +106,7 @@ class Server:
         self._gpus: list[control.Device] = []
         self._driver_version = 0
         self._runtime = runtime_validation.Outcome()
+        self._telemetry = Telemetry(find_library(libcuda, settings.nvml))
 
     @property
     def address(self) -> str:
@@ -123,6 +135,7 @@ class Server:
         except msgspec.ValidationError as error:
             await self.close()
             raise WorkerError(f"the driver's description of its devices cannot be used: {error}") from error
+        self._telemetry.describe(self._gpus)
 
     async def drain(self) -> None:
         """Admits nobody from now on; returns when the last session has ended."""
@@ -232,7 +245,8 @@ class Server:
         )  # fmt: skip
         if not prepared.get("ok"):
             raise WorkerError(str(prepared.get("message", "the worker refused the session"))[:400])
-        session = Session(session_id, token, worker, request.pid, request.program, devices, time.time())
+        owner = Owner(request.host, request.uid, request.group)
+        session = Session(session_id, token, worker, request.pid, request.program, devices, time.time(), owner)
         self._sessions[session_id] = session
         if worker.images is not None:
             worker.images.open(session_id, request.uid, request.group)
@@ -329,42 +343,58 @@ class Server:
     # ------------------------------------------------------------------------------------------ stats and drain
 
     async def _stats(self, envelope: Envelope, request: control.Stats) -> None:
-        await asyncio.gather(*(self._refresh(session) for session in list(self._sessions.values())))
+        refreshes = [self._refresh(session) for session in list(self._sessions.values())]
+        await asyncio.gather(*refreshes, *([self._telemetry.refresh()] if request.telemetry else []))
         sessions = list(self._sessions.values())
-        gpus = []
-        for gpu in self._gpus:
-            used = sum(session.used_bytes(gpu.ordinal) for session in sessions)
-            gpus.append(
-                control.GpuStats(
-                    ordinal=gpu.ordinal,
-                    name=gpu.name,
-                    uuid=gpu.uuid,
-                    total_bytes=gpu.total_bytes,
-                    used_bytes=min(used, gpu.total_bytes),
-                )
-            )
-        rows = [
-            control.SessionStats(
-                session=session.id,
-                pid=session.pid,
-                program=session.program,
-                transport=session.transport,
-                devices=session.devices,
-                used_bytes=min(sum(session.used_bytes(ordinal) for ordinal in session.devices), _MAX_BYTES),
-                since=session.since,
-            )
-            for session in sessions
-        ]
+        ordinals = [gpu.ordinal for gpu in self._gpus]
+        if request.telemetry:
+            owner = Owner(request.host, request.uid, request.group)
+            sessions = [session for session in sessions if session.owner == owner]
+            own = [session.devices for session in sessions if session.pid == request.pid]
+            ordinals = own[0] if own else self._choose_devices(min(request.vgpu, len(ordinals)))
         self._send(
             envelope,
             control.StatsAnswer(
                 id=request.id,
                 server=__version__,
                 name=os.uname().nodename,
-                gpus=gpus,
-                sessions=rows,
+                driver=self._telemetry.driver,
+                driver_version=self._driver_version,
+                gpus=[self._gpu_stats(ordinal, ordinals, request.telemetry) for ordinal in ordinals],
+                sessions=[self._session_stats(session) for session in sessions],
                 images=self._images.stats(),
             ),
+        )
+
+    def _gpu_stats(self, ordinal: int, ordinals: list[int], telemetry: bool) -> control.GpuStats:
+        index = next(i for i, gpu in enumerate(self._gpus) if gpu.ordinal == ordinal)
+        gpu = self._gpus[index]
+        used = sum(session.used_bytes(ordinal) for session in self._sessions.values())
+        answer = control.GpuStats(
+            ordinal=ordinal,
+            name=gpu.name,
+            uuid=gpu.uuid,
+            total_bytes=gpu.total_bytes,
+            used_bytes=min(used, gpu.total_bytes),
+            pci_bus_id=gpu.pci_bus_id,
+        )
+        if telemetry:
+            answer.metrics = {name: max(0, value) for name, value in self._telemetry.metrics(index).items()}
+            peers = self._telemetry.peers(index)
+            answer.peers = [peers[i] for i, other in enumerate(self._gpus) if other.ordinal in ordinals]
+        return answer
+
+    def _session_stats(self, session: Session) -> control.SessionStats:
+        used = {ordinal: min(session.used_bytes(ordinal), _MAX_BYTES) for ordinal in session.devices}
+        return control.SessionStats(
+            session=session.id,
+            pid=session.pid,
+            program=session.program,
+            transport=session.transport,
+            devices=session.devices,
+            used_bytes=min(sum(used.values()), _MAX_BYTES),
+            since=session.since,
+            used_by_device=used,
         )
 
     async def _refresh(self, session: Session) -> None:

@@ -125,7 +125,15 @@ class Detach(_Message, tag="detach", kw_only=True):
 
 
 class Stats(_Message, tag="stats", kw_only=True):
-    pass
+    """Who uses what. `telemetry`: the management library asks, for the process that the other fields name: it gets the
+    devices that this process has or would get, what they tell about themselves, and the sessions of its user alone."""
+
+    telemetry: bool = False
+    pid: U31 = 0
+    uid: U32 = 0
+    host: Text = ""
+    vgpu: Annotated[int, Meta(ge=0, le=64)] = 0
+    group: Text = ""
 
 
 class GpuStats(msgspec.Struct, kw_only=True):
@@ -134,6 +142,11 @@ class GpuStats(msgspec.Struct, kw_only=True):
     uuid: Annotated[bytes, Meta(min_length=16, max_length=16)]
     total_bytes: Bytes63
     used_bytes: Bytes63
+    pci_bus_id: Annotated[str, Meta(max_length=31)] = ""
+    # What the device tells about itself, by name with its unit; and, for each device of `gpus`, how it is reached:
+    # [topology level, P2P status by capability...].
+    metrics: Annotated[dict[Annotated[str, Meta(max_length=64)], Bytes63], Meta(max_length=64)] = {}
+    peers: Annotated[list[Annotated[list[U32], Meta(max_length=8)]], Meta(max_length=64)] = []
 
 
 class SessionStats(msgspec.Struct, kw_only=True):
@@ -144,6 +157,7 @@ class SessionStats(msgspec.Struct, kw_only=True):
     devices: list[Ordinal]
     used_bytes: Bytes63
     since: float
+    used_by_device: dict[Ordinal, Bytes63] = {}
 
 
 class ImageStats(msgspec.Struct, kw_only=True):
@@ -163,6 +177,8 @@ class ImageStats(msgspec.Struct, kw_only=True):
 class StatsAnswer(_Message, tag="stats", kw_only=True):
     server: Text
     name: Text
+    driver: Text = ""  # the GPU driver's version; empty when there is none
+    driver_version: U31 = 0  # the CUDA version that it serves
     gpus: Annotated[list[GpuStats], Meta(max_length=64)]
     sessions: Annotated[list[SessionStats], Meta(max_length=4096)]
     images: ImageStats | None = None

@@ -4,10 +4,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../session/config.h"
 #include "../session/control.h"
 #include "../session/log.h"
+
+#define METRIC_NAME(name) #name,
+static const char* const metric_names[METRIC_COUNT] = {ORION_NVML_METRICS(METRIC_NAME)};
 
 static void read_text(orion_unpacker* u, char* out, size_t capacity) {
   const uint8_t* text = NULL;
@@ -15,53 +19,126 @@ static void read_text(orion_unpacker* u, char* out, size_t capacity) {
   orion_printable(out, capacity, (const char*)text, bytes);
 }
 
-static void read_uuid(orion_unpacker* u, char out[48]) {
+static void read_uuid(orion_unpacker* u, orion_nvml_gpu* gpu) {
   const uint8_t* b = NULL;
   if (orion_unpack_bytes(u, &b) != 16 || u->bad) {
     u->bad = true;
     return;
   }
-  snprintf(out, 48, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3],
-           b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+  memcpy(gpu->uuid_bytes, b, 16);
+  snprintf(gpu->uuid, sizeof gpu->uuid, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+           b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+}
+
+static void read_metrics(orion_unpacker* u, orion_nvml_gpu* gpu) {
+  for (uint32_t pairs = orion_unpack_map(u); pairs && !u->bad; pairs--) {
+    const uint8_t* key = NULL;
+    const uint32_t n = orion_unpack_bytes(u, &key);
+    const int64_t value = orion_unpack_integer(u);
+    if (u->bad || value < 0) continue;
+    for (int m = 0; m < METRIC_COUNT; m++) {
+      if (!orion_unpack_equals(key, n, metric_names[m])) continue;
+      gpu->metrics[m] = (uint64_t)value;
+      gpu->has_metric |= 1ull << m;
+    }
+  }
+}
+
+static void read_peers(orion_unpacker* u, orion_nvml_gpu* gpu) {
+  const uint32_t peers = orion_unpack_array(u);
+  for (uint32_t p = 0; p < peers && !u->bad; p++) {
+    const uint32_t values = orion_unpack_array(u);
+    for (uint32_t v = 0; v < values && !u->bad; v++) {
+      const int64_t value = orion_unpack_integer(u);
+      if (p >= ORION_NVML_PEERS || v >= ORION_NVML_PEER_VALUES || value < 0 || value > UINT32_MAX) continue;
+      gpu->peers[p][v] = (uint32_t)value;
+      gpu->peer_values[p] = (uint8_t)(v + 1);
+    }
+  }
 }
 
 static void read_gpu(orion_unpacker* u, orion_nvml_gpu* gpu) {
   for (uint32_t pairs = orion_unpack_map(u); pairs && !u->bad; pairs--) {
     const uint8_t* key = NULL;
     const uint32_t n = orion_unpack_bytes(u, &key);
-    if (orion_unpack_equals(key, n, "name"))
+    if (orion_unpack_equals(key, n, "ordinal"))
+      gpu->ordinal = (uint32_t)orion_unpack_integer(u);
+    else if (orion_unpack_equals(key, n, "name"))
       read_text(u, gpu->name, sizeof gpu->name);
     else if (orion_unpack_equals(key, n, "uuid"))
-      read_uuid(u, gpu->uuid);
+      read_uuid(u, gpu);
     else if (orion_unpack_equals(key, n, "pci_bus_id"))
       read_text(u, gpu->pci_bus_id, sizeof gpu->pci_bus_id);
     else if (orion_unpack_equals(key, n, "total_bytes"))
       gpu->total_bytes = (uint64_t)orion_unpack_integer(u);
     else if (orion_unpack_equals(key, n, "used_bytes"))
       gpu->used_bytes = (uint64_t)orion_unpack_integer(u);
+    else if (orion_unpack_equals(key, n, "metrics"))
+      read_metrics(u, gpu);
+    else if (orion_unpack_equals(key, n, "peers"))
+      read_peers(u, gpu);
     else
       orion_unpack_skip(u);
   }
 }
 
-static bool read_stats(const orion_control* control, orion_nvml_inventory* inventory) {
+static void read_gpus(orion_unpacker* u, orion_nvml_inventory* inventory, uint32_t server) {
+  uint32_t position = 0;
+  for (uint32_t left = orion_unpack_array(u); left && !u->bad; left--) {
+    if (inventory->count == ORION_NVML_GPUS) {
+      orion_unpack_skip(u);
+      continue;
+    }
+    orion_nvml_gpu* gpu = &inventory->gpus[inventory->count++];
+    memset(gpu, 0, sizeof *gpu);
+    gpu->server = server;
+    gpu->position_on_server = position++;
+    read_gpu(u, gpu);
+  }
+}
+
+static void read_session(orion_unpacker* u, orion_nvml_inventory* inventory, uint32_t server) {
+  const uint32_t first = inventory->process_count;
+  uint32_t pid = 0;
+  for (uint32_t pairs = orion_unpack_map(u); pairs && !u->bad; pairs--) {
+    const uint8_t* key = NULL;
+    const uint32_t n = orion_unpack_bytes(u, &key);
+    if (orion_unpack_equals(key, n, "pid")) {
+      pid = (uint32_t)orion_unpack_integer(u);
+    } else if (orion_unpack_equals(key, n, "used_by_device")) {
+      for (uint32_t devices = orion_unpack_map(u); devices && !u->bad; devices--) {
+        const int64_t ordinal = orion_unpack_integer(u);
+        const int64_t used = orion_unpack_integer(u);
+        if (u->bad || inventory->process_count == ORION_NVML_PROCESSES) continue;
+        inventory->processes[inventory->process_count++] = (orion_nvml_process){
+            .server = server, .ordinal = (uint32_t)ordinal, .used_bytes = used > 0 ? (uint64_t)used : 0};
+      }
+    } else {
+      orion_unpack_skip(u);
+    }
+  }
+  for (uint32_t i = first; i < inventory->process_count; i++) inventory->processes[i].pid = pid;
+}
+
+static bool read_stats(const orion_control* control, orion_nvml_inventory* inventory, uint32_t server) {
   uint32_t pairs = 0;
   orion_unpacker u = orion_control_answer(control, &pairs);
   for (; pairs && !u.bad; pairs--) {
     const uint8_t* key = NULL;
     const uint32_t n = orion_unpack_bytes(&u, &key);
     if (orion_unpack_equals(key, n, "gpus")) {
-      for (uint32_t left = orion_unpack_array(&u); left && !u.bad; left--) {
-        if (inventory->count == ORION_NVML_GPUS) {
-          orion_unpack_skip(&u);
-          continue;
-        }
-        orion_nvml_gpu* gpu = &inventory->gpus[inventory->count++];
-        memset(gpu, 0, sizeof *gpu);
-        read_gpu(&u, gpu);
-      }
+      read_gpus(&u, inventory, server);
+    } else if (orion_unpack_equals(key, n, "sessions")) {
+      for (uint32_t left = orion_unpack_array(&u); left && !u.bad; left--) read_session(&u, inventory, server);
     } else if (orion_unpack_equals(key, n, "driver")) {
-      read_text(&u, inventory->driver_version, sizeof inventory->driver_version);
+      char driver[sizeof inventory->driver];
+      read_text(&u, driver, sizeof driver);
+      if (!inventory->driver[0]) memcpy(inventory->driver, driver, sizeof driver);
+    } else if (orion_unpack_equals(key, n, "driver_version")) {
+      const int64_t version = orion_unpack_integer(&u);
+      // With several servers the program must suit the oldest.
+      if (version > 0 && version <= INT32_MAX && (!inventory->driver_version || version < inventory->driver_version))
+        inventory->driver_version = (int)version;
     } else {
       orion_unpack_skip(&u);
     }
@@ -69,28 +146,51 @@ static bool read_stats(const orion_control* control, orion_nvml_inventory* inven
   return !u.bad;
 }
 
-static bool ask_server(const char* address, const orion_config* config, orion_nvml_inventory* inventory, bool quiet) {
+static void read_boot_id(char* out, size_t capacity) {
+  out[0] = 0;
+  FILE* file = fopen("/proc/sys/kernel/random/boot_id", "re");
+  if (!file) return;
+  if (!fgets(out, (int)capacity, file)) out[0] = 0;
+  out[strcspn(out, "\n")] = 0;
+  fclose(file);
+}
+
+static bool ask_server(const orion_config* config, uint32_t server, orion_nvml_inventory* inventory, bool quiet) {
   orion_control control;
-  if (orion_control_open(&control, address, config->server_is_default, config->attach_timeout_ms, quiet) !=
-      CUDA_SUCCESS)
+  if (orion_control_open(&control, config->servers[server], config->server_is_default, config->attach_timeout_ms,
+                         quiet) != CUDA_SUCCESS)
     return false;
-  uint8_t buffer[64];
-  orion_packer packer = {buffer, 0, sizeof buffer, false};
-  orion_control_begin(&control, &packer, "stats", 0);
+  uint8_t buffer[1024];
+  char host[64];
+  read_boot_id(host, sizeof host);
+  orion_packer p = {buffer, 0, sizeof buffer, false};
+  orion_control_begin(&control, &p, "stats", 6);
+  orion_pack_string(&p, "telemetry");
+  orion_pack_bool(&p, true);
+  orion_pack_string(&p, "pid");
+  orion_pack_unsigned(&p, (uint64_t)getpid());
+  orion_pack_string(&p, "uid");
+  orion_pack_unsigned(&p, getuid());
+  orion_pack_string(&p, "host");
+  orion_pack_string(&p, host);
+  orion_pack_string(&p, "vgpu");
+  orion_pack_unsigned(&p, config->vgpu_count);
+  orion_pack_string(&p, "group");
+  orion_pack_string(&p, config->group);
   char type[32];
-  const bool answered = orion_control_request(&control, &packer, type, quiet) == CUDA_SUCCESS &&
-                        strcmp(type, "stats") == 0 && read_stats(&control, inventory);
+  const bool answered = orion_control_request(&control, &p, type, quiet) == CUDA_SUCCESS &&
+                        strcmp(type, "stats") == 0 && read_stats(&control, inventory, server);
   orion_control_close(&control);
   return answered;
 }
 
 bool orion_nvml_ask(orion_nvml_inventory* inventory, bool quiet) {
-  inventory->count = 0;
-  inventory->driver_version[0] = 0;
+  inventory->count = inventory->process_count = 0;
+  inventory->driver[0] = 0;
+  inventory->driver_version = 0;
   orion_config* config = calloc(1, sizeof *config);
   bool answered = config && orion_config_read(config);
-  for (uint32_t i = 0; answered && i < config->server_count; i++)
-    answered = ask_server(config->servers[i], config, inventory, quiet);
+  for (uint32_t i = 0; answered && i < config->server_count; i++) answered = ask_server(config, i, inventory, quiet);
   free(config);
   return answered;
 }

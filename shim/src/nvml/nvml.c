@@ -1,6 +1,9 @@
-// libnvidia-ml.so.1: the part of NVIDIA's management library that programs ask before they use a GPU. Names, codes and
-// layouts are those of the public interface; what a remote GPU cannot tell yet answers NVML_ERROR_NOT_SUPPORTED.
+// libnvidia-ml.so.1: the management library that programs ask before they use a GPU. It answers from what the servers
+// tell (`stats`, without a session); what a remote GPU cannot tell answers NVML_ERROR_NOT_SUPPORTED. Here: its life,
+// the inventory that all files answer from, handles, and what concerns the system as a whole.
 #define _GNU_SOURCE
+#include "nvml.h"
+
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,69 +11,38 @@
 #include <strings.h>
 #include <time.h>
 
-#include "inventory.h"
-
-#define NVML_API __attribute__((visibility("default")))
-
-enum nvml_result {
-  NVML_SUCCESS = 0,
-  NVML_ERROR_UNINITIALIZED = 1,
-  NVML_ERROR_INVALID_ARGUMENT = 2,
-  NVML_ERROR_NOT_SUPPORTED = 3,
-  NVML_ERROR_NOT_FOUND = 6,
-  NVML_ERROR_INSUFFICIENT_SIZE = 7,
-  NVML_ERROR_DRIVER_NOT_LOADED = 9,
-  NVML_ERROR_GPU_IS_LOST = 15,
-};
-typedef int nvmlReturn_t;
-typedef struct orion_nvml_gpu* nvmlDevice_t;  // opaque to callers
-
-typedef struct nvmlMemory_t {
-  unsigned long long total, free, used;
-} nvmlMemory_t;
-
-typedef struct nvmlMemory_v2_t {
-  unsigned int version;
-  unsigned long long total, reserved, free, used;
-} nvmlMemory_v2_t;
-
-typedef struct nvmlPciInfo_t {
-  char busIdLegacy[16];
-  unsigned int domain, bus, device, pciDeviceId, pciSubSystemId;
-  char busId[32];
-} nvmlPciInfo_t;
-
-enum { FRESH_MS = 200 };  // memory figures are asked again when older
+enum { FRESH_MS = 200 };  // live values are asked again when older
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
 static unsigned init_count;
 static orion_nvml_inventory inventory;  // positions stay: handles point into it
 static struct timespec asked_at;
+static bool answered_last;
 
-static nvmlReturn_t initialise(void) {
+// Another thread may have held the lock at the fork.
+static void after_fork_in_child(void) { pthread_mutex_init(&lock, NULL); }
+
+static void register_handlers(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+
+static nvmlReturn_t initialise(bool no_gpus_is_fine) {
+  pthread_once(&handlers_once, register_handlers);
   nvmlReturn_t result = NVML_SUCCESS;
   pthread_mutex_lock(&lock);
-  if (init_count == 0 && !orion_nvml_ask(&inventory, false))
-    result = NVML_ERROR_DRIVER_NOT_LOADED;
-  else
-    init_count++;
-  clock_gettime(CLOCK_MONOTONIC, &asked_at);
+  if (init_count == 0) {
+    answered_last = orion_nvml_ask(&inventory, no_gpus_is_fine);
+    if (!answered_last) inventory.count = 0;
+    if (!answered_last && !no_gpus_is_fine) result = NVML_ERROR_DRIVER_NOT_LOADED;
+    clock_gettime(CLOCK_MONOTONIC, &asked_at);
+  }
+  if (result == NVML_SUCCESS) init_count++;
   pthread_mutex_unlock(&lock);
   return result;
 }
 
-NVML_API nvmlReturn_t nvmlInit(void) { return initialise(); }
-NVML_API nvmlReturn_t nvmlInit_v2(void) { return initialise(); }
-NVML_API nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
-  const nvmlReturn_t result = initialise();
-  const unsigned int no_gpus_is_fine = 1;
-  if (result == NVML_SUCCESS || !(flags & no_gpus_is_fine)) return result;
-  pthread_mutex_lock(&lock);
-  inventory.count = 0;
-  init_count++;
-  pthread_mutex_unlock(&lock);
-  return NVML_SUCCESS;
-}
+NVML_API nvmlReturn_t nvmlInit(void) { return initialise(false); }
+NVML_API nvmlReturn_t nvmlInit_v2(void) { return initialise(false); }
+NVML_API nvmlReturn_t nvmlInitWithFlags(unsigned int flags) { return initialise((flags & 1) != 0); }
 
 NVML_API nvmlReturn_t nvmlShutdown(void) {
   pthread_mutex_lock(&lock);
@@ -80,8 +52,9 @@ NVML_API nvmlReturn_t nvmlShutdown(void) {
   return was ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
 }
 
-// Handles outlive a shutdown, as natively, but nothing answers until the next init.
-static nvmlReturn_t check(const void* output) {
+// ------------------------------------------------------------------------------------------------- the inventory
+
+nvmlReturn_t orion_nvml_check(const void* output) {
   pthread_mutex_lock(&lock);
   const unsigned count = init_count;
   pthread_mutex_unlock(&lock);
@@ -89,9 +62,23 @@ static nvmlReturn_t check(const void* output) {
   return output ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }
 
-static nvmlReturn_t check_device(const struct orion_nvml_gpu* device, const void* output) {
-  const nvmlReturn_t result = check(output);
-  if (result != NVML_SUCCESS) return result;
+// Under the lock. A process that attaches after this library's start may have been given other devices than the ones
+// it would have had before: then the same positions show those from now on.
+static void refresh(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  const long age_ms = (now.tv_sec - asked_at.tv_sec) * 1000 + (now.tv_nsec - asked_at.tv_nsec) / 1000000;
+  if (age_ms <= FRESH_MS) return;
+  orion_nvml_inventory* fresh = malloc(sizeof *fresh);
+  answered_last = fresh && orion_nvml_ask(fresh, true) && fresh->count == inventory.count;
+  if (answered_last) memcpy(&inventory, fresh, sizeof *fresh);
+  free(fresh);
+  clock_gettime(CLOCK_MONOTONIC, &asked_at);
+}
+
+// Under the lock. Handles outlive a shutdown, as natively, but nothing answers until the next init.
+static nvmlReturn_t check_handle(const struct orion_nvml_gpu* device) {
+  if (init_count == 0) return NVML_ERROR_UNINITIALIZED;
   const uintptr_t first = (uintptr_t)inventory.gpus;
   const uintptr_t at = (uintptr_t)device;
   if (at < first || at >= (uintptr_t)(inventory.gpus + inventory.count) || (at - first) % sizeof *device)
@@ -99,48 +86,43 @@ static nvmlReturn_t check_device(const struct orion_nvml_gpu* device, const void
   return NVML_SUCCESS;
 }
 
-static nvmlReturn_t give_text(const char* text, char* out, unsigned int capacity) {
+nvmlReturn_t orion_nvml_device(nvmlDevice_t device, const void* output, bool live, orion_nvml_gpu* copy) {
+  pthread_mutex_lock(&lock);
+  nvmlReturn_t result = check_handle(device);
+  if (result == NVML_SUCCESS && !output) result = NVML_ERROR_INVALID_ARGUMENT;
+  if (result == NVML_SUCCESS && live) {
+    refresh();
+    if (!answered_last) result = NVML_ERROR_GPU_IS_LOST;
+  }
+  if (result == NVML_SUCCESS) memcpy(copy, device, sizeof *copy);
+  pthread_mutex_unlock(&lock);
+  return result;
+}
+
+uint32_t orion_nvml_processes(const orion_nvml_gpu* gpu, orion_nvml_process* out, uint32_t capacity) {
+  uint32_t count = 0;
+  pthread_mutex_lock(&lock);
+  for (uint32_t i = 0; i < inventory.process_count; i++) {
+    const orion_nvml_process* process = &inventory.processes[i];
+    if (process->server != gpu->server || process->ordinal != gpu->ordinal) continue;
+    if (count < capacity) out[count] = *process;
+    count++;
+  }
+  pthread_mutex_unlock(&lock);
+  return count;
+}
+
+nvmlReturn_t orion_nvml_text(const char* text, char* out, unsigned int capacity) {
   if (!text[0]) return NVML_ERROR_NOT_SUPPORTED;
   if (strlen(text) >= capacity) return NVML_ERROR_INSUFFICIENT_SIZE;
   memcpy(out, text, strlen(text) + 1);
   return NVML_SUCCESS;
 }
 
-NVML_API const char* nvmlErrorString(nvmlReturn_t result) {
-  switch (result) {
-    case NVML_SUCCESS:
-      return "Success";
-    case NVML_ERROR_UNINITIALIZED:
-      return "Uninitialized";
-    case NVML_ERROR_INVALID_ARGUMENT:
-      return "Invalid Argument";
-    case NVML_ERROR_NOT_SUPPORTED:
-      return "Not Supported";
-    case NVML_ERROR_NOT_FOUND:
-      return "Not Found";
-    case NVML_ERROR_INSUFFICIENT_SIZE:
-      return "Insufficient Size";
-    case NVML_ERROR_DRIVER_NOT_LOADED:
-      return "Driver Not Loaded";
-    case NVML_ERROR_GPU_IS_LOST:
-      return "GPU is lost";
-    default:
-      return "Unknown Error";
-  }
-}
-
-NVML_API nvmlReturn_t nvmlSystemGetDriverVersion(char* version, unsigned int length) {
-  const nvmlReturn_t result = check(version);
-  return result != NVML_SUCCESS ? result : give_text(inventory.driver_version, version, length);
-}
-
-NVML_API nvmlReturn_t nvmlSystemGetNVMLVersion(char* version, unsigned int length) {
-  if (!version) return NVML_ERROR_INVALID_ARGUMENT;
-  return give_text("13.0", version, length);
-}
+// ------------------------------------------------------------------------------------------------- handles
 
 static nvmlReturn_t get_count(unsigned int* count) {
-  const nvmlReturn_t result = check(count);
+  const nvmlReturn_t result = orion_nvml_check(count);
   if (result == NVML_SUCCESS) *count = inventory.count;
   return result;
 }
@@ -148,7 +130,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetCount(unsigned int* count) { return get_count
 NVML_API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int* count) { return get_count(count); }
 
 static nvmlReturn_t by_index(unsigned int index, nvmlDevice_t* device) {
-  const nvmlReturn_t result = check(device);
+  const nvmlReturn_t result = orion_nvml_check(device);
   if (result != NVML_SUCCESS) return result;
   if (index >= inventory.count) return NVML_ERROR_INVALID_ARGUMENT;
   *device = &inventory.gpus[index];
@@ -161,16 +143,41 @@ NVML_API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevi
   return by_index(index, device);
 }
 
+typedef bool (*gpu_match)(const orion_nvml_gpu* gpu, const void* wanted);
+
+static nvmlReturn_t by_match(gpu_match match, const void* wanted, nvmlDevice_t* device) {
+  nvmlReturn_t result = NVML_ERROR_NOT_FOUND;
+  pthread_mutex_lock(&lock);
+  refresh();
+  for (uint32_t i = 0; i < inventory.count && result != NVML_SUCCESS; i++) {
+    if (!match(&inventory.gpus[i], wanted)) continue;
+    *device = &inventory.gpus[i];
+    result = NVML_SUCCESS;
+  }
+  pthread_mutex_unlock(&lock);
+  return result;
+}
+
+static bool has_uuid(const orion_nvml_gpu* gpu, const void* wanted) { return strcasecmp(gpu->uuid, wanted) == 0; }
+
+static bool has_uuid_bytes(const orion_nvml_gpu* gpu, const void* wanted) {
+  return memcmp(gpu->uuid_bytes, wanted, sizeof gpu->uuid_bytes) == 0;
+}
+
 NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char* uuid, nvmlDevice_t* device) {
-  const nvmlReturn_t result = check(device);
+  const nvmlReturn_t result = orion_nvml_check(device);
+  if (result != NVML_SUCCESS) return result;
+  return uuid ? by_match(has_uuid, uuid, device) : NVML_ERROR_INVALID_ARGUMENT;
+}
+
+NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_v1_t* uuid, nvmlDevice_t* device) {
+  const nvmlReturn_t result = orion_nvml_check(device);
   if (result != NVML_SUCCESS) return result;
   if (!uuid) return NVML_ERROR_INVALID_ARGUMENT;
-  for (uint32_t i = 0; i < inventory.count; i++) {
-    if (strcasecmp(uuid, inventory.gpus[i].uuid) != 0) continue;
-    *device = &inventory.gpus[i];
-    return NVML_SUCCESS;
-  }
-  return NVML_ERROR_NOT_FOUND;
+  if (uuid->version != NVML_VERSION_OF(nvmlUUID_v1_t, 1)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+  if (uuid->type == 2) return by_match(has_uuid_bytes, uuid->value.bytes, device);
+  if (uuid->type != 1 || !memchr(uuid->value.text, 0, sizeof uuid->value.text)) return NVML_ERROR_INVALID_ARGUMENT;
+  return by_match(has_uuid, uuid->value.text, device);
 }
 
 static bool parse_pci(const char* text, unsigned int parts[3]) {
@@ -180,18 +187,17 @@ static bool parse_pci(const char* text, unsigned int parts[3]) {
   return sscanf(text, "%x:%x", &parts[1], &parts[2]) == 2;
 }
 
+static bool has_pci(const orion_nvml_gpu* gpu, const void* wanted) {
+  unsigned int parts[3];
+  return parse_pci(gpu->pci_bus_id, parts) && memcmp(parts, wanted, sizeof parts) == 0;
+}
+
 static nvmlReturn_t by_pci(const char* bus_id, nvmlDevice_t* device) {
-  const nvmlReturn_t result = check(device);
+  const nvmlReturn_t result = orion_nvml_check(device);
   if (result != NVML_SUCCESS) return result;
   unsigned int wanted[3];
   if (!bus_id || !parse_pci(bus_id, wanted)) return NVML_ERROR_INVALID_ARGUMENT;
-  for (uint32_t i = 0; i < inventory.count; i++) {
-    unsigned int parts[3];
-    if (!parse_pci(inventory.gpus[i].pci_bus_id, parts) || memcmp(parts, wanted, sizeof parts) != 0) continue;
-    *device = &inventory.gpus[i];
-    return NVML_SUCCESS;
-  }
-  return NVML_ERROR_NOT_FOUND;
+  return by_match(has_pci, wanted, device);
 }
 NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char* bus_id, nvmlDevice_t* device) {
   return by_pci(bus_id, device);
@@ -201,89 +207,84 @@ NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char* bus_id, nvmlD
 }
 
 NVML_API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int* index) {
-  const nvmlReturn_t result = check_device(device, index);
+  orion_nvml_gpu gpu;
+  const nvmlReturn_t result = orion_nvml_device(device, index, false, &gpu);
   if (result == NVML_SUCCESS) *index = (unsigned int)(device - inventory.gpus);
   return result;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char* name, unsigned int length) {
-  const nvmlReturn_t result = check_device(device, name);
-  return result != NVML_SUCCESS ? result : give_text(device->name, name, length);
+// ------------------------------------------------------------------------------------------------- the system
+
+NVML_API const char* nvmlErrorString(nvmlReturn_t result) {
+  static const char* const names[] = {"Success",
+                                      "Uninitialized",
+                                      "Invalid Argument",
+                                      "Not Supported",
+                                      "Insufficient Permissions",
+                                      "Already Initialized",
+                                      "Not Found",
+                                      "Insufficient Size",
+                                      "Insufficient External Power",
+                                      "Driver Not Loaded",
+                                      "Timeout",
+                                      "Interrupt Request Issue",
+                                      "NVML Shared Library Not Found",
+                                      "Function Not Found",
+                                      "Corrupted infoROM",
+                                      "GPU is lost",
+                                      "GPU requires restart",
+                                      "The operating system has blocked the request.",
+                                      "RM has detected an NVML/RM version mismatch.",
+                                      "In use by another client",
+                                      "Insufficient Memory",
+                                      "No data",
+                                      "ECC is not enabled for the vGPU",
+                                      "Insufficient Resources",
+                                      "Frequency not supported",
+                                      "Argument version mismatch",
+                                      "Deprecated",
+                                      "Not ready",
+                                      "GPU not found",
+                                      "Invalid state",
+                                      "Reset type not supported"};
+  return result >= 0 && result < (int)(sizeof names / sizeof *names) ? names[result] : "Unknown Error";
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char* uuid, unsigned int length) {
-  const nvmlReturn_t result = check_device(device, uuid);
-  return result != NVML_SUCCESS ? result : give_text(device->uuid, uuid, length);
+NVML_API nvmlReturn_t nvmlSystemGetDriverVersion(char* version, unsigned int length) {
+  const nvmlReturn_t result = orion_nvml_check(version);
+  return result != NVML_SUCCESS ? result : orion_nvml_text(inventory.driver, version, length);
 }
 
-static nvmlReturn_t get_memory(nvmlDevice_t device, unsigned long long* total, unsigned long long* used) {
-  nvmlReturn_t result = NVML_SUCCESS;
-  pthread_mutex_lock(&lock);
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  const long age_ms = (now.tv_sec - asked_at.tv_sec) * 1000 + (now.tv_nsec - asked_at.tv_nsec) / 1000000;
-  if (age_ms > FRESH_MS) {
-    orion_nvml_inventory* fresh = malloc(sizeof *fresh);
-    if (fresh && orion_nvml_ask(fresh, true) && fresh->count == inventory.count) {
-      for (uint32_t i = 0; i < inventory.count; i++) {
-        inventory.gpus[i].total_bytes = fresh->gpus[i].total_bytes;
-        inventory.gpus[i].used_bytes = fresh->gpus[i].used_bytes;
-      }
-      asked_at = now;
-    } else {
-      result = NVML_ERROR_GPU_IS_LOST;
-    }
-    free(fresh);
-  }
-  *total = device->total_bytes;
-  *used = device->used_bytes < device->total_bytes ? device->used_bytes : device->total_bytes;
-  pthread_mutex_unlock(&lock);
-  return result;
-}
-
-NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t* memory) {
-  nvmlReturn_t result = check_device(device, memory);
-  if (result == NVML_SUCCESS) result = get_memory(device, &memory->total, &memory->used);
-  if (result == NVML_SUCCESS) memory->free = memory->total - memory->used;
-  return result;
-}
-
-NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t* memory) {
-  nvmlReturn_t result = check_device(device, memory);
-  if (result == NVML_SUCCESS) result = get_memory(device, &memory->total, &memory->used);
+// "13." and the driver's version, as NVIDIA's library numbers itself.
+NVML_API nvmlReturn_t nvmlSystemGetNVMLVersion(char* version, unsigned int length) {
+  const nvmlReturn_t result = orion_nvml_check(version);
   if (result != NVML_SUCCESS) return result;
-  memory->reserved = 0;
-  memory->free = memory->total - memory->used;
+  char text[sizeof inventory.driver + 8];
+  snprintf(text, sizeof text, "%d.%s", inventory.driver_version / 1000, inventory.driver[0] ? inventory.driver : "0");
+  return orion_nvml_text(text, version, length);
+}
+
+static nvmlReturn_t get_cuda_version(int* version) {
+  const nvmlReturn_t result = orion_nvml_check(version);
+  if (result != NVML_SUCCESS) return result;
+  if (!inventory.driver_version) return NVML_ERROR_NOT_SUPPORTED;
+  *version = inventory.driver_version;
   return NVML_SUCCESS;
 }
+NVML_API nvmlReturn_t nvmlSystemGetCudaDriverVersion(int* version) { return get_cuda_version(version); }
+NVML_API nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int* version) { return get_cuda_version(version); }
 
-static nvmlReturn_t get_pci(nvmlDevice_t device, nvmlPciInfo_t* pci) {
-  const nvmlReturn_t result = check_device(device, pci);
+// Processes here are the tenant's own: they run on this machine.
+NVML_API nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char* name, unsigned int length) {
+  const nvmlReturn_t result = orion_nvml_check(name);
   if (result != NVML_SUCCESS) return result;
-  unsigned int parts[3];
-  if (!parse_pci(device->pci_bus_id, parts)) return NVML_ERROR_NOT_SUPPORTED;
-  memset(pci, 0, sizeof *pci);
-  pci->domain = parts[0];
-  pci->bus = parts[1];
-  pci->device = parts[2];
-  snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", parts[0] & 0xffff, parts[1] & 0xff,
-           parts[2] & 0xff);
-  snprintf(pci->busId, sizeof pci->busId, "%08X:%02X:%02X.0", parts[0], parts[1] & 0xff, parts[2] & 0xff);
-  return NVML_SUCCESS;
-}
-NVML_API nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t* pci) { return get_pci(device, pci); }
-NVML_API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t* pci) { return get_pci(device, pci); }
-
-NVML_API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, void* rates) {
-  const nvmlReturn_t result = check_device(device, rates);
-  return result != NVML_SUCCESS ? result : NVML_ERROR_NOT_SUPPORTED;
-}
-NVML_API nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned int* celsius) {
-  (void)sensor;
-  const nvmlReturn_t result = check_device(device, celsius);
-  return result != NVML_SUCCESS ? result : NVML_ERROR_NOT_SUPPORTED;
-}
-NVML_API nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int* milliwatts) {
-  const nvmlReturn_t result = check_device(device, milliwatts);
-  return result != NVML_SUCCESS ? result : NVML_ERROR_NOT_SUPPORTED;
+  if (length == 0) return NVML_ERROR_INVALID_ARGUMENT;
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%u/cmdline", pid);
+  FILE* file = fopen(path, "re");
+  if (!file) return NVML_ERROR_NOT_FOUND;
+  const size_t bytes = fread(name, 1, length - 1, file);
+  fclose(file);
+  name[bytes] = 0;  // the first argument ends in a zero of its own
+  return bytes ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }

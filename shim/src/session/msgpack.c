@@ -54,6 +54,8 @@ void orion_pack_unsigned(orion_packer* p, uint64_t value) {
     put_head(p, 0xcf, value, 8);
 }
 
+void orion_pack_bool(orion_packer* p, bool value) { put_head(p, value ? 0xc3 : 0xc2, 0, 0); }
+
 void orion_pack_raw(orion_packer* p, const void* packed, size_t bytes) { put(p, packed, bytes); }
 
 static uint64_t get(orion_unpacker* u, size_t width_bytes) {

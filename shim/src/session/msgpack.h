@@ -20,6 +20,7 @@ void orion_pack_array(orion_packer* p, uint32_t items);
 void orion_pack_string(orion_packer* p, const char* text);
 void orion_pack_binary(orion_packer* p, const void* data, uint32_t bytes);
 void orion_pack_unsigned(orion_packer* p, uint64_t value);
+void orion_pack_bool(orion_packer* p, bool value);
 void orion_pack_raw(orion_packer* p, const void* packed, size_t bytes);  // already msgpack
 
 typedef struct orion_unpacker {
