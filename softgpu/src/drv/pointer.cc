@@ -62,7 +62,7 @@ CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdev
     case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
       return give<CUdeviceptr>(data, region.begin);
     case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID:
-      return give<uint64_t>(data, region.buffer_id);
+      return give<uint64_t>(data, region.physical ? region.physical->handle : region.buffer_id);
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
       return give<bool>(data, false);
     case CU_POINTER_ATTRIBUTE_P2P_TOKENS:
