@@ -1,4 +1,5 @@
 // Arrays and mipmapped arrays: descriptors, copies with every other kind of memory, and what is refused.
+// clang-format off
 #define CALLS(X)                                                                                                  \
   X(cuArrayCreate_v2, (CUarray*, const CUDA_ARRAY_DESCRIPTOR*))                                                   \
   X(cuArray3DCreate_v2, (CUarray*, const CUDA_ARRAY3D_DESCRIPTOR*))                                               \
@@ -29,6 +30,7 @@
                   X(cuStreamDestroy_v2, (CUstream)) X(cuCtxSynchronize, (void))                                   \
                       X(cuMemsetD8_v2, (CUdeviceptr, unsigned char, size_t))                                      \
                           X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice)) X(cuCtxDestroy_v2, (CUcontext))
+// clang-format on
 
 #include "area.h"
 

@@ -1,4 +1,5 @@
 // 2D and 3D copies between every pair of memory kinds, against a model; batches of copies; what is refused.
+// clang-format off
 #define CALLS(X)                                                                                                       \
   X(cuMemcpy2D_v2, (const CUDA_MEMCPY2D*))                                                                             \
   X(cuMemcpy2DAsync_v2, (const CUDA_MEMCPY2D*, CUstream))                                                              \
@@ -18,6 +19,7 @@
                                                              CUmemcpyAttributes*, size_t*, size_t, size_t*, CUstream)) \
                                           X(cuMemcpy3DBatchAsync_v2,                                                   \
                                             (size_t, CUDA_MEMCPY3D_BATCH_OP*, unsigned long long, CUstream))
+// clang-format on
 
 #include "area.h"
 

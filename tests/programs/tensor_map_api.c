@@ -1,4 +1,5 @@
 // Tensor maps: what the driver refuses, and that a map depends on its arguments and on nothing else.
+// clang-format off
 #define CALLS(X)                                                                                                     \
   X(cuTensorMapEncodeTiled,                                                                                          \
     (CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,  \
@@ -9,6 +10,7 @@
      CUtensorMapL2promotion, CUtensorMapFloatOOBfill))                                                               \
   X(cuTensorMapReplaceAddress, (CUtensorMap*, void*))                                                                \
   X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr))
+// clang-format on
 
 #include "area.h"
 

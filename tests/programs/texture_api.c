@@ -1,5 +1,6 @@
 // Textures and surfaces: fetches by kernels with every kind of resource, address mode and filter; surface loads and
 // stores; what objects say of themselves.
+// clang-format off
 #define CALLS(X)                                                                                                   \
   X(cuTexObjectCreate,                                                                                             \
     (CUtexObject*, const CUDA_RESOURCE_DESC*, const CUDA_TEXTURE_DESC*, const CUDA_RESOURCE_VIEW_DESC*))           \
@@ -23,6 +24,7 @@
                                                   X(cuLaunchKernel,                                                \
                                                     (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, \
                                                      unsigned, unsigned, CUstream, void**, void**))
+// clang-format on
 
 #include "area.h"
 

@@ -31,7 +31,7 @@ typedef struct CUDA_ARRAY_SPARSE_PROPERTIES_st {
 // ---- textures and surfaces
 typedef unsigned int CUresourceViewFormat;
 
-typedef struct CUDA_RESOURCE_DESC_st {
+typedef struct CUDA_RESOURCE_DESC_st {  // NOLINT(bugprone-tagged-union-member-count): the fifth reserves room
   CUresourcetype resType;
   union {
     struct {

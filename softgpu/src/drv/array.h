@@ -41,7 +41,7 @@ enum CUresourcetype : int {
   CU_RESOURCE_TYPE_PITCH2D = 3,
 };
 
-struct CUDA_RESOURCE_DESC {
+struct CUDA_RESOURCE_DESC {  // NOLINT(bugprone-tagged-union-member-count): the fifth reserves room
   CUresourcetype resType;
   union {
     CUarray array;

@@ -58,6 +58,7 @@ bool readable(Warp& w, uint64_t address, uint32_t bytes) {
 /// An index inside [0, size), or -1 for the border.
 int64_t place(Mode mode, int64_t i, int64_t size) {
   if (i >= 0 && i < size) return i;
+  if (size < 1) return -1;
   switch (mode) {
     case Mode::wrap:
       return (i % size + size) % size;
