@@ -201,3 +201,19 @@ ORION_API CUresult cuDeviceGetP2PAttribute(int* value, CUdevice_P2PAttribute att
   *value = 0;
   return CUDA_SUCCESS;
 }
+
+ORION_API CUresult cuDeviceGetTexture1DLinearMaxWidth(size_t* elements, CUarray_format format, unsigned int channels,
+                                                      CUdevice device) {
+  ORION_ENTER_DEVICE(state, device);
+  (void)format;
+  ORION_REQUIRE(elements != NULL && (channels == 1 || channels == 2 || channels == 4), CUDA_ERROR_INVALID_VALUE);
+  *elements = (size_t)attribute_of(state, CU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_LINEAR_WIDTH);
+  return CUDA_SUCCESS;
+}
+
+/// Which lines of the L2 cache persist never changes a result; other tenants share it: nothing is sent.
+ORION_API CUresult cuCtxResetPersistingL2Cache(void) {
+  ORION_ENTER_CONTEXT(context);
+  (void)context;
+  return CUDA_SUCCESS;
+}

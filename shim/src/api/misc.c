@@ -74,3 +74,59 @@ ORION_API CUresult cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr address, 
 
   return wait_value(stream, address, value, flags, 8);
 }
+
+// ------------------------------------------------------------------------------------------------ batches of them
+
+static bool is_known(const CUstreamBatchMemOpParams* op) {
+  switch (op->operation) {
+    case CU_STREAM_MEM_OP_WAIT_VALUE_32:
+    case CU_STREAM_MEM_OP_WAIT_VALUE_64:
+    case CU_STREAM_MEM_OP_WRITE_VALUE_32:
+    case CU_STREAM_MEM_OP_WRITE_VALUE_64:
+      return check_value_address(op->waitValue.address, op->operation >= CU_STREAM_MEM_OP_WAIT_VALUE_64 ? 8 : 4) ==
+             CUDA_SUCCESS;
+    case CU_STREAM_MEM_OP_BARRIER:
+      return op->memoryBarrier.flags <= 1;
+    default:
+      return false;  // remote writes to flush there are none
+  }
+}
+
+static CUresult run_one(CUstream stream, const CUstreamBatchMemOpParams* op) {
+  switch (op->operation) {
+    case CU_STREAM_MEM_OP_WAIT_VALUE_32:
+      return wait_value(stream, op->waitValue.address, op->waitValue.value, op->waitValue.flags, 4);
+    case CU_STREAM_MEM_OP_WAIT_VALUE_64:
+      return wait_value(stream, op->waitValue.address, op->waitValue.value64, op->waitValue.flags, 8);
+    case CU_STREAM_MEM_OP_WRITE_VALUE_32:
+      return write_value(stream, op->writeValue.address, op->writeValue.value, op->writeValue.flags, 4);
+    case CU_STREAM_MEM_OP_WRITE_VALUE_64:
+      return write_value(stream, op->writeValue.address, op->writeValue.value64, op->writeValue.flags, 8);
+    default:
+      return CUDA_SUCCESS;  // a barrier: operations of one stream are in order already
+  }
+}
+
+/// All are checked before the first is queued.
+static CUresult run_batch(CUstream handle, unsigned count, const CUstreamBatchMemOpParams* ops, unsigned flags) {
+  ORION_ENTER_STREAM(stream, handle);
+  (void)stream;
+  const unsigned most = 256;
+  ORION_REQUIRE(ops != NULL && count > 0 && count <= most && flags == 0, CUDA_ERROR_INVALID_VALUE);
+  for (unsigned i = 0; i < count; i++) ORION_REQUIRE(is_known(&ops[i]), CUDA_ERROR_INVALID_VALUE);
+  CUresult result = CUDA_SUCCESS;
+  for (unsigned i = 0; i < count && result == CUDA_SUCCESS; i++) result = run_one(handle, &ops[i]);
+  return result;
+}
+
+ORION_API CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatchMemOpParams* ops,
+                                         unsigned int flags) {
+  ORION_COUNTED();
+  return run_batch(stream, count, ops, flags);
+}
+
+ORION_API CUresult cuStreamBatchMemOp(CUstream stream, unsigned int count, CUstreamBatchMemOpParams* ops,
+                                      unsigned int flags) {
+  ORION_COUNTED();
+  return run_batch(stream, count, ops, flags);
+}

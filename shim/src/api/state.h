@@ -43,6 +43,15 @@ typedef struct orion_object {
   uint32_t epoch;
 } orion_object;
 
+/// Hints that a program gives a stream; what it has not set has its default.
+typedef struct orion_stream_attributes {
+  uint32_t set;  // one bit for each attribute
+  CUsynchronizationPolicy sync_policy;
+  CUlaunchMemSyncDomain domain;
+  CUlaunchMemSyncDomainMap domain_map;
+  CUaccessPolicyWindow access_policy;
+} orion_stream_attributes;
+
 /// One ordered queue of work. The NULL stream of a context is one too, with wire index 0.
 #define ORION_WAITS_KEPT 8u
 typedef struct orion_stream {
@@ -66,6 +75,7 @@ typedef struct orion_stream {
   // Tickets (word << 48 | value) of events that the stream has waited for lately: its later work comes after them.
   _Atomic uint64_t waited[ORION_WAITS_KEPT];
   _Atomic uint32_t waited_next;
+  orion_stream_attributes attributes;  // under the mutex
 } orion_stream;
 
 /// Work of a destroyed stream that a context-wide wait still has to cover.

@@ -26,6 +26,8 @@ void orion_stream_prepare_null(orion_context* context) {
   stream->session = context->session;
   stream->wire_index = 0;
   stream->word = ORION_WORD_NULL_STREAM + context->entry.index;
+  stream->priority = 0;
+  stream->attributes.set = 0;
   stream->id = orion_next_id();
   atomic_store(&stream->host_function, 0);
   forget_pending(stream);
@@ -260,6 +262,7 @@ static CUresult create(orion_context* context, uint32_t flags, int32_t priority,
   stream->word = ORION_WORD_STREAMS + stream->entry.index;
   stream->flags = flags;
   stream->priority = priority;
+  stream->attributes.set = 0;
   stream->id = orion_next_id();
   atomic_store(&stream->host_function, 0);
   for (uint32_t i = 0; i < ORION_WAITS_KEPT; i++) atomic_store_explicit(&stream->waited[i], 0, memory_order_relaxed);

@@ -23,7 +23,6 @@ ORION_API CUresult cuCoredumpSetAttributeGlobal(CUcoredumpSettings attrib, void 
 ORION_API CUresult cuCtxFromGreenCtx(CUcontext *pContext, CUgreenCtx hCtx) { return orion_not_implemented("cuCtxFromGreenCtx"); }
 ORION_API CUresult cuCtxGetDevResource(CUcontext hCtx, CUdevResource *resource, CUdevResourceType type) { return orion_not_implemented("cuCtxGetDevResource"); }
 ORION_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent) { return orion_not_implemented("cuCtxRecordEvent"); }
-ORION_API CUresult cuCtxResetPersistingL2Cache(void) { return orion_not_implemented("cuCtxResetPersistingL2Cache"); }
 ORION_API CUresult cuCtxWaitEvent(CUcontext hCtx, CUevent hEvent) { return orion_not_implemented("cuCtxWaitEvent"); }
 ORION_API CUresult cuDestroyExternalMemory(CUexternalMemory extMem) { return orion_not_implemented("cuDestroyExternalMemory"); }
 ORION_API CUresult cuDestroyExternalSemaphore(CUexternalSemaphore extSem) { return orion_not_implemented("cuDestroyExternalSemaphore"); }
@@ -40,8 +39,6 @@ ORION_API CUresult cuDeviceGetLuid(char *luid, unsigned int *deviceNodeMask, CUd
 ORION_API CUresult cuDeviceGetNvSciSyncAttributes(void *nvSciSyncAttrList, CUdevice dev, int flags) { return orion_not_implemented("cuDeviceGetNvSciSyncAttributes"); }
 ORION_API CUresult cuDeviceGetP2PAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
                                                     unsigned int count, CUdevice srcDevice, CUdevice dstDevice) { return orion_not_implemented("cuDeviceGetP2PAtomicCapabilities"); }
-ORION_API CUresult cuDeviceGetTexture1DLinearMaxWidth(size_t *maxWidthInElements, CUarray_format format,
-                                                      unsigned int numChannels, CUdevice dev) { return orion_not_implemented("cuDeviceGetTexture1DLinearMaxWidth"); }
 ORION_API CUresult cuDeviceGraphMemTrim(CUdevice device) { return orion_not_implemented("cuDeviceGraphMemTrim"); }
 ORION_API CUresult cuDeviceRegisterAsyncNotification(CUdevice device, CUasyncCallback callbackFunc, void *userData,
                                                      CUasyncCallbackHandle *callback) { return orion_not_implemented("cuDeviceRegisterAsyncNotification"); }
@@ -257,14 +254,6 @@ ORION_API CUresult cuSignalExternalSemaphoresAsync(const CUexternalSemaphore *ex
                                                    const CUDA_EXTERNAL_SEMAPHORE_SIGNAL_PARAMS *paramsArray,
                                                    unsigned int numExtSems, CUstream stream) { return orion_not_implemented("cuSignalExternalSemaphoresAsync"); }
 ORION_API CUresult cuStreamAttachMemAsync(CUstream hStream, CUdeviceptr dptr, size_t length, unsigned int flags) { return orion_not_implemented("cuStreamAttachMemAsync"); }
-ORION_API CUresult cuStreamBatchMemOp(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *paramArray,
-                                      unsigned int flags) { return orion_not_implemented("cuStreamBatchMemOp"); }
-ORION_API CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *paramArray,
-                                         unsigned int flags) { return orion_not_implemented("cuStreamBatchMemOp_v2"); }
-ORION_API CUresult cuStreamCopyAttributes(CUstream dst, CUstream src) { return orion_not_implemented("cuStreamCopyAttributes"); }
-ORION_API CUresult cuStreamGetAttribute(CUstream hStream, CUstreamAttrID attr, CUstreamAttrValue *value_out) { return orion_not_implemented("cuStreamGetAttribute"); }
-ORION_API CUresult cuStreamGetGreenCtx(CUstream hStream, CUgreenCtx *phCtx) { return orion_not_implemented("cuStreamGetGreenCtx"); }
-ORION_API CUresult cuStreamSetAttribute(CUstream hStream, CUstreamAttrID attr, const CUstreamAttrValue *value) { return orion_not_implemented("cuStreamSetAttribute"); }
 ORION_API CUresult cuStreamWaitValue32(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) { return orion_not_implemented("cuStreamWaitValue32"); }
 ORION_API CUresult cuStreamWaitValue64(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) { return orion_not_implemented("cuStreamWaitValue64"); }
 ORION_API CUresult cuStreamWriteValue32(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) { return orion_not_implemented("cuStreamWriteValue32"); }
