@@ -74,24 +74,24 @@ uint64_t orion_engine_segment_bytes(void) { return sizeof(orion_segment); }
 uint64_t orion_engine_arena_bytes(void) { return ORION_HOST_ARENA_BYTES; }
 
 // ------------------------------------------------------------------------------------------------ one operation
-bool engine_check_header(orion_engine* e, const orion_op* op, bool express) {
-  const char* fault = NULL;
-  if (op->code >= ORION_OP_CODE_END || !ORION_OP_INFO[op->code].fixed_bytes) {
-    fault = "unknown operation";
-  } else if (op->bytes < ORION_OP_INFO[op->code].fixed_bytes || op->bytes > ORION_OP_MAX_BYTES ||
-             (!ORION_OP_INFO[op->code].has_tail && op->bytes != ORION_OP_INFO[op->code].fixed_bytes)) {
-    fault = "wrong size";
-  } else if (op->context >= ORION_CONTEXTS) {
-    fault = "context out of range";
-  } else if (op->thread >= ORION_THREADS) {
-    fault = "thread out of range";
-  } else if (op->stream >= ORION_STREAMS) {
-    fault = "stream out of range";
-  } else if (op->reply_slot != ORION_NO_REPLY && op->reply_slot >= ORION_REPLY_SLOTS) {
-    fault = "reply slot out of range";
-  } else if (express && !(ORION_OP_INFO[op->code].flags & ORION_OPF_EXPRESS)) {
-    fault = "operation does not belong in the express ring";
+const char* engine_header_fault(const orion_op* op, bool express) {
+  if (op->code >= ORION_OP_CODE_END || !ORION_OP_INFO[op->code].fixed_bytes) return "unknown operation";
+  if (op->bytes < ORION_OP_INFO[op->code].fixed_bytes || op->bytes > ORION_OP_MAX_BYTES ||
+      (!ORION_OP_INFO[op->code].has_tail && op->bytes != ORION_OP_INFO[op->code].fixed_bytes)) {
+    return "wrong size";
   }
+  if (op->context >= ORION_CONTEXTS) return "context out of range";
+  if (op->thread >= ORION_THREADS) return "thread out of range";
+  if (op->stream >= ORION_STREAMS) return "stream out of range";
+  if (op->reply_slot != ORION_NO_REPLY && op->reply_slot >= ORION_REPLY_SLOTS) return "reply slot out of range";
+  if (express && !(ORION_OP_INFO[op->code].flags & ORION_OPF_EXPRESS)) {
+    return "operation does not belong in the express ring";
+  }
+  return NULL;
+}
+
+bool engine_check_header(orion_engine* e, const orion_op* op, bool express) {
+  const char* fault = engine_header_fault(op, express);
   if (!fault) return true;
   engine_end(e, ORION_END_BROKEN, "malformed operation (code %u, %u bytes): %s", op->code, op->bytes, fault);
   return false;

@@ -45,6 +45,7 @@ static void close_graph(orion_engine* e, graph_state* g) {
   if (!g->alive) return;
   if (g->exec) (void)e->driver.graph_exec_destroy(g->exec);
   if (g->graph) (void)e->driver.graph_destroy(g->graph);
+  e->graphs->node_count -= g->node_count;
   free(g->nodes);
   free(g->edges);
   free(g->effects);
@@ -280,13 +281,15 @@ static void define(orion_engine* e, const orion_op* op) {
   const orion_op_graph_define* o = (const orion_op_graph_define*)op;
   if (!use_context(e, op)) return;
   const bool shares_lane = o->callback && !o->word;
-  if (!o->exec || o->exec >= ORION_GRAPHS || e->graphs->states[o->exec].alive || o->node_count > ORION_GRAPH_NODES ||
-      o->callback >= ORION_CLIENT_WORDS || o->word >= ORION_WORDS || (o->word && o->word < ORION_WORD_DYNAMIC)) {
+  if (!o->exec || o->exec >= ORION_GRAPHS || e->graphs->states[o->exec].alive ||
+      o->node_count > ORION_GRAPH_NODES - e->graphs->node_count || o->callback >= ORION_CLIENT_WORDS ||
+      o->word >= ORION_WORDS || (o->word && o->word < ORION_WORD_DYNAMIC)) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }
   graph_state* g = &e->graphs->states[o->exec];
   *g = (graph_state){.epoch = g->epoch, .context = op->context, .node_count = o->node_count, .alive = true};
+  e->graphs->node_count += o->node_count;
   if (o->exec >= e->graphs->high) e->graphs->high = o->exec + 1;
   g->nodes = calloc(o->node_count ? o->node_count : 1, sizeof *g->nodes);
   if (shares_lane) {
@@ -295,20 +298,20 @@ static void define(orion_engine* e, const orion_op* op) {
     g->lane = graph_lane(e, o->callback, o->word, o->host_base, o->exec);
   }
   if (!g->nodes || (o->callback && !g->lane)) fail(g, 0, CUDA_ERROR_OUT_OF_MEMORY);
-  if (!g->nodes) g->node_count = 0;
+  if (!g->nodes) {
+    e->graphs->node_count -= g->node_count;
+    g->node_count = 0;
+  }
   for (uint32_t i = 0; i < g->node_count; i++) g->nodes[i].event = ORION_EVENTS;
   fail(g, 0, answer_check(e, op->context, (int32_t)e->driver.graph_create(&g->graph, 0)));
   answer_result(e, op, 0);
 }
 
-// The operation inside a GRAPH_NODE or GRAPH_SET_NODE. NULL: none that a correct client sends; the session has ended.
-static const orion_op* inner_operation(orion_engine* e, const orion_op* op) {
+// The operation inside a GRAPH_NODE or GRAPH_SET_NODE; NULL when it is none of this context.
+static const orion_op* inner_operation(const orion_op* op) {
   const orion_op* inner = (const orion_op*)op_tail(op);
-  if (op_tail_bytes(op) < sizeof *inner || inner->bytes != op_tail_bytes(op)) {
-    engine_end(e, ORION_END_BROKEN, "malformed operation in a graph node");
-    return NULL;
-  }
-  return engine_check_header(e, inner, false) ? inner : NULL;
+  if (op_tail_bytes(op) < sizeof *inner || inner->bytes != op_tail_bytes(op)) return NULL;
+  return !engine_header_fault(inner, false) && inner->context == op->context ? inner : NULL;
 }
 
 static void node(orion_engine* e, const orion_op* op) {
@@ -333,10 +336,9 @@ static void node(orion_engine* e, const orion_op* op) {
       result = (int32_t)e->driver.graph_add_host(&n->handle, g->graph, NULL, 0, &params);
     }
   } else {
-    const orion_op* inner = inner_operation(e, op);
-    if (!inner) return;
+    const orion_op* inner = inner_operation(op);
     description d;
-    result = inner->context == op->context ? describe(e, inner, &d) : CUDA_ERROR_INVALID_CONTEXT;
+    result = inner ? describe(e, inner, &d) : CUDA_ERROR_INVALID_VALUE;
     if (!result && g->graph) result = (int32_t)add_node(e, inner, g->graph, &d, &n->handle);
     if (!result) {
       n->code = inner->code;
@@ -497,11 +499,9 @@ static void set_node(orion_engine* e, const orion_op* op) {
     return;
   }
   graph_node* n = &g->nodes[o->node];
-  const orion_op* inner = o->kind == GRAPH_NODE_OPERATION ? inner_operation(e, op) : op;
-  if (!inner) return;
+  const orion_op* inner = o->kind == GRAPH_NODE_OPERATION ? inner_operation(op) : NULL;
   description d;
-  int32_t result = CUDA_ERROR_INVALID_VALUE;
-  if (o->kind == GRAPH_NODE_OPERATION && n->code && inner->context == op->context) result = describe(e, inner, &d);
+  int32_t result = inner && n->code ? describe(e, inner, &d) : CUDA_ERROR_INVALID_VALUE;
   const orion_driver* v = &e->driver;
   const CUcontext context = e->contexts[op->context].handle;
   if (!result) {

@@ -39,6 +39,7 @@ typedef struct graph_state {
 typedef struct graph_table {
   graph_state* states;  // ORION_GRAPHS
   uint32_t high;
+  uint32_t node_count;  // of all: bounds what a session can make its worker hold
   struct host_lane* first_lane;
   struct host_lane* lanes[ORION_CLIENT_WORDS];
   _Atomic uint32_t ending;        // nothing waits for the client any more

@@ -326,6 +326,8 @@ void engine_dispatch(orion_engine* e, const orion_op* op, bool express);
 void engine_wake(orion_engine* e);
 /// Takes up to `limit` operations out of the express ring. Returns how many.
 uint32_t engine_drain_express(orion_engine* e, uint32_t limit);
+/// What is wrong with the header of a whole operation; NULL: nothing.
+const char* engine_header_fault(const orion_op* op, bool express);
 /// Checks code and size of a whole operation; ends the session and returns false if no correct client sends it.
 bool engine_check_header(orion_engine* e, const orion_op* op, bool express);
 

@@ -43,13 +43,13 @@ typedef struct orion_op {
 #define ORION_EVENTS 1048576u  // per session
 #define ORION_MODULES 65536u
 #define ORION_FUNCTIONS 1048576u
-#define ORION_MEMORIES 262144u  // 1 .. 262143: cuMemCreate
-#define ORION_GRAPHS 65536u  // executable graphs, 1 .. 65535
-#define ORION_GRAPH_NODES (1u << 20)  // of one executable graph
+#define ORION_MEMORIES 262144u        // 1 .. 262143: cuMemCreate
+#define ORION_GRAPHS 65536u           // executable graphs, 1 .. 65535
+#define ORION_GRAPH_NODES (1u << 20)  // of all executable graphs of a session
 #define ORION_ARRAYS 65536u
 #define ORION_MIPMAPS 65536u
 #define ORION_TEXTURES 65536u  // and surfaces
-#define ORION_THREADS 1024u  // client threads share indices modulo this
+#define ORION_THREADS 1024u    // client threads share indices modulo this
 #define ORION_DEVICES 64u
 
 // ---------------------------------------------------------------------------------------------- words

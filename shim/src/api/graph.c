@@ -74,11 +74,13 @@ orion_op* orion_op_keep(const orion_op* op, uint32_t head_bytes, const void* tai
 
 void orion_work_drop(orion_node_work* work) {
   free(work->op);
+  if (work->memory != NULL) orion_graph_memory_release(work->memory);
   *work = (orion_node_work){0};
 }
 
 bool orion_work_copy(orion_node_work* to, const orion_node_work* from) {
   *to = *from;
+  if (to->memory != NULL) orion_graph_memory_hold(to->memory);
   if (from->op == NULL) return true;
   to->op = malloc(from->op->bytes);
   if (to->op == NULL) return false;

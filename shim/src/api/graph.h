@@ -28,6 +28,8 @@ typedef struct orion_host_side {
   bool is_written;
 } orion_host_side;
 
+typedef struct orion_graph_memory orion_graph_memory;
+
 typedef struct orion_node_work {
   orion_op* op;  // owned; complete but for what an orion_host_side replaces. NULL: nothing for the worker
   orion_host_side host;
@@ -36,6 +38,7 @@ typedef struct orion_node_work {
   uint64_t event;    // handle, of event nodes
   uint64_t address;  // of memory nodes
   uint64_t bytes;
+  orion_graph_memory* memory;  // of an allocating node: held
 } orion_node_work;
 
 typedef struct orion_node {
@@ -98,7 +101,8 @@ CUresult orion_held_copy(const orion_graph* graph, orion_held_object** list, uin
 void orion_held_release(orion_held_object* list, uint32_t used);  // not under the mutex: destructors run
 
 // graph_node.c
-CUresult orion_work_from_params(const CUgraphNodeParams* params, orion_context** context, orion_node_work* work);
+/// A new node's allocation tells its address in `params`.
+CUresult orion_work_from_params(CUgraphNodeParams* params, orion_context** context, orion_node_work* work);
 /// A linear or pitched copy between host memory that no operation can name and the device.
 typedef struct orion_copy_shape {
   uint64_t device_address, device_pitch, device_rows;
@@ -108,6 +112,21 @@ typedef struct orion_copy_shape {
   bool to_device;
 } orion_copy_shape;
 bool orion_work_host_copy(const orion_copy_shape* shape, const orion_context* context, orion_node_work* work);
+
+// graph_memory.c: memory that graphs allocate
+extern _Atomic bool orion_graph_memory_used;
+void orion_graph_memory_hold(orion_graph_memory* memory);
+void orion_graph_memory_release(orion_graph_memory* memory);
+CUresult orion_work_allocate(CUDA_MEM_ALLOC_NODE_PARAMS* params, orion_context** context, orion_node_work* work);
+CUresult orion_work_free(uint64_t address, orion_node_work* work);
+CUresult orion_capture_allocate(orion_stream* stream, uint64_t bytes, uint64_t* address);
+CUresult orion_capture_free(orion_stream* stream, uint64_t address);
+bool orion_graph_memory_free_slow(uint64_t address, CUresult* result);
+/// The program frees memory. False: it is not a graph's.
+static inline bool orion_graph_memory_free(uint64_t address, CUresult* result) {
+  return atomic_load_explicit(&orion_graph_memory_used, memory_order_acquire) &&
+         orion_graph_memory_free_slow(address, result);
+}
 
 // graph_host.c
 struct orion_exec;
@@ -148,6 +167,8 @@ typedef struct orion_exec {
 } orion_exec;
 ORION_OBJECT_CHECK(orion_exec);
 
+/// A launch allocates and frees what its nodes say: 1 when something is still allocated from before.
+CUresult orion_graph_memory_launch(const orion_step* steps, uint32_t count, bool frees_itself);
 void orion_exec_release(orion_exec* exec);
 /// A lane for the exec's host nodes. *base: what its generations count on from.
 CUresult orion_lane_open(orion_exec* exec, uint64_t* base);

@@ -80,7 +80,7 @@ static CUresult add_graph(listing* list, const orion_graph* graph) {
     // Memory of a graph is there as long as the graph is: allocating and freeing are only places in the order.
     const bool is_memory = node->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || node->type == CU_GRAPH_NODE_TYPE_MEM_FREE;
     if (is_memory) list->has_allocations = true;
-    result = add_step(list, node, is_child || is_memory ? CU_GRAPH_NODE_TYPE_EMPTY : node->type, &node->step);
+    result = add_step(list, node, is_child ? CU_GRAPH_NODE_TYPE_EMPTY : node->type, &node->step);
     if (result != CUDA_SUCCESS) break;
     node->last_step = node->step;
     if (!is_child || node->child == NULL) continue;
@@ -484,7 +484,11 @@ static CUresult submit_launch(orion_exec* exec, orion_stream* stream) {
 static CUresult launch(orion_exec* exec, orion_stream* stream) {
   CUresult result = CUDA_SUCCESS;
   pthread_mutex_lock(&exec->launches);
-  if (exec->gathers != 0) result = enqueue(exec, stream, gather);
+  if (exec->has_allocations) {
+    const bool frees_itself = (exec->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH) != 0;
+    result = orion_graph_memory_launch(exec->steps, exec->step_count, frees_itself);
+  }
+  if (result == CUDA_SUCCESS && exec->gathers != 0) result = enqueue(exec, stream, gather);
   if (result == CUDA_SUCCESS) result = submit_launch(exec, stream);
   if (result == CUDA_SUCCESS && exec->lane != NULL) orion_lane_expect(exec->lane, exec->host_nodes);
   if (result == CUDA_SUCCESS && exec->scatters != 0) result = enqueue(exec, stream, scatter);

@@ -118,7 +118,7 @@ static CUresult event_work(CUevent handle, bool records, orion_context** context
   return work->op == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
 }
 
-CUresult orion_work_from_params(const CUgraphNodeParams* params, orion_context** context, orion_node_work* work) {
+CUresult orion_work_from_params(CUgraphNodeParams* params, orion_context** context, orion_node_work* work) {
   *work = (orion_node_work){0};
   *context = NULL;
   switch (params->type) {
@@ -141,6 +141,10 @@ CUresult orion_work_from_params(const CUgraphNodeParams* params, orion_context**
       return event_work(params->eventWait.event, false, context, work);
     case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
       return words_work(&params->memOp, context, work);
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+      return orion_work_allocate(&params->alloc, context, work);
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+      return orion_work_free(params->free.dptr, work);
     default:
       return CUDA_ERROR_NOT_SUPPORTED;
   }
@@ -321,12 +325,32 @@ ORION_API CUresult cuGraphAddBatchMemOpNode(CUgraphNode* node, CUgraph graph, co
   return add(node, graph, from, NULL, count, &params);
 }
 
+ORION_API CUresult cuGraphAddMemAllocNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* from, size_t count,
+                                          CUDA_MEM_ALLOC_NODE_PARAMS* given) {
+  ORION_COUNTED();
+  ORION_REQUIRE(given != NULL, CUDA_ERROR_INVALID_VALUE);
+  CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_MEM_ALLOC, .alloc = *given};
+  const CUresult result = add(node, graph, from, NULL, count, &params);
+  if (result == CUDA_SUCCESS) given->dptr = params.alloc.dptr;
+  return result;
+}
+
+ORION_API CUresult cuGraphAddMemFreeNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* from, size_t count,
+                                         CUdeviceptr address) {
+  ORION_COUNTED();
+  CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_MEM_FREE, .free = {address}};
+  return add(node, graph, from, NULL, count, &params);
+}
+
 // ------------------------------------------------------------------------------------------------ changing
 
-static CUresult change(CUgraphNode handle, const CUgraphNodeParams* params) {
+static CUresult change(CUgraphNode handle, CUgraphNodeParams* params) {
   CUresult result = orion_enter();
   if (result != CUDA_SUCCESS) return result;
   if (params->type == CU_GRAPH_NODE_TYPE_GRAPH) return CUDA_ERROR_NOT_SUPPORTED;
+  if (params->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || params->type == CU_GRAPH_NODE_TYPE_MEM_FREE) {
+    return CUDA_ERROR_INVALID_VALUE;  // they cannot be changed
+  }
   orion_context* context;
   orion_node_work work;
   result = orion_work_from_params(params, &context, &work);
@@ -356,54 +380,54 @@ ORION_API CUresult cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams* par
 ORION_API CUresult cuGraphKernelNodeSetParams_v2(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS* given) {
   ORION_COUNTED();
   ORION_REQUIRE(given != NULL, CUDA_ERROR_INVALID_VALUE);
-  const CUgraphNodeParams params = of_kernel(given, sizeof *given);
+  CUgraphNodeParams params = of_kernel(given, sizeof *given);
   return change(node, &params);
 }
 
 ORION_API CUresult cuGraphKernelNodeSetParams(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v1* given) {
   ORION_COUNTED();
   ORION_REQUIRE(given != NULL, CUDA_ERROR_INVALID_VALUE);
-  const CUgraphNodeParams params = of_kernel(given, sizeof *given);
+  CUgraphNodeParams params = of_kernel(given, sizeof *given);
   return change(node, &params);
 }
 
 ORION_API CUresult cuGraphMemcpyNodeSetParams(CUgraphNode node, const CUDA_MEMCPY3D* given) {
   ORION_COUNTED();
   ORION_REQUIRE(given != NULL, CUDA_ERROR_INVALID_VALUE);
-  const CUgraphNodeParams params = of_copy(given, NULL);
+  CUgraphNodeParams params = of_copy(given, NULL);
   return change(node, &params);
 }
 
 ORION_API CUresult cuGraphMemsetNodeSetParams(CUgraphNode node, const CUDA_MEMSET_NODE_PARAMS* given) {
   ORION_COUNTED();
   ORION_REQUIRE(given != NULL, CUDA_ERROR_INVALID_VALUE);
-  const CUgraphNodeParams params = of_fill(given, NULL);
+  CUgraphNodeParams params = of_fill(given, NULL);
   return change(node, &params);
 }
 
 ORION_API CUresult cuGraphHostNodeSetParams(CUgraphNode node, const CUDA_HOST_NODE_PARAMS* given) {
   ORION_COUNTED();
   ORION_REQUIRE(given != NULL, CUDA_ERROR_INVALID_VALUE);
-  const CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_HOST, .host = *given};
+  CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_HOST, .host = *given};
   return change(node, &params);
 }
 
 ORION_API CUresult cuGraphEventRecordNodeSetEvent(CUgraphNode node, CUevent event) {
   ORION_COUNTED();
-  const CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_EVENT_RECORD, .eventRecord = {event}};
+  CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_EVENT_RECORD, .eventRecord = {event}};
   return change(node, &params);
 }
 
 ORION_API CUresult cuGraphEventWaitNodeSetEvent(CUgraphNode node, CUevent event) {
   ORION_COUNTED();
-  const CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_WAIT_EVENT, .eventWait = {event}};
+  CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_WAIT_EVENT, .eventWait = {event}};
   return change(node, &params);
 }
 
 ORION_API CUresult cuGraphBatchMemOpNodeSetParams(CUgraphNode node, const CUDA_BATCH_MEM_OP_NODE_PARAMS* given) {
   ORION_COUNTED();
   ORION_REQUIRE(given != NULL, CUDA_ERROR_INVALID_VALUE);
-  const CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, .memOp = *given};
+  CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, .memOp = *given};
   return change(node, &params);
 }
 

@@ -25,8 +25,8 @@ static bool same_place(const orion_node_work* a, const orion_node_work* b) {
                            x->width_bytes * x->rows * x->slices >= y->width_bytes * y->rows * y->slices));
 }
 
-/// Under `launches` alone: the worker may have to wait for a launch that waits for a host function of ours. Takes `work`
-/// over when it succeeds.
+/// Under `launches` alone: the worker may have to wait for a launch that waits for a host function of ours. Takes
+/// `work` over when it succeeds.
 static CUresult replace(orion_exec* exec, uint32_t i, CUgraphNodeType type, orion_node_work* work) {
   orion_step* step = &exec->steps[i];
   if (i == exec->step_count || step->type != type) return CUDA_ERROR_INVALID_VALUE;
@@ -51,10 +51,13 @@ static CUresult replace(orion_exec* exec, uint32_t i, CUgraphNodeType type, orio
   return CUDA_SUCCESS;
 }
 
-static CUresult set(CUgraphExec handle, CUgraphNode node, const CUgraphNodeParams* params) {
+static CUresult set(CUgraphExec handle, CUgraphNode node, CUgraphNodeParams* params) {
   orion_exec* exec;
   CUresult result = exec_of(handle, &exec);
   if (result != CUDA_SUCCESS) return result;
+  if (params->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || params->type == CU_GRAPH_NODE_TYPE_MEM_FREE) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
   orion_context* context;
   orion_node_work work;
   result = orion_work_from_params(params, &context, &work);

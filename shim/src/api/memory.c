@@ -123,6 +123,8 @@ ORION_API CUresult cuMemFree_v2(CUdeviceptr address) {
   ORION_ENTER();
   ORION_CAPTURE_SAFE();
   if (address == 0) return CUDA_SUCCESS;
+  CUresult result;
+  if (orion_graph_memory_free(address, &result)) return result;
   return orion_device_free(address);
 }
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "capture.h"
 
 static pthread_mutex_t pools_mutex = PTHREAD_MUTEX_INITIALIZER;
 static orion_pool *default_pools[ORION_DEVICES], *current_pools[ORION_DEVICES];  // by device ordinal; under the mutex
@@ -44,6 +45,12 @@ static CUresult allocate(CUdeviceptr* address, size_t bytes, orion_pool* pool, o
   }
   ORION_REQUIRE(pool != NULL, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(pool->device->info->session == stream->session, CUDA_ERROR_NOT_SUPPORTED);  // orders end at the server
+  if (orion_is_captured(stream)) {
+    uint64_t captured;
+    const CUresult result = orion_capture_allocate(stream, bytes, &captured);
+    if (result == CUDA_SUCCESS) *address = captured;
+    return result;
+  }
   uint64_t start;
   const CUresult result = orion_pool_allocate(pool, bytes, stream, &start);
   if (result == CUDA_SUCCESS) *address = start;
@@ -63,6 +70,9 @@ ORION_API CUresult cuMemAllocFromPoolAsync(CUdeviceptr* address, size_t bytes, C
 ORION_API CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
   ORION_ENTER_STREAM(stream, handle);
   if (address == 0) return CUDA_SUCCESS;
+  if (orion_is_captured(stream)) return orion_capture_free(stream, address);
+  CUresult result;
+  if (orion_graph_memory_free(address, &result)) return result;
   const orion_range range = orion_find_range(address, 1);
   // Memory of cuMemAlloc may be freed so too: behind all work, which includes the stream's.
   return range.kind == ORION_MEMORY_DEVICE ? orion_device_free(address) : orion_pool_free(address, stream);
