@@ -1,90 +1,100 @@
-// Stream capture and graphs: modes and codes, forks and joins, launches, host nodes, copies of host memory, updates, and
-// graphs that are made node by node.
-#define CALLS(X)                                                                                                       \
-  X(cuCtxSynchronize, (void))                                                                                          \
-  X(cuMemAlloc_v2, (CUdeviceptr*, size_t))                                                                             \
-  X(cuMemFree_v2, (CUdeviceptr))                                                                                       \
-  X(cuMemAllocHost_v2, (void**, size_t))                                                                               \
-  X(cuMemFreeHost, (void*))                                                                                            \
-  X(cuMemcpyHtoD_v2, (CUdeviceptr, const void*, size_t))                                                               \
-  X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t))                                                                     \
-  X(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void*, size_t, CUstream))                                                \
-  X(cuMemcpyDtoHAsync_v2, (void*, CUdeviceptr, size_t, CUstream))                                                      \
-  X(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                                \
-  X(cuMemcpy2DAsync_v2, (const CUDA_MEMCPY2D*, CUstream))                                                              \
-  X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream))                                                       \
-  X(cuModuleLoadData, (CUmodule*, const void*))                                                                        \
-  X(cuModuleUnload, (CUmodule))                                                                                        \
-  X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*))                                                         \
-  X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,       \
-                     void**, void**))                                                                                  \
-  X(cuLaunchHostFunc, (CUstream, CUhostFn, void*))                                                                     \
-  X(cuStreamAddCallback, (CUstream, CUstreamCallback, void*, unsigned))                                                \
-  X(cuStreamCreate, (CUstream*, unsigned))                                                                             \
-  X(cuStreamDestroy_v2, (CUstream))                                                                                    \
-  X(cuStreamSynchronize, (CUstream))                                                                                   \
-  X(cuStreamQuery, (CUstream))                                                                                         \
-  X(cuStreamWaitEvent, (CUstream, CUevent, unsigned))                                                                  \
-  X(cuStreamBeginCapture_v2, (CUstream, CUstreamCaptureMode))                                                          \
-  X(cuStreamBeginCaptureToGraph, (CUstream, CUgraph, const CUgraphNode*, const CUgraphEdgeData*, size_t,               \
-                                  CUstreamCaptureMode))                                                                \
-  X(cuStreamEndCapture, (CUstream, CUgraph*))                                                                          \
-  X(cuStreamIsCapturing, (CUstream, CUstreamCaptureStatus*))                                                           \
-  X(cuStreamGetCaptureInfo_v2, (CUstream, CUstreamCaptureStatus*, cuuint64_t*, CUgraph*, const CUgraphNode**, size_t*)) \
-  X(cuStreamGetCaptureInfo_v3, (CUstream, CUstreamCaptureStatus*, cuuint64_t*, CUgraph*, const CUgraphNode**,          \
-                                const CUgraphEdgeData**, size_t*))                                                     \
-  X(cuStreamUpdateCaptureDependencies, (CUstream, CUgraphNode*, size_t, unsigned))                                     \
-  X(cuThreadExchangeStreamCaptureMode, (CUstreamCaptureMode*))                                                         \
-  X(cuEventCreate, (CUevent*, unsigned))                                                                               \
-  X(cuEventDestroy_v2, (CUevent))                                                                                      \
-  X(cuEventRecord, (CUevent, CUstream))                                                                                \
-  X(cuEventRecordWithFlags, (CUevent, CUstream, unsigned))                                                             \
-  X(cuEventQuery, (CUevent))                                                                                           \
-  X(cuEventSynchronize, (CUevent))                                                                                     \
-  X(cuEventElapsedTime, (float*, CUevent, CUevent))                                                                    \
-  X(cuGraphCreate, (CUgraph*, unsigned))                                                                               \
-  X(cuGraphDestroy, (CUgraph))                                                                                         \
-  X(cuGraphClone, (CUgraph*, CUgraph))                                                                                 \
-  X(cuGraphNodeFindInClone, (CUgraphNode*, CUgraphNode, CUgraph))                                                      \
-  X(cuGraphDestroyNode, (CUgraphNode))                                                                                 \
-  X(cuGraphGetNodes, (CUgraph, CUgraphNode*, size_t*))                                                                 \
-  X(cuGraphGetRootNodes, (CUgraph, CUgraphNode*, size_t*))                                                             \
-  X(cuGraphGetEdges, (CUgraph, CUgraphNode*, CUgraphNode*, size_t*))                                                   \
-  X(cuGraphNodeGetType, (CUgraphNode, CUgraphNodeType*))                                                               \
-  X(cuGraphNodeGetDependencies, (CUgraphNode, CUgraphNode*, size_t*))                                                  \
-  X(cuGraphNodeGetDependentNodes, (CUgraphNode, CUgraphNode*, size_t*))                                                \
-  X(cuGraphAddDependencies, (CUgraph, const CUgraphNode*, const CUgraphNode*, size_t))                                 \
-  X(cuGraphRemoveDependencies, (CUgraph, const CUgraphNode*, const CUgraphNode*, size_t))                              \
-  X(cuGraphAddKernelNode_v2, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, const CUDA_KERNEL_NODE_PARAMS*))      \
-  X(cuGraphAddMemcpyNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, const CUDA_MEMCPY3D*, CUcontext))        \
-  X(cuGraphAddMemsetNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, const CUDA_MEMSET_NODE_PARAMS*,          \
-                           CUcontext))                                                                                 \
-  X(cuGraphAddHostNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, const CUDA_HOST_NODE_PARAMS*))             \
-  X(cuGraphAddEmptyNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t))                                          \
-  X(cuGraphAddChildGraphNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, CUgraph))                            \
-  X(cuGraphAddEventRecordNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, CUevent))                           \
-  X(cuGraphChildGraphNodeGetGraph, (CUgraphNode, CUgraph*))                                                            \
-  X(cuGraphKernelNodeGetParams_v2, (CUgraphNode, CUDA_KERNEL_NODE_PARAMS*))                                            \
-  X(cuGraphKernelNodeSetParams_v2, (CUgraphNode, const CUDA_KERNEL_NODE_PARAMS*))                                      \
-  X(cuGraphMemsetNodeGetParams, (CUgraphNode, CUDA_MEMSET_NODE_PARAMS*))                                               \
-  X(cuGraphMemcpyNodeGetParams, (CUgraphNode, CUDA_MEMCPY3D*))                                                         \
-  X(cuGraphHostNodeGetParams, (CUgraphNode, CUDA_HOST_NODE_PARAMS*))                                                   \
-  X(cuGraphInstantiateWithFlags, (CUgraphExec*, CUgraph, unsigned long long))                                          \
-  X(cuGraphInstantiateWithParams, (CUgraphExec*, CUgraph, CUDA_GRAPH_INSTANTIATE_PARAMS*))                             \
-  X(cuGraphExecDestroy, (CUgraphExec))                                                                                 \
-  X(cuGraphExecGetFlags, (CUgraphExec, cuuint64_t*))                                                                   \
-  X(cuGraphExecUpdate_v2, (CUgraphExec, CUgraph, CUgraphExecUpdateResultInfo*))                                        \
-  X(cuGraphExecKernelNodeSetParams_v2, (CUgraphExec, CUgraphNode, const CUDA_KERNEL_NODE_PARAMS*))                     \
-  X(cuGraphExecMemsetNodeSetParams, (CUgraphExec, CUgraphNode, const CUDA_MEMSET_NODE_PARAMS*, CUcontext))             \
-  X(cuGraphExecHostNodeSetParams, (CUgraphExec, CUgraphNode, const CUDA_HOST_NODE_PARAMS*))                            \
-  X(cuGraphNodeSetEnabled, (CUgraphExec, CUgraphNode, unsigned))                                                       \
-  X(cuGraphNodeGetEnabled, (CUgraphExec, CUgraphNode, unsigned*))                                                      \
-  X(cuGraphUpload, (CUgraphExec, CUstream))                                                                            \
-  X(cuGraphLaunch, (CUgraphExec, CUstream))                                                                            \
-  X(cuUserObjectCreate, (CUuserObject*, void*, CUhostFn, unsigned, unsigned))                                          \
-  X(cuUserObjectRetain, (CUuserObject, unsigned))                                                                      \
-  X(cuUserObjectRelease, (CUuserObject, unsigned))                                                                     \
-  X(cuGraphRetainUserObject, (CUgraph, CUuserObject, unsigned, unsigned))                                              \
+// Stream capture and graphs: modes and codes, forks and joins, launches, host nodes, copies of host memory, updates,
+// and graphs that are made node by node.
+#define CALLS(X)                                                                                                      \
+  X(cuCtxSynchronize, (void))                                                                                         \
+  X(cuMemAlloc_v2, (CUdeviceptr*, size_t))                                                                            \
+  X(cuMemFree_v2, (CUdeviceptr))                                                                                      \
+  X(cuMemAllocHost_v2, (void**, size_t))                                                                              \
+  X(cuMemFreeHost, (void*))                                                                                           \
+  X(cuMemcpyHtoD_v2, (CUdeviceptr, const void*, size_t))                                                              \
+  X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t))                                                                    \
+  X(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void*, size_t, CUstream))                                               \
+  X(cuMemcpyDtoHAsync_v2, (void*, CUdeviceptr, size_t, CUstream))                                                     \
+  X(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                               \
+  X(cuMemcpy2DAsync_v2, (const CUDA_MEMCPY2D*, CUstream))                                                             \
+  X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream))                                                      \
+  X(cuModuleLoadData, (CUmodule*, const void*))                                                                       \
+  X(cuModuleUnload, (CUmodule))                                                                                       \
+  X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*))                                                        \
+  X(cuLaunchKernel,                                                                                                   \
+    (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**))     \
+  X(cuLaunchHostFunc, (CUstream, CUhostFn, void*))                                                                    \
+  X(cuStreamAddCallback, (CUstream, CUstreamCallback, void*, unsigned))                                               \
+  X(cuStreamCreate, (CUstream*, unsigned))                                                                            \
+  X(cuStreamDestroy_v2, (CUstream))                                                                                   \
+  X(cuStreamSynchronize, (CUstream))                                                                                  \
+  X(cuStreamQuery, (CUstream))                                                                                        \
+  X(cuStreamWaitEvent, (CUstream, CUevent, unsigned))                                                                 \
+  X(cuStreamBeginCapture_v2, (CUstream, CUstreamCaptureMode))                                                         \
+  X(cuStreamBeginCaptureToGraph,                                                                                      \
+    (CUstream, CUgraph, const CUgraphNode*, const CUgraphEdgeData*, size_t, CUstreamCaptureMode))                     \
+  X(cuStreamEndCapture, (CUstream, CUgraph*))                                                                         \
+  X(cuStreamIsCapturing, (CUstream, CUstreamCaptureStatus*))                                                          \
+  X(cuStreamGetCaptureInfo_v2,                                                                                        \
+    (CUstream, CUstreamCaptureStatus*, cuuint64_t*, CUgraph*, const CUgraphNode**, size_t*))                          \
+  X(cuStreamGetCaptureInfo_v3,                                                                                        \
+    (CUstream, CUstreamCaptureStatus*, cuuint64_t*, CUgraph*, const CUgraphNode**, const CUgraphEdgeData**, size_t*)) \
+  X(cuStreamUpdateCaptureDependencies, (CUstream, CUgraphNode*, size_t, unsigned))                                    \
+  X(cuThreadExchangeStreamCaptureMode, (CUstreamCaptureMode*))                                                        \
+  X(cuEventCreate, (CUevent*, unsigned))                                                                              \
+  X(cuEventDestroy_v2, (CUevent))                                                                                     \
+  X(cuEventRecord, (CUevent, CUstream))                                                                               \
+  X(cuEventRecordWithFlags, (CUevent, CUstream, unsigned))                                                            \
+  X(cuEventQuery, (CUevent))                                                                                          \
+  X(cuEventSynchronize, (CUevent))                                                                                    \
+  X(cuEventElapsedTime, (float*, CUevent, CUevent))                                                                   \
+  X(cuGraphCreate, (CUgraph*, unsigned))                                                                              \
+  X(cuGraphDestroy, (CUgraph))                                                                                        \
+  X(cuGraphClone, (CUgraph*, CUgraph))                                                                                \
+  X(cuGraphNodeFindInClone, (CUgraphNode*, CUgraphNode, CUgraph))                                                     \
+  X(cuGraphDestroyNode, (CUgraphNode))                                                                                \
+  X(cuGraphGetNodes, (CUgraph, CUgraphNode*, size_t*))                                                                \
+  X(cuGraphGetRootNodes, (CUgraph, CUgraphNode*, size_t*))                                                            \
+  X(cuGraphGetEdges, (CUgraph, CUgraphNode*, CUgraphNode*, size_t*))                                                  \
+  X(cuGraphNodeGetType, (CUgraphNode, CUgraphNodeType*))                                                              \
+  X(cuGraphNodeGetDependencies, (CUgraphNode, CUgraphNode*, size_t*))                                                 \
+  X(cuGraphNodeGetDependentNodes, (CUgraphNode, CUgraphNode*, size_t*))                                               \
+  X(cuGraphAddDependencies, (CUgraph, const CUgraphNode*, const CUgraphNode*, size_t))                                \
+  X(cuGraphRemoveDependencies, (CUgraph, const CUgraphNode*, const CUgraphNode*, size_t))                             \
+  X(cuGraphAddKernelNode_v2, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, const CUDA_KERNEL_NODE_PARAMS*))     \
+  X(cuGraphAddMemcpyNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, const CUDA_MEMCPY3D*, CUcontext))       \
+  X(cuGraphAddMemsetNode,                                                                                             \
+    (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, const CUDA_MEMSET_NODE_PARAMS*, CUcontext))                   \
+  X(cuGraphAddHostNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, const CUDA_HOST_NODE_PARAMS*))            \
+  X(cuGraphAddEmptyNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t))                                         \
+  X(cuGraphAddChildGraphNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, CUgraph))                           \
+  X(cuGraphAddEventRecordNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, CUevent))                          \
+  X(cuGraphChildGraphNodeGetGraph, (CUgraphNode, CUgraph*))                                                           \
+  X(cuGraphKernelNodeGetParams_v2, (CUgraphNode, CUDA_KERNEL_NODE_PARAMS*))                                           \
+  X(cuGraphKernelNodeSetParams_v2, (CUgraphNode, const CUDA_KERNEL_NODE_PARAMS*))                                     \
+  X(cuGraphMemsetNodeGetParams, (CUgraphNode, CUDA_MEMSET_NODE_PARAMS*))                                              \
+  X(cuGraphMemcpyNodeGetParams, (CUgraphNode, CUDA_MEMCPY3D*))                                                        \
+  X(cuGraphHostNodeGetParams, (CUgraphNode, CUDA_HOST_NODE_PARAMS*))                                                  \
+  X(cuGraphInstantiateWithFlags, (CUgraphExec*, CUgraph, unsigned long long))                                         \
+  X(cuGraphInstantiateWithParams, (CUgraphExec*, CUgraph, CUDA_GRAPH_INSTANTIATE_PARAMS*))                            \
+  X(cuGraphExecDestroy, (CUgraphExec))                                                                                \
+  X(cuGraphExecGetFlags, (CUgraphExec, cuuint64_t*))                                                                  \
+  X(cuGraphExecUpdate_v2, (CUgraphExec, CUgraph, CUgraphExecUpdateResultInfo*))                                       \
+  X(cuGraphExecKernelNodeSetParams_v2, (CUgraphExec, CUgraphNode, const CUDA_KERNEL_NODE_PARAMS*))                    \
+  X(cuGraphExecMemsetNodeSetParams, (CUgraphExec, CUgraphNode, const CUDA_MEMSET_NODE_PARAMS*, CUcontext))            \
+  X(cuGraphExecHostNodeSetParams, (CUgraphExec, CUgraphNode, const CUDA_HOST_NODE_PARAMS*))                           \
+  X(cuGraphNodeSetEnabled, (CUgraphExec, CUgraphNode, unsigned))                                                      \
+  X(cuGraphNodeGetEnabled, (CUgraphExec, CUgraphNode, unsigned*))                                                     \
+  X(cuGraphUpload, (CUgraphExec, CUstream))                                                                           \
+  X(cuGraphLaunch, (CUgraphExec, CUstream))                                                                           \
+  X(cuMemAllocAsync, (CUdeviceptr*, size_t, CUstream))                                                                \
+  X(cuMemFreeAsync, (CUdeviceptr, CUstream))                                                                          \
+  X(cuGraphAddMemAllocNode, (CUgraphNode*, CUgraph, const CUgraphNode*, size_t, CUDA_MEM_ALLOC_NODE_PARAMS*))         \
+  X(cuGraphMemAllocNodeGetParams, (CUgraphNode, CUDA_MEM_ALLOC_NODE_PARAMS*))                                         \
+  X(cuDeviceGetGraphMemAttribute, (CUdevice, CUgraphMem_attribute, void*))                                            \
+  X(cuDeviceGraphMemTrim, (CUdevice))                                                                                 \
+  X(cuGraphKernelNodeSetAttribute, (CUgraphNode, CUkernelNodeAttrID, const CUkernelNodeAttrValue*))                   \
+  X(cuGraphKernelNodeGetAttribute, (CUgraphNode, CUkernelNodeAttrID, CUkernelNodeAttrValue*))                         \
+  X(cuGraphKernelNodeCopyAttributes, (CUgraphNode, CUgraphNode))                                                      \
+  X(cuUserObjectCreate, (CUuserObject*, void*, CUhostFn, unsigned, unsigned))                                         \
+  X(cuUserObjectRetain, (CUuserObject, unsigned))                                                                     \
+  X(cuUserObjectRelease, (CUuserObject, unsigned))                                                                    \
+  X(cuGraphRetainUserObject, (CUgraph, CUuserObject, unsigned, unsigned))                                             \
   X(cuGraphReleaseUserObject, (CUgraph, CUuserObject, unsigned))
 
 #include "area.h"
@@ -710,13 +720,23 @@ static void test_rows(void) {
   memset(in, 5, sizeof in);
   memset(out, 1, sizeof out);
   OK(cuStreamBeginCapture_v2(stream, GLOBAL));
-  CUDA_MEMCPY2D c = {.srcMemoryType = CU_MEMORYTYPE_HOST, .srcHost = in, .srcPitch = PITCH,
-                     .dstMemoryType = CU_MEMORYTYPE_DEVICE, .dstDevice = words, .dstPitch = 128,
-                     .WidthInBytes = WIDTH, .Height = ROWS};
+  CUDA_MEMCPY2D c = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                     .srcHost = in,
+                     .srcPitch = PITCH,
+                     .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                     .dstDevice = words,
+                     .dstPitch = 128,
+                     .WidthInBytes = WIDTH,
+                     .Height = ROWS};
   OK(cuMemcpy2DAsync_v2(&c, stream));
-  CUDA_MEMCPY2D d = {.srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = words, .srcPitch = 128,
-                     .dstMemoryType = CU_MEMORYTYPE_HOST, .dstHost = out, .dstPitch = PITCH,
-                     .WidthInBytes = WIDTH, .Height = ROWS};
+  CUDA_MEMCPY2D d = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                     .srcDevice = words,
+                     .srcPitch = 128,
+                     .dstMemoryType = CU_MEMORYTYPE_HOST,
+                     .dstHost = out,
+                     .dstPitch = PITCH,
+                     .WidthInBytes = WIDTH,
+                     .Height = ROWS};
   OK(cuMemcpy2DAsync_v2(&d, stream));
   CUgraph graph;
   OK(cuStreamEndCapture(stream, &graph));
@@ -731,221 +751,6 @@ static void test_rows(void) {
   IS(1, out[PITCH - 1]);
   OK(cuGraphExecDestroy(exec));
   OK(cuGraphDestroy(graph));
-  finish();
-}
-
-// ---- graphs made by hand
-static void test_explicit(void) {
-  begin();
-  fill(0);
-  CUgraph graph, child;
-  OK(cuGraphCreate(&graph, 0));
-  OK(cuGraphCreate(&child, 0));
-  unsigned value = 5;
-  void* params[] = {&words, &value};
-  CUDA_KERNEL_NODE_PARAMS kernel = {.func = add_kernel, .gridDimX = COUNT / 128, .gridDimY = 1, .gridDimZ = 1,
-                                    .blockDimX = 128, .blockDimY = 1, .blockDimZ = 1, .kernelParams = params};
-  CUDA_MEMSET_NODE_PARAMS set = {.dst = words, .value = 2, .elementSize = 4, .width = COUNT, .height = 1};
-  CUgraphNode memset_node, first, second, empty, inner;
-  OK(cuGraphAddMemsetNode(&memset_node, graph, NULL, 0, &set, context));
-  OK(cuGraphAddKernelNode_v2(&inner, child, NULL, 0, &kernel));
-  OK(cuGraphAddChildGraphNode(&first, graph, &memset_node, 1, child));
-  CUgraph inside;
-  OK(cuGraphChildGraphNodeGetGraph(first, &inside));
-  TRUE(inside != child);
-  IS(1, count_nodes(inside));
-  value = 3;
-  kernel.func = scale_kernel;
-  OK(cuGraphAddKernelNode_v2(&second, graph, NULL, 0, &kernel));
-  OK(cuGraphAddEmptyNode(&empty, graph, &first, 1));
-  OK(cuGraphAddDependencies(graph, &empty, &second, 1));
-  IS(4, count_nodes(graph));
-  CUDA_KERNEL_NODE_PARAMS got = {0};
-  OK(cuGraphKernelNodeGetParams_v2(second, &got));
-  TRUE(got.func == scale_kernel);
-  IS(128, got.blockDimX);
-  IS(3, *(unsigned*)got.kernelParams[1]);
-  CUDA_MEMSET_NODE_PARAMS got_set = {0};
-  OK(cuGraphMemsetNodeGetParams(memset_node, &got_set));
-  IS(2, got_set.value);
-  IS(COUNT, got_set.width);
-  size_t count = 0;
-  OK(cuGraphNodeGetDependentNodes(first, NULL, &count));
-  IS(1, count);
-  CUgraphExec exec;
-  OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
-  OK(cuGraphLaunch(exec, stream));
-  OK(cuStreamSynchronize(stream));
-  IS(21, read_words(words));
-  // the next launch does something else
-  value = 10;
-  OK(cuGraphExecKernelNodeSetParams_v2(exec, second, &kernel));
-  set.value = 1;
-  OK(cuGraphExecMemsetNodeSetParams(exec, memset_node, &set, context));
-  OK(cuGraphLaunch(exec, stream));
-  OK(cuStreamSynchronize(stream));
-  IS(60, read_words(words));
-  unsigned enabled = 9;
-  OK(cuGraphNodeGetEnabled(exec, second, &enabled));
-  IS(1, enabled);
-  OK(cuGraphNodeSetEnabled(exec, second, 0));
-  OK(cuGraphNodeGetEnabled(exec, second, &enabled));
-  IS(0, enabled);
-  OK(cuGraphLaunch(exec, stream));
-  OK(cuStreamSynchronize(stream));
-  IS(6, read_words(words));
-  // a clone is apart
-  CUgraph clone;
-  CUgraphNode in_clone;
-  OK(cuGraphClone(&clone, graph));
-  OK(cuGraphNodeFindInClone(&in_clone, second, clone));
-  TRUE(in_clone != second);
-  OK(cuGraphDestroyNode(in_clone));
-  IS(3, count_nodes(clone));
-  IS(4, count_nodes(graph));
-  OK(cuGraphRemoveDependencies(graph, &empty, &second, 1));
-  CODE(1, cuGraphRemoveDependencies(graph, &empty, &second, 1));
-  CODE(1, cuGraphAddDependencies(graph, &empty, &empty, 1));
-  count = 0;
-  OK(cuGraphGetRootNodes(graph, NULL, &count));
-  IS(2, count);
-  OK(cuGraphDestroy(clone));
-  OK(cuGraphDestroy(child));
-  OK(cuGraphExecDestroy(exec));
-  OK(cuGraphDestroy(graph));
-  finish();
-}
-
-static CUgraph three_kernels(unsigned value, int kind) {
-  CUgraph graph = NULL;
-  OK(cuStreamBeginCapture_v2(stream, RELAXED));
-  OK(run(add_kernel, words, value, stream));
-  if (kind == 1) OK(run(add_kernel, words, value, stream));
-  if (kind == 2) {
-    OK(cuMemsetD32Async(words, 0, COUNT, stream));
-  } else {
-    OK(run(add_kernel, words, value, stream));
-  }
-  OK(cuStreamEndCapture(stream, &graph));
-  return graph;
-}
-
-static void test_update(void) {
-  begin();
-  fill(0);
-  CUgraph graph = three_kernels(1, 0);
-  CUgraphExec exec;
-  OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
-  OK(cuGraphDestroy(graph));
-  OK(cuGraphLaunch(exec, stream));
-  CUgraphExecUpdateResultInfo info;
-  graph = three_kernels(100, 0);
-  OK(cuGraphExecUpdate_v2(exec, graph, &info));
-  IS(0, info.result);
-  OK(cuGraphDestroy(graph));
-  OK(cuGraphLaunch(exec, stream));
-  OK(cuStreamSynchronize(stream));
-  IS(202, read_words(words));
-  graph = three_kernels(1, 1);
-  CODE(910, cuGraphExecUpdate_v2(exec, graph, &info));
-  IS(CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED, info.result);
-  OK(cuGraphDestroy(graph));
-  graph = three_kernels(1, 2);
-  CODE(910, cuGraphExecUpdate_v2(exec, graph, &info));
-  IS(CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED, info.result);
-  OK(cuGraphDestroy(graph));
-  OK(cuGraphLaunch(exec, stream));
-  OK(cuStreamSynchronize(stream));
-  IS(402, read_words(words));
-  OK(cuGraphExecDestroy(exec));
-  finish();
-}
-
-// ---- events that a graph records
-static void test_events(void) {
-  begin();
-  CUevent timed;
-  OK(cuEventCreate(&timed, 0));
-  OK(cuStreamBeginCapture_v2(stream, RELAXED));
-  OK(run(add_kernel, words, 1, stream));
-  OK(cuEventRecordWithFlags(timed, stream, CU_EVENT_RECORD_EXTERNAL));
-  OK(run(add_kernel, words, 1, stream));
-  CUgraph graph;
-  OK(cuStreamEndCapture(stream, &graph));
-  IS(3, count_nodes(graph));
-  CUgraphExec exec;
-  OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
-  fill(0);
-  OK(cuGraphLaunch(exec, stream));
-  OK(cuStreamWaitEvent(other, timed, 0));
-  OK(cuStreamSynchronize(other));
-  OK(cuEventSynchronize(timed));
-  OK(cuEventQuery(timed));
-  OK(cuStreamSynchronize(stream));
-  IS(2, read_words(words));
-  CUevent end;
-  float milliseconds = -1;
-  OK(cuEventCreate(&end, 0));
-  OK(cuEventRecord(end, stream));
-  OK(cuEventSynchronize(end));
-  OK(cuEventElapsedTime(&milliseconds, timed, end));
-  TRUE(milliseconds >= 0);
-  OK(cuEventDestroy_v2(end));
-  OK(cuEventDestroy_v2(timed));
-  OK(cuGraphExecDestroy(exec));
-  OK(cuGraphDestroy(graph));
-  finish();
-}
-
-// ---- capture into a graph that exists
-static void test_to_graph(void) {
-  begin();
-  fill(1);
-  CUgraph graph, ended;
-  CUgraphNode node;
-  OK(cuGraphCreate(&graph, 0));
-  CUDA_MEMSET_NODE_PARAMS set = {.dst = words, .value = 4, .elementSize = 4, .width = COUNT, .height = 1};
-  OK(cuGraphAddMemsetNode(&node, graph, NULL, 0, &set, context));
-  OK(cuStreamBeginCaptureToGraph(stream, graph, &node, NULL, 1, RELAXED));
-  OK(run(add_kernel, words, 2, stream));
-  OK(cuStreamEndCapture(stream, &ended));
-  TRUE(ended == graph);
-  IS(2, count_nodes(graph));
-  CUgraphExec exec;
-  CUDA_GRAPH_INSTANTIATE_PARAMS params = {0};
-  OK(cuGraphInstantiateWithParams(&exec, graph, &params));
-  IS(0, params.result_out);
-  OK(cuGraphLaunch(exec, stream));
-  OK(cuStreamSynchronize(stream));
-  IS(6, read_words(words));
-  OK(cuGraphExecDestroy(exec));
-  OK(cuGraphDestroy(graph));
-  finish();
-}
-
-// ---- objects whose life hangs on graphs
-static void test_user_objects(void) {
-  begin();
-  static int destroyed;
-  destroyed = 0;
-  CUuserObject object;
-  CUgraph graph;
-  CUgraphExec exec;
-  OK(cuUserObjectCreate(&object, &destroyed, call_count, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC));
-  OK(cuGraphCreate(&graph, 0));
-  OK(cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE));
-  OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
-  OK(cuGraphDestroy(graph));
-  IS(0, destroyed);
-  OK(cuGraphExecDestroy(exec));
-  for (int i = 0; i < 1000 && !*(volatile int*)&destroyed; i++) usleep(1000);
-  IS(1, destroyed);
-  OK(cuUserObjectCreate(&object, &destroyed, call_count, 2, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC));
-  OK(cuUserObjectRelease(object, 1));
-  OK(cuUserObjectRetain(object, 1));
-  OK(cuUserObjectRelease(object, 2));
-  for (int i = 0; i < 1000 && *(volatile int*)&destroyed < 2; i++) usleep(1000);
-  IS(2, destroyed);
   finish();
 }
 
@@ -970,9 +775,12 @@ static void test_large(void) {
   finish();
 }
 
+#include "graph_api_nodes.h"
+
 SECTIONS({"launch", test_launch, 0}, {"capture_info", test_capture_info, 0}, {"fork_join", test_fork_join, 0},
          {"errors", test_errors, 0}, {"null_stream", test_null_stream, 0}, {"capture_modes", test_capture_modes, 0},
          {"two_threads", test_two_threads, 0}, {"host_nodes", test_host_nodes, 0}, {"host_copies", test_host_copies, 0},
          {"pageable", test_pageable, 0}, {"through_host", test_through_host, 0}, {"rows", test_rows, 0},
          {"explicit", test_explicit, 0}, {"update", test_update, 0}, {"events", test_events, 0},
-         {"to_graph", test_to_graph, 0}, {"user_objects", test_user_objects, 0}, {"large", test_large, 0})
+         {"to_graph", test_to_graph, 0}, {"user_objects", test_user_objects, 0}, {"memory_nodes", test_memory_nodes, 0},
+         {"attributes", test_attributes, 0}, {"large", test_large, 0})

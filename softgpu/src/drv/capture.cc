@@ -212,12 +212,15 @@ CUresult update(CUstream handle, bool per_thread, const CUgraphNode* nodes, cons
 
 namespace sg {
 
-void capture_operation(const std::shared_ptr<Stream>& stream, StreamOp op) {
+std::shared_ptr<GraphNode> capture_typed_node(const std::shared_ptr<Stream>& stream, int type) {
   std::lock_guard lock(Graphs::get().mutex);
   auto state = usable(*stream);
   if (!state) throw CaptureError{kIllegalState};
-  auto node = append(*state, op.node_type);
-  node->run = std::move(op.run);
+  return append(*state, type);
+}
+
+void capture_operation(const std::shared_ptr<Stream>& stream, StreamOp op) {
+  capture_typed_node(stream, op.node_type)->run = std::move(op.run);
 }
 
 void refuse_capture(const std::shared_ptr<Stream>& stream) {

@@ -29,6 +29,9 @@ struct EventCapture {
 
 /// Adds an operation of a capturing stream to its graph, or throws what forbids it.
 void capture_operation(const std::shared_ptr<Stream>& stream, StreamOp op);
+std::shared_ptr<GraphNode> capture_typed_node(const std::shared_ptr<Stream>& stream, int type);
+CUresult capture_allocation(const std::shared_ptr<Stream>& stream, size_t bytes, CUdeviceptr* out);
+CUresult capture_free(const std::shared_ptr<Stream>& stream, CUdeviceptr address);
 /// For waits and queries: throws 900 or 906 when the stream captures.
 void refuse_capture(const std::shared_ptr<Stream>& stream);
 /// For potentially unsafe calls: throws 900 under the rules of the thread's mode.

@@ -220,6 +220,13 @@ CUresult sg::fill_node(Driver& driver, GraphNode& node, const CUgraphNodeParams&
       }
       return record(recorder, result, node);
     }
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+      return given.alloc.bytesize == 0 ? CUresult{CUDA_ERROR_INVALID_VALUE}
+                                       : new_graph_memory(given.alloc.bytesize, &node.params.memory);
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+      if (!find_graph_memory(given.freed)) return CUDA_ERROR_INVALID_VALUE;
+      node.params.freed = given.freed;
+      return CUDA_SUCCESS;
     case CU_GRAPH_NODE_TYPE_GRAPH: {
       auto child = Graphs::get().graphs.get(given.child.graph);
       if (!child || child->handle == node.graph) return CUDA_ERROR_INVALID_VALUE;
@@ -414,6 +421,21 @@ SG_API cuGraphAddBatchMemOpNode(CUgraphNode* out, CUgraph graph, const CUgraphNo
   params.words = *given;
   return add_node(out, graph, from, nullptr, count, params);
 }
+SG_API cuGraphAddMemAllocNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* from, size_t count,
+                              CUDA_MEM_ALLOC_NODE_PARAMS* given) {
+  if (!given) return CUDA_ERROR_INVALID_VALUE;
+  CUgraphNodeParams params = params_of(CU_GRAPH_NODE_TYPE_MEM_ALLOC);
+  params.alloc = *given;
+  const CUresult result = add_node(out, graph, from, nullptr, count, params);
+  if (result == CUDA_SUCCESS) given->dptr = Graphs::get().nodes.get(*out)->params.memory->address;
+  return result;
+}
+SG_API cuGraphAddMemFreeNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* from, size_t count,
+                             CUdeviceptr address) {
+  CUgraphNodeParams params = params_of(CU_GRAPH_NODE_TYPE_MEM_FREE);
+  params.freed = address;
+  return add_node(out, graph, from, nullptr, count, params);
+}
 SG_API cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* from, size_t count, CUgraph child) {
   CUgraphNodeParams params = params_of(CU_GRAPH_NODE_TYPE_GRAPH);
   params.child.graph = child;
@@ -560,9 +582,36 @@ SG_API cuGraphKernelNodeSetParams_v2(CUgraphNode handle, const CUDA_KERNEL_NODE_
 SG_API cuGraphKernelNodeSetParams(CUgraphNode handle, const void* given) {
   return given ? refill(handle, kernel_params(given, kKernelNodeParamsV1Bytes)) : CUresult{CUDA_ERROR_INVALID_VALUE};
 }
-// About speed, or about an order that a launch here keeps anyway.
-SG_API cuGraphKernelNodeSetAttribute(CUgraphNode handle, int, const void* value) {
-  return with_typed(handle, CU_GRAPH_NODE_TYPE_KERNEL, value, [](GraphNode&) {});
+// About speed, or about an order that a launch here keeps anyway: kept to be told.
+SG_API cuGraphKernelNodeSetAttribute(CUgraphNode handle, int id, const CUlaunchAttributeValue* value) {
+  return with_typed(handle, CU_GRAPH_NODE_TYPE_KERNEL, value,
+                    [&](GraphNode& node) { node.params.attributes[id] = *value; });
+}
+SG_API cuGraphKernelNodeGetAttribute(CUgraphNode handle, int id, CUlaunchAttributeValue* value) {
+  return with_typed(handle, CU_GRAPH_NODE_TYPE_KERNEL, value,
+                    [&](GraphNode& node) { *value = node.params.attributes[id]; });
+}
+SG_API cuGraphKernelNodeCopyAttributes(CUgraphNode to, CUgraphNode from) {
+  return with_node(from, [&](Driver&, const auto& source) -> CUresult {
+    auto target = Graphs::get().nodes.get(to);
+    if (!target || source->type != CU_GRAPH_NODE_TYPE_KERNEL || target->type != source->type) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    target->params.attributes = source->params.attributes;
+    return CUDA_SUCCESS;
+  });
+}
+SG_API cuDeviceGetGraphMemAttribute(CUdevice dev, int attribute, uint64_t* value) {
+  return with_driver([&](Driver& driver) -> CUresult {
+    if (!driver.device(dev)) return CUDA_ERROR_INVALID_DEVICE;
+    if (!value || attribute < 0 || attribute > 3) return CUDA_ERROR_INVALID_VALUE;
+    *value = graph_memory_bytes(attribute < 2);
+    return CUDA_SUCCESS;
+  });
+}
+SG_API cuDeviceGraphMemTrim(CUdevice dev) {
+  return with_driver(
+      [&](Driver& driver) -> CUresult { return driver.device(dev) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE; });
 }
 SG_API cuGraphMemcpyNodeGetParams(CUgraphNode handle, CUDA_MEMCPY3D* out) {
   return with_typed(handle, CU_GRAPH_NODE_TYPE_MEMCPY, out, [&](GraphNode& node) { *out = node.params.copy; });

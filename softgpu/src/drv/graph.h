@@ -2,6 +2,7 @@
 // in an order that keeps every edge.
 #pragma once
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -18,6 +19,13 @@ struct GraphEdge {
   CUgraphEdgeData data{};
 };
 
+struct GraphMemory {
+  ~GraphMemory();
+  CUdeviceptr address = 0;
+  size_t bytes = 0;
+  std::atomic<bool> is_out{false};  // allocated by a launch and not freed by one, nor by the program
+};
+
 /// What a node was given, for queries and for copies of it.
 struct NodeParams {
   CUDA_KERNEL_NODE_PARAMS kernel{};
@@ -29,6 +37,9 @@ struct NodeParams {
   std::vector<CUstreamBatchMemOpParams> words;
   uint64_t event = 0;
   std::shared_ptr<Graph> child;
+  std::shared_ptr<GraphMemory> memory;  // of an allocating node
+  std::map<int, CUlaunchAttributeValue> attributes;
+  CUdeviceptr freed = 0;
 };
 
 struct UserObject {
@@ -70,6 +81,8 @@ struct ExecStep {
   uint64_t node = 0;  // handle in the definition; of a child's node: in the child
   int type = 0;
   std::function<void()> run;
+  std::shared_ptr<GraphMemory> memory;
+  CUdeviceptr freed = 0;
   std::shared_ptr<Event> records;  // an event that each launch records here
   std::vector<uint64_t> after;     // nodes, as the definition names them
   bool enabled = true;
@@ -110,6 +123,11 @@ std::shared_ptr<GraphNode> add_graph_node(Graph& graph, int type);
 CUresult add_graph_edge(Graph& graph, GraphNode& from, GraphNode& to, const CUgraphEdgeData& data);
 /// Whether an operation for this stream becomes part of a graph.
 inline bool is_recorded(const std::shared_ptr<Stream>& stream) { return Recorder::current || stream->capturing; }
+std::shared_ptr<GraphMemory> find_graph_memory(uint64_t address);
+uint64_t graph_memory_bytes(bool used);
+CUresult new_graph_memory(size_t bytes, std::shared_ptr<GraphMemory>* out);
+/// The program frees memory. False: it is not a graph's.
+bool free_graph_memory(uint64_t address, CUresult* result);
 std::shared_ptr<Graph> new_graph();
 void drop_graph(const std::shared_ptr<Graph>& graph);
 

@@ -13,7 +13,7 @@ using namespace sg;
 namespace {
 
 constexpr int kUpdateError = 1, kUpdateTopologyChanged = 2, kUpdateTypeChanged = 3;
-constexpr uint64_t kKnownFlags = 15;
+constexpr uint64_t kKnownFlags = 15, kAutoFree = 1;
 
 /// Appends the steps of a graph, a child's in the place of its node. False when edges form a circle.
 bool append_steps(Driver& driver, const Graph& graph, std::vector<ExecStep>* steps) {
@@ -30,6 +30,8 @@ bool append_steps(Driver& driver, const Graph& graph, std::vector<ExecStep>* ste
       step.node = node->handle;
       step.type = node->type;
       step.run = node->run;
+      step.memory = node->params.memory;
+      step.freed = node->params.freed;
       for (const GraphEdge& edge : node->from) step.after.push_back(edge.node);
       if (node->type == CU_GRAPH_NODE_TYPE_EVENT_RECORD) step.records = driver.events.get(node->params.event);
       steps->push_back(std::move(step));
@@ -79,6 +81,16 @@ CUresult launch(CUgraphExec handle, CUstream stream_handle, bool per_thread) {
     {
       std::lock_guard lock(exec->mutex);
       steps = exec->steps;
+    }
+    const bool frees_itself = (exec->flags & kAutoFree) != 0;
+    for (const ExecStep& step : *steps) {
+      if (step.memory && step.memory->is_out && !frees_itself) return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (const ExecStep& step : *steps) {
+      if (step.memory) step.memory->is_out = true;
+    }
+    for (const ExecStep& step : *steps) {
+      if (auto freed = step.freed ? find_graph_memory(step.freed) : nullptr) freed->is_out = false;
     }
     std::vector<std::pair<std::shared_ptr<Event>, std::shared_ptr<EventRecord>>> records;
     for (const ExecStep& step : *steps) {

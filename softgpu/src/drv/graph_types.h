@@ -16,6 +16,8 @@ enum : int {
   CU_GRAPH_NODE_TYPE_EMPTY = 5,
   CU_GRAPH_NODE_TYPE_WAIT_EVENT = 6,
   CU_GRAPH_NODE_TYPE_EVENT_RECORD = 7,
+  CU_GRAPH_NODE_TYPE_MEM_ALLOC = 10,
+  CU_GRAPH_NODE_TYPE_MEM_FREE = 11,
   CU_GRAPH_NODE_TYPE_BATCH_MEM_OP = 12,
 };
 enum : int { CU_STREAM_CAPTURE_MODE_GLOBAL = 0, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_RELAXED };
@@ -56,6 +58,14 @@ struct CUDA_BATCH_MEM_OP_NODE_PARAMS {
   unsigned flags;
 };
 
+struct CUDA_MEM_ALLOC_NODE_PARAMS {
+  CUmemPoolProps poolProps;
+  const CUmemAccessDesc* accessDescs;
+  size_t accessDescCount;
+  size_t bytesize;
+  CUdeviceptr dptr;
+};
+
 struct CUDA_GRAPH_INSTANTIATE_PARAMS {
   uint64_t flags;
   CUstream hUploadStream;
@@ -87,6 +97,8 @@ struct CUgraphNodeParams {
     } child;
     CUevent event;
     CUDA_BATCH_MEM_OP_NODE_PARAMS words;
+    CUDA_MEM_ALLOC_NODE_PARAMS alloc;
+    CUdeviceptr freed;
   };
   long long reserved2;
 };

@@ -126,6 +126,8 @@ SG_API cuMemFree_v2(CUdeviceptr address) {
       if (const int fault = current->fault.load()) return fault;
     }
     if (address == 0) return CUDA_SUCCESS;
+    CUresult graphs = CUDA_SUCCESS;
+    if (free_graph_memory(address, &graphs)) return graphs;
     auto region = driver.map.find(address);
     if (!region || region->begin != address || !is_freeable(*region) || region->free_pending) {
       return CUDA_ERROR_INVALID_VALUE;

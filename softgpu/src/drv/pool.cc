@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "capture.h"
 
 using namespace sg;
 
@@ -36,7 +37,7 @@ uint64_t take_memory(Driver& driver, MemoryPool& pool, size_t bytes, size_t* cha
 
 CUresult allocate(CUdeviceptr* out, size_t bytes, CUmemoryPool pool_handle, bool default_pool, CUstream stream_handle,
                   bool per_thread) {
-  return with_stream(stream_handle, per_thread, [&](Driver& driver, Context& context, const auto&) -> CUresult {
+  return with_stream(stream_handle, per_thread, [&](Driver& driver, Context& context, const auto& stream) -> CUresult {
     if (!out) return CUDA_ERROR_INVALID_VALUE;
     if (bytes == 0) {
       *out = 0;
@@ -44,6 +45,7 @@ CUresult allocate(CUdeviceptr* out, size_t bytes, CUmemoryPool pool_handle, bool
     }
     auto pool = default_pool ? current_pool(driver, context.device) : driver.pools.get(pool_handle);
     if (!pool) return CUDA_ERROR_INVALID_VALUE;
+    if (is_recorded(stream)) return capture_allocation(stream, bytes, out);
     Region region;
     region.begin = take_memory(driver, *pool, bytes, &region.charged_bytes);
     if (region.begin == 0) {
@@ -71,6 +73,9 @@ CUresult allocate(CUdeviceptr* out, size_t bytes, CUmemoryPool pool_handle, bool
 CUresult free_async(CUdeviceptr address, CUstream stream_handle, bool per_thread) {
   return with_stream(stream_handle, per_thread, [&](Driver& driver, Context& context, const auto& stream) -> CUresult {
     if (address == 0) return CUDA_SUCCESS;
+    if (is_recorded(stream)) return capture_free(stream, address);
+    CUresult graphs = CUDA_SUCCESS;
+    if (free_graph_memory(address, &graphs)) return graphs;
     bool claimed = false;
     driver.map.update(address, false, [&](Region& region) {
       const bool freeable = region.kind == RegionKind::pool || region.kind == RegionKind::device;
