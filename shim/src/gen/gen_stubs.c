@@ -32,17 +32,14 @@ ORION_API CUresult cuDevSmResourceSplitByCount(CUdevResource *result, unsigned i
                                                const CUdevResource *input, CUdevResource *remaining,
                                                unsigned int useFlags, unsigned int minCount) { return orion_not_implemented("cuDevSmResourceSplitByCount"); }
 ORION_API CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, CUdevResourceType type) { return orion_not_implemented("cuDeviceGetDevResource"); }
-ORION_API CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value) { return orion_not_implemented("cuDeviceGetGraphMemAttribute"); }
 ORION_API CUresult cuDeviceGetHostAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
                                                      unsigned int count, CUdevice dev) { return orion_not_implemented("cuDeviceGetHostAtomicCapabilities"); }
 ORION_API CUresult cuDeviceGetLuid(char *luid, unsigned int *deviceNodeMask, CUdevice dev) { return orion_not_implemented("cuDeviceGetLuid"); }
 ORION_API CUresult cuDeviceGetNvSciSyncAttributes(void *nvSciSyncAttrList, CUdevice dev, int flags) { return orion_not_implemented("cuDeviceGetNvSciSyncAttributes"); }
 ORION_API CUresult cuDeviceGetP2PAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
                                                     unsigned int count, CUdevice srcDevice, CUdevice dstDevice) { return orion_not_implemented("cuDeviceGetP2PAtomicCapabilities"); }
-ORION_API CUresult cuDeviceGraphMemTrim(CUdevice device) { return orion_not_implemented("cuDeviceGraphMemTrim"); }
 ORION_API CUresult cuDeviceRegisterAsyncNotification(CUdevice device, CUasyncCallback callbackFunc, void *userData,
                                                      CUasyncCallbackHandle *callback) { return orion_not_implemented("cuDeviceRegisterAsyncNotification"); }
-ORION_API CUresult cuDeviceSetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value) { return orion_not_implemented("cuDeviceSetGraphMemAttribute"); }
 ORION_API CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice dev) { return orion_not_implemented("cuDeviceTotalMem"); }
 ORION_API CUresult cuDeviceUnregisterAsyncNotification(CUdevice device, CUasyncCallbackHandle callback) { return orion_not_implemented("cuDeviceUnregisterAsyncNotification"); }
 ORION_API CUresult cuEGLStreamConsumerAcquireFrame(void **conn, CUgraphicsResource *pCudaResource, CUstream *pStream,
@@ -85,10 +82,6 @@ ORION_API CUresult cuGraphAddExternalSemaphoresSignalNode(CUgraphNode *phGraphNo
 ORION_API CUresult cuGraphAddExternalSemaphoresWaitNode(CUgraphNode *phGraphNode, CUgraph hGraph,
                                                         const CUgraphNode *dependencies, size_t numDependencies,
                                                         const CUDA_EXT_SEM_WAIT_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddExternalSemaphoresWaitNode"); }
-ORION_API CUresult cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                          size_t numDependencies, CUDA_MEM_ALLOC_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphAddMemAllocNode"); }
-ORION_API CUresult cuGraphAddMemFreeNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                         size_t numDependencies, CUdeviceptr dptr) { return orion_not_implemented("cuGraphAddMemFreeNode"); }
 ORION_API CUresult cuGraphBatchMemOpNodeGetParams(CUgraphNode hNode, CUDA_BATCH_MEM_OP_NODE_PARAMS *nodeParams_out) { return orion_not_implemented("cuGraphBatchMemOpNodeGetParams"); }
 ORION_API CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle *pHandle_out, CUgraph hGraph, CUcontext ctx,
                                                   unsigned int defaultLaunchValue, unsigned int flags) { return orion_not_implemented("cuGraphConditionalHandleCreate"); }
@@ -105,13 +98,6 @@ ORION_API CUresult cuGraphExternalSemaphoresWaitNodeGetParams(CUgraphNode hNode,
                                                               CUDA_EXT_SEM_WAIT_NODE_PARAMS *params_out) { return orion_not_implemented("cuGraphExternalSemaphoresWaitNodeGetParams"); }
 ORION_API CUresult cuGraphExternalSemaphoresWaitNodeSetParams(CUgraphNode hNode,
                                                               const CUDA_EXT_SEM_WAIT_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphExternalSemaphoresWaitNodeSetParams"); }
-ORION_API CUresult cuGraphKernelNodeCopyAttributes(CUgraphNode dst, CUgraphNode src) { return orion_not_implemented("cuGraphKernelNodeCopyAttributes"); }
-ORION_API CUresult cuGraphKernelNodeGetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
-                                                 CUkernelNodeAttrValue *value_out) { return orion_not_implemented("cuGraphKernelNodeGetAttribute"); }
-ORION_API CUresult cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
-                                                 const CUkernelNodeAttrValue *value) { return orion_not_implemented("cuGraphKernelNodeSetAttribute"); }
-ORION_API CUresult cuGraphMemAllocNodeGetParams(CUgraphNode hNode, CUDA_MEM_ALLOC_NODE_PARAMS *params_out) { return orion_not_implemented("cuGraphMemAllocNodeGetParams"); }
-ORION_API CUresult cuGraphMemFreeNodeGetParams(CUgraphNode hNode, CUdeviceptr *dptr_out) { return orion_not_implemented("cuGraphMemFreeNodeGetParams"); }
 ORION_API CUresult cuGraphicsEGLRegisterImage(CUgraphicsResource *pCudaResource, void *image, unsigned int flags) { return orion_not_implemented("cuGraphicsEGLRegisterImage"); }
 ORION_API CUresult cuGraphicsGLRegisterBuffer(CUgraphicsResource *pCudaResource, unsigned int buffer,
                                               unsigned int Flags) { return orion_not_implemented("cuGraphicsGLRegisterBuffer"); }
