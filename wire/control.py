@@ -78,6 +78,8 @@ class Device(msgspec.Struct, kw_only=True):
     priority_range: tuple[I32, I32]
     primary_flags: U32 = 0
     slot_bytes: Bytes63
+    # For each device of the server: [whether kernels reach its memory, cuDeviceGetP2PAttribute 1, 2, ...].
+    peers: Annotated[list[Annotated[list[I32], Meta(max_length=16)]], Meta(max_length=64)] = []
 
 
 class Attached(_Message, tag="attached", kw_only=True):

@@ -11,6 +11,7 @@ from typing import Any
 
 # Attribute numbers are dense from 1; asking for one that the driver does not know fails cleanly.
 _ATTRIBUTES = range(1, 256)
+_P2P_ATTRIBUTES = range(1, 6)
 _SLOT_MIN_BYTES = 16 << 30
 _SLOT_MAX_BYTES = 1 << 40
 
@@ -78,7 +79,20 @@ class Driver:
             "priority_range": [least.value, greatest.value],
             "primary_flags": flags.value,
             "slot_bytes": slot_bytes(total_bytes),
+            "peers": [self._peer(handle, other) for other in range(len(self.contexts))],
         }
+
+    def _peer(self, handle: int, other: int) -> list[int]:
+        """[whether kernels of the device reach the other's memory, P2P attributes 1, 2, ...]; of itself: nothing."""
+        peer = self._int("cuDeviceGet", ctypes.c_int(other))
+        if peer == handle:
+            return [0]
+        row = [self._int("cuDeviceCanAccessPeer", handle, peer)]
+        value = ctypes.c_int()
+        for attribute in _P2P_ATTRIBUTES:
+            told = self._cuda.cuDeviceGetP2PAttribute(ctypes.byref(value), attribute, handle, peer) == 0
+            row.append(value.value if told else 0)
+        return row
 
     def _check(self, name: str, *arguments: Any) -> None:
         result = getattr(self._cuda, name)(*arguments)

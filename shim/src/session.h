@@ -7,6 +7,8 @@
 #include "gen_ops.h"
 #include "orion_ring.h"
 
+enum { ORION_PEER_VALUES = 6 };
+
 /// What attach told about one device. Immutable after attach.
 typedef struct orion_device {
   struct orion_session* session;
@@ -18,6 +20,8 @@ typedef struct orion_device {
   int32_t attributes[256];
   bool has_attribute[256];
   int32_t least_priority, greatest_priority;
+  // By remote ordinal: whether kernels reach that device's memory, then the P2P attributes from 1.
+  int32_t peers[ORION_DEVICES][ORION_PEER_VALUES];
   uint64_t slot_base, slot_bytes;  // agreed device address range
 } orion_device;
 
@@ -27,8 +31,8 @@ typedef struct orion_session {
   uint8_t* host_base;  // host arena; equal address in the worker
   int driver_version;
   bool is_softgpu;
-  bool runtime_validated;  // the server ran NVIDIA's runtime on its driver
-  bool runtime_selftest;   // ORION_RUNTIME_SELFTEST
+  bool runtime_validated;      // the server ran NVIDIA's runtime on its driver
+  bool runtime_selftest;       // ORION_RUNTIME_SELFTEST
   const char* transport_name;  // "shm" or "tcp"
   char server_address[128];
   _Atomic int32_t lost;  // 0, or the CUresult that every call on this session returns from now on

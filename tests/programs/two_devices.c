@@ -19,7 +19,13 @@
   X(cuMemsetD32_v2, (CUdeviceptr, unsigned, size_t)) X(cuPointerGetAttribute, (void *, int, CUdeviceptr)) \
   X(cuStreamCreate, (CUstream *, unsigned)) X(cuStreamSynchronize, (CUstream)) X(cuEventCreate, (CUevent *, unsigned)) \
   X(cuEventRecord, (CUevent, CUstream)) X(cuStreamWaitEvent, (CUstream, CUevent, unsigned)) \
-  X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream))
+  X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream)) \
+  X(cuDeviceCanAccessPeer, (int *, CUdevice, CUdevice)) \
+  X(cuDeviceGetP2PAttribute, (int *, CUdevice_P2PAttribute, CUdevice, CUdevice)) \
+  X(cuCtxEnablePeerAccess, (CUcontext, unsigned)) X(cuCtxDisablePeerAccess, (CUcontext)) \
+  X(cuModuleLoadData, (CUmodule *, const void *)) X(cuModuleGetFunction, (CUfunction *, CUmodule, const char *)) \
+  X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, \
+                     void **, void **))
 // clang-format on
 #define DECLARE(name, arguments) static CUresult(*name) arguments;
 CALLS(DECLARE)
@@ -67,6 +73,80 @@ static void check_disjoint(block* blocks, int count, int remote) {
     for (int i = 0; i < count; i++) TRUE(blocks[i].end <= from || blocks[i].start >= to);
   }
   fclose(maps);
+}
+
+#define CODE(code, call)                                                        \
+  do {                                                                          \
+    const CUresult got_ = (call);                                               \
+    if ((int)got_ != (code)) {                                                  \
+      printf("FAIL %d %s: expected %d, got %d\n", __LINE__, #call, code, got_); \
+      exit(1);                                                                  \
+    }                                                                           \
+  } while (0)
+
+static const char copy_ptx[] =
+    ".version 7.0\n.target sm_70\n.address_size 64\n"
+    ".visible .entry copy(.param .u64 to, .param .u64 from) {\n"
+    "  .reg .u32 %r<2>; .reg .u64 %d<6>;\n"
+    "  ld.param.u64 %d0, [to]; ld.param.u64 %d1, [from];\n"
+    "  cvta.to.global.u64 %d2, %d0; cvta.to.global.u64 %d3, %d1;\n"
+    "  mov.u32 %r0, %tid.x; mul.wide.u32 %d4, %r0, 4;\n"
+    "  add.s64 %d2, %d2, %d4; add.s64 %d3, %d3, %d4;\n"
+    "  ld.global.u32 %r1, [%d3]; st.global.u32 [%d2], %r1;\n"
+    "  ret;\n}\n";
+
+/// A kernel on device 1 reads device 0's memory, both what was there before access was enabled and what came after.
+static void check_peer_kernels(CUcontext* contexts) {
+  enum { THREADS = 64 };
+  int can = 0, supported = -1;
+  OK(cuDeviceCanAccessPeer(&can, 1, 0));
+  OK(cuDeviceGetP2PAttribute(&supported, CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED, 1, 0));
+  TRUE(can == supported);
+  CODE(101, cuDeviceGetP2PAttribute(&supported, CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED, 1, 1));
+  OK(cuDeviceCanAccessPeer(&supported, 1, 1));
+  TRUE(supported == 0);
+  OK(cuCtxSetCurrent(contexts[1]));
+  if (!can) {
+    CODE(217, cuCtxEnablePeerAccess(contexts[0], 0));
+    printf("two devices: no peer access here\n");
+    return;
+  }
+  CUdeviceptr before, after, target;
+  CUmodule module;
+  CUfunction copy;
+  unsigned words[THREADS];
+  OK(cuMemAlloc_v2(&target, sizeof words));
+  OK(cuModuleLoadData(&module, copy_ptx));
+  OK(cuModuleGetFunction(&copy, module, "copy"));
+  OK(cuCtxSetCurrent(contexts[0]));
+  OK(cuMemAlloc_v2(&before, sizeof words));
+  OK(cuMemsetD32_v2(before, 11, THREADS));
+  OK(cuCtxSynchronize());
+  OK(cuCtxSetCurrent(contexts[1]));
+  CODE(705, cuCtxDisablePeerAccess(contexts[0]));
+  OK(cuCtxEnablePeerAccess(contexts[0], 0));
+  CODE(704, cuCtxEnablePeerAccess(contexts[0], 0));
+  CODE(201, cuCtxEnablePeerAccess(contexts[1], 0));
+  CODE(1, cuCtxEnablePeerAccess(contexts[0], 1));
+  OK(cuCtxSetCurrent(contexts[0]));
+  OK(cuMemAlloc_v2(&after, 64u << 20));  // memory that is mapped after access was enabled
+  OK(cuMemsetD32_v2(after, 22, THREADS));
+  OK(cuCtxSynchronize());
+  OK(cuCtxSetCurrent(contexts[1]));
+  const CUdeviceptr sources[2] = {before, after};
+  for (int i = 0; i < 2; i++) {
+    CUdeviceptr from = sources[i];
+    void* parameters[] = {&target, &from};
+    OK(cuLaunchKernel(copy, 1, 1, 1, THREADS, 1, 1, 0, NULL, parameters, NULL));
+    OK(cuMemcpyDtoH_v2(words, target, sizeof words));
+    TRUE(words[0] == (i ? 22u : 11u) && words[THREADS - 1] == words[0]);
+  }
+  OK(cuCtxDisablePeerAccess(contexts[0]));
+  CODE(705, cuCtxDisablePeerAccess(contexts[0]));
+  OK(cuMemFree_v2(target));
+  OK(cuCtxSetCurrent(contexts[0]));
+  OK(cuMemFree_v2(before));
+  OK(cuMemFree_v2(after));
 }
 
 int main(int argc, char** argv) {
@@ -127,6 +207,7 @@ int main(int argc, char** argv) {
   OK(cuStreamSynchronize(streams[1]));
   OK(cuMemcpyDtoH_v2(out, p[0], sizeof out));
   TRUE(out[0] == 9 && out[WORDS - 1] == 9);
+  check_peer_kernels(contexts);
   printf("two devices: %d blocks disjoint, copies and events across\n", BLOCKS);
   return 0;
 }

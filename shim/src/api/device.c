@@ -180,12 +180,18 @@ ORION_API CUresult cuDeviceGetExecAffinitySupport(int* supported, CUexecAffinity
   return CUDA_SUCCESS;
 }
 
+/// What the worker's driver says of two devices; all zero between servers.
+static int peer_value(const orion_device_state* from, const orion_device_state* to, uint32_t which) {
+  if (from->info->session != to->info->session) return 0;
+  return from->info->peers[to->info->remote_ordinal][which];
+}
+
 ORION_API CUresult cuDeviceCanAccessPeer(int* can_access, CUdevice device, CUdevice peer_device) {
   ORION_ENTER();
   ORION_REQUIRE(can_access != NULL, CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE(orion_device_state_at(device) != NULL && orion_device_state_at(peer_device) != NULL,
-                CUDA_ERROR_INVALID_DEVICE);
-  *can_access = 0;  // peer copies work, kernels that follow peer pointers do not
+  const orion_device_state *from = orion_device_state_at(device), *to = orion_device_state_at(peer_device);
+  ORION_REQUIRE(from != NULL && to != NULL, CUDA_ERROR_INVALID_DEVICE);
+  *can_access = peer_value(from, to, 0);
   return CUDA_SUCCESS;
 }
 
@@ -193,12 +199,11 @@ ORION_API CUresult cuDeviceGetP2PAttribute(int* value, CUdevice_P2PAttribute att
                                            CUdevice destination) {
   ORION_ENTER();
   ORION_REQUIRE(value != NULL && attribute >= CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK &&
-                    attribute <= CU_DEVICE_P2P_ATTRIBUTE_CUDA_ARRAY_ACCESS_SUPPORTED,
+                    attribute <= CU_DEVICE_P2P_ATTRIBUTE_ONLY_PARTIAL_NATIVE_ATOMIC_SUPPORTED,
                 CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE(
-      source != destination && orion_device_state_at(source) != NULL && orion_device_state_at(destination) != NULL,
-      CUDA_ERROR_INVALID_DEVICE);
-  *value = 0;
+  const orion_device_state *from = orion_device_state_at(source), *to = orion_device_state_at(destination);
+  ORION_REQUIRE(source != destination && from != NULL && to != NULL, CUDA_ERROR_INVALID_DEVICE);
+  *value = peer_value(from, to, (uint32_t)attribute);
   return CUDA_SUCCESS;
 }
 

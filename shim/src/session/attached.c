@@ -40,6 +40,18 @@ static void read_pair(orion_unpacker* u, int64_t* first, int64_t* second) {
   for (uint32_t i = 2; i < items && !u->bad; i++) orion_unpack_skip(u);
 }
 
+static void read_peers(orion_unpacker* u, orion_device* device) {
+  const uint32_t peers = orion_unpack_array(u);
+  for (uint32_t p = 0; p < peers && !u->bad; p++) {
+    const uint32_t values = orion_unpack_array(u);
+    for (uint32_t v = 0; v < values && !u->bad; v++) {
+      const int64_t value = orion_unpack_integer(u);
+      if (p < ORION_DEVICES && v < ORION_PEER_VALUES && value >= INT32_MIN && value <= INT32_MAX)
+        device->peers[p][v] = (int32_t)value;
+    }
+  }
+}
+
 static void read_device(orion_unpacker* u, orion_device* device) {
   int64_t first = 0;
   int64_t second = 0;
@@ -63,6 +75,8 @@ static void read_device(orion_unpacker* u, orion_device* device) {
       device->slot_bytes = (uint64_t)orion_unpack_integer(u);
     } else if (orion_unpack_equals(key, n, "attributes")) {
       read_attributes(u, device);
+    } else if (orion_unpack_equals(key, n, "peers")) {
+      read_peers(u, device);
     } else if (orion_unpack_equals(key, n, "priority_range")) {
       read_pair(u, &first, &second);
       device->least_priority = (int32_t)first;
