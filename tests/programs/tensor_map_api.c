@@ -77,6 +77,41 @@ static void test_many_shapes(void) {
   OK(cuMemFree_v2(a));
 }
 
+enum { THREADS = 4, SHAPES = 12, ADDRESSES = 5 };
+static CUtensorMap reference[SHAPES][ADDRESSES];
+static CUdeviceptr shared;
+
+static CUresult one_of(CUtensorMap* map, int number, int place) {
+  const cuuint64_t shape[2] = {64 + (cuuint64_t)number * 8, 64};
+  return cuTensorMapEncodeTiled(map, FLOAT16, 2, (void*)(shared + (CUdeviceptr)place * 4096), shape, strides, box, ones,
+                                0, 0, 0, 0);
+}
+
+static void* encode_many(void* seed) {
+  uint64_t wrong = cuCtxSetCurrent(context) != 0;
+  for (uint64_t i = 0, at = (uint64_t)(uintptr_t)seed; i < 3000; i++, at = at * 25 + 7) {
+    CUtensorMap map;
+    const int number = (int)(at % SHAPES), place = (int)(at / SHAPES % ADDRESSES);
+    wrong += one_of(&map, number, place) != 0 || memcmp(&map, &reference[number][place], sizeof map) != 0;
+  }
+  return (void*)(uintptr_t)wrong;
+}
+
+static void test_threads(void) {
+  shared = memory();
+  pthread_t threads[THREADS];
+  for (int i = 0; i < SHAPES * ADDRESSES; i++)
+    OK(one_of(&reference[i / ADDRESSES][i % ADDRESSES], i / ADDRESSES, i % ADDRESSES));
+  for (int i = 0; i < THREADS; i++)
+    IS(0, pthread_create(&threads[i], NULL, encode_many, (void*)(uintptr_t)(i * 13 + 1)));
+  for (int i = 0; i < THREADS; i++) {
+    void* wrong;
+    IS(0, pthread_join(threads[i], &wrong));
+    IS(0, (uintptr_t)wrong);
+  }
+  OK(cuMemFree_v2(shared));
+}
+
 static void test_refused(void) {
   const CUdeviceptr a = memory();
   CUtensorMap map;
@@ -145,5 +180,6 @@ static void test_without_context(void) {
   NOTE(tiled(&map, 0x7f0000000000ull, 2));  // memory that is not there: only the address is encoded
 }
 
-SECTIONS({"tiled", test_tiled, 0}, {"many_shapes", test_many_shapes, 0}, {"refused", test_refused, 0},
-         {"im2col", test_im2col, 0}, {"without_context", test_without_context, OWN_CONTEXT})
+SECTIONS({"tiled", test_tiled, 0}, {"many_shapes", test_many_shapes, 0}, {"threads", test_threads, 0},
+         {"refused", test_refused, 0}, {"im2col", test_im2col, 0},
+         {"without_context", test_without_context, OWN_CONTEXT})

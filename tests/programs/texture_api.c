@@ -503,6 +503,45 @@ static void test_objects(void) {
   OK(cuArrayDestroy(square));
 }
 
+enum { THREADS = 4 };
+
+/// Objects of several threads: what each asks of its own must be what it made it from.
+static void* make_objects(void* own) {
+  uint64_t wrong = cuCtxSetCurrent(context) != 0;
+  const CUarray array = own;
+  for (int i = 0; i < 200; i++) {
+    CUDA_RESOURCE_DESC r = of_array(array), told;
+    CUDA_TEXTURE_DESC t, seen;
+    CUtexObject objects[3];
+    memset(&t, 0, sizeof t);
+    for (int k = 0; k < 3; k++) {
+      t.borderColor[0] = (float)(i * 3 + k);
+      wrong += cuTexObjectCreate(&objects[k], &r, &t, NULL) != 0;
+    }
+    for (int k = 0; k < 3; k++) {
+      wrong += cuTexObjectGetResourceDesc(&told, objects[k]) != 0 || told.res.array.hArray != array;
+      wrong += cuTexObjectGetTextureDesc(&seen, objects[k]) != 0 || seen.borderColor[0] != (float)(i * 3 + k);
+      wrong += cuTexObjectDestroy(objects[k]) != 0;
+    }
+  }
+  return (void*)(uintptr_t)wrong;
+}
+
+static void test_threads(void) {
+  pthread_t threads[THREADS];
+  CUarray arrays[THREADS];
+  for (int i = 0; i < THREADS; i++) {
+    arrays[i] = grid_array(4, 0, 0);
+    IS(0, pthread_create(&threads[i], NULL, make_objects, arrays[i]));
+  }
+  for (int i = 0; i < THREADS; i++) {
+    void* wrong;
+    IS(0, pthread_join(threads[i], &wrong));
+    IS(0, (uintptr_t)wrong);
+  }
+  for (int i = 0; i < THREADS; i++) OK(cuArrayDestroy(arrays[i]));
+}
+
 static void test_many(void) {
   begin();
   float out[1][4];
@@ -522,4 +561,4 @@ static void test_many(void) {
 SECTIONS({"point", test_point, 0}, {"address_modes", test_address_modes, 0}, {"linear_filter", test_linear_filter, 0},
          {"layers", test_layers, 0}, {"integers", test_integers, 0}, {"linear_memory", test_linear_memory, 0},
          {"pitched_memory", test_pitched_memory, 0}, {"levels", test_levels, 0}, {"surfaces", test_surfaces, 0},
-         {"objects", test_objects, 0}, {"many", test_many, 0})
+         {"objects", test_objects, 0}, {"many", test_many, 0}, {"threads", test_threads, 0})
