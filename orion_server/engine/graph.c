@@ -179,14 +179,15 @@ static int32_t describe_word(const orion_engine* e, const orion_op* op, descript
   return 0;
 }
 
-static int32_t describe_event(const orion_engine* e, uint32_t event, bool records, description* d) {
+static int32_t describe_event(orion_engine* e, uint32_t event, bool records, description* d) {
   if (event >= ORION_EVENTS || !e->events[event].alive) return CUDA_ERROR_INVALID_HANDLE;
+  e->events[event].in_graph = true;
   d->params.event = e->events[event].handle;
   if (records) d->event = event;
   return 0;
 }
 
-static int32_t describe(const orion_engine* e, const orion_op* op, description* d) {
+static int32_t describe(orion_engine* e, const orion_op* op, description* d) {
   *d = (description){.event = ORION_EVENTS};
   switch (op->code) {
     case ORION_OP_LAUNCH:

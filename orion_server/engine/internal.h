@@ -77,6 +77,7 @@ typedef struct event_state {
   uint16_t context;
   bool alive;
   bool recorded;
+  bool in_graph;  // a graph names its handle, which therefore stays
 } event_state;
 
 typedef struct module_state {

@@ -35,7 +35,7 @@ static uint32_t spare_index(orion_engine* e) {
 
 bool event_detach(orion_engine* e, uint32_t index, const parked_op* until) {
   event_state* v = &e->events[index];
-  if (!v->alive) return false;
+  if (!v->alive || v->in_graph) return false;
   uint32_t users = 0;
   for (parked_op* node = e->first_parked; node && node != until; node = node->next) {
     if (park_event_of(&node->op) != index) continue;

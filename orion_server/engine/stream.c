@@ -201,6 +201,7 @@ void event_create(orion_engine* e, const orion_op* op) {
     v->context = op->context;
     v->alive = true;
     v->recorded = false;
+    v->in_graph = false;
     if (o->event >= e->event_high) e->event_high = o->event + 1;
   }
   answer_result(e, op, result);

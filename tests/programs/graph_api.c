@@ -78,6 +78,7 @@
   X(cuGraphExecKernelNodeSetParams_v2, (CUgraphExec, CUgraphNode, const CUDA_KERNEL_NODE_PARAMS*))                    \
   X(cuGraphExecMemsetNodeSetParams, (CUgraphExec, CUgraphNode, const CUDA_MEMSET_NODE_PARAMS*, CUcontext))            \
   X(cuGraphExecHostNodeSetParams, (CUgraphExec, CUgraphNode, const CUDA_HOST_NODE_PARAMS*))                           \
+  X(cuGraphExecChildGraphNodeSetParams, (CUgraphExec, CUgraphNode, CUgraph))                                          \
   X(cuGraphNodeSetEnabled, (CUgraphExec, CUgraphNode, unsigned))                                                      \
   X(cuGraphNodeGetEnabled, (CUgraphExec, CUgraphNode, unsigned*))                                                     \
   X(cuGraphUpload, (CUgraphExec, CUstream))                                                                           \
@@ -783,4 +784,4 @@ SECTIONS({"launch", test_launch, 0}, {"capture_info", test_capture_info, 0}, {"f
          {"pageable", test_pageable, 0}, {"through_host", test_through_host, 0}, {"rows", test_rows, 0},
          {"explicit", test_explicit, 0}, {"update", test_update, 0}, {"events", test_events, 0},
          {"to_graph", test_to_graph, 0}, {"user_objects", test_user_objects, 0}, {"memory_nodes", test_memory_nodes, 0},
-         {"attributes", test_attributes, 0}, {"large", test_large, 0})
+         {"children", test_children, 0}, {"attributes", test_attributes, 0}, {"large", test_large, 0})

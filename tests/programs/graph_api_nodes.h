@@ -220,6 +220,44 @@ static void test_user_objects(void) {
   finish();
 }
 
+// ---- a launch that is captured is a child; a child's work can be changed
+static void test_children(void) {
+  begin();
+  fill(0);
+  CUgraph graph = three_kernels(1, 0), outer, changed;
+  CUgraphExec exec, outer_exec;
+  OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+  OK(cuStreamBeginCapture_v2(stream, RELAXED));
+  OK(run(add_kernel, words, 10, stream));
+  OK(cuGraphLaunch(exec, stream));
+  OK(run(scale_kernel, words, 2, stream));
+  OK(cuStreamEndCapture(stream, &outer));
+  OK(cuGraphExecDestroy(exec));
+  IS(3, count_nodes(outer));
+  CUgraphNode nodes[3], child = NULL;
+  size_t count = 3;
+  OK(cuGraphGetNodes(outer, nodes, &count));
+  for (int i = 0; i < 3; i++) {
+    if (type_of(nodes[i]) == CU_GRAPH_NODE_TYPE_GRAPH) child = nodes[i];
+  }
+  TRUE(child != NULL);
+  OK(cuGraphInstantiateWithFlags(&outer_exec, outer, 0));
+  OK(cuGraphLaunch(outer_exec, stream));
+  OK(cuStreamSynchronize(stream));
+  IS(24, read_words(words));
+  changed = three_kernels(100, 0);
+  OK(cuGraphExecChildGraphNodeSetParams(outer_exec, child, changed));
+  fill(0);
+  OK(cuGraphLaunch(outer_exec, stream));
+  OK(cuStreamSynchronize(stream));
+  IS(420, read_words(words));
+  OK(cuGraphDestroy(changed));
+  OK(cuGraphExecDestroy(outer_exec));
+  OK(cuGraphDestroy(outer));
+  OK(cuGraphDestroy(graph));
+  finish();
+}
+
 // ---- memory that belongs to a graph
 static void test_memory_nodes(void) {
   begin();

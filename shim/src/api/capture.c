@@ -222,6 +222,22 @@ CUresult orion_capture_node(orion_stream* stream, CUgraphNodeType type, orion_no
   return result;
 }
 
+CUresult orion_capture_child(orion_stream* stream, orion_graph* child) {
+  LOCK();
+  orion_stream_capture* state;
+  orion_node_work work = {0};
+  CUresult result = usable(stream, &state);
+  if (result == CUDA_SUCCESS && state == NULL) result = CUDA_ERROR_ILLEGAL_STATE;
+  if (result == CUDA_SUCCESS) result = append(state, CU_GRAPH_NODE_TYPE_GRAPH, &work);
+  if (result == CUDA_SUCCESS) {
+    orion_node_of(state->last.items[0].node)->child = child;
+  } else {
+    orion_graph_drop(child);
+  }
+  UNLOCK();
+  return result;
+}
+
 static CUgraphNodeType type_of(uint16_t code) {
   switch (code) {
     case ORION_OP_LAUNCH:

@@ -18,6 +18,8 @@ CUresult orion_capture_operation(orion_stream* stream, const orion_op* op, uint3
                                  uint32_t tail_bytes);
 /// Adds a node behind what the stream has captured so far. Takes `work` over.
 CUresult orion_capture_node(orion_stream* stream, CUgraphNodeType type, orion_node_work* work);
+/// The same with a graph as a child node. Takes the graph over.
+CUresult orion_capture_child(orion_stream* stream, orion_graph* child);
 /// For calls that a capture of this stream forbids (waits, queries, synchronous copies): 900, or 906 on the NULL
 /// stream.
 CUresult orion_capture_refuse(orion_stream* stream);

@@ -145,6 +145,11 @@ typedef struct orion_step {
   bool is_produced;    // the arena bytes that it reads come from a copy before it
 } orion_step;
 
+/// As the wire has it (GRAPH_EDGES): indices of steps.
+typedef struct orion_step_edge {
+  uint32_t from, to, from_port, type;
+} orion_step_edge;
+
 typedef struct orion_exec {
   orion_entry entry;
   orion_context* context;
@@ -155,6 +160,8 @@ typedef struct orion_exec {
   pthread_mutex_t mutex;     // what steps do; never held while waiting. Changed under both
   orion_step* steps;
   uint32_t step_count;
+  orion_step_edge* edges;
+  uint32_t edge_count;
   uint32_t host_nodes, gathers, scatters, pinned, events;
   uint32_t* host_steps;  // step of each host node
   uint8_t* before_host;  // [host node][step]: the step precedes it; NULL unless ordinary memory is copied too

@@ -4,16 +4,11 @@
 
 #include "graph.h"
 
-/// As the wire has it (GRAPH_EDGES).
-typedef struct wire_edge {
-  uint32_t from, to, from_port, type;
-} wire_edge;
-
 /// A graph on its way to the worker: nodes of children in the place of their node.
 typedef struct listing {
   orion_step* steps;
   uint32_t count, capacity;
-  wire_edge* edges;
+  orion_step_edge* edges;
   uint32_t edge_count, edge_capacity;
   orion_context* context;
   uint32_t host_nodes;

@@ -133,6 +133,57 @@ ORION_API CUresult cuGraphExecBatchMemOpNodeSetParams(CUgraphExec exec, CUgraphN
   return set(exec, node, &(CUgraphNodeParams){.type = CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, .memOp = *given});
 }
 
+/// A node of a child and what it is to do from now on.
+typedef struct child_change {
+  uint64_t node;
+  CUgraphNodeType type;
+  orion_node_work work;
+} child_change;
+
+/// Under the graphs' mutex: pairs the nodes of the child with those of a graph of the same shape, in the order of their
+/// making.
+static CUresult pair_children(CUgraphNode handle, CUgraph graph, child_change** changes, uint32_t* count) {
+  const orion_node* node = orion_node_of((uint64_t)(uintptr_t)handle);
+  const orion_graph* fresh = orion_graph_of(graph);
+  if (node == NULL || node->child == NULL || fresh == NULL) return CUDA_ERROR_INVALID_VALUE;
+  const orion_graph* child = node->child;
+  if (child->count != fresh->count) return CUDA_ERROR_INVALID_VALUE;
+  child_change* made = calloc(child->count + 1, sizeof *made);
+  if (made == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+  *changes = made;
+  for (uint32_t i = 0; i < child->count; i++) {
+    const orion_node *old = child->nodes[i], *now = fresh->nodes[i];
+    if (old->type != now->type || old->from.count != now->from.count) return CUDA_ERROR_INVALID_VALUE;
+    if (old->type == CU_GRAPH_NODE_TYPE_GRAPH) return CUDA_ERROR_NOT_SUPPORTED;
+    made[i] = (child_change){.node = old->handle, .type = old->type};
+    *count = i + 1;
+    if (!orion_work_copy(&made[i].work, &now->work)) return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  return CUDA_SUCCESS;
+}
+
+ORION_API CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec handle, CUgraphNode node, CUgraph child) {
+  ORION_COUNTED();
+  orion_exec* exec;
+  CUresult result = exec_of(handle, &exec);
+  if (result != CUDA_SUCCESS) return result;
+  child_change* changes = NULL;
+  uint32_t count = 0;
+  pthread_mutex_lock(&orion_graph_mutex);
+  result = pair_children(node, child, &changes, &count);
+  pthread_mutex_unlock(&orion_graph_mutex);
+  pthread_mutex_lock(&exec->launches);
+  for (uint32_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
+    if (changes[i].work.op == NULL && changes[i].type != CU_GRAPH_NODE_TYPE_HOST) continue;  // an empty node
+    result = replace(exec, step_of(exec, (CUgraphNode)(uintptr_t)changes[i].node), changes[i].type, &changes[i].work);
+    if (result == CUDA_SUCCESS) changes[i].work = (orion_node_work){0};
+  }
+  pthread_mutex_unlock(&exec->launches);
+  for (uint32_t i = 0; i < count; i++) orion_work_drop(&changes[i].work);
+  free(changes);
+  return result;
+}
+
 // ------------------------------------------------------------------------------------------------ on and off
 
 ORION_API CUresult cuGraphNodeSetEnabled(CUgraphExec handle, CUgraphNode node, unsigned int enabled) {

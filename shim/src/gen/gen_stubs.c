@@ -85,7 +85,6 @@ ORION_API CUresult cuGraphAddExternalSemaphoresWaitNode(CUgraphNode *phGraphNode
 ORION_API CUresult cuGraphBatchMemOpNodeGetParams(CUgraphNode hNode, CUDA_BATCH_MEM_OP_NODE_PARAMS *nodeParams_out) { return orion_not_implemented("cuGraphBatchMemOpNodeGetParams"); }
 ORION_API CUresult cuGraphConditionalHandleCreate(CUgraphConditionalHandle *pHandle_out, CUgraph hGraph, CUcontext ctx,
                                                   unsigned int defaultLaunchValue, unsigned int flags) { return orion_not_implemented("cuGraphConditionalHandleCreate"); }
-ORION_API CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph) { return orion_not_implemented("cuGraphExecChildGraphNodeSetParams"); }
 ORION_API CUresult cuGraphExecExternalSemaphoresSignalNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
                                                                     const CUDA_EXT_SEM_SIGNAL_NODE_PARAMS *nodeParams) { return orion_not_implemented("cuGraphExecExternalSemaphoresSignalNodeSetParams"); }
 ORION_API CUresult cuGraphExecExternalSemaphoresWaitNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "api.h"
-#include "graph.h"
+#include "capture.h"
 
 using namespace sg;
 
@@ -73,6 +73,21 @@ int64_t now_ns() {
       .count();
 }
 
+/// A graph that does what the steps do.
+std::shared_ptr<Graph> graph_from(const std::vector<ExecStep>& steps) {
+  auto graph = new_graph();
+  graph->owned = true;
+  std::map<uint64_t, std::shared_ptr<GraphNode>> made;
+  for (const ExecStep& step : steps) {
+    auto node = add_graph_node(*graph, step.enabled ? step.type : int{CU_GRAPH_NODE_TYPE_EMPTY});
+    if (step.enabled) node->run = step.run;
+    if (step.records) node->params.event = step.records->handle;
+    for (uint64_t before : step.after) add_graph_edge(*graph, *made[before], *node, CUgraphEdgeData{});
+    made[step.node] = node;
+  }
+  return graph;
+}
+
 CUresult launch(CUgraphExec handle, CUstream stream_handle, bool per_thread) {
   return with_stream(stream_handle, per_thread, [&](Driver&, Context& context, const auto& stream) -> CUresult {
     auto exec = Graphs::get().execs.get(handle);
@@ -81,6 +96,12 @@ CUresult launch(CUgraphExec handle, CUstream stream_handle, bool per_thread) {
     {
       std::lock_guard lock(exec->mutex);
       steps = exec->steps;
+    }
+    if (is_recorded(stream)) {  // the launch becomes a child of the capture's graph
+      auto node = capture_typed_node(stream, CU_GRAPH_NODE_TYPE_GRAPH);
+      std::lock_guard lock(Graphs::get().mutex);
+      node->params.child = graph_from(*steps);
+      return CUDA_SUCCESS;
     }
     const bool frees_itself = (exec->flags & kAutoFree) != 0;
     for (const ExecStep& step : *steps) {
@@ -303,6 +324,27 @@ SG_API cuGraphExecBatchMemOpNodeSetParams(CUgraphExec exec, CUgraphNode node,
 }
 SG_API cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNodeParams* params) {
   return params ? set_step(exec, node, *params) : CUresult{CUDA_ERROR_INVALID_VALUE};
+}
+
+SG_API cuGraphExecChildGraphNodeSetParams(CUgraphExec handle, CUgraphNode node_handle, CUgraph graph_handle) {
+  return with_exec(handle, [&](Driver&, GraphExec& exec) -> CUresult {
+    std::lock_guard graphs_lock(Graphs::get().mutex);
+    auto node = Graphs::get().nodes.get(node_handle);
+    auto graph = Graphs::get().graphs.get(graph_handle);
+    if (!node || !node->params.child || !graph) return CUDA_ERROR_INVALID_VALUE;
+    const auto& child = *node->params.child;
+    if (child.nodes.size() != graph->nodes.size()) return CUDA_ERROR_INVALID_VALUE;
+    std::lock_guard lock(exec.mutex);
+    auto steps = std::make_shared<std::vector<ExecStep>>(*exec.steps);
+    for (size_t i = 0; i < child.nodes.size(); ++i) {
+      if (child.nodes[i]->type != graph->nodes[i]->type) return CUDA_ERROR_INVALID_VALUE;
+      for (ExecStep& step : *steps) {
+        if (step.node == child.nodes[i]->handle) step.run = graph->nodes[i]->run;
+      }
+    }
+    exec.steps = std::move(steps);
+    return CUDA_SUCCESS;
+  });
 }
 
 namespace {
