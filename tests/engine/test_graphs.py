@@ -27,7 +27,7 @@ def edges(s: Session, *pairs: tuple[int, int], exec_: int = 1) -> None:
 
 def instantiate(s: Session, exec_: int = 1) -> tuple[int, int]:
     result, payload = s.call("GRAPH_INSTANTIATE", exec=exec_)
-    return result, struct.unpack_from("<I", payload)[0] if payload else 0xFFFFFFFF
+    return result, int(struct.unpack_from("<I", payload)[0]) if payload else 0xFFFFFFFF
 
 
 def opened(s: Session) -> int:
@@ -75,7 +75,7 @@ def test_a_definition_runs_at_each_launch() -> None:
         s.push("GRAPH_DESTROY", exec=2)
         s.push("GRAPH_LAUNCH", stream=1, exec=1)
         assert value(s, address + 64) == 35
-        inner = pack("MEMSET", dict(device_dst=address, width=1, height=1, value=100, element_bytes=4))
+        inner = pack("MEMSET", {"device_dst": address, "width": 1, "height": 1, "value": 100, "element_bytes": 4})
         assert s.call("GRAPH_SET_NODE", inner, exec=1, node=0, kind=0)[0] == 0
         assert s.call("GRAPH_SET_ENABLED", exec=1, node=1, enabled=0)[0] == 0
         s.push("GRAPH_LAUNCH", stream=1, exec=1)
@@ -120,18 +120,18 @@ def test_the_first_error_of_a_definition_is_told() -> None:
     with Session() as s:
         address = opened(s)
         for bad in (
-            dict(name="MEMSET", device_dst=1 << 40, width=1, height=1, element_bytes=4),
-            dict(name="COPY_D2D", device_dst=address, src=0, size_bytes=8),
-            dict(name="COPY_H2D", device_dst=address, src_off=100 << 20, size_bytes=8),
-            dict(name="LAUNCH", function=99),
-            dict(name="EVENT_RECORD", event=5),
-            dict(name="STREAM_WRITE_VALUE", device_address=3, width_bytes=4),
-            dict(name="CTX_SET_CACHE_CONFIG"),
-            dict(name="GRAPH_DESTROY", exec=1),
+            {"name": "MEMSET", "device_dst": 1 << 40, "width": 1, "height": 1, "element_bytes": 4},
+            {"name": "COPY_D2D", "device_dst": address, "src": 0, "size_bytes": 8},
+            {"name": "COPY_H2D", "device_dst": address, "src_off": 100 << 20, "size_bytes": 8},
+            {"name": "LAUNCH", "function": 99},
+            {"name": "EVENT_RECORD", "event": 5},
+            {"name": "STREAM_WRITE_VALUE", "device_address": 3, "width_bytes": 4},
+            {"name": "CTX_SET_CACHE_CONFIG"},
+            {"name": "GRAPH_DESTROY", "exec": 1},
         ):
             s.push("GRAPH_DEFINE", exec=1, node_count=2)
             node(s, 0)
-            node(s, 1, **bad)  # type: ignore[arg-type]
+            node(s, 1, **bad)
             result, where = instantiate(s)
             assert result in (1, 400, 801) and where == 1, (bad, result)
             s.push("GRAPH_DESTROY", exec=1)

@@ -23,7 +23,14 @@ op(
     "adds a node; kind 0: runs the operation in the tail, 1: empty, 2: host function number host_node",
     tail="kind 0: one operation with its header",
 )
-op(82, "GRAPH_EDGES", "exec:u32 count:u32", "", "adds edges", tail="count x (u32 from, u32 to, u32 from_port, u32 type)")
+op(
+    82,
+    "GRAPH_EDGES",
+    "exec:u32 count:u32",
+    "",
+    "adds edges",
+    tail="count x (u32 from, u32 to, u32 from_port, u32 type)",
+)
 op(
     83,
     "GRAPH_INSTANTIATE",
