@@ -406,7 +406,7 @@ static uint32_t node_index(const graph_state* g, CUgraphNode handle) {
 // Nodes that each launch has to do something for, so that it need not look at all of them.
 static bool find_effects(graph_state* g) {
   uint32_t count = 0;
-  if (g->edge_count) {
+  if (g->edge_count && g->node_count) {
     bool* before = calloc(g->node_count, sizeof *before);
     if (!before) return false;
     for (uint32_t i = 0; i < g->node_count; i++) before[i] = g->nodes[i].is_host;

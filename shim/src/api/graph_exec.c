@@ -494,8 +494,9 @@ static CUresult launch(orion_exec* exec, orion_stream* stream) {
     result = orion_graph_memory_launch(exec->steps, exec->step_count, frees_itself);
   }
   if (result == CUDA_SUCCESS && exec->gathers != 0) result = enqueue(exec, stream, gather);
-  if (result == CUDA_SUCCESS) result = submit_launch(exec, stream);
+  // Told before the launch: with ORION_SYNC it is waited for. A launch that cannot be sent has lost its session.
   if (result == CUDA_SUCCESS && exec->lane != NULL) orion_lane_expect(exec->lane, exec->host_nodes);
+  if (result == CUDA_SUCCESS) result = submit_launch(exec, stream);
   if (result == CUDA_SUCCESS && exec->scatters != 0) result = enqueue(exec, stream, scatter);
   pthread_mutex_unlock(&exec->launches);
   return result;

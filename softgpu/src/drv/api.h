@@ -1,5 +1,6 @@
 // What every exported function goes through.
 #pragma once
+#include <exception>
 #include <new>
 
 #include "state.h"
@@ -11,7 +12,9 @@
 namespace sg {
 
 /// What a capture forbids, thrown from where it is found.
-struct CaptureError {
+struct CaptureError : std::exception {
+  explicit CaptureError(CUresult result) : code(result) {}
+  const char* what() const noexcept override { return "forbidden by a capture"; }
   CUresult code;
 };
 
