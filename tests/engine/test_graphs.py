@@ -116,6 +116,32 @@ def test_a_host_node_waits_for_the_client() -> None:
 
 
 @isolated
+def test_a_parked_launch_keeps_its_graph() -> None:
+    with Session() as s:
+        address = opened(s)
+        s.push("STREAM_CREATE", stream=2, stream_flags=1)
+        define_chain(s, address, 3)
+        assert instantiate(s)[0] == 0
+        s.push("HOST_FUNCTION", stream=1, callback=1, generation=1, word=WORD_DYNAMIC + 1, value=1)
+        s.push("GRAPH_LAUNCH", stream=1, exec=1)
+        inner = pack("MEMSET", {"device_dst": address, "width": 1, "height": 1, "value": 90, "element_bytes": 4})
+        change = s.ask("GRAPH_SET_NODE", inner, exec=1, node=0, kind=0)
+        s.push("GRAPH_LAUNCH", stream=2, exec=1)
+        s.push("GRAPH_DESTROY", exec=1)
+        define_chain(s, address + 128, 1, exec_=2)  # another graph does not wait
+        assert instantiate(s, 2)[0] == 0
+        first, second = s.mark(1), s.mark(2)
+        assert s.wait_word(WORD_DYNAMIC + 1, 1)
+        time.sleep(0.05)
+        assert s.word(first[0]) < first[1] and s.word(second[0]) < second[1]
+        s.client.client_set_client_word(s.segment, 1, 1)
+        assert s.answer(change)[0] == 0
+        assert s.wait_word(*first) and s.wait_word(*second)
+        assert value(s, address + 64) == 93
+        assert s.late_error()[0] == 0
+
+
+@isolated
 def test_the_first_error_of_a_definition_is_told() -> None:
     with Session() as s:
         address = opened(s)
