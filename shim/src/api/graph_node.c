@@ -487,6 +487,8 @@ static CUresult give_copy(const orion_node* node, CUDA_MEMCPY3D* out) {
   *out = (CUDA_MEMCPY3D){.Height = 1, .Depth = 1};
   if (op->code == ORION_OP_COPY_3D) {
     const orion_op_copy_3d* o = (const orion_op_copy_3d*)op;
+    if (o->src_kind > 2 || o->dst_kind > 2)
+      return CUDA_ERROR_NOT_SUPPORTED;  // an array, known to the operation by index
     const bool from_own = host->rows != 0 && !host->is_written, to_own = host->rows != 0 && host->is_written;
     out->WidthInBytes = o->width_bytes;
     out->Height = o->height;
