@@ -178,7 +178,14 @@ void copy_3d(orion_engine* e, const orion_op* op) {
     code = e->driver.copy_3d(&plain, s->handle);
   }
   finish(e, op, s, code);
-  if (!code && written.bytes) copied_out(e, s, written.offset, written.bytes);
+  if (code || !e->net || !written.bytes) return;
+  const net_rows rows = {.offset = written.offset,
+                         .width = c.WidthInBytes,
+                         .pitch = c.Height > 1 ? c.dstPitch : c.WidthInBytes,
+                         .rows = c.Height,
+                         .slice_pitch = c.dstPitch * c.dstHeight,
+                         .slices = c.Depth};
+  net_rows_out(e, &rows, s->track, e->tracks[s->track].issued);
 }
 
 // ------------------------------------------------------------------------------------------------ fills

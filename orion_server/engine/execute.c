@@ -284,7 +284,12 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       memory_host_register(e, op);
       break;
     case ORION_OP_HOST_UNREGISTER:
-      memory_host_unregister(e, op);
+      return memory_host_unregister(e, op);
+    case ORION_OP_HOST_COHERENT:
+      coherent_add(e, op);
+      break;
+    case ORION_OP_HOST_PUBLISH:
+      coherent_publish(e, op);
       break;
     case ORION_OP_COPY_H2D:
     case ORION_OP_COPY_D2H:

@@ -15,6 +15,7 @@
 #include "engine.h"
 #include "gen_ops.h"
 #include "orion_ring.h"
+#include "orion_runs.h"
 
 // Stream indices above the client's: the NULL stream and the engine's own blocking stream of each context.
 #define STREAM_NULL_BASE ORION_STREAMS
@@ -151,6 +152,12 @@ typedef struct host_range {
   uint64_t offset, bytes;
 } host_range;
 
+// Part of the arena of which the client's knowledge is kept (coherent.c).
+typedef struct coherent_range {
+  uint64_t offset, bytes;
+  uint8_t* known;
+} coherent_range;
+
 // A ticket: work of many streams. Reached when every pair is.
 typedef struct ticket_part {
   uint32_t track;
@@ -195,6 +202,11 @@ typedef struct free_batch {
 
 struct orion_net;
 struct array_ledger;
+
+// Rows of the arena that a 2D or 3D copy writes.
+typedef struct net_rows {
+  uint64_t offset, width, pitch, rows, slice_pitch, slices;
+} net_rows;
 
 struct orion_engine {
   orion_engine_config config;
@@ -243,6 +255,8 @@ struct orion_engine {
   uint32_t global_count, global_capacity;
   host_range* pinned;  // sorted by offset; the first is staging
   uint32_t pinned_count, pinned_capacity;
+  coherent_range* coherent;  // sorted by offset, disjoint
+  uint32_t coherent_count, coherent_capacity;
   uint32_t current_context;  // index that is current in the driver, 0: none
 
   // parking
@@ -287,7 +301,7 @@ struct orion_engine {
   struct orion_net* net;
   struct image_table* images;       // image.c; NULL until the first offer
   struct library_table* libraries;  // library.c; NULL until the first load
-  struct array_ledger* arrays;  // NULL until the first array or texture
+  struct array_ledger* arrays;      // NULL until the first array or texture
 
   // Counters that other threads read.
   _Atomic uint64_t stat_operations, stat_launches, stat_work, stat_replies, stat_late, stat_parked, stat_parked_now;
@@ -444,7 +458,7 @@ void memory_set_chunks(device_state* d, uint64_t base, uint64_t bytes, uint32_t 
 void memory_free(orion_engine* e, const orion_op* op);
 void memory_info(orion_engine* e, const orion_op* op);
 void memory_host_register(orion_engine* e, const orion_op* op);
-void memory_host_unregister(orion_engine* e, const orion_op* op);
+enum step memory_host_unregister(orion_engine* e, const orion_op* op);
 void memory_drop_context(orion_engine* e, uint32_t context);
 void memory_allow_peer(orion_engine* e, uint32_t owner, uint32_t reader, bool allow);
 /// Reclaims frees whose ticket is reached, then tries waiting allocations. Returns whether something happened.
@@ -460,6 +474,15 @@ bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes);
 int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o);
 void vmm_simple(orion_engine* e, const orion_op* op);
 void vmm_free_all(orion_engine* e);
+
+// ---- coherent.c: host memory that kernels use over a network
+void coherent_add(orion_engine* e, const orion_op* op);
+void coherent_publish(orion_engine* e, const orion_op* op);
+/// The client knows these bytes now: it has sent them or they have been sent to it.
+void coherent_known(orion_engine* e, uint64_t offset, const uint8_t* from, uint64_t bytes);
+/// What the client knows of [offset, +bytes); NULL when that is not part of one coherent range.
+uint8_t* coherent_copy(const orion_engine* e, uint64_t offset, uint64_t bytes);
+void coherent_drop(orion_engine* e, uint64_t offset, uint64_t bytes);
 
 void copy_linear(orion_engine* e, const orion_op* op);
 void copy_3d(orion_engine* e, const orion_op* op);
@@ -554,6 +577,14 @@ void net_word(orion_engine* e, uint32_t word);
 void net_marker(orion_engine* e, uint32_t context, uint32_t word, uint64_t value);
 /// A copy into the arena was issued behind `track` value `value`.
 void net_copy_out(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value);
+/// The same for rows: `bytes` of each of `rows`, `pitch` apart, and `slices` of those, `slice_pitch` apart.
+void net_rows_out(orion_engine* e, const net_rows* rows, uint32_t track_index, uint64_t value);
+/// What work up to `value` of the track has changed in a coherent range.
+void net_publish(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value);
+/// True while copies out wait to be sent. The caller's reply then goes behind them with net_after_copies.
+bool net_copies_wait(const orion_engine* e);
+/// The next reply is taken by the client when everything sent so far has arrived.
+void net_after_copies(orion_engine* e);
 /// Bytes that the CPU wrote into the arena and that the next reply speaks of.
 void net_bytes_out(orion_engine* e, uint64_t offset, uint64_t bytes);
 /// True while a marker or a copy is on its way to the client.

@@ -1,6 +1,7 @@
 // Device memory inside the agreed slots, registered host memory, and when freed memory may be used again.
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "internal.h"
 
@@ -291,8 +292,11 @@ void memory_free_all(orion_engine* e) {
     free(batch);
   }
   e->last_batch = NULL;
-  for (uint32_t i = 1; i < e->pinned_count; i++) (void)e->driver.host_unregister(e->arena + e->pinned[i].offset);
+  for (uint32_t i = 1; i < e->pinned_count; i++) {
+    (void)e->driver.host_unregister(e->arena + e->pinned[i].offset);
+  }
   e->pinned_count = e->pinned_count ? 1 : 0;
+  coherent_drop(e, 0, UINT64_MAX);
 }
 
 void memory_allow_peer(orion_engine* e, uint32_t owner, uint32_t reader, bool allow) {
@@ -353,7 +357,7 @@ bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes) {
   }
   const uint32_t at = pinned_search(e, offset);
   memmove(&e->pinned[at + 1], &e->pinned[at], (e->pinned_count - at) * sizeof *e->pinned);
-  e->pinned[at] = (host_range){offset, bytes};
+  e->pinned[at] = (host_range){.offset = offset, .bytes = bytes};
   e->pinned_count++;
   STAT_ADD(e, stat_pinned, bytes);
   return true;
@@ -385,20 +389,33 @@ void memory_host_register(orion_engine* e, const orion_op* op) {
   answer_reply(e, op, result, NULL, 0);
 }
 
-void memory_host_unregister(orion_engine* e, const orion_op* op) {
+enum step memory_host_unregister(orion_engine* e, const orion_op* op) {
   const orion_op_host_unregister* o = (const orion_op_host_unregister*)op;
-  if (!use_context(e, op)) return;
+  if (!use_context(e, op)) return STEP_DONE;
   const uint32_t i = pinned_search(e, o->arena_off);
   if (i == 0 || i == e->pinned_count || e->pinned[i].offset != o->arena_off ||
       e->pinned[i].bytes != o->size_bytes) {  // entry 0 is staging, which is the session's
     answer_reply(e, op, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, NULL, 0);
-    return;
+    return STEP_DONE;
+  }
+  if (e->net) {
+    // All work is done; what it brought must be with the client before the memory is the client's alone.
+    if (net_copies_wait(e)) {
+      park_cause(e, CAUSE_TIME, 0, engine_now_ns() + 50000, NULL);
+      return STEP_AGAIN;
+    }
+    net_after_copies(e);
+    coherent_drop(e, o->arena_off, o->size_bytes);
   }
   memmove(&e->pinned[i], &e->pinned[i + 1], (e->pinned_count - i - 1) * sizeof *e->pinned);
   e->pinned_count--;
   STAT_ADD(e, stat_pinned, -o->size_bytes);
-  answer_reply(e, op, answer_check(e, op->context, (int32_t)e->driver.host_unregister(e->arena + o->arena_off)), NULL,
-               0);
+  uint8_t* address = e->arena + o->arena_off;
+  const int32_t result = answer_check(e, op->context, (int32_t)e->driver.host_unregister(address));
+  // The client's next allocation there is zero on its side.
+  if (e->net) (void)madvise(address, o->size_bytes, MADV_DONTNEED);
+  answer_reply(e, op, result, NULL, 0);
+  return STEP_DONE;
 }
 
 // ------------------------------------------------------------------------------------------------ addresses

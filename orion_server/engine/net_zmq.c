@@ -44,8 +44,16 @@ typedef struct out_frame {
   uint8_t data[];
 } out_frame;
 
+enum out_kind {
+  OUT_WHOLE,    // [offset, +bytes)
+  OUT_ROWS,     // `rows`; `sent` counts bytes without the gaps
+  OUT_CHANGED,  // what the client does not know of [offset, +bytes)
+};
+
 typedef struct out_copy {
   struct out_copy* next;
+  enum out_kind kind;
+  net_rows rows;
   uint64_t offset, bytes, sent;
   uint64_t value;
   uint32_t track;  // 0: the bytes are there already
@@ -79,6 +87,8 @@ struct orion_net {
   copy_list urgent;  // written by the CPU, awaited by a reply: sent before all others, so that their number is known
   copy_list copies;
   uint64_t bulk_sent;
+  uint8_t* pending;  // a frame of runs that the lane has not taken yet
+  uint64_t pending_bytes;
   marker* markers;
   uint32_t marker_count, marker_capacity;
   uint32_t changed[ORION_WORDS];  // words that the CPU wrote
@@ -194,9 +204,108 @@ static bool copy_complete(const orion_engine* e, const out_copy* c) {
   return !t->dirty || t->issued < c->value || order_track_done(e, c->track) >= c->value;
 }
 
+// The next piece of at most `most` bytes, at or behind c->sent, which is moved to its start. False: none is left.
+static bool next_piece(const orion_engine* e, out_copy* c, uint64_t most, uint64_t* offset, uint64_t* bytes) {
+  if (c->sent >= c->bytes) return false;
+  uint64_t length = c->bytes - c->sent;
+  *offset = c->offset + c->sent;
+  if (c->kind == OUT_ROWS) {
+    const uint64_t row = c->sent / c->rows.width, column = c->sent % c->rows.width;
+    *offset = c->offset + row / c->rows.rows * c->rows.slice_pitch + row % c->rows.rows * c->rows.pitch + column;
+    length = c->rows.width - column;
+  } else if (c->kind == OUT_CHANGED) {
+    const uint8_t* known = coherent_copy(e, c->offset, c->bytes);
+    if (!known || !orion_next_difference(e->arena + c->offset, known, c->bytes, &c->sent, &length)) return false;
+    *offset = c->offset + c->sent;
+  }
+  *bytes = length < most ? length : most;
+  return true;
+}
+
+// Fills a body of runs. Returns its bytes.
+static uint64_t fill_frame(orion_engine* e, out_copy* c, uint8_t* to) {
+  uint64_t used = 0, offset, bytes;
+  while (ORION_BULK_BYTES - used > sizeof(orion_run) + 64 &&
+         next_piece(e, c, (ORION_BULK_BYTES - used - sizeof(orion_run)) & ~7ull, &offset, &bytes)) {
+    used += orion_run_put(to + used, offset, e->arena + offset, (uint32_t)bytes);
+    // What was read, not what is there by now: a kernel may go on writing.
+    coherent_known(e, offset, to + used - orion_run_room(bytes) + sizeof(orion_run), bytes);
+    c->sent += bytes;
+  }
+  return used;
+}
+
+static bool lane_has_room(const struct orion_net* n) {
+  int events = 0;
+  size_t events_bytes = sizeof events;
+  return n->bulk.identity_bytes && !zmq_getsockopt(n->bulk.socket, ZMQ_EVENTS, &events, &events_bytes) &&
+         (events & ZMQ_POLLOUT);
+}
+
+// Sends a body on the bulk lane, numbered. False: the lane is full or the session has ended.
+static bool send_numbered(orion_engine* e, uint16_t type, uint64_t a, const uint8_t* body, uint64_t bytes) {
+  struct orion_net* n = e->net;
+  // The identity goes first: where the peer's queue is full this is what is refused, before anything is copied.
+  if (zmq_send(n->bulk.socket, n->bulk.identity, n->bulk.identity_bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0) return false;
+  zmq_msg_t message;
+  if (zmq_msg_init_size(&message, sizeof(orion_frame) + bytes)) {
+    engine_end(e, ORION_END_FAILED, "out of memory");
+    return false;
+  }
+  const orion_frame head = {.type = type, .bytes = (uint32_t)bytes, .sequence = n->bulk_sent + 1, .a = a};
+  uint8_t* to = zmq_msg_data(&message);
+  memcpy(to, &head, sizeof head);
+  memcpy(to + sizeof head, body, bytes);
+  // What is sent, not what lies there by now: a kernel may go on writing.
+  if (type == ORION_FRAME_BULK && e->coherent_count) coherent_known(e, a, to + sizeof head, bytes);
+  if (zmq_msg_send(&message, n->bulk.socket, ZMQ_DONTWAIT) < 0) {
+    zmq_msg_close(&message);
+    engine_end(e, ORION_END_CLIENT_LOST, "the bulk lane failed: %s", zmq_strerror(zmq_errno()));
+    return false;
+  }
+  n->bulk_sent++;
+  STAT_ADD(e, stat_out, bytes);
+  return true;
+}
+
+// A filled frame counts as known to the client: it is kept until the lane takes it, and nothing passes it.
+static bool send_pending(orion_engine* e) {
+  struct orion_net* n = e->net;
+  if (!n->pending_bytes) return true;
+  if (!lane_has_room(n) || !send_numbered(e, ORION_FRAME_RUNS, 0, n->pending, n->pending_bytes)) return false;
+  n->pending_bytes = 0;
+  return true;
+}
+
+// Sends one complete copy as far as the lane takes it. False: some of it is left.
+static bool send_copy(orion_engine* e, out_copy* c) {
+  struct orion_net* n = e->net;
+  if (!send_pending(e)) return false;
+  if (c->kind == OUT_WHOLE) {
+    while (c->sent < c->bytes) {
+      const uint64_t left = c->bytes - c->sent, piece = left < ORION_BULK_BYTES ? left : ORION_BULK_BYTES;
+      const uint64_t offset = c->offset + c->sent;
+      if (!lane_has_room(n) || !send_numbered(e, ORION_FRAME_BULK, offset, e->arena + offset, piece)) return false;
+      c->sent += piece;
+    }
+    return true;
+  }
+  for (;;) {
+    uint64_t offset, bytes;
+    if (!next_piece(e, c, ORION_BULK_BYTES, &offset, &bytes)) return true;
+    if (!lane_has_room(n)) return false;
+    if (!n->pending) n->pending = malloc(ORION_BULK_BYTES);
+    if (!n->pending) {
+      engine_end(e, ORION_END_FAILED, "out of memory");
+      return false;
+    }
+    n->pending_bytes = fill_frame(e, c, n->pending);
+    if (!send_pending(e)) return false;
+  }
+}
+
 // Sends the complete copies of a list. False: the lane is full and a complete copy is left.
 static bool send_list(orion_engine* e, copy_list* list) {
-  struct orion_net* n = e->net;
   out_copy** link = &list->first;
   while (*link) {
     out_copy* c = *link;
@@ -204,37 +313,7 @@ static bool send_list(orion_engine* e, copy_list* list) {
       link = &c->next;
       continue;
     }
-    while (c->sent < c->bytes) {
-      const uint64_t left = c->bytes - c->sent, piece = left < ORION_BULK_BYTES ? left : ORION_BULK_BYTES;
-      int events = 0;
-      size_t events_bytes = sizeof events;
-      if (!n->bulk.identity_bytes || zmq_getsockopt(n->bulk.socket, ZMQ_EVENTS, &events, &events_bytes) ||
-          !(events & ZMQ_POLLOUT)) {
-        return false;
-      }
-      // The identity goes first: where the peer's queue is full this is what is refused, before anything is copied.
-      if (zmq_send(n->bulk.socket, n->bulk.identity, n->bulk.identity_bytes, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0) {
-        return false;
-      }
-      zmq_msg_t message;
-      if (zmq_msg_init_size(&message, sizeof(orion_frame) + piece)) {
-        engine_end(e, ORION_END_FAILED, "out of memory");
-        return false;
-      }
-      const orion_frame head = {
-          .type = ORION_FRAME_BULK, .bytes = (uint32_t)piece, .sequence = n->bulk_sent + 1, .a = c->offset + c->sent};
-      uint8_t* to = zmq_msg_data(&message);
-      memcpy(to, &head, sizeof head);
-      memcpy(to + sizeof head, e->arena + c->offset + c->sent, piece);
-      if (zmq_msg_send(&message, n->bulk.socket, ZMQ_DONTWAIT) < 0) {
-        zmq_msg_close(&message);
-        engine_end(e, ORION_END_CLIENT_LOST, "the bulk lane failed: %s", zmq_strerror(zmq_errno()));
-        return false;
-      }
-      n->bulk_sent++;
-      c->sent += piece;
-      STAT_ADD(e, stat_out, piece);
-    }
+    if (!send_copy(e, c)) return false;
     *link = c->next;
     if (!*link) list->last = link;
     free(c);
@@ -248,32 +327,51 @@ void net_reply(orion_engine* e, uint32_t slot, int32_t result, uint64_t sequence
   queue_frame(e, ORION_FRAME_REPLY, sequence, slot, (uint64_t)(uint32_t)result, payload, bytes);
 }
 
-static void queue_copy(orion_engine* e, copy_list* list, uint64_t offset, uint64_t bytes, uint32_t track_index,
-                       uint64_t value) {
-  if (!bytes) return;
+static void queue_copy(orion_engine* e, copy_list* list, out_copy copy) {
+  if (!copy.bytes) return;
   out_copy* c = malloc(sizeof *c);
   if (!c) {
     engine_end(e, ORION_END_FAILED, "out of memory");
     return;
   }
-  *c = (out_copy){.offset = offset, .bytes = bytes, .track = track_index, .value = value};
+  *c = copy;
   *list->last = c;
   list->last = &c->next;
+  // A private marker right behind the copy: whatever word the client is shown later, on this stream or on one that
+  // waited for it, is written by the GPU after this marker.
+  if (c->track) order_mark_track(e, c->track);
 }
 
 void net_copy_out(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value) {
-  queue_copy(e, &e->net->copies, offset, bytes, track_index, value);
-  // A private marker right behind the copy: whatever word the client is shown later, on this stream or on one that
-  // waited for it, is written by the GPU after this marker.
-  order_mark_track(e, track_index);
+  queue_copy(e, &e->net->copies, (out_copy){.offset = offset, .bytes = bytes, .track = track_index, .value = value});
 }
+
+void net_rows_out(orion_engine* e, const net_rows* rows, uint32_t track_index, uint64_t value) {
+  // Bounded by the caller: the rows lie in the arena.
+  queue_copy(e, &e->net->copies,
+             (out_copy){.kind = OUT_ROWS,
+                        .rows = *rows,
+                        .offset = rows->offset,
+                        .bytes = rows->width * rows->rows * rows->slices,
+                        .track = track_index,
+                        .value = value});
+}
+
+void net_publish(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value) {
+  queue_copy(e, &e->net->copies,
+             (out_copy){.kind = OUT_CHANGED, .offset = offset, .bytes = bytes, .track = track_index, .value = value});
+}
+
+bool net_copies_wait(const orion_engine* e) { return e->net->copies.first != NULL; }
+
+void net_after_copies(orion_engine* e) { queue_frame(e, ORION_FRAME_WORDS, e->net->bulk_sent, 0, 0, NULL, 0); }
 
 // The client holds everything behind a frame of words until the bulk that it names has arrived; a reply that speaks of
 // bytes is sent behind an empty one.
 void net_bytes_out(orion_engine* e, uint64_t offset, uint64_t bytes) {
   struct orion_net* n = e->net;
-  queue_copy(e, &n->urgent, offset, bytes, 0, 0);
-  uint64_t pieces = 0;
+  queue_copy(e, &n->urgent, (out_copy){.offset = offset, .bytes = bytes});
+  uint64_t pieces = n->pending_bytes != 0;
   for (const out_copy* c = n->urgent.first; c; c = c->next) {
     pieces += (c->bytes - c->sent + ORION_BULK_BYTES - 1) / ORION_BULK_BYTES;
   }
@@ -441,14 +539,36 @@ static void take_client_words(orion_engine* e, const uint8_t* body, uint32_t byt
   }
 }
 
+static void take_runs(orion_engine* e, const orion_frame* head, const uint8_t* body) {
+  uint64_t at = 0;
+  orion_run run;
+  const uint8_t* from = NULL;
+  int more = head->sequence > e->bulk_arrived ? 1 : -1;
+  while (more > 0 && (more = orion_run_get(body, head->bytes, e->arena_bytes, &at, &run, &from)) > 0) {
+    memcpy(e->arena + run.offset, from, run.bytes);
+    coherent_known(e, run.offset, from, run.bytes);
+  }
+  if (more < 0) {
+    malformed(e, "runs outside the arena or out of sequence");
+    return;
+  }
+  e->bulk_arrived = head->sequence;
+  STAT_ADD(e, stat_in, head->bytes);
+}
+
 static void take_bulk(orion_engine* e, const orion_frame* head, const uint8_t* body) {
   if (head->type == ORION_FRAME_CONTROL) return;
+  if (head->type == ORION_FRAME_RUNS) {
+    take_runs(e, head, body);
+    return;
+  }
   if (head->type != ORION_FRAME_BULK || head->a > e->arena_bytes || head->bytes > e->arena_bytes - head->a ||
       head->sequence <= e->bulk_arrived) {
     malformed(e, "bulk outside the arena or out of sequence");
     return;
   }
   if (head->bytes) memcpy(e->arena + head->a, body, head->bytes);
+  if (e->coherent_count) coherent_known(e, head->a, body, head->bytes);
   e->bulk_arrived = head->sequence;
   STAT_ADD(e, stat_in, head->bytes);
 }
@@ -651,6 +771,7 @@ void net_free(orion_engine* e) {
   free_copies(n->urgent.first);
   free_copies(n->copies.first);
   free(n->markers);
+  free(n->pending);
   if (n->wake_fd >= 0) close(n->wake_fd);
   free(n);
   e->net = NULL;

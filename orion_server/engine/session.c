@@ -293,6 +293,7 @@ void orion_engine_free(orion_engine* e) {
   free(e->ranges);
   free(e->globals);
   free(e->pinned);
+  free(e->coherent);
   if (e->net) net_free(e);
   pthread_mutex_destroy(&e->reason_lock);
   free(e);

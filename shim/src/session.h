@@ -25,6 +25,9 @@ typedef struct orion_device {
   uint64_t slot_base, slot_bytes;  // agreed device address range
 } orion_device;
 
+/// Which page-locked memory is kept coherent for kernels over a network (ORION_COHERENT).
+enum orion_coherent_wish { ORION_COHERENT_PARAMS, ORION_COHERENT_ALL, ORION_COHERENT_OFF };
+
 typedef struct orion_session {
   orion_segment* segment;
   orion_ring main_ring, express_ring;
@@ -34,6 +37,7 @@ typedef struct orion_session {
   bool runtime_validated;      // the server ran NVIDIA's runtime on its driver
   bool runtime_selftest;       // ORION_RUNTIME_SELFTEST
   const char* transport_name;  // "shm" or "tcp"
+  enum orion_coherent_wish coherent;
   char server_address[128];
   _Atomic int32_t lost;  // 0, or the CUresult that every call on this session returns from now on
   const struct orion_transport* transport;
@@ -100,9 +104,21 @@ uint64_t orion_push_pinned(orion_session* session, uint64_t offset, uint64_t byt
                            uint64_t generation);
 /// Called before the HOST_FUNCTION operation is submitted; orion_set_client_word ends it. `word`: of its stream.
 void orion_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word);
+/// Rows of the arena, `pitch_bytes` apart.
+typedef struct orion_pulled_rows {
+  uint64_t offset, width_bytes, pitch_bytes, rows;
+} orion_pulled_rows;
 /// Tells the transport that an operation already submitted writes these arena bytes and that they are delivered
 /// before words[word] >= value. Until then orion_push_host leaves the range out: the worker's copy is the newer one.
 void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
+void orion_note_pulled_rows(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value);
+
+/// Host memory that kernels use, where both ends hold copies of it (never over shm). Begin: HOST_COHERENT has been
+/// submitted; `fresh` memory is zero on both sides. Push: sends what the program has changed; the returned number is
+/// the bulk_seq of the operation that relies on it.
+bool orion_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool fresh);
+uint64_t orion_coherent_push(orion_session* session, uint64_t offset, uint64_t bytes);
+void orion_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes);
 
 /// Tells the engine that host function `callback`, generation `generation`, has returned (ORION_OP_HOST_FUNCTION).
 /// Never waits and never travels through a ring, so it cannot stand behind a full one. Use this, not a plain store:

@@ -19,8 +19,6 @@ SECTIONS = (
     "devices contexts memory pinned copies copies2d memset pointers modules launches library link occupancy streams "
     "events callbacks threads misc mapped callback_writes fault"
 ).split()
-# Over a network pinned memory has two copies; what kernels write there directly is not seen on the other side yet.
-SHM_ONLY = {"mapped": "kernels on pinned memory are not coherent over tcp"}
 TRANSPORTS = ("shm", "tcp")
 
 
@@ -68,8 +66,6 @@ def failures_of(done: subprocess.CompletedProcess[str]) -> list[str]:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("section", SECTIONS)
 def test_section(server: PrivateServer, driver_api: Path, section: str, transport: str) -> None:
-    if transport == "tcp" and section in SHM_ONLY:
-        pytest.skip(SHM_ONLY[section])
     assert failures_of(run(server.address, transport, str(driver_api), section)) == []
 
 

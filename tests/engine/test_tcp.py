@@ -34,7 +34,7 @@ from session import (
     pack,
 )
 
-CONTROL, OPS_MAIN, OPS_EXPRESS, BULK, REPLY, WORDS, CLIENT_WORDS = range(1, 8)
+CONTROL, OPS_MAIN, OPS_EXPRESS, BULK, REPLY, WORDS, CLIENT_WORDS, RUNS = range(1, 9)
 TOKEN = bytes(range(32))
 
 
@@ -70,6 +70,7 @@ class Remote:
         self.words: dict[int, int] = {}
         self.replies: dict[int, tuple[int, bytes]] = {}
         self.arena: dict[int, bytes] = {}
+        self.runs: dict[int, bytes] = {}
         self.sequence = self.bulk_sent = self.bulk_got = 0
         self.held: list[tuple[int, bytes]] = []
         if join:
@@ -140,6 +141,13 @@ class Remote:
                     assert sequence == self.bulk_got + 1
                     self.bulk_got = sequence
                     self.arena[a] = body
+                elif kind == RUNS:
+                    assert sequence == self.bulk_got + 1
+                    self.bulk_got = sequence
+                    while body:
+                        offset, length, _ = struct.unpack_from("<QII", body)
+                        self.runs[offset] = body[16 : 16 + length]
+                        body = body[16 + (length + 7) // 8 * 8 :]
                 else:
                     self.held.append((kind, message))
             while self.held:
@@ -294,6 +302,45 @@ def test_detach_over_tcp() -> None:
     with Remote(null=True) as r:
         r.push("DETACH")
         assert r.ended() == lib.ORION_END_DETACHED
+
+
+@isolated
+def test_what_work_changes_in_a_coherent_range_precedes_its_word() -> None:
+    with Remote() as r:
+        assert r.call("CTX_PRIMARY", context=1)[0] == 0
+        at = 64 * MIB
+        assert r.call("HOST_COHERENT", context=1, arena_off=at, size_bytes=4096)[0] == 1  # not registered
+        assert r.call("HOST_REGISTER", context=1, arena_off=at, size_bytes=4096)[0] == 0
+        assert r.call("HOST_PUBLISH", context=1, arena_off=at, size_bytes=4096)[0] == 1
+        for offset, size in [(at, 0), (at, 8192), (at + 4096, 4096), (at - 4096, 8192), (1 << 63, 1 << 63)]:
+            assert r.call("HOST_COHERENT", context=1, arena_off=offset, size_bytes=size)[0] == 1
+        assert r.call("HOST_COHERENT", context=1, arena_off=at, size_bytes=4096)[0] == 0
+        assert r.call("HOST_COHERENT", context=1, arena_off=at + 64, size_bytes=64)[0] == 1
+        run = struct.pack("<QII", at + 8, 3, 0) + b"abc" + bytes(5)
+        r.bulk_sent += 1
+        r.bulk.send(frame(RUNS, run, r.bulk_sent))
+        fill = {"device_dst": HOST_BASE + at + 16, "width": 4, "height": 1, "value": 0x5A, "element_bytes": 1}
+        r.push("MEMSET", context=1, bulk_seq=r.bulk_sent, **fill)
+        r.push("HOST_PUBLISH", context=1, arena_off=at, size_bytes=4096)
+        r.sync(0, 1)
+        assert r.runs == {at + 16: b"ZZZZ"}
+        assert r.call("HOST_UNREGISTER", context=1, arena_off=at, size_bytes=4096)[0] == 0
+        assert r.call("HOST_PUBLISH", context=1, arena_off=at, size_bytes=4096)[0] == 1
+
+
+@isolated
+def test_malformed_runs_end_the_session() -> None:
+    for body in (
+        b"short",
+        struct.pack("<QII", 0, 9, 0) + bytes(8),
+        struct.pack("<QII", ARENA_BYTES - 4, 8, 0) + bytes(8),
+        struct.pack("<QII", (1 << 64) - 8, 8, 0) + bytes(8),
+        struct.pack("<QII", 0, 0xFFFFFFFF, 0),
+    ):
+        with Remote(null=True) as r:
+            r.bulk.send(frame(RUNS, body, 1))
+            assert r.ended() == lib.ORION_END_BROKEN
+            assert "runs" in r.reason()
 
 
 @isolated

@@ -156,6 +156,7 @@ enum orion_frame_type {
   ORION_FRAME_REPLY = 5,         // worker: `a` = slot, `b` = result, `sequence` = done; body = payload
   ORION_FRAME_WORDS = 6,         // worker: body = orion_word_update[]; `sequence` = bulk that must be stored before
   ORION_FRAME_CLIENT_WORDS = 7,  // client: body = orion_word_update[]
+  ORION_FRAME_RUNS = 8,          // both ways, lane 1: pieces of the host arena (orion_runs.h), numbered like BULK
 };
 
 typedef struct orion_frame {

@@ -253,8 +253,8 @@ static CUresult copy_across_sessions(orion_stream* stream, orion_place destinati
   return result == CUDA_SUCCESS ? orion_copy_wait(&destination.context->null_stream) : result;
 }
 
-/// The copy becomes a node of the stream's capture. Page-locked memory is read and written in place at each launch, other
-/// memory through the graph's own.
+/// The copy becomes a node of the stream's capture. Page-locked memory is read and written in place at each launch,
+/// other memory through the graph's own.
 static CUresult copy_captured(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes) {
   const bool to_device = destination.side == ORION_SIDE_DEVICE, from_device = source.side == ORION_SIDE_DEVICE;
   if (!to_device && !from_device) return CUDA_ERROR_NOT_SUPPORTED;

@@ -50,8 +50,6 @@ CUresult orion_pull_end(orion_pull* pull, CUresult result);
 /// the stream's earlier host functions write to it. Returns the operation's bulk_seq.
 uint64_t orion_push_program_memory(orion_stream* stream, uint64_t offset, uint64_t bytes);
 
-bool orion_over_network(const orion_session* session);
-
 /// Gives a staging block back behind the stream's work so far.
 CUresult orion_staging_give_behind(orion_stream* stream, uint64_t offset);
 

@@ -7,6 +7,8 @@
 #include "capture.h"
 #include "copy.h"
 
+#define IN_PLACE_SLICES 64u
+
 typedef struct region {
   orion_place place;
   uint64_t pitch_bytes, rows;  // rows of one slice in memory, used or not
@@ -98,6 +100,16 @@ static CUresult copy_pinned(orion_stream* stream, const region* to, const region
   } else {
     const uint64_t offset = arena_offset(stream, to->place.address);
     result = submit_volume(stream, to, offset, 1, from, from->place.address, 2, v, 0);
+    if (result == CUDA_SUCCESS && orion_over_network(stream->session) && !orion_is_captured(stream)) {
+      // As for linear copies: delivery is shown by a marker that is placed now.
+      uint64_t value;
+      result = orion_stream_ticket(stream, &value);
+      for (uint64_t z = 0; z < v->depth; z++) {
+        const orion_pulled_rows rows = {arena_offset(stream, row_address(to, 0, z)), v->width_bytes, to->pitch_bytes,
+                                        v->height};
+        orion_note_pulled_rows(stream->session, &rows, stream->word, value);
+      }
+    }
   }
   return result == CUDA_SUCCESS && wait ? orion_copy_wait(stream) : result;
 }
@@ -207,9 +219,10 @@ static CUresult copy_volume(orion_stream* stream, const region* to, const region
     return submit_volume(stream, to, to->place.address, 2, from, from->place.address, 2, v, 0);
   }
   const orion_place* host = to_device ? &from->place : &to->place;
-  // Over a network whole ranges come back: in place they would write over the gaps between the rows.
+  // Over a network each slice is noted by itself: very many go through staging.
+  const bool noted = to_device || (!is_captured && v->depth <= IN_PLACE_SLICES);
   const bool in_place =
-      host->pinned && host->context->session == stream->session && (to_device || !orion_over_network(stream->session));
+      host->pinned && host->context->session == stream->session && (noted || !orion_over_network(stream->session));
   if (is_captured && !in_place) return capture_rows(stream, to, from, v);
   if (in_place) return copy_pinned(stream, to, from, v, wait);
   return to_device ? push_rows(stream, to, from, v) : pull_rows(stream, to, from, v);

@@ -10,6 +10,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "coherent.h"
 #include "copy.h"
 #include "host_function.h"
 #include "memory.h"
@@ -468,7 +469,17 @@ static CUresult submit_launch(orion_exec* exec, orion_stream* stream) {
     const uint64_t sequence = bytes == 0 ? 0 : orion_push_program_memory(stream, offset, bytes);
     if (sequence > op.op.bulk_seq) op.op.bulk_seq = sequence;
   }
+  uint64_t seen = 0;
+  if (atomic_load_explicit(&orion_coherent_candidates, memory_order_relaxed) != 0) {
+    for (uint32_t i = 0; i < exec->step_count; i++) {
+      const orion_op* work = exec->steps[i].work.op;
+      if (work == NULL || exec->steps[i].type != CU_GRAPH_NODE_TYPE_KERNEL) continue;
+      const uint32_t fixed_bytes = ORION_OP_INFO[work->code].fixed_bytes;
+      seen |= orion_coherent_before(stream, &op.op, (const uint8_t*)work + fixed_bytes, work->bytes - fixed_bytes);
+    }
+  }
   CUresult result = orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
+  orion_coherent_after(stream, seen);
   if (result != CUDA_SUCCESS || (exec->events == 0 && !over_network)) return result;
   uint64_t value;
   result = orion_stream_ticket(stream, &value);

@@ -10,6 +10,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "coherent.h"
 
 typedef struct callback {
   struct callback* next;
@@ -143,6 +144,7 @@ static CUresult enqueue(orion_stream* stream, const callback* wish) {
   work->next = NULL;
   pthread_mutex_lock(&stream->mutex);
   orion_callback_lane* lane = lane_of(stream);
+  orion_coherent_mark(stream);  // the function sees what the work before it has written
   CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
   if (lane != NULL) {
     work->generation = ++generations[lane->index];  // a lane's index is its own, and this stream's mutex is held

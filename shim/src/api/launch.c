@@ -3,6 +3,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "coherent.h"
 #include "library.h"
 
 #define LAUNCH_COOPERATIVE 1u
@@ -166,7 +167,10 @@ static CUresult launch(CUfunction handle, const launch_shape* shape, CUstream st
   op.block_z = shape->block[2];
   op.dynamic_shared_bytes = shape->dynamic_shared_bytes;
   op.param_bytes = param_bytes;
-  return after_launch(stream, orion_stream_submit(stream, &op.op, sizeof op, tail, param_bytes));
+  const uint64_t seen = orion_coherent_before(stream, &op.op, tail, param_bytes);
+  result = orion_stream_submit(stream, &op.op, sizeof op, tail, param_bytes);
+  orion_coherent_after(stream, seen);
+  return after_launch(stream, result);
 }
 
 ORION_API CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
@@ -254,5 +258,8 @@ ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction han
   op.block_z = shape.block[2];
   op.dynamic_shared_bytes = shape.dynamic_shared_bytes;
   op.param_bytes = param_bytes;
-  return after_launch(stream, orion_stream_submit(stream, &op.op, sizeof op, tail, attribute_bytes + param_bytes));
+  const uint64_t seen = orion_coherent_before(stream, &op.op, (const uint8_t*)tail + attribute_bytes, param_bytes);
+  result = orion_stream_submit(stream, &op.op, sizeof op, tail, attribute_bytes + param_bytes);
+  orion_coherent_after(stream, seen);
+  return after_launch(stream, result);
 }

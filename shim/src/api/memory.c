@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "coherent.h"
 #include "virtual_memory.h"
 
 #define PAGE_BYTES 4096ull
@@ -198,6 +199,7 @@ static CUresult allocate_pinned(orion_context* context, uint64_t bytes, uint32_t
   pthread_mutex_lock(&orion_memory_mutex);
   orion_extent_insert(&orion_allocations, &allocation->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
+  orion_coherent_add(session, (uint64_t)(uintptr_t)start, op.arena_off, reserved_bytes);
   *address = start;
   return CUDA_SUCCESS;
 }
@@ -241,6 +243,7 @@ static CUresult unpin(orion_allocation* allocation) {
       .op = {.code = ORION_OP_HOST_UNREGISTER, .context = (uint16_t)allocation->context->entry.index},
       .arena_off = allocation->extent.start - (uint64_t)(uintptr_t)session->host_base,
       .size_bytes = allocation->reserved_bytes};
+  orion_coherent_remove(session, op.arena_off);
   // The reply comes when no work can touch the bytes any more: only then may the pages serve someone else.
   const CUresult result = orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
   if (result == CUDA_SUCCESS) {

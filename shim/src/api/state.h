@@ -70,6 +70,7 @@ typedef struct orion_stream {
   _Atomic uint32_t dirty;   // set after an operation is committed: work that no marker follows yet
   struct orion_stream_capture* _Atomic capture;  // capture.c; NULL: operations go to the worker
   struct orion_callback_lane* _Atomic lane;
+  _Atomic uint64_t coherent;             // coherent ranges that work behind the last marker may have written
   _Atomic uint64_t host_function;        // the last one of this stream: client word << 48 | generation; 0: none
   struct orion_stream *previous, *next;  // in the context's list
   // Tickets (word << 48 | value) of events that the stream has waited for lately: its later work comes after them.
@@ -225,6 +226,7 @@ static inline bool orion_same_epoch(const orion_context* context, uint32_t epoch
 CUresult orion_resolve_stream(CUstream handle, orion_stream** stream);
 void orion_stream_prepare_null(orion_context* context);
 /// Fills context and stream into `op`, submits, and leaves the stream dirty.
+bool orion_over_network(const orion_session* session);
 CUresult orion_stream_submit(orion_stream* stream, orion_op* op, uint32_t head_bytes, const void* tail,
                              uint32_t tail_bytes);
 /// A marker behind everything submitted so far; *value is reached when all of it is done. Places none when the last

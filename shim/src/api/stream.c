@@ -6,6 +6,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "coherent.h"
 #include "host_function.h"
 #include "pool.h"
 
@@ -54,6 +55,7 @@ static uint64_t mint(orion_stream* stream) {
 }
 
 static CUresult submit_mark(orion_stream* stream) {
+  orion_coherent_mark(stream);
   orion_op_mark op = {
       .op = {.code = ORION_OP_MARK, .context = (uint16_t)stream->context->entry.index, .stream = stream->wire_index},
       .word = stream->word};
@@ -77,6 +79,7 @@ CUresult orion_stream_submit_marked(orion_stream* stream, orion_op* op, uint32_t
   op->context = (uint16_t)stream->context->entry.index;
   op->stream = stream->wire_index;
   pthread_mutex_lock(&stream->mutex);
+  orion_coherent_mark(stream);
   *word = stream->word;
   *value = mint(stream);
   const CUresult result = orion_submit(stream->session, op, head_bytes, NULL, 0);
@@ -266,6 +269,7 @@ static CUresult create(orion_context* context, uint32_t flags, int32_t priority,
   stream->id = orion_next_id();
   atomic_store(&stream->host_function, 0);
   for (uint32_t i = 0; i < ORION_WAITS_KEPT; i++) atomic_store_explicit(&stream->waited[i], 0, memory_order_relaxed);
+  atomic_store(&stream->coherent, 0);
   atomic_store(&stream->dirty, !reached(stream, atomic_load(&stream->marker)));
   orion_op_stream_create op = {
       .op = {.code = ORION_OP_STREAM_CREATE, .context = (uint16_t)context->entry.index, .stream = stream->wire_index},

@@ -148,6 +148,13 @@ bool orion_config_read(orion_config* config) {
     if (wish == 3) return bad_value("ORION_TRANSPORT", value, "auto, shm or tcp");
     config->transport = (enum orion_transport_wish)wish;
   }
+  if (setting("ORION_COHERENT", value)) {
+    static const char* const names[] = {"params", "all", "off"};
+    uint32_t wish = 0;
+    while (wish < 3 && strcasecmp(value, names[wish]) != 0) wish++;
+    if (wish == 3) return bad_value("ORION_COHERENT", value, "params, all or off");
+    config->coherent = wish;
+  }
   if (setting("ORION_GROUP_ID", value)) {
     if (strlen(value) >= sizeof config->group) return bad_value("ORION_GROUP_ID", value, "at most 255 bytes");
     memcpy(config->group, value, strlen(value) + 1);

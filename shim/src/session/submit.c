@@ -362,6 +362,25 @@ void orion_begin_host_function(orion_session* session, uint32_t callback, uint64
 }
 
 void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
+  const orion_pulled_rows rows = {offset, bytes, bytes, 1};
   orion_count_bytes(0, bytes);
-  session->transport->note_pull(session, offset, bytes, word, value);
+  session->transport->note_rows(session, &rows, word, value);
+}
+
+void orion_note_pulled_rows(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value) {
+  orion_count_bytes(0, rows->width_bytes * rows->rows);
+  session->transport->note_rows(session, rows, word, value);
+}
+
+bool orion_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool fresh) {
+  return session->transport->coherent_begin != NULL &&
+         session->transport->coherent_begin(session, offset, bytes, fresh);
+}
+
+uint64_t orion_coherent_push(orion_session* session, uint64_t offset, uint64_t bytes) {
+  return session->transport->coherent_push(session, offset, bytes);
+}
+
+void orion_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes) {
+  if (session->transport->coherent_end != NULL) session->transport->coherent_end(session, offset, bytes);
 }

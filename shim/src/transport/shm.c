@@ -62,8 +62,8 @@ static void shm_begin_host_function(orion_session* session, uint32_t callback, u
   (void)session, (void)callback, (void)generation, (void)word;
 }
 
-static void shm_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
-  (void)session, (void)offset, (void)bytes, (void)word, (void)value;
+static void shm_note_rows(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value) {
+  (void)session, (void)rows, (void)word, (void)value;
 }
 
 static void shm_client_word(orion_session* session, uint32_t callback, uint64_t generation) {
@@ -92,7 +92,7 @@ static const orion_transport shm_transport = {
     .push_host = shm_push_host,
     .push_pinned = shm_push_pinned,
     .begin_host_function = shm_begin_host_function,
-    .note_pull = shm_note_pull,
+    .note_rows = shm_note_rows,
     .client_word = shm_client_word,
     .drop_pages = shm_drop_pages,
     .close = shm_close,

@@ -109,6 +109,19 @@ static bool word_message(const tcp_state* state, uint32_t index, zmq_msg_t* mess
   return true;
 }
 
+static bool runs_message(const tcp_state* state, const tcp_runs* runs, zmq_msg_t* message) {
+  const orion_frame header = {.type = ORION_FRAME_RUNS, .bytes = runs->bytes, .sequence = state->sequence_sent + 1};
+  if (zmq_msg_init_size(message, sizeof header + runs->bytes) != 0) return false;
+  memcpy(zmq_msg_data(message), &header, sizeof header);
+  memcpy((uint8_t*)zmq_msg_data(message) + sizeof header, runs->data, runs->bytes);
+  return true;
+}
+
+static bool piece_message(const tcp_state* state, const tcp_range* piece, zmq_msg_t* message) {
+  if (piece->runs) return runs_message(state, piece->runs, message);
+  return piece->bytes ? bulk_message(state, piece, message) : word_message(state, (uint32_t)piece->offset, message);
+}
+
 static bool send_bulk(tcp_state* state) {
   tcp_range piece;
   bool any = false;
@@ -118,13 +131,12 @@ static bool send_bulk(tcp_state* state) {
     size_t events_bytes = sizeof events;
     if (zmq_getsockopt(state->bulk, ZMQ_EVENTS, &events, &events_bytes) != 0 || !(events & ZMQ_POLLOUT)) break;
     zmq_msg_t message;
-    if (!(piece.bytes ? bulk_message(state, &piece, &message) : word_message(state, (uint32_t)piece.offset, &message)))
-      break;
+    if (!piece_message(state, &piece, &message)) break;
     if (zmq_msg_send(&message, state->bulk, ZMQ_DONTWAIT) < 0) {
       zmq_msg_close(&message);
       break;
     }
-    if (piece.bytes) state->sequence_sent++;
+    if (piece.bytes || piece.runs) state->sequence_sent++;
     orion_tcp_piece_sent(state, &piece);
     any = true;
   }
@@ -311,7 +323,10 @@ static const orion_transport tcp_transport = {
     .push_host = orion_tcp_push_host,
     .push_pinned = orion_tcp_push_pinned,
     .begin_host_function = orion_tcp_begin_host_function,
-    .note_pull = orion_tcp_note_pull,
+    .note_rows = orion_tcp_note_rows,
+    .coherent_begin = orion_tcp_coherent_begin,
+    .coherent_push = orion_tcp_coherent_push,
+    .coherent_end = orion_tcp_coherent_end,
     .client_word = tcp_client_word,
     .drop_pages = tcp_drop_pages,
     .close = tcp_close,

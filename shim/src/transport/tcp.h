@@ -15,11 +15,26 @@ enum {
   TCP_BULK_HIGH_WATER = 4,
 };
 
-// Bytes of the arena; or, when `bytes` is 0, the client word `offset`, told behind the bytes that were queued before
-// it.
+// One frame of runs that waits to be sent.
+typedef struct tcp_runs {
+  struct tcp_runs* next;
+  uint32_t bytes;
+  _Alignas(8) uint8_t data[];
+} tcp_runs;
+
+// Bytes of the arena; or frames of runs; or, when both are missing, the client word `offset`, told behind the bytes
+// that were queued before it.
 typedef struct tcp_range {
   uint64_t offset, bytes;
+  tcp_runs* runs;
 } tcp_range;
+
+// Memory that kernels use, and what the worker knows of it.
+typedef struct tcp_coherent {
+  uint64_t first, end;
+  uint8_t* known;
+  uint64_t sequence;  // of the last frame that carries a part of it
+} tcp_coherent;
 
 // A host function that has not returned. `serial` counts them in the order of their submission.
 typedef struct tcp_function {
@@ -35,8 +50,10 @@ typedef struct tcp_late_range {
   uint32_t callback;
 } tcp_late_range;
 
+// [first, end), of which the first `width` bytes of every `pitch` are written.
 typedef struct tcp_pull {
   uint64_t first, end, value;
+  uint64_t width, pitch;
   uint32_t word;
 } tcp_pull;
 
@@ -70,6 +87,11 @@ typedef struct tcp_state {
   uint64_t functions_begun;
   tcp_late_range* late;
   uint32_t late_count, late_capacity;
+  // Coherent ranges, under `lock` too; the count alone is read without it.
+  tcp_coherent* coherent;
+  _Atomic uint32_t coherent_count;
+  uint32_t coherent_capacity;
+  _Atomic bool wants_space;  // somebody waits for half of the queue
   // Client words to send.
   _Atomic uint64_t client_words_dirty[ORION_CLIENT_WORDS / 64];
   _Atomic bool has_client_words;
@@ -89,13 +111,26 @@ enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* dat
 enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* data, size_t bytes);
 
 uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t bytes);
-void orion_tcp_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
+void orion_tcp_note_rows(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value);
+void orion_tcp_drop_finished_pulls(tcp_state* state);
+/// Cuts the part that is nobody's pull (pulls that end with `own_word` apart) off the front of [*first, end): returns
+/// its end, with *first moved to its start. *first == end when nothing is left.
+uint64_t orion_tcp_next_gap(const tcp_state* state, uint64_t* first, uint64_t end, uint32_t own_word);
 uint64_t orion_tcp_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
                                uint64_t generation);
 void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word);
 /// A host function has returned: queues what it may have written and, behind that, its client word. False when there is
 /// nothing, so that the word may go at once.
 bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint64_t generation);
+// tcp_coherent.c
+bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool fresh);
+void orion_tcp_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes);
+uint64_t orion_tcp_coherent_push(orion_session* session, uint64_t offset, uint64_t bytes);
+/// Queues what the program has changed in all coherent ranges. False when there is nothing.
+bool orion_tcp_coherent_push_all(tcp_state* state);
+bool orion_tcp_coherent_covers(tcp_state* state, uint64_t offset, uint64_t bytes);
+/// Stores what the worker has sent, while there are coherent ranges.
+void orion_tcp_store(tcp_state* state, uint64_t offset, const uint8_t* from, uint64_t bytes);
 /// The next piece to send; false when there is none. Called by the I/O thread.
 bool orion_tcp_next_piece(tcp_state* state, tcp_range* piece);
 /// Takes the piece off the queue after it was sent.

@@ -16,7 +16,7 @@
 
 static tcp_state* state_of(orion_session* session) { return session->transport_state; }
 
-static void drop_finished_pulls(tcp_state* state) {
+void orion_tcp_drop_finished_pulls(tcp_state* state) {
   uint32_t kept = 0;
   for (uint32_t i = 0; i < state->pull_count; i++)
     if (orion_word(state->session, state->pulls[i].word) < state->pulls[i].value)
@@ -24,13 +24,15 @@ static void drop_finished_pulls(tcp_state* state) {
   state->pull_count = kept;
 }
 
-void orion_tcp_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value) {
+void orion_tcp_note_rows(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value) {
   tcp_state* state = state_of(session);
-  if (bytes == 0 || word >= ORION_WORDS || offset > ORION_HOST_ARENA_BYTES || bytes > ORION_HOST_ARENA_BYTES - offset)
+  const uint64_t offset = rows->offset, bytes = (rows->rows - 1) * rows->pitch_bytes + rows->width_bytes;
+  if (rows->width_bytes == 0 || rows->rows == 0 || word >= ORION_WORDS || offset > ORION_HOST_ARENA_BYTES ||
+      bytes > ORION_HOST_ARENA_BYTES - offset)
     return;
   pthread_mutex_lock(&state->lock);
   if (state->pull_count == state->pull_capacity) {
-    drop_finished_pulls(state);
+    orion_tcp_drop_finished_pulls(state);
     if (state->pull_count * 2 > state->pull_capacity || state->pull_capacity == 0) {
       const uint32_t capacity = state->pull_capacity ? state->pull_capacity * 2 : 64;
       tcp_pull* larger = realloc(state->pulls, capacity * sizeof *larger);
@@ -41,7 +43,8 @@ void orion_tcp_note_pull(orion_session* session, uint64_t offset, uint64_t bytes
     }
   }
   if (state->pull_count < state->pull_capacity)
-    state->pulls[state->pull_count++] = (tcp_pull){offset, offset + bytes, value, word};
+    state->pulls[state->pull_count++] =
+        (tcp_pull){offset, offset + bytes, value, rows->width_bytes, rows->rows > 1 ? rows->pitch_bytes : bytes, word};
   else
     orion_session_lose(session, CUDA_ERROR_OUT_OF_MEMORY, "this process is out of memory");
   pthread_mutex_unlock(&state->lock);
@@ -63,23 +66,38 @@ static bool enqueue(tcp_state* state, tcp_range range) {
   return true;
 }
 
-// Cuts the part that is nobody's pull (pulls that end with `own_word` apart) off the front of [*first, end): returns
-// its end, with *first moved to its start. *first == end when nothing is left.
-static uint64_t next_gap(const tcp_state* state, uint64_t* first, uint64_t end, uint32_t own_word) {
+// The end of the pulled row in which `at` lies; 0: it lies in none.
+static uint64_t row_end(const tcp_pull* pull, uint64_t at) {
+  if (at < pull->first || at >= pull->end) return 0;
+  const uint64_t column = (at - pull->first) % pull->pitch;
+  return column < pull->width ? at - column + pull->width : 0;
+}
+
+// The start of the first pulled row behind `at`, which lies in none.
+static uint64_t next_row(const tcp_pull* pull, uint64_t at) {
+  if (at < pull->first) return pull->first;
+  if (at >= pull->end) return UINT64_MAX;
+  const uint64_t start = at - (at - pull->first) % pull->pitch + pull->pitch;
+  return start < pull->end ? start : UINT64_MAX;
+}
+
+uint64_t orion_tcp_next_gap(const tcp_state* state, uint64_t* first, uint64_t end, uint32_t own_word) {
   for (bool moved = true; moved && *first < end;) {
     moved = false;
     for (uint32_t i = 0; i < state->pull_count; i++) {
       const tcp_pull* pull = &state->pulls[i];
-      if (pull->word != own_word && pull->first <= *first && *first < pull->end) {
-        *first = pull->end < end ? pull->end : end;
-        moved = true;
-      }
+      const uint64_t until = pull->word != own_word ? row_end(pull, *first) : 0;
+      if (until == 0) continue;
+      *first = until < end ? until : end;
+      moved = true;
     }
   }
   uint64_t until = end;
-  for (uint32_t i = 0; i < state->pull_count; i++)
-    if (state->pulls[i].word != own_word && state->pulls[i].first > *first && state->pulls[i].first < until)
-      until = state->pulls[i].first;
+  for (uint32_t i = 0; i < state->pull_count; i++) {
+    if (state->pulls[i].word == own_word) continue;
+    const uint64_t start = next_row(&state->pulls[i], *first);
+    if (start < until) until = start;
+  }
   return until;
 }
 
@@ -89,11 +107,11 @@ static bool in_arena(uint64_t offset, uint64_t bytes) {
 
 // Queues what is nobody's pull of [first, end). Returns the number of its last piece, 0 when nothing was queued.
 static uint64_t push_range(tcp_state* state, uint64_t first, uint64_t end, uint32_t own_word) {
-  drop_finished_pulls(state);
+  orion_tcp_drop_finished_pulls(state);
   uint64_t sequence = 0;
   while (first < end) {
-    const uint64_t until = next_gap(state, &first, end, own_word);
-    if (first == end || !enqueue(state, (tcp_range){first, until - first})) break;
+    const uint64_t until = orion_tcp_next_gap(state, &first, end, own_word);
+    if (first == end || !enqueue(state, (tcp_range){.offset = first, .bytes = until - first})) break;
     sequence = state->sequence_queued;
     first = until;
   }
@@ -162,6 +180,8 @@ uint64_t orion_tcp_push_pinned(orion_session* session, uint64_t offset, uint64_t
                                uint64_t generation) {
   tcp_state* state = state_of(session);
   if (!in_arena(offset, bytes)) return 0;
+  if (atomic_load(&state->coherent_count) && orion_tcp_coherent_covers(state, offset, bytes))
+    return orion_tcp_coherent_push(session, offset, bytes);
   uint64_t sequence = 0;
   pthread_mutex_lock(&state->lock);
   const bool deferred = is_open(state, callback, generation);
@@ -198,7 +218,8 @@ static void drop_late(tcp_state* state) {
 bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint64_t generation) {
   tcp_state* state = state_of(session);
   tcp_function ended;
-  bool any = false;
+  // The function may have written what kernels behind it use.
+  bool any = atomic_load(&state->coherent_count) && orion_tcp_coherent_push_all(state);
   pthread_mutex_lock(&state->lock);
   tcp_late_range* ranges = NULL;
   uint32_t count = 0;
@@ -219,7 +240,7 @@ bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint
     const bool own = ranges[i].callback == callback && ranges[i].generation == generation;
     any |= push_range(state, ranges[i].first, ranges[i].end, own ? ended.word : 0) != 0;
   }
-  if (any) any = enqueue(state, (tcp_range){callback, 0});
+  if (any) any = enqueue(state, (tcp_range){.offset = callback});
   pthread_mutex_unlock(&state->lock);
   free(ranges);
   if (any) kick_sender(state);
@@ -241,9 +262,14 @@ void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece) {
   tcp_range* range = &state->queue[state->queue_first];
   range->offset += piece->bytes;
   range->bytes -= piece->bytes;
+  if (range->runs) {
+    tcp_runs* sent = range->runs;
+    range->runs = sent->next;
+    free(sent);
+  }
   bool was_full = false;
-  if (range->bytes == 0) {
-    was_full = state->queue_count == TCP_BULK_QUEUE;
+  if (range->bytes == 0 && !range->runs) {
+    was_full = state->queue_count == TCP_BULK_QUEUE || atomic_exchange(&state->wants_space, false);
     state->queue_first = (state->queue_first + 1) % TCP_BULK_QUEUE;
     state->queue_count--;
   }

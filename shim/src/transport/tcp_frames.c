@@ -1,6 +1,7 @@
 // Frames from the worker. Every count and index is checked before it is used; the caller ends the session on BAD.
 #include <string.h>
 
+#include "orion_runs.h"
 #include "tcp.h"
 
 static bool read_header(const void* data, size_t bytes, orion_frame* header, const uint8_t** body) {
@@ -55,15 +56,36 @@ enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* dat
   }
 }
 
+static void store(tcp_state* state, uint64_t offset, const uint8_t* from, uint64_t bytes) {
+  if (atomic_load_explicit(&state->coherent_count, memory_order_acquire))
+    orion_tcp_store(state, offset, from, bytes);
+  else if (bytes)
+    memcpy(state->session->host_base + offset, from, bytes);
+}
+
+static enum tcp_frame_result take_runs(tcp_state* state, const orion_frame* header, const uint8_t* body) {
+  if (header->sequence < state->sequence_received) return TCP_FRAME_BAD;
+  uint64_t at = 0;
+  orion_run run;
+  const uint8_t* from = NULL;
+  int more;
+  while ((more = orion_run_get(body, header->bytes, ORION_HOST_ARENA_BYTES, &at, &run, &from)) > 0)
+    store(state, run.offset, from, run.bytes);
+  if (more < 0) return TCP_FRAME_BAD;
+  state->sequence_received = header->sequence;
+  return TCP_FRAME_OK;
+}
+
 enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* data, size_t bytes) {
   orion_frame header;
   const uint8_t* body = NULL;
   if (!read_header(data, bytes, &header, &body)) return TCP_FRAME_BAD;
   if (header.type == ORION_FRAME_CONTROL) return TCP_FRAME_OK;
+  if (header.type == ORION_FRAME_RUNS) return take_runs(state, &header, body);
   if (header.type != ORION_FRAME_BULK || header.a > ORION_HOST_ARENA_BYTES ||
       header.bytes > ORION_HOST_ARENA_BYTES - header.a || header.sequence < state->sequence_received)
     return TCP_FRAME_BAD;
-  if (header.bytes) memcpy(state->session->host_base + header.a, body, header.bytes);
+  store(state, header.a, body, header.bytes);
   state->sequence_received = header.sequence;
   return TCP_FRAME_OK;
 }

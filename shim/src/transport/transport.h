@@ -17,7 +17,11 @@ typedef struct orion_transport {
   uint64_t (*push_pinned)(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
                           uint64_t generation);
   void (*begin_host_function)(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word);
-  void (*note_pull)(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t word, uint64_t value);
+  void (*note_rows)(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value);
+  /// NULL where both ends share the memory.
+  bool (*coherent_begin)(orion_session* session, uint64_t offset, uint64_t bytes, bool fresh);
+  uint64_t (*coherent_push)(orion_session* session, uint64_t offset, uint64_t bytes);
+  void (*coherent_end)(orion_session* session, uint64_t offset, uint64_t bytes);
   /// client_words[callback] = generation has been stored.
   void (*client_word)(orion_session* session, uint32_t callback, uint64_t generation);
   /// Gives the pages of an arena range back to the system; its content becomes zero.

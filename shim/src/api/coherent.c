@@ -1,0 +1,151 @@
+#include "coherent.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "api.h"
+#include "capture.h"
+
+#define SLOTS 63u  // ranges from this one on share the last bit of a stream's set
+
+typedef struct candidate {
+  orion_session* session;  // NULL: unused
+  uint64_t address, offset, bytes;
+  bool active;
+} candidate;
+
+_Atomic uint32_t orion_coherent_candidates;
+
+// Lock order: a stream's mutex, then this one. Operations are submitted under it, so that a range's HOST_COHERENT
+// stands before whatever relies on it.
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static candidate* candidates;
+static uint32_t count, capacity;
+// Bounds of all addresses that can be meant. They only widen: a value outside is told with one comparison.
+static _Atomic uint64_t lowest = UINT64_MAX, highest;
+
+static uint64_t bit_of(uint32_t index) { return 1ull << (index < SLOTS ? index : SLOTS); }
+
+static void widen(uint64_t address, uint64_t bytes) {
+  if (address < atomic_load(&lowest)) atomic_store(&lowest, address);
+  if (address + bytes > atomic_load(&highest)) atomic_store(&highest, address + bytes);
+}
+
+void orion_coherent_add(orion_session* session, uint64_t address, uint64_t arena_offset, uint64_t bytes) {
+  if (!orion_over_network(session) || session->coherent == ORION_COHERENT_OFF) return;
+  pthread_mutex_lock(&mutex);
+  uint32_t index = 0;
+  while (index < count && candidates[index].session != NULL) index++;
+  if (index == capacity) {
+    const uint32_t wanted = capacity == 0 ? 64 : 2 * capacity;
+    candidate* larger = realloc(candidates, wanted * sizeof *larger);
+    if (larger == NULL) {
+      pthread_mutex_unlock(&mutex);
+      orion_log(ORION_LOG_ERROR, "out of memory: host memory at %#llx is not kept coherent for kernels",
+                (unsigned long long)address);
+      return;
+    }
+    candidates = larger;
+    capacity = wanted;
+  }
+  if (index == count) count++;
+  candidates[index] = (candidate){.session = session, .address = address, .offset = arena_offset, .bytes = bytes};
+  widen(address, bytes);
+  widen((uint64_t)(uintptr_t)session->host_base + arena_offset, bytes);
+  atomic_fetch_add(&orion_coherent_candidates, 1);
+  pthread_mutex_unlock(&mutex);
+}
+
+void orion_coherent_remove(orion_session* session, uint64_t arena_offset) {
+  pthread_mutex_lock(&mutex);
+  for (uint32_t i = 0; i < count; i++) {
+    if (candidates[i].session != session || candidates[i].offset != arena_offset) continue;
+    if (candidates[i].active) orion_coherent_end(session, arena_offset, candidates[i].bytes);
+    candidates[i].session = NULL;
+    atomic_fetch_sub(&orion_coherent_candidates, 1);
+  }
+  pthread_mutex_unlock(&mutex);
+}
+
+/// Under the mutex.
+static bool activate(candidate* c, uint32_t context, bool fresh) {
+  if (c->active) return true;
+  orion_op_host_coherent op = {.op = {.code = ORION_OP_HOST_COHERENT, .context = (uint16_t)context},
+                               .arena_off = c->offset,
+                               .size_bytes = c->bytes};
+  if (orion_submit(c->session, &op.op, sizeof op, NULL, 0) != CUDA_SUCCESS) return false;
+  c->active = orion_coherent_begin(c->session, c->offset, c->bytes, fresh);
+  if (!c->active) orion_log(ORION_LOG_ERROR, "out of memory: kernels do not see the program's page-locked memory");
+  return c->active;
+}
+
+void orion_coherent_start(orion_context* context, uint64_t arena_offset) {
+  pthread_mutex_lock(&mutex);
+  for (uint32_t i = 0; i < count; i++) {
+    if (candidates[i].session == context->session && candidates[i].offset == arena_offset) {
+      (void)activate(&candidates[i], context->entry.index, true);
+    }
+  }
+  pthread_mutex_unlock(&mutex);
+}
+
+static bool contains(const candidate* c, uint64_t address) {
+  const uint64_t own = (uint64_t)(uintptr_t)c->session->host_base + c->offset;
+  return address - c->address < c->bytes || address - own < c->bytes;
+}
+
+/// Under the mutex: what the range's bytes need before an operation of `stream`.
+static uint64_t touch(uint32_t index, orion_stream* stream, orion_op* op) {
+  candidate* c = &candidates[index];
+  if (!activate(c, stream->context->entry.index, false)) return 0;
+  const uint64_t sequence = orion_coherent_push(c->session, c->offset, c->bytes);
+  if (sequence > op->bulk_seq) op->bulk_seq = sequence;
+  return bit_of(index);
+}
+
+uint64_t orion_coherent_scan(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes) {
+  // What a graph touches is looked at when it is launched.
+  if (!orion_over_network(stream->session) || orion_is_captured(stream)) return 0;
+  uint64_t seen = 0;
+  const bool all = stream->session->coherent == ORION_COHERENT_ALL;
+  const uint64_t low = atomic_load_explicit(&lowest, memory_order_relaxed);
+  const uint64_t span = atomic_load_explicit(&highest, memory_order_relaxed) - low;
+  bool locked = all;
+  if (all) pthread_mutex_lock(&mutex);
+  for (uint32_t i = 0; all && i < count; i++) {
+    if (candidates[i].session == stream->session) seen |= touch(i, stream, op);
+  }
+  uint64_t last = UINT64_MAX;  // several parameters often point into one range
+  for (uint32_t at = 0; !all && at + 8 <= bytes; at += 8) {
+    uint64_t value;
+    memcpy(&value, (const uint8_t*)params + at, sizeof value);
+    if (value - low >= span) continue;
+    if (!locked) pthread_mutex_lock(&mutex);
+    locked = true;
+    if (last < count && candidates[last].session == stream->session && contains(&candidates[last], value)) continue;
+    for (uint32_t i = 0; i < count; i++) {
+      if (candidates[i].session != stream->session || !contains(&candidates[i], value)) continue;
+      seen |= touch(i, stream, op);
+      last = i;
+    }
+  }
+  if (locked) pthread_mutex_unlock(&mutex);
+  if (seen != 0) atomic_fetch_or(&stream->coherent, seen);
+  return seen;
+}
+
+void orion_coherent_publish(orion_stream* stream) {
+  const uint64_t seen = atomic_exchange(&stream->coherent, 0);
+  pthread_mutex_lock(&mutex);
+  for (uint32_t i = 0; i < count; i++) {
+    const candidate* c = &candidates[i];
+    if (c->session != stream->session || !c->active || (seen & bit_of(i)) == 0) continue;
+    orion_op_host_publish op = {.op = {.code = ORION_OP_HOST_PUBLISH,
+                                       .context = (uint16_t)stream->context->entry.index,
+                                       .stream = stream->wire_index},
+                                .arena_off = c->offset,
+                                .size_bytes = c->bytes};
+    (void)orion_submit(stream->session, &op.op, sizeof op, NULL, 0);
+  }
+  pthread_mutex_unlock(&mutex);
+}

@@ -1,0 +1,44 @@
+// Host memory that kernels use over a network: which of it an operation may touch, and when its bytes travel.
+//
+// Before an operation that may read such memory, what the program has changed is sent, and the operation waits for it.
+// Behind one that may write it, the next marker of the stream (a wait, a record, a host function) is preceded by
+// HOST_PUBLISH, so that what the work has changed is here before the program can know that the work is done.
+#ifndef ORION_SHIM_COHERENT_H
+#define ORION_SHIM_COHERENT_H
+
+#include "state.h"
+
+/// Host allocations that kernels could use and that are not shared with their worker. 0: nothing below does anything.
+extern _Atomic uint32_t orion_coherent_candidates;
+
+/// A host allocation of `session` that kernels reach at `address` (and, as arena memory, at its own) is there.
+void orion_coherent_add(orion_session* session, uint64_t address, uint64_t arena_offset, uint64_t bytes);
+/// It is about to end; no work uses it any more.
+void orion_coherent_remove(orion_session* session, uint64_t arena_offset);
+/// Managed memory: in use from the start, zero on both sides.
+void orion_coherent_start(orion_context* context, uint64_t arena_offset);
+
+uint64_t orion_coherent_scan(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes);
+void orion_coherent_publish(orion_stream* stream);
+
+/// Before the submission of a launch: sends what its parameters point to and sets op->bulk_seq. The result goes to
+/// orion_coherent_after when the launch has been submitted.
+static inline uint64_t orion_coherent_before(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes) {
+  if (__builtin_expect(atomic_load_explicit(&orion_coherent_candidates, memory_order_relaxed) == 0, 1)) return 0;
+  return orion_coherent_scan(stream, op, params, bytes);
+}
+
+/// Set before and after: a marker of another thread may take the first set before the launch is in the ring, and this
+/// thread's own marker must find the second.
+static inline void orion_coherent_after(orion_stream* stream, uint64_t seen) {
+  if (__builtin_expect(seen != 0, 0)) atomic_fetch_or(&stream->coherent, seen);
+}
+
+/// Under the stream's mutex, before a marker.
+static inline void orion_coherent_mark(orion_stream* stream) {
+  if (__builtin_expect(atomic_load_explicit(&stream->coherent, memory_order_acquire) != 0, 0)) {
+    orion_coherent_publish(stream);
+  }
+}
+
+#endif
