@@ -367,5 +367,5 @@ SECTIONS({"shapes", test_shapes, DRIVER_TABLES}, {"primary", test_primary, OWN_C
          {"storage_release", test_storage_release, OWN_CONTEXT | DRIVER_TABLES},
          {"storage_threads", test_storage_threads, DRIVER_TABLES}, {"tools", test_tools, DRIVER_TABLES},
          {"context_numbers", test_context_numbers, DRIVER_TABLES},
-         {"functions_of_a_module", test_functions_of_a_module, DRIVER_TABLES | HARDWARE},
+         {"functions_of_a_module", test_functions_of_a_module, DRIVER_TABLES},
          {"launch_slot", test_launch_slot, DRIVER_TABLES}, {"storage_reset", test_storage_reset, DRIVER_TABLES | LAST})
