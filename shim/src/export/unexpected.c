@@ -25,12 +25,12 @@ static CUresult called(enum orion_table_id table, unsigned slot) {
   what(table, tens##0) what(table, tens##1) what(table, tens##2) what(table, tens##3) what(table, tens##4) \
       what(table, tens##5) what(table, tens##6) what(table, tens##7) what(table, tens##8) what(table, tens##9)
 #define SHORT(what, table) TEN(what, table, ) TEN(what, table, 1)
-#define LONG(what, table)                                                                             \
-  SHORT(what, table)                                                                                  \
-  TEN(what, table, 2)                                                                                 \
-  TEN(what, table, 3)                                                                                 \
-  TEN(what, table, 4) TEN(what, table, 5) TEN(what, table, 6) TEN(what, table, 7) TEN(what, table, 8) \
-      TEN(what, table, 9)
+#define LONG(what, table) \
+  SHORT(what, table)      \
+  TEN(what, table, 2)     \
+  TEN(what, table, 3)     \
+  TEN(what, table, 4)     \
+  TEN(what, table, 5) TEN(what, table, 6) TEN(what, table, 7) TEN(what, table, 8) TEN(what, table, 9)
 #define NAME(table, n) table##_##n,
 
 SHORT(ONE, ORION_TABLE_RUNTIME)

@@ -226,10 +226,12 @@ SG_API cuCtxGetApiVersion(CUcontext handle, unsigned* version) {
 }
 
 SG_API cuCtxGetLimit(size_t* value, CUlimit limit) {
-  return with_context([&](Driver&, Context& context) -> CUresult {
+  return with_context([&](Driver& driver, Context& context) -> CUresult {
     if (!value) return CUDA_ERROR_INVALID_VALUE;
     if (limit < 0 || limit >= CU_LIMIT_MAX) return CUDA_ERROR_INVALID_VALUE;
-    if (limit > CU_LIMIT_PERSISTING_L2_CACHE_SIZE) return CUDA_ERROR_UNSUPPORTED_LIMIT;
+    const bool of_graphics = limit > CU_LIMIT_PERSISTING_L2_CACHE_SIZE;
+    // cuBLASLt asks a real device for these and gives up on an error.
+    if (of_graphics && !driver.record) return CUDA_ERROR_UNSUPPORTED_LIMIT;
     *value = context.limits[limit];
     return CUDA_SUCCESS;
   });

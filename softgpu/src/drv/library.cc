@@ -242,6 +242,10 @@ SG_API cuKernelSetAttribute(int attribute, int value, CUkernel handle, CUdevice 
     if (attribute == CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT) {
       return value < -1 || value > 100 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
     }
+    const bool cluster = attribute > CU_FUNC_ATTRIBUTE_CLUSTER_SIZE_MUST_BE_SET &&
+                         attribute <= CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE;
+    if (cluster && Driver::get().record) return CUDA_SUCCESS;  // about how blocks are placed
+    if (cluster) return CUDA_ERROR_NOT_SUPPORTED;
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
     const CUresult checked = check_max_dynamic(description, value);
     if (checked == CUDA_SUCCESS) kernel.max_dynamic_shared_bytes = value;
