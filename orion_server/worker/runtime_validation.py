@@ -74,8 +74,11 @@ def run_runtime(path: Path) -> dict[str, Any]:
 def validate(libcuda: str, cudart: list[Path]) -> dict[str, Any]:
     """The first of `cudart` that works; otherwise what was wrong with the one tried last."""
     # The runtime opens libcuda.so.1 by that name and so takes the library that is loaded already.
-    ctypes.CDLL(libcuda, mode=ctypes.RTLD_GLOBAL)
     outcome: dict[str, Any] = {"library": "", "version": 0, "error": "no libcudart.so was found", "devices": []}
+    try:
+        ctypes.CDLL(libcuda, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        return {**outcome, "error": str(error)}
     for path in cudart:
         outcome = run_runtime(path)
         if outcome["devices"] and not any(outcome["devices"]):

@@ -92,7 +92,12 @@ static orion_context* new_context(orion_device_state* device, bool is_primary) {
   return context;
 }
 
+static void forget_limits(orion_context* context) {
+  for (unsigned i = 0; i < CU_LIMIT_MAX; i++) atomic_store_explicit(&context->limits[i], 0, memory_order_release);
+}
+
 static CUresult open_on_worker(orion_context* context, uint32_t flags) {
+  forget_limits(context);
   CUresult result;
   uint32_t bytes = 0;
   if (context->is_primary) {
@@ -431,18 +436,28 @@ ORION_API CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
   orion_op_ctx_set_limit op = {.op = {.code = ORION_OP_CTX_SET_LIMIT, .context = (uint16_t)context->entry.index},
                                .limit = (uint32_t)limit,
                                .value = value};
-  return orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+  const CUresult result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+  forget_limits(context);  // the driver rounds, and one limit may move another
+  return result;
 }
 
+/// cuBLASLt asks before each product (24 times in one BERT inference): the first answer is kept.
 ORION_API CUresult cuCtxGetLimit(size_t* value, CUlimit limit) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(value != NULL && (unsigned)limit < CU_LIMIT_MAX, CUDA_ERROR_INVALID_VALUE);
+  const uint64_t known = atomic_load_explicit(&context->limits[limit], memory_order_acquire);
+  if (known != 0) {
+    *value = known - 1;
+    return CUDA_SUCCESS;
+  }
   orion_op_ctx_get_limit op = {.op = {.code = ORION_OP_CTX_GET_LIMIT, .context = (uint16_t)context->entry.index},
                                .limit = (uint32_t)limit};
   orion_reply_ctx_get_limit reply = {0};
   const CUresult result = orion_call(context->session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
-  if (result == CUDA_SUCCESS) *value = reply.value;
-  return result;
+  if (result != CUDA_SUCCESS) return result;
+  *value = reply.value;
+  atomic_store_explicit(&context->limits[limit], reply.value + 1, memory_order_release);
+  return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuCtxGetCacheConfig(CUfunc_cache* config) {
