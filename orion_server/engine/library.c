@@ -269,7 +269,7 @@ static void kernel_attributes(orion_engine* e, const orion_op* op) {
 
 static void kernel_params(orion_engine* e, const orion_op* op) {
   const kernel_state* k = kernel_of(e, op, ((const orion_op_kernel_get_params*)op)->kernel);
-  if (!k) return;
+  if (!k || !use_context(e, op)) return;
   struct {
     orion_reply_kernel_get_params head;
     uint32_t pairs[(ORION_REPLY_BYTES - sizeof(orion_reply_kernel_get_params)) / 4];

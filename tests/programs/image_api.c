@@ -340,14 +340,7 @@ static void test_library_without_context(void) {
   }
   IS(7, seen);
   TRUE(all[3] == NULL);
-  OK(cuKernelGetParamInfo(put, 0, &offset, &bytes));
-  IS(0, offset);
-  IS(8, bytes);
-  OK(cuKernelGetParamInfo(put, 1, &offset, &bytes));
-  IS(8, offset);
-  IS(4, bytes);
-  CODE(1, cuKernelGetParamInfo(put, 2, &offset, &bytes));
-  OK(cuKernelGetParamInfo(put, 1, &offset, NULL));
+  CODE(201, cuKernelGetParamInfo(put, 0, &offset, &bytes));
   OK(cuKernelGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, put, device));
   TRUE(value >= 256);
   OK(cuKernelGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, put, device));
@@ -368,6 +361,14 @@ static void test_library_without_context(void) {
   // What was set without a context holds in one.
   OK(cuDevicePrimaryCtxRetain(&context, device));
   OK(cuCtxSetCurrent(context));
+  OK(cuKernelGetParamInfo(put, 0, &offset, &bytes));
+  IS(0, offset);
+  IS(8, bytes);
+  OK(cuKernelGetParamInfo(put, 1, &offset, &bytes));
+  IS(8, offset);
+  IS(4, bytes);
+  CODE(1, cuKernelGetParamInfo(put, 2, &offset, &bytes));
+  OK(cuKernelGetParamInfo(put, 1, &offset, NULL));
   OK(cuMemAlloc_v2(&p, 64));
   int word = 5;
   void* params[] = {&p, &word};
@@ -436,8 +437,7 @@ static void test_kernel_as_function(void) {
   OK(cuLibraryGetKernel(&last, library, "last"));
   const CUfunction f = (CUfunction)put;
   OK(cuMemAlloc_v2(&p, 64));
-  OK(cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, f));
-  TRUE(value >= 256);
+  CODE(400, cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, f));
   OK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, f, 128, 0));
   TRUE(blocks >= 1);
   OK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&value, f, 128, 0));
@@ -659,18 +659,36 @@ static void test_clusters(void) {
   void* params[] = {&p, &word};
   OK(cuLaunchKernelEx(&config, (CUfunction)put, params, NULL));
   IS(3, word_at(p));
-  config.gridDimX = 3;  // no multiple of the cluster
-  NOTE(cuLaunchKernelEx(&config, (CUfunction)put, params, NULL));
-  attribute.value.clusterDim.x = 64;
-  config.gridDimX = 64;
-  NOTE(cuLaunchKernelEx(&config, (CUfunction)put, params, NULL));
-  OK(cuCtxSynchronize());
   OK(cuMemFree_v2(p));
   OK(cuLibraryUnload(library));
+}
+
+static void test_refused_clusters(void) {
+  CUmodule m = NULL;
+  CUfunction put = NULL;
+  CUdeviceptr p = 0;
+  int word = 3;
+  OK(cuModuleLoadData(&m, text));
+  OK(cuModuleGetFunction(&put, m, "put"));
+  OK(cuMemAlloc_v2(&p, 64));
+  CUlaunchAttribute attribute;
+  memset(&attribute, 0, sizeof attribute);
+  attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+  attribute.value.clusterDim.x = 2;
+  attribute.value.clusterDim.y = attribute.value.clusterDim.z = 1;
+  CUlaunchConfig config = {3, 1, 1, 128, 1, 1, 0, NULL, &attribute, 1};
+  void* params[] = {&p, &word};
+  CODE(912, cuLaunchKernelEx(&config, put, params, NULL));  // the grid is no multiple
+  attribute.value.clusterDim.x = config.gridDimX = 64;
+  CODE(912, cuLaunchKernelEx(&config, put, params, NULL));  // larger than the function allows
+  OK(cuCtxSynchronize());
+  OK(cuMemFree_v2(p));
+  OK(cuModuleUnload(m));
 }
 
 SECTIONS({"images", test_images, 0}, {"broken_images", test_broken_images, 0}, {"large_images", test_large_images, 0},
          {"threads", test_threads, 0}, {"library_without_context", test_library_without_context, OWN_CONTEXT},
          {"library", test_library, 0}, {"kernel_as_function", test_kernel_as_function, 0},
          {"wide_parameters", test_wide_parameters, 0}, {"module_functions", test_module_functions, 0},
-         {"logs", test_logs, 0}, {"link", test_link, 0}, {"clusters", test_clusters, HARDWARE})
+         {"logs", test_logs, 0}, {"link", test_link, 0}, {"clusters", test_clusters, HARDWARE},
+         {"refused_clusters", test_refused_clusters, 0})

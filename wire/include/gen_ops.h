@@ -1095,7 +1095,7 @@ typedef struct orion_reply_kernel_get_attributes {
 } orion_reply_kernel_get_attributes;
 _Static_assert(sizeof(orion_reply_kernel_get_attributes) == 8, "orion_reply_kernel_get_attributes");
 
-// parameter layout without a context: pairs of u32 offset, u32 size.
+// parameter layout, asked in header.context: pairs of u32 offset, u32 size.
 typedef struct orion_op_kernel_get_params {
   orion_op op;
   uint32_t kernel;

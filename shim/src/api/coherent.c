@@ -68,25 +68,15 @@ void orion_coherent_remove(orion_session* session, uint64_t arena_offset) {
 }
 
 /// Under the mutex.
-static bool activate(candidate* c, uint32_t context, bool fresh) {
+static bool activate(candidate* c, uint32_t context) {
   if (c->active) return true;
   orion_op_host_coherent op = {.op = {.code = ORION_OP_HOST_COHERENT, .context = (uint16_t)context},
                                .arena_off = c->offset,
                                .size_bytes = c->bytes};
   if (orion_submit(c->session, &op.op, sizeof op, NULL, 0) != CUDA_SUCCESS) return false;
-  c->active = orion_coherent_begin(c->session, c->offset, c->bytes, fresh);
+  c->active = orion_coherent_begin(c->session, c->offset, c->bytes);
   if (!c->active) orion_log(ORION_LOG_ERROR, "out of memory: kernels do not see the program's page-locked memory");
   return c->active;
-}
-
-void orion_coherent_start(orion_context* context, uint64_t arena_offset) {
-  pthread_mutex_lock(&mutex);
-  for (uint32_t i = 0; i < count; i++) {
-    if (candidates[i].session == context->session && candidates[i].offset == arena_offset) {
-      (void)activate(&candidates[i], context->entry.index, true);
-    }
-  }
-  pthread_mutex_unlock(&mutex);
 }
 
 static bool contains(const candidate* c, uint64_t address) {
@@ -97,7 +87,7 @@ static bool contains(const candidate* c, uint64_t address) {
 /// Under the mutex: what the range's bytes need before an operation of `stream`.
 static uint64_t touch(uint32_t index, orion_stream* stream, orion_op* op) {
   candidate* c = &candidates[index];
-  if (!activate(c, stream->context->entry.index, false)) return 0;
+  if (!activate(c, stream->context->entry.index)) return 0;
   const uint64_t sequence = orion_coherent_push(c->session, c->offset, c->bytes);
   if (sequence > op->bulk_seq) op->bulk_seq = sequence;
   return bit_of(index);

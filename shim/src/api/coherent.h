@@ -15,8 +15,6 @@ extern _Atomic uint32_t orion_coherent_candidates;
 void orion_coherent_add(orion_session* session, uint64_t address, uint64_t arena_offset, uint64_t bytes);
 /// It is about to end; no work uses it any more.
 void orion_coherent_remove(orion_session* session, uint64_t arena_offset);
-/// Managed memory: in use from the start, zero on both sides.
-void orion_coherent_start(orion_context* context, uint64_t arena_offset);
 
 uint64_t orion_coherent_scan(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes);
 void orion_coherent_publish(orion_stream* stream);

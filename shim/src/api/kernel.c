@@ -335,12 +335,14 @@ ORION_API CUresult cuKernelSetCacheConfig(CUkernel handle, CUfunc_cache config, 
   return orion_submit(device->info->session, &op.op, sizeof op, NULL, 0);
 }
 
-static CUresult ask_layout(orion_kernel* kernel, orion_kernel_layout** out) {
-  orion_session* session = orion_library_session();
+static CUresult ask_layout(orion_kernel* kernel, const orion_context* context, orion_kernel_layout** out) {
+  orion_session* session = context->session;
   orion_library* library;
   CUresult result = prepare(kernel, session, &library);
   if (result != CUDA_SUCCESS) return result;
-  orion_op_kernel_get_params op = {.op = {.code = ORION_OP_KERNEL_GET_PARAMS}, .kernel = kernel->entry.index};
+  orion_op_kernel_get_params op = {
+      .op = {.code = ORION_OP_KERNEL_GET_PARAMS, .context = (uint16_t)context->entry.index},
+      .kernel = kernel->entry.index};
   orion_kernel_layout* made = calloc(1, sizeof *made + ORION_REPLY_BYTES);
   uint8_t* payload = malloc(ORION_REPLY_BYTES);
   uint32_t bytes = 0;
@@ -366,12 +368,12 @@ static CUresult ask_layout(orion_kernel* kernel, orion_kernel_layout** out) {
 }
 
 ORION_API CUresult cuKernelGetParamInfo(CUkernel handle, size_t index, size_t* offset, size_t* bytes) {
-  ORION_ENTER();
+  ORION_ENTER_CONTEXT(context);  // unlike its other questions this one needs a context
   orion_kernel* kernel = find_kernel(handle);
   ORION_REQUIRE(kernel != NULL, CUDA_ERROR_INVALID_HANDLE);
   ORION_REQUIRE(offset != NULL, CUDA_ERROR_INVALID_VALUE);
   orion_kernel_layout* layout = atomic_load_explicit(&kernel->layout, memory_order_acquire);
-  const CUresult result = layout != NULL ? CUDA_SUCCESS : ask_layout(kernel, &layout);
+  const CUresult result = layout != NULL ? CUDA_SUCCESS : ask_layout(kernel, context, &layout);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE(index < layout->count, CUDA_ERROR_INVALID_VALUE);
   *offset = layout->pairs[index][0];

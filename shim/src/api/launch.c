@@ -9,6 +9,7 @@
 #define LAUNCH_COOPERATIVE 1u
 #define ATTRIBUTES_MAX 32u
 #define ATTRIBUTE_BYTES 72u
+#define PORTABLE_CLUSTER_BLOCKS 8u
 
 typedef struct launch_shape {
   uint32_t grid[3], block[3];
@@ -192,9 +193,23 @@ ORION_API CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int g
   return launch(function, &shape, stream, params, NULL, LAUNCH_COOPERATIVE);
 }
 
+/// What the driver refuses at the call. A size of 0 is left to it.
+static bool is_valid_cluster(const orion_function* function, const launch_shape* shape, const CUlaunchAttribute* a) {
+  const uint32_t blocks[3] = {a->value.clusterDim.x, a->value.clusterDim.y, a->value.clusterDim.z};
+  uint64_t total = 1;
+  for (int i = 0; i < 3; i++) {
+    if (blocks[i] == 0) return true;
+    if (shape->grid[i] % blocks[i] != 0) return false;
+    total *= blocks[i];  // each divides its side of the grid, so that this cannot overflow
+  }
+  return total <= PORTABLE_CLUSTER_BLOCKS ||
+         orion_function_attribute(function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED) != 0;
+}
+
 /// Appends the attributes that travel. Events and graph nodes are handles of this process: refused until they are
 /// mapped.
-static CUresult pack_attributes(const CUlaunchConfig* config, uint8_t* scratch, uint32_t* count, bool* cooperative) {
+static CUresult pack_attributes(const CUlaunchConfig* config, const orion_function* function, const launch_shape* shape,
+                                uint8_t* scratch, uint32_t* count, bool* cooperative) {
   *count = 0;
   *cooperative = false;
   if (config->numAttrs > ATTRIBUTES_MAX || (config->numAttrs != 0 && config->attrs == NULL)) {
@@ -211,6 +226,9 @@ static CUresult pack_attributes(const CUlaunchConfig* config, uint8_t* scratch, 
         return CUDA_ERROR_NOT_SUPPORTED;
       case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
         *cooperative = attribute->value.cooperative != 0;
+        break;
+      case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
+        if (!is_valid_cluster(function, shape, attribute)) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
         break;
       default:
         if ((unsigned)attribute->id >= CU_LAUNCH_ATTRIBUTE_MAX) return CUDA_ERROR_INVALID_VALUE;
@@ -238,7 +256,8 @@ ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction han
   if (result == CUDA_SUCCESS) result = check_shape(function, &shape);
   uint32_t attribute_count = 0, param_bytes = 0;
   bool cooperative = false;
-  if (result == CUDA_SUCCESS) result = pack_attributes(config, thread->scratch, &attribute_count, &cooperative);
+  if (result == CUDA_SUCCESS)
+    result = pack_attributes(config, function, &shape, thread->scratch, &attribute_count, &cooperative);
   if (result != CUDA_SUCCESS) return result;
   const uint32_t attribute_bytes = attribute_count * ATTRIBUTE_BYTES;
   const void* tail;

@@ -83,7 +83,7 @@ ORION_API CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
 static CUresult device_pool(CUmemoryPool* pool, CUdevice ordinal, bool the_default) {
   ORION_ENTER();
   orion_device_state* device = orion_device_state_at(ordinal);
-  ORION_REQUIRE(device != NULL, CUDA_ERROR_INVALID_DEVICE);
+  ORION_REQUIRE(device != NULL, the_default ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_INVALID_VALUE);  // natively so
   ORION_REQUIRE(pool != NULL, CUDA_ERROR_INVALID_VALUE);
   const orion_pool* found = current_pool(device, the_default);
   ORION_REQUIRE(found != NULL, CUDA_ERROR_OUT_OF_MEMORY);
@@ -118,7 +118,7 @@ static CUresult check_kind(const CUmemLocation* location, CUmemAllocationType ty
   ORION_REQUIRE(type == CU_MEM_ALLOCATION_TYPE_PINNED || type == CU_MEM_ALLOCATION_TYPE_MANAGED,
                 CUDA_ERROR_INVALID_VALUE);
   if (location->type == CU_MEM_LOCATION_TYPE_DEVICE) {
-    ORION_REQUIRE(orion_device_state_at(location->id) != NULL, CUDA_ERROR_INVALID_DEVICE);
+    ORION_REQUIRE(orion_device_state_at(location->id) != NULL, CUDA_ERROR_INVALID_VALUE);
     return type == CU_MEM_ALLOCATION_TYPE_PINNED ? CUDA_SUCCESS : CUDA_ERROR_NOT_SUPPORTED;
   }
   const bool host = location->type == CU_MEM_LOCATION_TYPE_HOST || location->type == CU_MEM_LOCATION_TYPE_HOST_NUMA ||
@@ -259,7 +259,8 @@ ORION_API CUresult cuMemPoolSetAccess(CUmemoryPool handle, const CUmemAccessDesc
     ORION_REQUIRE(
         access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_NONE || access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
         CUDA_ERROR_INVALID_VALUE);
-    ORION_REQUIRE(device != pool->device || access[i].flags != CU_MEM_ACCESS_FLAGS_PROT_NONE, CUDA_ERROR_INVALID_VALUE);
+    ORION_REQUIRE(device != pool->device || access[i].flags != CU_MEM_ACCESS_FLAGS_PROT_NONE,
+                  CUDA_ERROR_INVALID_DEVICE);
     ORION_REQUIRE(device->info->session == pool->device->info->session, CUDA_ERROR_PEER_ACCESS_UNSUPPORTED);
   }
   return orion_pool_set_access(pool, access, count);

@@ -44,8 +44,9 @@ typedef struct orion_pool {
   CUmemPoolProps properties;
   uint8_t access[ORION_DEVICES];  // CUmemAccess_flags by device ordinal
   uint64_t release_threshold_bytes;
-  uint64_t reserved_bytes, reserved_high_bytes, used_bytes, used_high_bytes;
-  int32_t reuse[4];  // by attribute number 1 .. 3
+  uint64_t reserved_bytes, reserved_high_bytes;
+  uint64_t used_bytes, used_high_bytes;  // as the program asked for them, without the rest of their blocks
+  int32_t reuse[4];                      // by attribute number 1 .. 3
   orion_extent* pieces;
   orion_extent* ready;  // free list
   orion_pool_lane* lanes;

@@ -289,7 +289,7 @@ CUresult orion_pool_allocate(orion_pool* pool, uint64_t bytes, orion_stream* str
     pthread_mutex_lock(&pool->mutex);
     if (start != 0) break;
   }
-  pool->used_bytes += block_bytes;
+  pool->used_bytes += bytes;
   if (pool->used_bytes > pool->used_high_bytes) pool->used_high_bytes = pool->used_bytes;
   pthread_mutex_unlock(&pool->mutex);
   block->pool = pool;
@@ -313,7 +313,7 @@ CUresult orion_pool_free(uint64_t address, orion_stream* stream) {
   pthread_mutex_unlock(&orion_memory_mutex);
   if (block == NULL) return CUDA_ERROR_INVALID_VALUE;
   orion_pool* pool = block->pool;
-  const uint64_t bytes = block->allocation.reserved_bytes;
+  const uint64_t used_bytes = block->allocation.extent.bytes, block_bytes = block->allocation.reserved_bytes;
   free(block);
   CUresult result = CUDA_SUCCESS;
   orion_point point = {0};
@@ -326,12 +326,12 @@ CUresult orion_pool_free(uint64_t address, orion_stream* stream) {
     if (result == CUDA_SUCCESS) result = orion_wait_word(peer->session, ORION_WORD_FREES_DONE, fence, 0);
   }
   pthread_mutex_lock(&pool->mutex);
-  pool->used_bytes -= bytes;
+  pool->used_bytes -= used_bytes;
   // Without memory for a record, or without an end to wait for, the block is lost to the pool, never given out twice.
   if (stream != NULL) {
-    if (!give_lane(pool, &point, address, bytes)) result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!give_lane(pool, &point, address, block_bytes)) result = CUDA_ERROR_OUT_OF_MEMORY;
   } else if (result == CUDA_SUCCESS) {
-    (void)orion_free_list_give(&pool->ready, address, bytes, 0);
+    (void)orion_free_list_give(&pool->ready, address, block_bytes, 0);
   }
   const bool over = pool->reserved_bytes > kept_bytes(pool) && pool->reserved_bytes > pool->used_bytes;
   pthread_mutex_unlock(&pool->mutex);

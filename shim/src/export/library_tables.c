@@ -6,7 +6,8 @@
 // Each has one slot in which the driver has no function.
 enum { CONTEXT_SLOTS = 93, CONTEXT_EMPTY = 91, MODULE_SLOTS = 99, MODULE_EMPTY = 93, BLAS_SLOTS = 17 };
 
-_Static_assert(MODULE_SLOTS <= ORION_LONG_SLOTS && CONTEXT_SLOTS <= ORION_LONG_SLOTS && BLAS_SLOTS <= ORION_SHORT_SLOTS,
+_Static_assert((int)MODULE_SLOTS <= (int)ORION_LONG_SLOTS && (int)CONTEXT_SLOTS <= (int)ORION_LONG_SLOTS &&
+                   (int)BLAS_SLOTS <= (int)ORION_SHORT_SLOTS,
                "every slot has a function");
 
 /// A number that no two contexts of the process share; 0 for no context.

@@ -12,15 +12,6 @@ enum { SLOTS = 3 };
 static orion_export_slot slots[SLOTS];
 static const void* runtime_table;
 
-static void refuse_once(const char* reason, const char* server) {
-  static _Atomic bool told;
-  if (atomic_exchange(&told, true)) return;
-  orion_log(ORION_LOG_WARN,
-            "CUDA's runtime library asked for its self-test and is answered with CUDA_ERROR_NOT_SUPPORTED: %s%s; "
-            "programs that use the driver API alone are not affected (docs/nvidia-runtime.md)",
-            server, reason);
-}
-
 #ifdef ORION_TEST_RUNTIME_VALIDATED
 /// The build for tests of the call path where there is no GPU. Never installed.
 static bool may_answer(void) {
@@ -31,6 +22,15 @@ static bool may_answer(void) {
   return true;
 }
 #else
+static void refuse_once(const char* reason, const char* server) {
+  static _Atomic bool told;
+  if (atomic_exchange(&told, true)) return;
+  orion_log(ORION_LOG_WARN,
+            "CUDA's runtime library asked for its self-test and is answered with CUDA_ERROR_NOT_SUPPORTED: %s%s; "
+            "programs that use the driver API alone are not affected (docs/nvidia-runtime.md)",
+            server, reason);
+}
+
 static bool may_answer(void) {
   for (uint32_t i = 0; i < orion_device_states(); i++) {
     const orion_session* session = orion_device_state_at((CUdevice)i)->info->session;

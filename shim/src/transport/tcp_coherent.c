@@ -109,15 +109,14 @@ static bool queue_changes(tcp_state* state, uint64_t first, uint64_t end) {
   return true;
 }
 
-// ------------------------------------------------------------------------------------------------ the transport's
-// calls
+// ------------------------------------------------------------------------------------------ the transport's calls
 
-bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool fresh) {
+bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes) {
   tcp_state* state = state_of(session);
   void* known = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (known == MAP_FAILED) return false;
   madvise(known, bytes, MADV_DONTFORK);
-  if (!fresh) (void)orion_tcp_push_host(session, offset, bytes);
+  (void)orion_tcp_push_host(session, offset, bytes);
   pthread_mutex_lock(&state->lock);
   bool added = true;
   if (state->coherent_count == state->coherent_capacity) {
@@ -130,9 +129,9 @@ bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t 
     }
   }
   if (added) {
-    if (!fresh) memcpy(known, session->host_base + offset, bytes);
-    state->coherent[state->coherent_count++] = (tcp_coherent){
-        .first = offset, .end = offset + bytes, .known = known, .sequence = fresh ? 0 : state->sequence_queued};
+    memcpy(known, session->host_base + offset, bytes);
+    state->coherent[state->coherent_count++] =
+        (tcp_coherent){.first = offset, .end = offset + bytes, .known = known, .sequence = state->sequence_queued};
   }
   pthread_mutex_unlock(&state->lock);
   if (!added) munmap(known, bytes);

@@ -134,9 +134,12 @@ CUresult potential_block_size(int* grid, int* block, CUfunction handle, CUoccupa
 }  // namespace
 
 SG_API cuFuncGetAttribute(int* value, int attribute, CUfunction handle) {
-  return with_function(handle, [&](Function& function) -> CUresult {
+  return with_context([&](Driver& driver, Context&) -> CUresult {
+    const auto function = driver.functions.get(handle);  // a kernel of a library is not taken for one here
+    if (!function) return CUDA_ERROR_INVALID_HANDLE;
     if (!value) return CUDA_ERROR_INVALID_VALUE;
-    return kernel_attribute(*function.kernel, attribute, function.max_dynamic_shared_bytes, function.carveout, value);
+    return kernel_attribute(*function->kernel, attribute, function->max_dynamic_shared_bytes, function->carveout,
+                            value);
   });
 }
 
@@ -257,7 +260,6 @@ SG_API cuOccupancyMaxActiveClusters(int* clusters, CUfunction f, const CUlaunchC
 }
 
 SG_API cuOccupancyMaxPotentialClusterSize(int* size, CUfunction f, const CUlaunchConfig* config) {
-  constexpr int kPortableClusterBlocks = 8;
   int clusters = 0;
   const CUresult result = size ? active_clusters(&clusters, f, config) : CUDA_ERROR_INVALID_VALUE;
   if (result == CUDA_SUCCESS) *size = kPortableClusterBlocks;

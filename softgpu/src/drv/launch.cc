@@ -110,6 +110,8 @@ CUresult launch(CUfunction handle, const Shape& shape, CUstream stream_handle, b
   });
 }
 
+bool divides(unsigned blocks, uint32_t grid) { return blocks == 0 || grid % blocks == 0; }
+
 CUresult launch_config(const CUlaunchConfig* config, bool per_thread, CUfunction handle, void** params, void** extra) {
   if (!config || (config->numAttrs > 0 && !config->attrs)) return CUDA_ERROR_INVALID_VALUE;
   Shape shape{{config->gridDimX, config->gridDimY, config->gridDimZ},
@@ -124,8 +126,15 @@ CUresult launch_config(const CUlaunchConfig* config, bool per_thread, CUfunction
         shape.cooperative = attribute.value.cooperative != 0;
         break;
       case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
-        if (!Driver::get().record && (cluster.x != 1 || cluster.y != 1 || cluster.z != 1))
-          return CUDA_ERROR_NOT_SUPPORTED;
+        if (!divides(cluster.x, shape.grid[0]) || !divides(cluster.y, shape.grid[1]) ||
+            !divides(cluster.z, shape.grid[2])) {
+          return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+        }
+        if (Driver::get().record) break;  // there kernels may be allowed larger ones
+        if (uint64_t{cluster.x} * cluster.y * cluster.z > kPortableClusterBlocks) {
+          return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+        }
+        if (cluster.x != 1 || cluster.y != 1 || cluster.z != 1) return CUDA_ERROR_NOT_SUPPORTED;
         break;
       case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
       case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT:

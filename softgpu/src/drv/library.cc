@@ -261,6 +261,9 @@ SG_API cuKernelSetCacheConfig(CUkernel handle, int config, CUdevice dev) {
 }
 
 SG_API cuKernelGetParamInfo(CUkernel handle, size_t index, size_t* offset, size_t* size) {
-  return with_kernel(
-      handle, [&](LibraryKernel&, const Kernel& description) { return param_info(description, index, offset, size); });
+  return with_context([&](Driver&, Context&) {
+    return with_kernel(handle, [&](LibraryKernel&, const Kernel& description) {
+      return param_info(description, index, offset, size);
+    });
+  });
 }

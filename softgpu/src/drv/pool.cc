@@ -18,7 +18,7 @@ std::shared_ptr<MemoryPool> current_pool(Driver& driver, int device) {
 
 uint64_t take_memory(Driver& driver, MemoryPool& pool, size_t bytes, size_t* charged_bytes) {
   std::lock_guard lock(pool.mutex);
-  if (pool.max_size_bytes && (bytes > pool.max_size_bytes || pool.used_bytes > pool.max_size_bytes - bytes)) return 0;
+  if (pool.max_size_bytes && (bytes > pool.max_size_bytes || pool.held_bytes > pool.max_size_bytes - bytes)) return 0;
   DeviceArena& arena = *driver.devices[pool.device]->arena;
   // Idle memory of the pool goes first; the lock keeps others of the pool from taking it in between.
   const uint64_t idle_bytes = std::min<uint64_t>(pool.idle_bytes, bytes);
@@ -29,7 +29,8 @@ uint64_t take_memory(Driver& driver, MemoryPool& pool, size_t bytes, size_t* cha
     if (arena.charge(idle_bytes)) pool.idle_bytes += idle_bytes;
     return 0;
   }
-  pool.used_bytes += *charged_bytes;
+  pool.used_bytes += bytes;
+  pool.held_bytes += *charged_bytes;
   pool.used_high_bytes = std::max(pool.used_high_bytes, pool.used_bytes);
   pool.reserved_high_bytes = std::max(pool.reserved_high_bytes, pool.reserved_bytes());
   return address;
@@ -131,8 +132,7 @@ SG_API cuDeviceGetDefaultMemPool(CUmemoryPool* out, CUdevice dev) {
 
 SG_API cuDeviceGetMemPool(CUmemoryPool* out, CUdevice dev) {
   return with_driver([&](Driver& driver) -> CUresult {
-    if (!driver.device(dev)) return CUDA_ERROR_INVALID_DEVICE;
-    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    if (!out || !driver.device(dev)) return CUDA_ERROR_INVALID_VALUE;
     *out = to_handle<CUmemoryPool>(current_pool(driver, dev)->handle);
     return CUDA_SUCCESS;
   });
@@ -154,7 +154,7 @@ SG_API cuMemPoolCreate(CUmemoryPool* out, const CUmemPoolProps* props) {
     if (!out || !props || props->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
     if (props->location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_INVALID_VALUE;
     if (props->handleTypes != CU_MEM_HANDLE_TYPE_NONE) return CUDA_ERROR_NOT_SUPPORTED;
-    if (!driver.device(props->location.id)) return CUDA_ERROR_INVALID_DEVICE;
+    if (!driver.device(props->location.id)) return CUDA_ERROR_INVALID_VALUE;
     auto pool = std::make_shared<MemoryPool>();
     pool->device = props->location.id;
     pool->access_mask = 1u << pool->device;
@@ -253,7 +253,7 @@ SG_API cuMemPoolSetAccess(CUmemoryPool handle, const CUmemAccessDesc* desc, size
       if (desc[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_INVALID_VALUE;
       if (!driver.device(desc[i].location.id)) return CUDA_ERROR_INVALID_DEVICE;
       if (desc[i].flags != 0 && desc[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE) return CUDA_ERROR_INVALID_VALUE;
-      if (desc[i].location.id == pool->device && desc[i].flags == 0) return CUDA_ERROR_INVALID_VALUE;
+      if (desc[i].location.id == pool->device && desc[i].flags == 0) return CUDA_ERROR_INVALID_DEVICE;
     }
     uint32_t mask = 0;
     {

@@ -161,7 +161,8 @@ void Driver::reclaim(const Region& region) {
       std::lock_guard lock(region.pool->mutex);
       DeviceArena& arena = *devices[region.device]->arena;
       arena.free(region.begin, region.charged_bytes);
-      region.pool->used_bytes -= region.charged_bytes;
+      region.pool->used_bytes -= region.size_bytes();
+      region.pool->held_bytes -= region.charged_bytes;
       // Kept until the next wait of the program, or longer as the threshold says.
       if (!region.pool->destroyed && arena.charge(region.charged_bytes)) {
         region.pool->idle_bytes += region.charged_bytes;

@@ -23,6 +23,7 @@ namespace sg {
 
 constexpr int kDriverVersion = 13000;
 constexpr int kMaxThreadsPerBlock = 1024;
+constexpr int kPortableClusterBlocks = 8;
 constexpr int kMaxThreadsPerMultiprocessor = 2048;
 constexpr int kMaxBlocksPerMultiprocessor = 32;
 constexpr int kRegistersPerMultiprocessor = 65536;
@@ -134,13 +135,14 @@ struct MemoryPool {
   uint32_t access_mask = 0;
   uint64_t max_size_bytes = 0;
   uint64_t release_threshold_bytes = 0;
-  uint64_t used_bytes = 0;
+  uint64_t used_bytes = 0;  // as the program asked for them
+  uint64_t held_bytes = 0;  // what they are charged to the device
   uint64_t idle_bytes = 0;  // charged to the device and kept for later; addresses are taken anew each time
   uint64_t used_high_bytes = 0;
   uint64_t reserved_high_bytes = 0;
   std::array<int, 4> reuse{0, 1, 1, 1};  // by attribute number 1..3
 
-  uint64_t reserved_bytes() const { return used_bytes + idle_bytes; }
+  uint64_t reserved_bytes() const { return held_bytes + idle_bytes; }
   /// Under the mutex: gives idle memory back until no more than `keep_bytes` is held.
   void trim(DeviceArena& arena, uint64_t keep_bytes) {
     const uint64_t over_bytes = reserved_bytes() > keep_bytes ? reserved_bytes() - keep_bytes : 0;

@@ -105,7 +105,7 @@ op(
     "KERNEL_GET_PARAMS",
     "kernel:u32",
     "reply",
-    "parameter layout without a context: pairs of u32 offset, u32 size",
+    "parameter layout, asked in header.context: pairs of u32 offset, u32 size",
     reply="param_count:u32 pad:u32",
 )
 op(
