@@ -104,7 +104,7 @@ static CUresult copy_pinned(orion_stream* stream, const region* to, const region
       // As for linear copies: delivery is shown by a marker that is placed now.
       uint64_t value;
       result = orion_stream_ticket(stream, &value);
-      for (uint64_t z = 0; z < v->depth; z++) {
+      for (uint64_t z = 0; z < v->depth && result == CUDA_SUCCESS; z++) {
         const orion_pulled_rows rows = {arena_offset(stream, row_address(to, 0, z)), v->width_bytes, to->pitch_bytes,
                                         v->height};
         orion_note_pulled_rows(stream->session, &rows, stream->word, value);

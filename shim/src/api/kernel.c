@@ -343,26 +343,30 @@ static CUresult ask_layout(orion_kernel* kernel, const orion_context* context, o
   orion_op_kernel_get_params op = {
       .op = {.code = ORION_OP_KERNEL_GET_PARAMS, .context = (uint16_t)context->entry.index},
       .kernel = kernel->entry.index};
-  orion_kernel_layout* made = calloc(1, sizeof *made + ORION_REPLY_BYTES);
   uint8_t* payload = malloc(ORION_REPLY_BYTES);
+  ORION_REQUIRE(payload != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   uint32_t bytes = 0;
   orion_reply_kernel_get_params head = {0};
-  if (made == NULL || payload == NULL) result = CUDA_ERROR_OUT_OF_MEMORY;
-  if (result == CUDA_SUCCESS)
-    result = orion_call(session, &op.op, sizeof op, NULL, 0, payload, ORION_REPLY_BYTES, &bytes);
+  result = orion_call(session, &op.op, sizeof op, NULL, 0, payload, ORION_REPLY_BYTES, &bytes);
   if (result == CUDA_SUCCESS && bytes < sizeof head) result = CUDA_ERROR_UNKNOWN;
   if (result == CUDA_SUCCESS) memcpy(&head, payload, sizeof head);
   if (result == CUDA_SUCCESS && head.param_count > (bytes - sizeof head) / 8) result = CUDA_ERROR_UNKNOWN;
-  *out = NULL;
   if (result == CUDA_SUCCESS) {
-    made->count = head.param_count;
-    memcpy(made->pairs, payload + sizeof head, (size_t)made->count * sizeof made->pairs[0]);
-    if (atomic_compare_exchange_strong(&kernel->layout, out, made)) {
-      *out = made;
-      made = NULL;
+    const size_t pair_bytes = (size_t)head.param_count * 8;
+    orion_kernel_layout* made = malloc(sizeof *made + pair_bytes);
+    *out = NULL;
+    if (made == NULL) {
+      result = CUDA_ERROR_OUT_OF_MEMORY;
+    } else {
+      made->count = head.param_count;
+      memcpy(made->pairs, payload + sizeof head, pair_bytes);
+      if (atomic_compare_exchange_strong(&kernel->layout, out, made)) {
+        *out = made;
+      } else {
+        free(made);
+      }
     }
   }
-  free(made);
   free(payload);
   return result;
 }

@@ -70,10 +70,8 @@ static void remember(object* o) {
   pthread_mutex_unlock(&mutex);
 }
 
-/// The place of the object that `handle` means in the current context. Under the mutex; NULL when there is none.
-static object** find(uint64_t handle, bool surface) {
-  orion_context* context;
-  if (orion_current(&context) != CUDA_SUCCESS) return NULL;
+/// The place of the object that `handle` means in the context. Under the mutex; NULL when there is none.
+static object** find(const orion_context* context, uint64_t handle, bool surface) {
   const uint32_t bucket = bucket_of(handle);
   forget_ended(bucket);
   for (object** link = &buckets[bucket]; *link != NULL; link = &(*link)->next) {
@@ -217,7 +215,7 @@ ORION_API CUresult cuSurfObjectCreate(CUsurfObject* handle, const CUDA_RESOURCE_
 static CUresult destroy(uint64_t handle, bool surface) {
   ORION_ENTER_CONTEXT(context);
   pthread_mutex_lock(&mutex);
-  object** link = find(handle, surface);
+  object** link = find(context, handle, surface);
   object* o = link == NULL ? NULL : *link;
   if (link != NULL) *link = o->next;
   pthread_mutex_unlock(&mutex);
@@ -241,9 +239,9 @@ ORION_API CUresult cuSurfObjectDestroy(CUsurfObject handle) {
 }
 
 /// A copy of what is known of an object. False for a handle that means none.
-static bool look_up(uint64_t handle, bool surface, object* out) {
+static bool look_up(const orion_context* context, uint64_t handle, bool surface, object* out) {
   pthread_mutex_lock(&mutex);
-  object** link = find(handle, surface);
+  object** link = find(context, handle, surface);
   if (link != NULL) *out = **link;
   pthread_mutex_unlock(&mutex);
   return link != NULL;
@@ -251,36 +249,32 @@ static bool look_up(uint64_t handle, bool surface, object* out) {
 
 ORION_API CUresult cuTexObjectGetResourceDesc(CUDA_RESOURCE_DESC* resource, CUtexObject handle) {
   ORION_ENTER_CONTEXT(context);
-  (void)context;
   object o;
-  ORION_REQUIRE(resource != NULL && look_up(handle, false, &o), CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(resource != NULL && look_up(context, handle, false, &o), CUDA_ERROR_INVALID_VALUE);
   *resource = o.resource;
   return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuTexObjectGetTextureDesc(CUDA_TEXTURE_DESC* texture, CUtexObject handle) {
   ORION_ENTER_CONTEXT(context);
-  (void)context;
   object o;
-  ORION_REQUIRE(texture != NULL && look_up(handle, false, &o), CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(texture != NULL && look_up(context, handle, false, &o), CUDA_ERROR_INVALID_VALUE);
   *texture = o.texture;
   return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuTexObjectGetResourceViewDesc(CUDA_RESOURCE_VIEW_DESC* view, CUtexObject handle) {
   ORION_ENTER_CONTEXT(context);
-  (void)context;
   object o;
-  ORION_REQUIRE(view != NULL && look_up(handle, false, &o) && o.has_view, CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(view != NULL && look_up(context, handle, false, &o) && o.has_view, CUDA_ERROR_INVALID_VALUE);
   *view = o.view;
   return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuSurfObjectGetResourceDesc(CUDA_RESOURCE_DESC* resource, CUsurfObject handle) {
   ORION_ENTER_CONTEXT(context);
-  (void)context;
   object o;
-  ORION_REQUIRE(resource != NULL && look_up(handle, true, &o), CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(resource != NULL && look_up(context, handle, true, &o), CUDA_ERROR_INVALID_VALUE);
   *resource = o.resource;
   return CUDA_SUCCESS;
 }

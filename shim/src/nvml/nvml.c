@@ -259,7 +259,7 @@ NVML_API nvmlReturn_t nvmlSystemGetDriverVersion(char* version, unsigned int len
 NVML_API nvmlReturn_t nvmlSystemGetNVMLVersion(char* version, unsigned int length) {
   const nvmlReturn_t result = orion_nvml_check(version);
   if (result != NVML_SUCCESS) return result;
-  char text[sizeof inventory.driver + 8];
+  char text[sizeof inventory.driver + 16];
   snprintf(text, sizeof text, "%d.%s", inventory.driver_version / 1000, inventory.driver[0] ? inventory.driver : "0");
   return orion_nvml_text(text, version, length);
 }

@@ -84,9 +84,9 @@ NVML_API nvmlReturn_t nvmlDeviceGetCpuAffinityWithinScope(nvmlDevice_t device, u
 // Binding a thread to all CPUs that its process may use changes nothing.
 NVML_API nvmlReturn_t nvmlDeviceSetCpuAffinity(nvmlDevice_t device) {
   orion_nvml_gpu gpu;
-  return orion_nvml_device(device, &gpu, false, &gpu);
+  return orion_nvml_device(device, device, false, &gpu);
 }
 NVML_API nvmlReturn_t nvmlDeviceClearCpuAffinity(nvmlDevice_t device) {
   orion_nvml_gpu gpu;
-  return orion_nvml_device(device, &gpu, false, &gpu);
+  return orion_nvml_device(device, device, false, &gpu);
 }

@@ -116,6 +116,8 @@ void orion_tcp_drop_finished_pulls(tcp_state* state);
 /// Cuts the part that is nobody's pull (pulls that end with `own_word` apart) off the front of [*first, end): returns
 /// its end, with *first moved to its start. *first == end when nothing is left.
 uint64_t orion_tcp_next_gap(const tcp_state* state, uint64_t* first, uint64_t end, uint32_t own_word);
+/// Under the lock: queues what is nobody's pull of [first, end). The number of its last piece, 0 when there is none.
+uint64_t orion_tcp_push_range(tcp_state* state, uint64_t first, uint64_t end, uint32_t own_word);
 uint64_t orion_tcp_push_pinned(orion_session* session, uint64_t offset, uint64_t bytes, uint32_t callback,
                                uint64_t generation);
 void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word);

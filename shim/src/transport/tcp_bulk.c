@@ -105,8 +105,7 @@ static bool in_arena(uint64_t offset, uint64_t bytes) {
   return bytes != 0 && offset <= ORION_HOST_ARENA_BYTES && bytes <= ORION_HOST_ARENA_BYTES - offset;
 }
 
-// Queues what is nobody's pull of [first, end). Returns the number of its last piece, 0 when nothing was queued.
-static uint64_t push_range(tcp_state* state, uint64_t first, uint64_t end, uint32_t own_word) {
+uint64_t orion_tcp_push_range(tcp_state* state, uint64_t first, uint64_t end, uint32_t own_word) {
   orion_tcp_drop_finished_pulls(state);
   uint64_t sequence = 0;
   while (first < end) {
@@ -126,7 +125,7 @@ uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t b
   tcp_state* state = state_of(session);
   if (!in_arena(offset, bytes)) return 0;
   pthread_mutex_lock(&state->lock);
-  const uint64_t sequence = push_range(state, offset, offset + bytes, 0);
+  const uint64_t sequence = orion_tcp_push_range(state, offset, offset + bytes, 0);
   pthread_mutex_unlock(&state->lock);
   if (sequence) kick_sender(state);
   return sequence;
@@ -188,7 +187,7 @@ uint64_t orion_tcp_push_pinned(orion_session* session, uint64_t offset, uint64_t
   if (state->function_count)
     note_late(state, (tcp_late_range){offset, offset + bytes, state->functions_begun, deferred ? generation : 0,
                                       deferred ? callback : 0});
-  if (!deferred) sequence = push_range(state, offset, offset + bytes, 0);
+  if (!deferred) sequence = orion_tcp_push_range(state, offset, offset + bytes, 0);
   pthread_mutex_unlock(&state->lock);
   if (sequence) kick_sender(state);
   return sequence;
@@ -238,7 +237,7 @@ bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint
   for (uint32_t i = 0; i < count; i++) {
     // Copies out of the device in the function's own stream are done or have not begun, and what they bring is newer.
     const bool own = ranges[i].callback == callback && ranges[i].generation == generation;
-    any |= push_range(state, ranges[i].first, ranges[i].end, own ? ended.word : 0) != 0;
+    any |= orion_tcp_push_range(state, ranges[i].first, ranges[i].end, own ? ended.word : 0) != 0;
   }
   if (any) any = enqueue(state, (tcp_range){.offset = callback});
   pthread_mutex_unlock(&state->lock);

@@ -116,8 +116,10 @@ bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t 
   void* known = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (known == MAP_FAILED) return false;
   madvise(known, bytes, MADV_DONTFORK);
-  (void)orion_tcp_push_host(session, offset, bytes);
-  pthread_mutex_lock(&state->lock);
+  if (!lock_with_room(state)) {
+    munmap(known, bytes);
+    return false;
+  }
   bool added = true;
   if (state->coherent_count == state->coherent_capacity) {
     const uint32_t capacity = state->coherent_capacity ? state->coherent_capacity * 2 : 16;
@@ -129,12 +131,15 @@ bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t 
     }
   }
   if (added) {
+    // In this order: what the program writes in between counts as a change then, whether it has been sent or not.
     memcpy(known, session->host_base + offset, bytes);
+    (void)orion_tcp_push_range(state, offset, offset + bytes, 0);
     state->coherent[state->coherent_count++] =
         (tcp_coherent){.first = offset, .end = offset + bytes, .known = known, .sequence = state->sequence_queued};
   }
   pthread_mutex_unlock(&state->lock);
   if (!added) munmap(known, bytes);
+  if (added && orion_ring_must_wake(session->main_ring)) orion_tcp_kick(session, false);
   return added;
 }
 
