@@ -46,6 +46,43 @@ CUresult orion_pull_issued(orion_pull* pull, uint64_t offset, orion_rows rows);
 /// Waits for all pieces and scatters them. `result`: of the work so far; nothing is scattered after a failure.
 CUresult orion_pull_end(orion_pull* pull, CUresult result);
 
+/// A part of memory that a 2D or 3D copy reads or writes: its first row, and how far rows and slices are apart.
+typedef struct orion_region {
+  orion_place place;
+  uint64_t pitch_bytes, rows;  // rows of one slice in memory, used or not
+} orion_region;
+
+typedef struct orion_volume {
+  uint64_t width_bytes, height, depth;
+} orion_volume;
+
+/// What a program says of one end of a copy.
+typedef struct orion_copy_end {
+  CUmemorytype type;
+  const void* host;
+  CUdeviceptr device;
+  size_t x_bytes, y, z, pitch_bytes, rows;
+} orion_copy_end;
+
+// copy_rows.c
+CUresult orion_region_of(const orion_copy_end* end, const orion_volume* volume, orion_region* region);
+static inline uint64_t orion_row_address(const orion_region* r, uint64_t y, uint64_t z) {
+  return r->place.address + (z * r->rows + y) * r->pitch_bytes;
+}
+
+/// Rows of one slice that pass through staging at once, without gaps at `arena_offset`.
+typedef struct orion_copy_piece {
+  uint64_t first_row, slice, arena_offset, bulk_seq;
+  orion_volume size;
+} orion_copy_piece;
+
+/// Submits the operation between a piece and the copy's other end, which lies on the device.
+typedef CUresult (*orion_submit_piece)(orion_stream* stream, const void* device, const orion_copy_piece* piece);
+CUresult orion_push_rows(orion_stream* stream, const orion_region* from, const orion_volume* volume,
+                         orion_submit_piece submit, const void* device);
+CUresult orion_pull_rows(orion_stream* stream, const orion_region* to, const orion_volume* volume,
+                         orion_submit_piece submit, const void* device);
+
 /// Makes page-locked memory of the program visible to the worker for an operation that the stream gets next, with what
 /// the stream's earlier host functions write to it. Returns the operation's bulk_seq.
 uint64_t orion_push_program_memory(orion_stream* stream, uint64_t offset, uint64_t bytes);

@@ -1,5 +1,5 @@
 // Copies with an array at one end or both. Host memory that the worker cannot use in place goes through staging in
-// groups of rows, as in copy_3d.c.
+// groups of rows (copy_rows.c).
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,17 +7,12 @@
 #include "array.h"
 #include "copy.h"
 
-/// One end: an array and a corner in it, or memory whose first row, row pitch and slice pitch are known.
+/// One end: an array and a corner in it, or memory.
 typedef struct side {
   orion_array* array;
   uint64_t x_bytes, y, z;
-  orion_place place;
-  uint64_t pitch_bytes, rows;
+  orion_region region;
 } side;
-
-typedef struct box {
-  uint64_t width_bytes, height, depth;
-} box;
 
 enum { KIND_ARENA = 1, KIND_DEVICE = 2, KIND_ARRAY = 3 };
 
@@ -26,7 +21,7 @@ enum { KIND_ARENA = 1, KIND_DEVICE = 2, KIND_ARRAY = 3 };
 static bool inside(uint64_t start, uint64_t length, uint64_t end) { return start <= end && length <= end - start; }
 
 /// The driver checks too, but what it says would come after the call.
-static bool box_in_array(const side* s, const box* b) {
+static bool box_in_array(const side* s, const orion_volume* b) {
   const CUDA_ARRAY3D_DESCRIPTOR* d = &s->array->descriptor;
   uint32_t block;
   const uint64_t block_bytes = orion_format_bytes(d->Format, d->NumChannels, &block);
@@ -37,86 +32,42 @@ static bool box_in_array(const side* s, const box* b) {
          inside(s->z, b->depth, d->Depth == 0 ? 1 : d->Depth);
 }
 
-static CUresult make_memory_side(CUmemorytype type, const void* host, CUdeviceptr device, const box* b, side* s) {
-  uint64_t row_end, row_count_end;
-  if (__builtin_add_overflow(s->x_bytes, b->width_bytes, &row_end) ||
-      __builtin_add_overflow(s->y, b->height, &row_count_end)) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
-  const bool one_slice = b->depth == 1 && s->z == 0;
-  const bool one_row = one_slice && b->height == 1 && s->y == 0;
-  // A pitch or height that is not given (0) means: as much as the copy needs.
-  if ((one_row || s->pitch_bytes == 0) && s->pitch_bytes < row_end) s->pitch_bytes = row_end;
-  if ((one_slice || s->rows == 0) && s->rows < row_count_end) s->rows = row_count_end;
-  if (s->pitch_bytes < row_end || s->rows < row_count_end) return CUDA_ERROR_INVALID_VALUE;
-  uint64_t slice_bytes, skip, span, last, rows_bytes;
-  if (__builtin_mul_overflow(s->pitch_bytes, s->rows, &slice_bytes) ||
-      __builtin_mul_overflow(slice_bytes, s->z, &skip) || __builtin_mul_overflow(s->y, s->pitch_bytes, &rows_bytes) ||
-      __builtin_add_overflow(skip, rows_bytes, &skip) || __builtin_add_overflow(skip, s->x_bytes, &skip) ||
-      __builtin_mul_overflow(slice_bytes, b->depth - 1, &last) ||
-      __builtin_add_overflow(last, (b->height - 1) * s->pitch_bytes + b->width_bytes, &span)) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
-  if (type == CU_MEMORYTYPE_HOST) {
-    if (host == NULL) return CUDA_ERROR_INVALID_VALUE;
-    s->place = orion_place_host((const uint8_t*)host + skip, span);
-    return CUDA_SUCCESS;
-  }
-  return orion_place_device(device + skip, span, type == CU_MEMORYTYPE_UNIFIED, &s->place);
+static CUresult make_side(const orion_copy_end* e, CUarray array, const orion_volume* b, side* s) {
+  *s = (side){.x_bytes = e->x_bytes, .y = e->y, .z = e->z};
+  if (e->type != CU_MEMORYTYPE_ARRAY) return orion_region_of(e, b, &s->region);
+  const CUresult result = orion_array_of(array, &s->array);
+  if (result != CUDA_SUCCESS) return result;
+  return box_in_array(s, b) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-static CUresult make_side(CUmemorytype type, const void* host, CUdeviceptr device, CUarray array, const box* b,
-                          side* s) {
-  switch (type) {
-    case CU_MEMORYTYPE_ARRAY: {
-      const CUresult result = orion_array_of(array, &s->array);
-      if (result != CUDA_SUCCESS) return result;
-      return box_in_array(s, b) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    }
-    case CU_MEMORYTYPE_HOST:
-    case CU_MEMORYTYPE_DEVICE:
-    case CU_MEMORYTYPE_UNIFIED:
-      return make_memory_side(type, host, device, b, s);
-    default:
-      return CUDA_ERROR_INVALID_VALUE;
-  }
+static orion_context* context_of_side(const side* s) {
+  return s->array != NULL ? s->array->context : s->region.place.context;
 }
 
-static orion_context* context_of_side(const side* s) { return s->array != NULL ? s->array->context : s->place.context; }
-
-static bool on_device(const side* s) { return s->array != NULL || s->place.side == ORION_SIDE_DEVICE; }
+static bool on_device(const side* s) { return s->array != NULL || s->region.place.side == ORION_SIDE_DEVICE; }
 
 // ------------------------------------------------------------------------------------------------ operations
-
-/// What one operation moves: rows from `first_row` of slice `slice`, or everything.
-typedef struct part {
-  uint64_t first_row, slice;
-  box size;
-} part;
 
 typedef struct wire_end {
   uint64_t address, pitch_bytes, rows, x_bytes, y, z;
   uint32_t kind, context;
 } wire_end;
 
-static uint64_t row_address(const side* s, uint64_t y, uint64_t z) {
-  return s->place.address + (z * s->rows + y) * s->pitch_bytes;
-}
-
-static wire_end wire_device(const side* s, const part* p) {
+/// From row `first_row` of slice `slice` of the copy on.
+static wire_end wire_device(const side* s, uint64_t first_row, uint64_t slice) {
   if (s->array != NULL) {
     return (wire_end){.address = s->array->entry.index,
                       .x_bytes = s->x_bytes,
-                      .y = s->y + p->first_row,
-                      .z = s->z + p->slice,
+                      .y = s->y + first_row,
+                      .z = s->z + slice,
                       .kind = KIND_ARRAY,
                       .context = s->array->context->entry.index};
   }
-  return (wire_end){.address = row_address(s, p->first_row, p->slice),
-                    .pitch_bytes = s->pitch_bytes,
-                    .rows = s->rows,
+  return (wire_end){.address = orion_row_address(&s->region, first_row, slice),
+                    .pitch_bytes = s->region.pitch_bytes,
+                    .rows = s->region.rows,
                     .kind = KIND_DEVICE,
-                    .context = s->place.context->entry.index};
+                    .context = s->region.place.context->entry.index};
 }
 
 static wire_end wire_arena(uint64_t offset, uint64_t pitch_bytes, uint64_t rows, const orion_stream* stream) {
@@ -127,7 +78,7 @@ static wire_end wire_arena(uint64_t offset, uint64_t pitch_bytes, uint64_t rows,
                     .context = stream->context->entry.index};
 }
 
-static CUresult submit(orion_stream* stream, const wire_end* to, const wire_end* from, const box* b,
+static CUresult submit(orion_stream* stream, const wire_end* to, const wire_end* from, const orion_volume* b,
                        uint64_t bulk_seq) {
   orion_op_copy_3d op = {.op = {.code = ORION_OP_COPY_3D, .bulk_seq = bulk_seq},
                          .src_x_bytes = from->x_bytes,
@@ -152,15 +103,17 @@ static CUresult submit(orion_stream* stream, const wire_end* to, const wire_end*
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
-static CUresult copy_in_place(orion_stream* stream, const side* to, const side* from, const box* b, bool wait) {
-  const part all = {.size = *b};
+static CUresult copy_in_place(orion_stream* stream, const side* to, const side* from, const orion_volume* b,
+                              bool wait) {
   const bool to_array = on_device(to);
   const side *host = to_array ? from : to, *device = to_array ? to : from;
-  const uint64_t offset = host->place.address - (uint64_t)(uintptr_t)stream->session->host_base;
-  const wire_end arena = wire_arena(offset, host->pitch_bytes, host->rows, stream), other = wire_device(device, &all);
+  const uint64_t offset = host->region.place.address - (uint64_t)(uintptr_t)stream->session->host_base;
+  const wire_end arena = wire_arena(offset, host->region.pitch_bytes, host->region.rows, stream),
+                 other = wire_device(device, 0, 0);
   CUresult result;
   if (to_array) {
-    const uint64_t span = ((b->depth - 1) * host->rows + b->height - 1) * host->pitch_bytes + b->width_bytes;
+    const uint64_t span =
+        ((b->depth - 1) * host->region.rows + b->height - 1) * host->region.pitch_bytes + b->width_bytes;
     result = submit(stream, &other, &arena, b, orion_push_program_memory(stream, offset, span));
   } else {
     result = submit(stream, &arena, &other, b, 0);
@@ -168,78 +121,42 @@ static CUresult copy_in_place(orion_stream* stream, const side* to, const side* 
   return result == CUDA_SUCCESS && wait ? orion_copy_wait(stream) : result;
 }
 
-static uint64_t rows_of_piece(const box* b, uint64_t y) {
-  const uint64_t fit = ORION_COPY_PIECE_BYTES / b->width_bytes;
-  return b->height - y < fit ? b->height - y : fit;
+static CUresult submit_piece(orion_stream* stream, const void* array_or_device, const orion_copy_piece* piece,
+                             bool to_device) {
+  const wire_end device = wire_device(array_or_device, piece->first_row, piece->slice);
+  const wire_end arena = wire_arena(piece->arena_offset, piece->size.width_bytes, piece->size.height, stream);
+  return submit(stream, to_device ? &device : &arena, to_device ? &arena : &device, &piece->size, piece->bulk_seq);
 }
 
-static CUresult push(orion_stream* stream, const side* to, const side* from, const box* b) {
-  CUresult result = CUDA_SUCCESS;
-  for (uint64_t z = 0; z < b->depth; z++) {
-    for (uint64_t y = 0, rows; y < b->height && result == CUDA_SUCCESS; y += rows) {
-      rows = rows_of_piece(b, y);
-      const part piece = {y, z, {b->width_bytes, rows, 1}};
-      uint64_t offset;
-      result = orion_staging_take(stream->session, rows * b->width_bytes, &offset);
-      if (result != CUDA_SUCCESS) return result;
-      uint8_t* gathered = stream->session->host_base + offset;
-      for (uint64_t i = 0; i < rows; i++) {
-        memcpy(gathered + i * b->width_bytes, (const void*)(uintptr_t)row_address(from, y + i, z), b->width_bytes);
-      }
-      const uint64_t sequence = orion_push_host(stream->session, offset, rows * b->width_bytes);
-      const wire_end device = wire_device(to, &piece), arena = wire_arena(offset, b->width_bytes, rows, stream);
-      result = submit(stream, &device, &arena, &piece.size, sequence);
-      const CUresult given = orion_staging_give_behind(stream, offset);
-      if (result == CUDA_SUCCESS) result = given;
-    }
-  }
-  return result;
+static CUresult submit_pushed(orion_stream* stream, const void* device, const orion_copy_piece* piece) {
+  return submit_piece(stream, device, piece, true);
 }
 
-static CUresult pull(orion_stream* stream, const side* to, const side* from, const box* b) {
-  orion_pull pieces;
-  orion_pull_begin(&pieces, stream);
-  CUresult result = CUDA_SUCCESS;
-  for (uint64_t z = 0; z < b->depth && result == CUDA_SUCCESS; z++) {
-    for (uint64_t y = 0, rows; y < b->height && result == CUDA_SUCCESS; y += rows) {
-      rows = rows_of_piece(b, y);
-      const part piece = {y, z, {b->width_bytes, rows, 1}};
-      uint64_t offset;
-      result = orion_pull_take(&pieces, rows * b->width_bytes, &offset);
-      if (result != CUDA_SUCCESS) break;
-      const wire_end device = wire_device(from, &piece), arena = wire_arena(offset, b->width_bytes, rows, stream);
-      result = submit(stream, &arena, &device, &piece.size, 0);
-      const CUresult issued = orion_pull_issued(&pieces, offset,
-                                                (orion_rows){.first = (uint8_t*)(uintptr_t)row_address(to, y, z),
-                                                             .pitch_bytes = to->pitch_bytes,
-                                                             .width_bytes = b->width_bytes,
-                                                             .rows = rows});
-      if (result == CUDA_SUCCESS) result = issued;
-    }
-  }
-  return orion_pull_end(&pieces, result);
+static CUresult submit_pulled(orion_stream* stream, const void* device, const orion_copy_piece* piece) {
+  return submit_piece(stream, device, piece, false);
 }
 
-static CUresult copy_host(orion_stream* stream, const side* to, const side* from, const box* b, bool wait) {
+static CUresult copy_host(orion_stream* stream, const side* to, const side* from, const orion_volume* b, bool wait) {
   const bool to_array = on_device(to);
-  const orion_place* host = to_array ? &from->place : &to->place;
+  const orion_place* host = to_array ? &from->region.place : &to->region.place;
   // Over a network whole ranges come back: in place they would write over the gaps between the rows.
   const bool in_place =
       host->pinned && host->context->session == stream->session && (to_array || !orion_over_network(stream->session));
   if (in_place) return copy_in_place(stream, to, from, b, wait);
   ORION_REQUIRE(b->width_bytes <= ORION_COPY_PIECE_BYTES, CUDA_ERROR_INVALID_VALUE);  // no array is that wide
-  return to_array ? push(stream, to, from, b) : pull(stream, to, from, b);
+  return to_array ? orion_push_rows(stream, &from->region, b, submit_pushed, to)
+                  : orion_pull_rows(stream, &to->region, b, submit_pulled, from);
 }
 
 /// Between two servers the bytes pass through the client.
-static CUresult copy_across_sessions(orion_stream* stream, const side* to, const side* from, const box* b) {
+static CUresult copy_across_sessions(orion_stream* stream, const side* to, const side* from, const orion_volume* b) {
   CUresult result = orion_stream_synchronize(stream);
   if (result != CUDA_SUCCESS) return result;
   void* bounce = malloc(b->width_bytes * b->height * b->depth);
   if (bounce == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
-  const side host = {.place = {.side = ORION_SIDE_HOST, .address = (uint64_t)(uintptr_t)bounce},
-                     .pitch_bytes = b->width_bytes,
-                     .rows = b->height};
+  const side host = {.region = {.place = {.side = ORION_SIDE_HOST, .address = (uint64_t)(uintptr_t)bounce},
+                                .pitch_bytes = b->width_bytes,
+                                .rows = b->height}};
   result = copy_host(&context_of_side(from)->null_stream, &host, from, b, true);
   if (result == CUDA_SUCCESS) result = copy_host(&context_of_side(to)->null_stream, to, &host, b, true);
   if (result == CUDA_SUCCESS) result = orion_copy_wait(&context_of_side(to)->null_stream);
@@ -247,7 +164,7 @@ static CUresult copy_across_sessions(orion_stream* stream, const side* to, const
   return result;
 }
 
-static CUresult copy_sides(orion_stream* stream, const side* to, const side* from, const box* b, bool wait) {
+static CUresult copy_sides(orion_stream* stream, const side* to, const side* from, const orion_volume* b, bool wait) {
   const bool between = on_device(to) && on_device(from);
   orion_context* home = context_of_side(on_device(to) ? to : from);
   if (between && context_of_side(to)->session != context_of_side(from)->session) {
@@ -262,8 +179,7 @@ static CUresult copy_sides(orion_stream* stream, const side* to, const side* fro
   }
   CUresult result;
   if (between) {
-    const part all = {.size = *b};
-    const wire_end to_end = wire_device(to, &all), from_end = wire_device(from, &all);
+    const wire_end to_end = wire_device(to, 0, 0), from_end = wire_device(from, 0, 0);
     result = submit(stream, &to_end, &from_end, b, 0);
   } else {
     result = copy_host(stream, to, from, b, wait || elsewhere);
@@ -273,12 +189,15 @@ static CUresult copy_sides(orion_stream* stream, const side* to, const side* fro
 
 CUresult orion_copy_with_array(const CUDA_MEMCPY3D* c, CUstream handle, bool wait) {
   ORION_ENTER_STREAM(stream, handle);
-  const box b = {c->WidthInBytes, c->Height, c->Depth};
+  const orion_volume b = {c->WidthInBytes, c->Height, c->Depth};
   if (b.width_bytes == 0 || b.height == 0 || b.depth == 0) return CUDA_SUCCESS;
-  side to = {.x_bytes = c->dstXInBytes, .y = c->dstY, .z = c->dstZ, .pitch_bytes = c->dstPitch, .rows = c->dstHeight};
-  side from = {.x_bytes = c->srcXInBytes, .y = c->srcY, .z = c->srcZ, .pitch_bytes = c->srcPitch, .rows = c->srcHeight};
-  CUresult result = make_side(c->dstMemoryType, c->dstHost, c->dstDevice, c->dstArray, &b, &to);
-  if (result == CUDA_SUCCESS) result = make_side(c->srcMemoryType, c->srcHost, c->srcDevice, c->srcArray, &b, &from);
+  const orion_copy_end to_end = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes,
+                                 c->dstY,          c->dstZ,    c->dstPitch,  c->dstHeight};
+  const orion_copy_end from_end = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes,
+                                   c->srcY,          c->srcZ,    c->srcPitch,  c->srcHeight};
+  side to, from;
+  CUresult result = make_side(&to_end, c->dstArray, &b, &to);
+  if (result == CUDA_SUCCESS) result = make_side(&from_end, c->srcArray, &b, &from);
   return result == CUDA_SUCCESS ? copy_sides(stream, &to, &from, &b, wait) : result;
 }
 
