@@ -176,7 +176,7 @@ CUresult orion_function_param_info(const orion_function* function, size_t index,
 
 ORION_API CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction handle) {
   ORION_ENTER();
-  orion_function* function;  // a CUkernel is not taken for one here, unlike in all other calls
+  orion_function* function;  // a CUkernel is not taken for one here, unlike in launches
   const CUresult result = orion_object_find(&orion_functions, handle, &function);
   if (result != CUDA_SUCCESS) return result;
   return orion_function_get_attribute(function, attribute, value);
