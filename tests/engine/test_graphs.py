@@ -126,11 +126,11 @@ def test_a_parked_launch_keeps_its_graph() -> None:
         s.push("GRAPH_LAUNCH", stream=1, exec=1)
         inner = pack("MEMSET", {"device_dst": address, "width": 1, "height": 1, "value": 90, "element_bytes": 4})
         change = s.ask("GRAPH_SET_NODE", inner, exec=1, node=0, kind=0)
-        s.push("GRAPH_LAUNCH", stream=1, exec=1)  # one stream: softgpu does not order launches of one graph over two
+        s.push("GRAPH_LAUNCH", stream=2, exec=1)  # launches of one graph keep their order over streams
         s.push("GRAPH_DESTROY", exec=1)
         define_chain(s, address + 128, 1, exec_=2)  # another graph does not wait
         assert instantiate(s, 2)[0] == 0
-        first, second = s.mark(1), s.mark(1)
+        first, second = s.mark(1), s.mark(2)
         assert s.wait_word(WORD_DYNAMIC + 1, 1)
         time.sleep(0.05)
         assert s.word(first[0]) < first[1] and s.word(second[0]) < second[1]

@@ -1,4 +1,16 @@
 // graph_api.c, continued: graphs made node by node, changed, and what belongs to them.
+/// A kernel node over all words, as run() would launch it.
+static CUDA_KERNEL_NODE_PARAMS of_words(CUfunction function, void** params) {
+  return (CUDA_KERNEL_NODE_PARAMS){.func = function,
+                                   .gridDimX = COUNT / 128,
+                                   .gridDimY = 1,
+                                   .gridDimZ = 1,
+                                   .blockDimX = 128,
+                                   .blockDimY = 1,
+                                   .blockDimZ = 1,
+                                   .kernelParams = params};
+}
+
 // ---- graphs made by hand
 static void test_explicit(void) {
   begin();
@@ -8,14 +20,7 @@ static void test_explicit(void) {
   OK(cuGraphCreate(&child, 0));
   unsigned value = 5;
   void* params[] = {&words, &value};
-  CUDA_KERNEL_NODE_PARAMS kernel = {.func = add_kernel,
-                                    .gridDimX = COUNT / 128,
-                                    .gridDimY = 1,
-                                    .gridDimZ = 1,
-                                    .blockDimX = 128,
-                                    .blockDimY = 1,
-                                    .blockDimZ = 1,
-                                    .kernelParams = params};
+  CUDA_KERNEL_NODE_PARAMS kernel = of_words(add_kernel, params);
   CUDA_MEMSET_NODE_PARAMS set = {.dst = words, .value = 2, .elementSize = 4, .width = COUNT, .height = 1};
   CUgraphNode memset_node, first, second, empty, inner;
   OK(cuGraphAddMemsetNode(&memset_node, graph, NULL, 0, &set, context));
@@ -220,7 +225,7 @@ static void test_user_objects(void) {
   finish();
 }
 
-// ---- a launch that is captured is a child; a child's work can be changed
+// ---- a child's work can be changed; a launch cannot be captured
 static void test_children(void) {
   begin();
   fill(0);
@@ -228,19 +233,23 @@ static void test_children(void) {
   CUgraphExec exec, outer_exec;
   OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
   OK(cuStreamBeginCapture_v2(stream, RELAXED));
-  OK(run(add_kernel, words, 10, stream));
-  OK(cuGraphLaunch(exec, stream));
-  OK(run(scale_kernel, words, 2, stream));
-  OK(cuStreamEndCapture(stream, &outer));
+  CODE(900, cuGraphLaunch(exec, stream));
+  IS(2, status_of(stream));
+  CODE(901, run(scale_kernel, words, 2, stream));
+  CODE(901, cuStreamEndCapture(stream, &outer));
   OK(cuGraphExecDestroy(exec));
+  CUgraphNode first, child, last;
+  unsigned value = 10;
+  void* params[] = {&words, &value};
+  CUDA_KERNEL_NODE_PARAMS kernel = of_words(add_kernel, params);
+  OK(cuGraphCreate(&outer, 0));
+  OK(cuGraphAddKernelNode_v2(&first, outer, NULL, 0, &kernel));
+  OK(cuGraphAddChildGraphNode(&child, outer, &first, 1, graph));
+  value = 2;
+  kernel.func = scale_kernel;
+  OK(cuGraphAddKernelNode_v2(&last, outer, &child, 1, &kernel));
   IS(3, count_nodes(outer));
-  CUgraphNode nodes[3], child = NULL;
-  size_t count = 3;
-  OK(cuGraphGetNodes(outer, nodes, &count));
-  for (int i = 0; i < 3; i++) {
-    if (type_of(nodes[i]) == CU_GRAPH_NODE_TYPE_GRAPH) child = nodes[i];
-  }
-  TRUE(child != NULL);
+  IS(CU_GRAPH_NODE_TYPE_GRAPH, type_of(child));
   OK(cuGraphInstantiateWithFlags(&outer_exec, outer, 0));
   OK(cuGraphLaunch(outer_exec, stream));
   OK(cuStreamSynchronize(stream));
@@ -337,14 +346,7 @@ static void test_attributes(void) {
   CUgraphNode first, second;
   unsigned value = 2;
   void* params[] = {&words, &value};
-  CUDA_KERNEL_NODE_PARAMS kernel = {.func = add_kernel,
-                                    .gridDimX = COUNT / 128,
-                                    .gridDimY = 1,
-                                    .gridDimZ = 1,
-                                    .blockDimX = 128,
-                                    .blockDimY = 1,
-                                    .blockDimZ = 1,
-                                    .kernelParams = params};
+  CUDA_KERNEL_NODE_PARAMS kernel = of_words(add_kernel, params);
   OK(cuGraphCreate(&graph, 0));
   OK(cuGraphAddKernelNode_v2(&first, graph, NULL, 0, &kernel));
   OK(cuGraphAddKernelNode_v2(&second, graph, &first, 1, &kernel));

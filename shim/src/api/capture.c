@@ -222,22 +222,6 @@ CUresult orion_capture_node(orion_stream* stream, CUgraphNodeType type, orion_no
   return result;
 }
 
-CUresult orion_capture_child(orion_stream* stream, orion_graph* child) {
-  LOCK();
-  orion_stream_capture* state;
-  orion_node_work work = {0};
-  CUresult result = usable(stream, &state);
-  if (result == CUDA_SUCCESS && state == NULL) result = CUDA_ERROR_ILLEGAL_STATE;
-  if (result == CUDA_SUCCESS) result = append(state, CU_GRAPH_NODE_TYPE_GRAPH, &work);
-  if (result == CUDA_SUCCESS) {
-    orion_node_of(state->last.items[0].node)->child = child;
-  } else {
-    orion_graph_drop(child);
-  }
-  UNLOCK();
-  return result;
-}
-
 static CUgraphNodeType type_of(uint16_t code) {
   switch (code) {
     case ORION_OP_LAUNCH:
@@ -415,6 +399,15 @@ CUresult orion_capture_check_event(orion_event* event) {
   return atomic_load_explicit(&event->capture, memory_order_acquire) == NULL ? CUDA_SUCCESS : CUDA_ERROR_CAPTURED_EVENT;
 }
 
+CUresult orion_capture_refuse_event(orion_event* event) {
+  LOCK();
+  const orion_event_capture* captured = atomic_load(&event->capture);
+  orion_capture* capture = captured == NULL ? NULL : capture_by_id(captured->id);
+  if (capture != NULL) capture->is_invalid = true;
+  UNLOCK();
+  return CUDA_ERROR_INVALID_VALUE;
+}
+
 void orion_capture_forget_stream(orion_stream* stream) {
   LOCK();
   orion_stream_capture* state = state_of(stream);
@@ -509,12 +502,12 @@ static CUresult finish(orion_stream* stream, uint64_t* graph) {
   orion_stream_capture* state = state_of(stream);
   if (state == NULL || state == &null_mark) return CUDA_ERROR_ILLEGAL_STATE;
   orion_capture* capture = state->capture;
-  if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != orion_thread_state()) {
-    return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
-  }
-  if (capture->origin != stream) return invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
+  const bool is_foreign = capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != orion_thread_state();
+  if (!is_foreign && capture->origin != stream) return invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
   CUresult result = CUDA_SUCCESS;
-  if (capture->is_invalid) {
+  if (is_foreign) {  // refused, and over all the same
+    result = invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
+  } else if (capture->is_invalid) {
     result = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
   } else if (!is_joined(state)) {
     result = invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNJOINED);

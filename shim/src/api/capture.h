@@ -18,16 +18,16 @@ CUresult orion_capture_operation(orion_stream* stream, const orion_op* op, uint3
                                  uint32_t tail_bytes);
 /// Adds a node behind what the stream has captured so far. Takes `work` over.
 CUresult orion_capture_node(orion_stream* stream, CUgraphNodeType type, orion_node_work* work);
-/// The same with a graph as a child node. Takes the graph over.
-CUresult orion_capture_child(orion_stream* stream, orion_graph* child);
-/// For calls that a capture of this stream forbids (waits, queries, synchronous copies): 900, or 906 on the NULL
-/// stream.
+/// For calls that a capture of this stream forbids (waits, queries, synchronous copies, launches of graphs): 900, or
+/// 906 on the NULL stream.
 CUresult orion_capture_refuse(orion_stream* stream);
 CUresult orion_capture_record(orion_event* event, orion_stream* stream, uint32_t flags);
 /// Called for every wait of a stream for an event while there is a capture. *done: the wait was the capture's business.
 CUresult orion_capture_wait(orion_event* event, orion_stream* stream, uint32_t flags, bool* done);
 /// For calls about an event: 907 when it was last recorded in a capture.
 CUresult orion_capture_check_event(orion_event* event);
+/// For a wait of the host for such an event: 1, and the capture, if it is still open, is over.
+CUresult orion_capture_refuse_event(orion_event* event);
 /// For calls that could end a capture elsewhere (cuda.h: potentially unsafe): 900 under the rules of the thread's mode.
 CUresult orion_capture_check_unsafe_slow(void);
 static inline CUresult orion_capture_check_unsafe(void) {

@@ -513,49 +513,13 @@ static CUresult launch(orion_exec* exec, orion_stream* stream) {
   return result;
 }
 
-/// A graph that does what the executable one does; NULL without memory. Under the graphs' mutex and `launches`.
-static orion_graph* graph_from(const orion_exec* exec) {
-  static const CUgraphEdgeData plain;
-  orion_graph* graph = orion_graph_new();
-  bool whole = graph != NULL;
-  for (uint32_t i = 0; i < exec->step_count && whole; i++) {
-    const orion_step* step = &exec->steps[i];
-    orion_node_work work = {0};
-    const CUgraphNodeType type = step->is_disabled ? CU_GRAPH_NODE_TYPE_EMPTY : step->type;
-    whole = step->is_disabled || orion_work_copy(&work, &step->work);
-    if (whole) whole = orion_node_add(graph, type, exec->context, &work) != NULL;
-  }
-  for (uint32_t i = 0; i < exec->edge_count && whole; i++) {
-    const orion_step_edge* edge = &exec->edges[i];
-    CUgraphEdgeData data = plain;
-    data.from_port = (unsigned char)edge->from_port;
-    data.type = (unsigned char)edge->type;
-    whole = orion_node_link(graph->nodes[edge->from], graph->nodes[edge->to], &data) == CUDA_SUCCESS;
-  }
-  if (whole) return graph;
-  if (graph != NULL) orion_graph_drop(graph);
-  return NULL;
-}
-
-/// A launch that is captured becomes a child of the capture's graph.
-static CUresult capture_launch(orion_exec* exec, orion_stream* stream) {
-  if (exec->has_allocations) return CUDA_ERROR_NOT_SUPPORTED;
-  pthread_mutex_lock(&exec->launches);
-  pthread_mutex_lock(&orion_graph_mutex);
-  orion_graph* child = graph_from(exec);
-  if (child != NULL) child->is_owned = true;
-  pthread_mutex_unlock(&orion_graph_mutex);
-  pthread_mutex_unlock(&exec->launches);
-  return child == NULL ? CUDA_ERROR_OUT_OF_MEMORY : orion_capture_child(stream, child);
-}
-
 ORION_API CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
   ORION_ENTER_STREAM(stream, stream_handle);
   orion_exec* exec;
   const CUresult result = orion_exec_of(handle, &exec);
   if (result != CUDA_SUCCESS) return result;
   if (exec->context->session != stream->session) return CUDA_ERROR_NOT_SUPPORTED;
-  return orion_is_captured(stream) ? capture_launch(exec, stream) : launch(exec, stream);
+  return orion_is_captured(stream) ? orion_capture_refuse(stream) : launch(exec, stream);
 }
 
 ORION_API CUresult cuGraphUpload(CUgraphExec handle, CUstream stream_handle) {

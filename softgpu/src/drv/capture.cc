@@ -152,10 +152,13 @@ CUresult finish(CUstream handle, bool per_thread, CUgraph* out) {
     if (!state) return kIllegalState;
     if (out) *out = nullptr;
     auto capture = state->capture;
-    if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != &thread_state()) return kWrongThread;
-    if (capture->origin != stream.get()) invalidate(*capture, kUnmatched);
+    const bool foreign = capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != &thread_state();
+    if (!foreign && capture->origin != stream.get()) invalidate(*capture, kUnmatched);
     CUresult result = CUDA_SUCCESS;
-    if (capture->invalid) {
+    if (foreign) {  // refused, and over all the same
+      capture->invalid = true;
+      result = kWrongThread;
+    } else if (capture->invalid) {
       result = kInvalidated;
     } else if (!is_joined(*state)) {
       capture->invalid = true;
@@ -262,6 +265,20 @@ void check_capture_context(const Context& context) {
 void check_captured_event(Event& event) {
   std::lock_guard lock(event.mutex);
   if (event.capture) throw CaptureError{kCapturedEvent};
+}
+
+void refuse_captured_event(Event& event) {
+  std::shared_ptr<EventCapture> captured;
+  {
+    std::lock_guard lock(event.mutex);
+    captured = event.capture;
+  }
+  if (!captured) return;
+  std::lock_guard lock(Graphs::get().mutex);
+  for (const auto& capture : captures) {
+    if (capture->id == captured->id) capture->invalid = true;
+  }
+  throw CaptureError{CUDA_ERROR_INVALID_VALUE};
 }
 
 void capture_event(Event& event, const std::shared_ptr<Event>& shared, const std::shared_ptr<Stream>& stream,

@@ -38,7 +38,10 @@ void refuse_capture(const std::shared_ptr<Stream>& stream);
 void check_capture_safe();
 /// For waits for a whole context.
 void check_capture_context(const Context& context);
+/// For queries of an event last recorded in a capture: throws 907.
 void check_captured_event(Event& event);
+/// For the host's waits for one: throws 1 and invalidates its capture.
+void refuse_captured_event(Event& event);
 void capture_event(Event& event, const std::shared_ptr<Event>& shared, const std::shared_ptr<Stream>& stream,
                    bool external);
 /// True when the wait was the capture's business.

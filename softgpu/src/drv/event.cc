@@ -95,7 +95,7 @@ SG_API cuEventQuery(CUevent handle) {
 
 SG_API cuEventSynchronize(CUevent handle) {
   return with_event(handle, [](Event& event) -> CUresult {
-    check_captured_event(event);
+    refuse_captured_event(event);
     check_capture_safe();
     if (auto record = event.record()) record->ticket.stream->wait(record->ticket.sequence, true);
     Driver::get().trim_pools();

@@ -73,36 +73,15 @@ int64_t now_ns() {
       .count();
 }
 
-/// A graph that does what the steps do.
-std::shared_ptr<Graph> graph_from(const std::vector<ExecStep>& steps) {
-  auto graph = new_graph();
-  graph->owned = true;
-  std::map<uint64_t, std::shared_ptr<GraphNode>> made;
-  for (const ExecStep& step : steps) {
-    auto node = add_graph_node(*graph, step.enabled ? step.type : int{CU_GRAPH_NODE_TYPE_EMPTY});
-    if (step.enabled) node->run = step.run;
-    if (step.records) node->params.event = step.records->handle;
-    for (uint64_t before : step.after) add_graph_edge(*graph, *made[before], *node, CUgraphEdgeData{});
-    made[step.node] = node;
-  }
-  return graph;
-}
-
 CUresult launch(CUgraphExec handle, CUstream stream_handle, bool per_thread) {
   return with_stream(stream_handle, per_thread, [&](Driver&, Context& context, const auto& stream) -> CUresult {
     auto exec = Graphs::get().execs.get(handle);
     if (!exec) return CUDA_ERROR_INVALID_VALUE;
-    std::shared_ptr<const std::vector<ExecStep>> steps;
-    {
-      std::lock_guard lock(exec->mutex);
-      steps = exec->steps;
-    }
-    if (is_recorded(stream)) {  // the launch becomes a child of the capture's graph
-      auto node = capture_typed_node(stream, CU_GRAPH_NODE_TYPE_GRAPH);
-      std::lock_guard lock(Graphs::get().mutex);
-      node->params.child = graph_from(*steps);
-      return CUDA_SUCCESS;
-    }
+    refuse_capture(stream);
+    // Held over the submission: launches of one instance run one after the other, on whichever streams.
+    std::lock_guard graphs_lock(Graphs::get().mutex);
+    std::lock_guard lock(exec->mutex);
+    const auto steps = exec->steps;
     const bool frees_itself = (exec->flags & kAutoFree) != 0;
     for (const ExecStep& step : *steps) {
       if (step.memory && step.memory->is_out && !frees_itself) return CUDA_ERROR_INVALID_VALUE;
@@ -129,11 +108,13 @@ CUresult launch(CUgraphExec handle, CUstream stream_handle, bool per_thread) {
         records[record++].second->reached = true;
       }
     };
+    if (exec->last_launch.stream) op.waits.push_back(exec->last_launch);
     // Queries of these events look at the end of the launch: later than the node, never earlier.
     const Ticket ticket = context.submit(stream, std::move(op));
+    exec->last_launch = ticket;
     for (auto& [event, record] : records) {
       record->ticket = ticket;
-      std::lock_guard lock(event->mutex);
+      std::lock_guard event_lock(event->mutex);
       event->last = record;
     }
     return CUDA_SUCCESS;
