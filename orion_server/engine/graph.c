@@ -91,11 +91,7 @@ static int32_t describe_launch(const orion_engine* e, const orion_op* op, descri
   if (o->function >= ORION_FUNCTIONS || !e->functions[o->function].alive) return CUDA_ERROR_INVALID_HANDLE;
   const function_state* f = &e->functions[o->function];
   if (e->modules[f->module].context != op->context) return CUDA_ERROR_INVALID_HANDLE;
-  if (d->attribute_count > LAUNCH_ATTRIBUTES_MAX ||
-      op_tail_bytes(op) != (uint64_t)d->attribute_count * sizeof(wire_attribute) + o->param_bytes ||
-      (f->layout_known && o->param_bytes < f->param_bytes)) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
+  if (!launch_tail_ok(op, f, d->attribute_count)) return CUDA_ERROR_INVALID_VALUE;
   d->attributes = (const wire_attribute*)op_tail(op);
   for (uint32_t i = 0; i < d->attribute_count; i++) {
     if (!launch_attribute_ok(e, d->attributes[i].id, d->attributes[i].value)) return CUDA_ERROR_NOT_SUPPORTED;

@@ -505,6 +505,8 @@ void function_open(orion_engine* e, const orion_op* op, uint32_t module, uint32_
 function_state* function_of(orion_engine* e, const orion_op* op, uint32_t index);
 /// Launch attributes of an operation, checked, into the driver's form. 0 or a CUresult.
 int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t count, CUlaunchAttribute* to);
+/// Whether a launch's tail (LAUNCH or LAUNCH_EX) is what its fields say and what the kernel reads.
+bool launch_tail_ok(const orion_op* op, const function_state* f, uint32_t attribute_count);
 void launch_kernel(orion_engine* e, const orion_op* op);
 /// A launch attribute in the tail of LAUNCH_EX.
 #define LAUNCH_ATTRIBUTES_MAX 16u

@@ -51,6 +51,13 @@ int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t c
   return 0;
 }
 
+bool launch_tail_ok(const orion_op* op, const function_state* f, uint32_t attribute_count) {
+  const orion_op_launch* o = (const orion_op_launch*)op;
+  return attribute_count <= LAUNCH_ATTRIBUTES_MAX && o->param_bytes <= PARAM_MAX_BYTES &&
+         op_tail_bytes(op) == attribute_count * sizeof(wire_attribute) + o->param_bytes &&
+         (!f->layout_known || o->param_bytes >= f->param_bytes);
+}
+
 void launch_kernel(orion_engine* e, const orion_op* op) {
   const orion_op_launch* o = (const orion_op_launch*)op;  // LAUNCH_EX differs in the meaning of one field
   const bool extended = op->code == ORION_OP_LAUNCH_EX;
@@ -58,10 +65,7 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
   stream_state* s = use_stream(e, op);
   function_state* f = s ? function_of(e, op, o->function) : NULL;
   if (!f) return;
-  const uint64_t tail_bytes = op_tail_bytes(op);
-  if (attribute_count > LAUNCH_ATTRIBUTES_MAX || o->param_bytes > PARAM_MAX_BYTES ||
-      tail_bytes != attribute_count * sizeof(wire_attribute) + o->param_bytes ||
-      (f->layout_known && o->param_bytes < f->param_bytes)) {
+  if (!launch_tail_ok(op, f, attribute_count)) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }

@@ -332,13 +332,8 @@ static CUresult remember(orion_event* event, orion_stream_capture* state) {
 }
 
 static CUresult event_node(orion_event* event, orion_stream_capture* state, bool records) {
-  const orion_context* context = event->context;
-  orion_op_event_record record = {.op = {.code = ORION_OP_EVENT_RECORD}, .event = event->entry.index};
-  orion_op_stream_wait_event wait = {.op = {.code = ORION_OP_STREAM_WAIT_EVENT}, .event = event->entry.index};
-  orion_node_work work = {.event = event->handle};
-  work.op = records ? orion_op_keep(&record.op, sizeof record, NULL, 0, context)
-                    : orion_op_keep(&wait.op, sizeof wait, NULL, 0, context);
-  if (work.op == NULL) return invalidate(state->capture, CUDA_ERROR_OUT_OF_MEMORY);
+  orion_node_work work;
+  if (!orion_work_event(event, records, &work)) return invalidate(state->capture, CUDA_ERROR_OUT_OF_MEMORY);
   return append(state, records ? CU_GRAPH_NODE_TYPE_EVENT_RECORD : CU_GRAPH_NODE_TYPE_WAIT_EVENT, &work);
 }
 

@@ -79,12 +79,13 @@ void orion_work_drop(orion_node_work* work) {
 }
 
 bool orion_work_copy(orion_node_work* to, const orion_node_work* from) {
+  *to = (orion_node_work){0};
+  orion_op* op = from->op == NULL ? NULL : malloc(from->op->bytes);
+  if (op == NULL && from->op != NULL) return false;
+  if (op != NULL) memcpy(op, from->op, from->op->bytes);
   *to = *from;
+  to->op = op;
   if (to->memory != NULL) orion_graph_memory_hold(to->memory);
-  if (from->op == NULL) return true;
-  to->op = malloc(from->op->bytes);
-  if (to->op == NULL) return false;
-  memcpy(to->op, from->op, from->op->bytes);
   return true;
 }
 
@@ -226,10 +227,11 @@ CUresult orion_node_link(orion_node* from, orion_node* to, const CUgraphEdgeData
 
 // ------------------------------------------------------------------------------------------------ copies
 
-static CUDA_MEMCPY3D* keep_copy(const CUDA_MEMCPY3D* from) {
-  CUDA_MEMCPY3D* kept = malloc(sizeof *kept);
-  if (kept != NULL) *kept = *from;
-  return kept;
+bool orion_node_keep_copy(orion_node* node, const CUDA_MEMCPY3D* copy) {
+  if (node->copy == NULL) node->copy = malloc(sizeof *node->copy);
+  if (node->copy == NULL) return false;
+  *node->copy = *copy;
+  return true;
 }
 
 orion_graph* orion_graph_copy(const orion_graph* from) {
@@ -246,12 +248,11 @@ orion_graph* orion_graph_copy(const orion_graph* from) {
     if (!whole) break;
     made->original = node->handle;
     node->step = i;
-    if (node->copy != NULL) whole = (made->copy = keep_copy(node->copy)) != NULL;
+    if (node->copy != NULL) whole = orion_node_keep_copy(made, node->copy);
     if (node->child != NULL) {
       made->child = orion_graph_copy(node->child);
       whole = whole && made->child != NULL;
       if (made->child != NULL) made->child->is_owned = true;
-      node->step = i;
     }
   }
   for (uint32_t i = 0; i < from->count && whole; i++) {

@@ -86,15 +86,23 @@ orion_node* orion_node_of(uint64_t handle);
 /// NULL without memory. Takes `work` over, also on failure.
 orion_node* orion_node_add(orion_graph* graph, CUgraphNodeType type, orion_context* context, orion_node_work* work);
 void orion_node_drop(orion_node* node);
+/// What a copy's program said. False without memory.
+bool orion_node_keep_copy(orion_node* node, const CUDA_MEMCPY3D* copy);
 CUresult orion_node_link(orion_node* from, orion_node* to, const CUgraphEdgeData* data);
 void orion_work_drop(orion_node_work* work);
-bool orion_work_copy(orion_node_work* to, const orion_node_work* from);
+bool orion_work_copy(orion_node_work* to, const orion_node_work* from);                // nothing in `to` without memory
 bool orion_links_add(orion_links* links, uint64_t node, const CUgraphEdgeData* data);  // once
 void orion_links_drop(orion_links* links);
 
 /// A copy of an operation in memory of its own; NULL without memory.
 orion_op* orion_op_keep(const orion_op* op, uint32_t head_bytes, const void* tail, uint32_t tail_bytes,
                         const orion_context* context);
+
+/// An attribute in the tail of LAUNCH_EX.
+typedef struct orion_wire_attribute {
+  uint32_t id, pad;
+  uint8_t value[64];
+} orion_wire_attribute;
 
 // graph_object.c: references to user objects
 CUresult orion_held_copy(const orion_graph* graph, orion_held_object** list, uint32_t* used);
@@ -103,6 +111,8 @@ void orion_held_release(orion_held_object* list, uint32_t used);  // not under t
 // graph_node.c
 /// A new node's allocation tells its address in `params`.
 CUresult orion_work_from_params(CUgraphNodeParams* params, orion_context** context, orion_node_work* work);
+/// A node that records an event or waits for it. False without memory.
+bool orion_work_event(const orion_event* event, bool records, orion_node_work* work);
 /// A linear or pitched copy between host memory that no operation can name and the device.
 typedef struct orion_copy_shape {
   uint64_t device_address, device_pitch, device_rows;

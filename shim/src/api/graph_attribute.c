@@ -7,15 +7,10 @@
 
 #define ATTRIBUTES_MAX 16u  // as many as the worker takes
 
-typedef struct wire_attribute {
-  uint32_t id, pad;
-  uint8_t value[64];
-} wire_attribute;
-
 /// The operation of a kernel node in parts.
 typedef struct launch_parts {
   const orion_op_launch* op;
-  wire_attribute attributes[ATTRIBUTES_MAX + 1];
+  orion_wire_attribute attributes[ATTRIBUTES_MAX + 1];
   uint32_t count;
   const uint8_t* params;
 } launch_parts;
@@ -31,7 +26,7 @@ static bool take_apart(const orion_node* node, launch_parts* parts) {
   parts->params = tail + parts->count * sizeof *parts->attributes;
   if (!extended && (parts->op->launch_flags & 1) != 0) {
     const int32_t one = 1;
-    parts->attributes[0] = (wire_attribute){.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE};
+    parts->attributes[0] = (orion_wire_attribute){.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE};
     memcpy(parts->attributes[0].value, &one, sizeof one);
     parts->count = 1;
   }
@@ -39,7 +34,7 @@ static bool take_apart(const orion_node* node, launch_parts* parts) {
 }
 
 static orion_op* put_together(const launch_parts* parts) {
-  const uint32_t attribute_bytes = parts->count * (uint32_t)sizeof(wire_attribute);
+  const uint32_t attribute_bytes = parts->count * (uint32_t)sizeof(orion_wire_attribute);
   const uint32_t bytes = (uint32_t)sizeof(orion_op_launch_ex) + attribute_bytes + parts->op->param_bytes;
   if (bytes > ORION_OP_MAX_BYTES - sizeof(orion_op_graph_node)) return NULL;
   orion_op_launch_ex* op = malloc(bytes);
@@ -53,7 +48,7 @@ static orion_op* put_together(const launch_parts* parts) {
   return &op->op;
 }
 
-static wire_attribute* find(launch_parts* parts, CUkernelNodeAttrID id) {
+static orion_wire_attribute* find(launch_parts* parts, CUkernelNodeAttrID id) {
   for (uint32_t i = 0; i < parts->count; i++) {
     if (parts->attributes[i].id == (uint32_t)id) return &parts->attributes[i];
   }
@@ -63,11 +58,11 @@ static wire_attribute* find(launch_parts* parts, CUkernelNodeAttrID id) {
 static CUresult set_attribute(orion_node* node, CUkernelNodeAttrID id, const CUkernelNodeAttrValue* value) {
   launch_parts parts;
   if (!take_apart(node, &parts)) return CUDA_ERROR_INVALID_VALUE;
-  wire_attribute* attribute = find(&parts, id);
+  orion_wire_attribute* attribute = find(&parts, id);
   if (attribute == NULL) {
     if (parts.count == ATTRIBUTES_MAX) return CUDA_ERROR_INVALID_VALUE;
     attribute = &parts.attributes[parts.count++];
-    *attribute = (wire_attribute){.id = (uint32_t)id};
+    *attribute = (orion_wire_attribute){.id = (uint32_t)id};
   }
   memcpy(attribute->value, value, sizeof attribute->value);
   orion_op* made = put_together(&parts);
@@ -80,7 +75,7 @@ static CUresult set_attribute(orion_node* node, CUkernelNodeAttrID id, const CUk
 static CUresult get_attribute(const orion_node* node, CUkernelNodeAttrID id, CUkernelNodeAttrValue* value) {
   launch_parts parts;
   if (!take_apart(node, &parts)) return CUDA_ERROR_INVALID_VALUE;
-  const wire_attribute* attribute = find(&parts, id);
+  const orion_wire_attribute* attribute = find(&parts, id);
   memset(value, 0, sizeof *value);
   if (attribute != NULL) memcpy(value, attribute->value, sizeof attribute->value);
   return CUDA_SUCCESS;

@@ -202,13 +202,13 @@ void orion_exec_drop_template(const orion_exec* exec, uint32_t index) {
 // ------------------------------------------------------------------------------------------------ executable graphs
 
 /// All steps that lead to `step`, and itself.
-static void mark_before(const listing* list, uint32_t step, uint8_t* before) {
+static void mark_before(const orion_exec* exec, uint32_t step, uint8_t* before) {
   before[step] = 1;
   for (bool grew = true; grew;) {
     grew = false;
-    for (uint32_t i = list->edge_count; i-- > 0;) {
-      if (!before[list->edges[i].to] || before[list->edges[i].from]) continue;
-      before[list->edges[i].from] = 1;
+    for (uint32_t i = exec->edge_count; i-- > 0;) {
+      if (!before[exec->edges[i].to] || before[exec->edges[i].from]) continue;
+      before[exec->edges[i].from] = 1;
       grew = true;
     }
   }
@@ -220,30 +220,32 @@ static bool writes_into(const orion_step* step, uint64_t offset, uint64_t bytes)
   return written != 0 && at < offset + bytes && offset < at + written;
 }
 
-/// Which steps stand before each host node, and, over a network, which copies read what earlier ones have brought. Only
-/// where host memory is copied.
-static bool find_order(orion_exec* exec, const listing* list) {
+/// Which steps stand before each host node. Only where host memory is copied.
+static bool find_order(orion_exec* exec) {
   const bool over_network = exec->pinned != 0 && orion_over_network(exec->context->session);
-  free(exec->before_host);
-  exec->before_host = NULL;
-  if (exec->host_nodes != 0 && (over_network || exec->gathers + exec->scatters != 0)) {
-    exec->before_host = calloc(exec->host_nodes, exec->step_count);
-    if (exec->before_host == NULL) return false;
-  }
-  for (uint32_t h = 0; exec->before_host != NULL && h < exec->host_nodes; h++) {
+  if (exec->host_nodes == 0 || (!over_network && exec->gathers + exec->scatters == 0)) return true;
+  exec->before_host = calloc(exec->host_nodes, exec->step_count);
+  if (exec->before_host == NULL) return false;
+  for (uint32_t h = 0; h < exec->host_nodes; h++) {
     uint8_t* before = exec->before_host + (size_t)h * exec->step_count;
-    mark_before(list, exec->host_steps[h], before);
+    mark_before(exec, exec->host_steps[h], before);
     for (uint32_t i = 0; i < exec->step_count; i++) exec->steps[i].precedes_host |= before[i] != 0;
   }
-  if (!over_network) return true;
+  return true;
+}
+
+/// Over a network: which copies read what earlier ones have brought, so that a launch does not send it.
+static bool find_produced(orion_exec* exec) {
+  if (exec->pinned == 0 || !orion_over_network(exec->context->session)) return true;
   uint8_t* before = malloc(exec->step_count);
   if (before == NULL) return false;
   for (uint32_t i = 0; i < exec->step_count; i++) {
     uint64_t offset;
     const uint64_t bytes = orion_step_arena(&exec->steps[i], false, &offset);
+    exec->steps[i].is_produced = false;
     if (bytes == 0) continue;
     memset(before, 0, exec->step_count);
-    mark_before(list, i, before);
+    mark_before(exec, i, before);
     for (uint32_t k = 0; k < exec->step_count && !exec->steps[i].is_produced; k++) {
       exec->steps[i].is_produced = before[k] && writes_into(&exec->steps[k], offset, bytes);
     }
@@ -252,8 +254,7 @@ static bool find_order(orion_exec* exec, const listing* list) {
   return true;
 }
 
-/// What a launch must know of the steps.
-void orion_exec_count(orion_exec* exec) {
+bool orion_exec_count(orion_exec* exec) {
   exec->gathers = exec->scatters = exec->pinned = exec->events = 0;
   for (uint32_t i = 0; i < exec->step_count; i++) {
     const orion_step* step = &exec->steps[i];
@@ -263,6 +264,7 @@ void orion_exec_count(orion_exec* exec) {
     if (step->work.host.rows != 0) *(step->work.host.is_written ? &exec->scatters : &exec->gathers) += 1;
     exec->pinned += orion_step_arena(step, false, &offset) != 0 || orion_step_arena(step, true, &offset) != 0;
   }
+  return find_produced(exec);
 }
 
 /// Takes the list's steps over.
@@ -274,6 +276,8 @@ static bool adopt(orion_exec* exec, listing* list) {
   }
   exec->steps = list->steps;
   exec->step_count = list->count;
+  exec->edges = list->edges;
+  exec->edge_count = list->edge_count;
   exec->host_steps = host_steps;
   exec->host_nodes = list->host_nodes;
   exec->has_allocations = list->has_allocations;
@@ -283,12 +287,8 @@ static bool adopt(orion_exec* exec, listing* list) {
   list->object_count = 0;
   list->steps = NULL;
   list->count = 0;
-  orion_exec_count(exec);
-  const bool whole = find_order(exec, list);
-  exec->edges = list->edges;
-  exec->edge_count = list->edge_count;
   list->edges = NULL;
-  return whole;
+  return orion_exec_count(exec) && find_order(exec);
 }
 
 void orion_exec_release(orion_exec* exec) {
@@ -320,7 +320,7 @@ static orion_exec* new_exec(orion_context* context) {
   return exec;
 }
 
-/// Every reference to steps by index: the worker's answer names them.
+/// The node that the worker's answer names by its step.
 static CUgraphNode node_at(const orion_exec* exec, uint32_t index) {
   return index < exec->step_count ? (CUgraphNode)(uintptr_t)exec->steps[index].node : NULL;
 }

@@ -23,8 +23,8 @@ CUresult orion_listing_make(CUgraph handle, orion_context* context, listing* lis
 void orion_listing_drop(listing* list);
 /// Writes the step's shadow into its operation.
 void orion_step_place(orion_step* step);
-/// After a change of steps: what each launch has to do.
-void orion_exec_count(orion_exec* exec);
+/// After a change of steps: what each launch has to do. False without memory.
+bool orion_exec_count(orion_exec* exec);
 /// Sends a definition that shares the graph's host nodes, under an index of its own (0: none was left).
 CUresult orion_exec_send_template(const orion_exec* exec, const listing* list, uint32_t* index);
 void orion_exec_drop_template(const orion_exec* exec, uint32_t index);

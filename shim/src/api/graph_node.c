@@ -105,17 +105,21 @@ static CUresult words_work(const CUDA_BATCH_MEM_OP_NODE_PARAMS* p, orion_context
   RECORDED(cuStreamBatchMemOp_v2(NULL, p->count, p->paramArray, p->flags));
 }
 
+bool orion_work_event(const orion_event* event, bool records, orion_node_work* work) {
+  orion_op_event_record record = {.op = {.code = ORION_OP_EVENT_RECORD}, .event = event->entry.index};
+  orion_op_stream_wait_event wait = {.op = {.code = ORION_OP_STREAM_WAIT_EVENT}, .event = event->entry.index};
+  *work = (orion_node_work){.event = event->handle};
+  work->op = records ? orion_op_keep(&record.op, sizeof record, NULL, 0, event->context)
+                     : orion_op_keep(&wait.op, sizeof wait, NULL, 0, event->context);
+  return work->op != NULL;
+}
+
 static CUresult event_work(CUevent handle, bool records, orion_context** context, orion_node_work* work) {
   orion_event* event;
   const CUresult result = orion_event_of(handle, &event);
   if (result != CUDA_SUCCESS) return result;
   *context = event->context;
-  orion_op_event_record record = {.op = {.code = ORION_OP_EVENT_RECORD}, .event = event->entry.index};
-  orion_op_stream_wait_event wait = {.op = {.code = ORION_OP_STREAM_WAIT_EVENT}, .event = event->entry.index};
-  work->event = event->handle;
-  work->op = records ? orion_op_keep(&record.op, sizeof record, NULL, 0, *context)
-                     : orion_op_keep(&wait.op, sizeof wait, NULL, 0, *context);
-  return work->op == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+  return orion_work_event(event, records, work) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult orion_work_from_params(CUgraphNodeParams* params, orion_context** context, orion_node_work* work) {
@@ -152,13 +156,6 @@ CUresult orion_work_from_params(CUgraphNodeParams* params, orion_context** conte
 
 // ------------------------------------------------------------------------------------------------ adding
 
-static bool keep_copy(orion_node* node, const CUDA_MEMCPY3D* copy) {
-  if (node->copy == NULL) node->copy = malloc(sizeof *node->copy);
-  if (node->copy == NULL) return false;
-  *node->copy = *copy;
-  return true;
-}
-
 /// Under the mutex; takes `work` over.
 static CUresult insert(orion_graph* graph, const CUgraphNode* from, const CUgraphEdgeData* data, size_t count,
                        const CUgraphNodeParams* params, orion_context* context, orion_node_work* work,
@@ -183,7 +180,7 @@ static CUresult insert(orion_graph* graph, const CUgraphNode* from, const CUgrap
       if (node->child == NULL) result = CUDA_ERROR_OUT_OF_MEMORY;
     }
   }
-  if (params->type == CU_GRAPH_NODE_TYPE_MEMCPY && !keep_copy(node, &params->memcpy.copyParams)) {
+  if (params->type == CU_GRAPH_NODE_TYPE_MEMCPY && !orion_node_keep_copy(node, &params->memcpy.copyParams)) {
     result = CUDA_ERROR_OUT_OF_MEMORY;
   }
   for (size_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
@@ -364,7 +361,7 @@ static CUresult change(CUgraphNode handle, CUgraphNodeParams* params) {
     orion_work_drop(&node->work);
     node->work = work;
     node->context = context;
-    if (node->type == CU_GRAPH_NODE_TYPE_MEMCPY && !keep_copy(node, &params->memcpy.copyParams)) {
+    if (node->type == CU_GRAPH_NODE_TYPE_MEMCPY && !orion_node_keep_copy(node, &params->memcpy.copyParams)) {
       result = CUDA_ERROR_OUT_OF_MEMORY;
     }
   }
@@ -440,7 +437,7 @@ static CUresult give_kernel(orion_node* node, CUDA_KERNEL_NODE_PARAMS* out) {
   const bool extended = op->op.code == ORION_OP_LAUNCH_EX;
   const orion_function* function = orion_table_at(&orion_functions, op->function);
   uint8_t* values = (uint8_t*)(op + 1);
-  if (extended) values += ((const orion_op_launch_ex*)op)->attribute_count * 72u;
+  if (extended) values += ((const orion_op_launch_ex*)op)->attribute_count * sizeof(orion_wire_attribute);
   void** list = realloc(node->parameter_list, (function->param_count + 1) * sizeof *list);
   if (list == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   node->parameter_list = list;

@@ -26,7 +26,7 @@ static bool same_place(const orion_node_work* a, const orion_node_work* b) {
 }
 
 /// Under `launches` alone: the worker may have to wait for a launch that waits for a host function of ours. Takes
-/// `work` over when it succeeds.
+/// `work` over, or leaves it to the caller.
 static CUresult replace(orion_exec* exec, uint32_t i, CUgraphNodeType type, orion_node_work* work) {
   orion_step* step = &exec->steps[i];
   if (i == exec->step_count || step->type != type) return CUDA_ERROR_INVALID_VALUE;
@@ -46,9 +46,10 @@ static CUresult replace(orion_exec* exec, uint32_t i, CUgraphNodeType type, orio
   pthread_mutex_lock(&exec->mutex);
   orion_work_drop(&step->work);
   step->work = *work;
-  orion_exec_count(exec);
+  *work = (orion_node_work){0};
+  const bool whole = orion_exec_count(exec);
   pthread_mutex_unlock(&exec->mutex);
-  return CUDA_SUCCESS;
+  return whole ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static CUresult set(CUgraphExec handle, CUgraphNode node, CUgraphNodeParams* params) {
@@ -65,7 +66,7 @@ static CUresult set(CUgraphExec handle, CUgraphNode node, CUgraphNodeParams* par
   pthread_mutex_lock(&exec->launches);
   result = replace(exec, step_of(exec, node), params->type, &work);
   pthread_mutex_unlock(&exec->launches);
-  if (result != CUDA_SUCCESS) orion_work_drop(&work);
+  orion_work_drop(&work);
   return result;
 }
 
@@ -176,7 +177,6 @@ ORION_API CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec handle, CUgrap
   for (uint32_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
     if (changes[i].work.op == NULL && changes[i].type != CU_GRAPH_NODE_TYPE_HOST) continue;  // an empty node
     result = replace(exec, step_of(exec, (CUgraphNode)(uintptr_t)changes[i].node), changes[i].type, &changes[i].work);
-    if (result == CUDA_SUCCESS) changes[i].work = (orion_node_work){0};
   }
   pthread_mutex_unlock(&exec->launches);
   for (uint32_t i = 0; i < count; i++) orion_work_drop(&changes[i].work);
@@ -205,7 +205,7 @@ ORION_API CUresult cuGraphNodeSetEnabled(CUgraphExec handle, CUgraphNode node, u
   if (result == CUDA_SUCCESS) {
     pthread_mutex_lock(&exec->mutex);
     exec->steps[i].is_disabled = enabled == 0;
-    orion_exec_count(exec);
+    if (!orion_exec_count(exec)) result = CUDA_ERROR_OUT_OF_MEMORY;
     pthread_mutex_unlock(&exec->mutex);
   }
   pthread_mutex_unlock(&exec->launches);
@@ -280,7 +280,7 @@ static CUresult update(orion_exec* exec, CUgraph graph, CUgraphExecUpdateResultI
     exec->steps[i].work = list.steps[i].work;
     list.steps[i].work = old;
   }
-  if (result == CUDA_SUCCESS) orion_exec_count(exec);
+  if (result == CUDA_SUCCESS && !orion_exec_count(exec)) result = CUDA_ERROR_OUT_OF_MEMORY;
   pthread_mutex_unlock(&exec->mutex);
   orion_listing_drop(&list);
   return result;
