@@ -38,7 +38,9 @@ _NOTHING = bytes(32)
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _IMAGE_MAX_BYTES = 2 << 30
 _JOBS_MAX = 16  # of one worker at a time; further ones are answered "missing"
+_IMAGES_MAX = 512  # each holds a descriptor of the daemon, however small it is
 _KEEPING_MAX = 64  # uploads that are being hashed, of all workers; further ones are not kept
+_PACKETS_LEFT_MAX = 1024  # of a worker that has ended: more than its socket can hold
 _CHALLENGES_MAX = 64
 _OWNERS_MAX = 256  # of one image; a forgotten one proves again
 
@@ -61,7 +63,7 @@ class Counters:
 
 @dataclass(eq=False)
 class _Image:
-    fd: int
+    fd: int  # -1: given up
     size_bytes: int
     owners: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
@@ -79,6 +81,7 @@ class ImageCache:
         self.bound_bytes = bound_bytes
         self.counters = Counters()
         self.size_bytes = 0
+        self._keeping_bytes = 0  # of uploads that are being hashed: as bounded as what is kept
         self._images: OrderedDict[bytes, _Image] = OrderedDict()
         self._arriving: dict[bytes, asyncio.Future[None]] = {}
         self._hashing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
@@ -122,15 +125,16 @@ class ImageCache:
         return image
 
     async def check_proof(self, image: _Image, nonce: bytes, proof: bytes) -> bool:
-        """Whether `proof` was made from this image's bytes."""
+        """Whether `proof` was made from this image's bytes. The image may have been given up meanwhile."""
         expected = await self._digest(image.fd, image.size_bytes, nonce)
         return hmac.compare_digest(expected, proof)
 
     def give(self, digest: bytes, size_bytes: int, fd: int, owner: str) -> None:
         """Takes what `owner` uploaded, if it is what it is said to be; its worker may end meanwhile. Owns `fd`."""
-        if self.bound_bytes < size_bytes or len(self._keeping) >= _KEEPING_MAX:
+        if self._keeping_bytes + size_bytes > self.bound_bytes or len(self._keeping) >= _KEEPING_MAX:
             os.close(fd)
             return
+        self._keeping_bytes += size_bytes
         task = asyncio.create_task(self._keep(digest, size_bytes, fd, owner))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
@@ -138,9 +142,10 @@ class ImageCache:
     async def _keep(self, digest: bytes, size_bytes: int, fd: int, owner: str) -> None:
         try:
             await self._check_and_keep(digest, size_bytes, fd, owner)
-        except BadImage as error:
+        except (BadImage, OSError) as error:
             log.warning("%s: image not kept: %s", owner, error)
         finally:
+            self._keeping_bytes -= size_bytes
             os.close(fd)
 
     async def _check_and_keep(self, digest: bytes, size_bytes: int, fd: int, owner: str) -> None:
@@ -159,7 +164,7 @@ class ImageCache:
             raise BadImage("its bytes have another hash than was said")
         image = self._images.get(digest)
         if image is None:
-            while self.size_bytes + size_bytes > self.bound_bytes:
+            while self.size_bytes + size_bytes > self.bound_bytes or len(self) >= _IMAGES_MAX:
                 self._evict()
             image = _Image(os.dup(fd), size_bytes)
             self._images[digest] = image
@@ -183,6 +188,7 @@ class ImageCache:
         self.size_bytes -= image.size_bytes
         self.counters.evicted += 1
         os.close(image.fd)
+        image.fd = -1  # its number may be another file's by the time that somebody who waits looks again
 
 
 def _digest(view: mmap.mmap, prefix: bytes) -> bytes:
@@ -225,8 +231,9 @@ class ImageDesk:
         """The worker has ended."""
         if self._socket.fileno() < 0:
             return
-        while self._on_packet():  # what it gave last is still to be kept
-            pass
+        for _ in range(_PACKETS_LEFT_MAX):  # what it gave last is still to be kept
+            if not self._on_packet():
+                break
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._socket.close()
         for job in self._jobs:
@@ -298,13 +305,16 @@ class ImageDesk:
         if nonce is None or image is None:
             self._cache.counters.misses += 1
             self._answer(_MISSING, tag)
-        elif await self._cache.check_proof(image, nonce, proof):
-            image.add_owner(self._owner)
-            self._hit(tag, image)
-        else:
+        elif not await self._cache.check_proof(image, nonce, proof):
             self._cache.counters.refused_proofs += 1
             log.warning("%s: asked for an image that its client does not have", self._owner)
             self._answer(_MISSING, tag)
+        elif image.fd < 0:
+            self._cache.counters.misses += 1
+            self._answer(_MISSING, tag)
+        else:
+            image.add_owner(self._owner)
+            self._hit(tag, image)
 
     def _hit(self, tag: int, image: _Image) -> None:
         self._cache.counters.hits += 1

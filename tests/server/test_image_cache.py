@@ -221,3 +221,57 @@ async def test_what_a_worker_gave_before_its_end_is_kept(cache: ImageCache) -> N
     mate = Worker(cache, "b", group="g")
     assert (await mate.ask(image))[0] == HERE
     mate.close()
+
+
+@scenario(bound_bytes=2 * MIB)
+async def test_an_image_given_up_while_its_proof_is_checked_is_missing(cache: ImageCache) -> None:
+    """The closed descriptor's number may be another file's by then, which the worker must not get."""
+    image, other = os.urandom(MIB), os.urandom(2 * MIB)
+    first, second = Worker(cache, "a"), Worker(cache, "b")
+    first.send(GIVE, image, fd=memory(image))
+    assert (await first.ask(image))[0] == HERE
+    _, nonce, _ = await second.ask(image)
+    checked, go_on = asyncio.Event(), asyncio.Event()
+    check_proof = cache.check_proof
+
+    async def held(*arguments: Any) -> bool:
+        answer = await check_proof(*arguments)
+        checked.set()
+        await go_on.wait()
+        return answer
+
+    cache.check_proof = held  # type: ignore[method-assign]
+    second.send(PROOF, image, hashlib.sha256(nonce + image).digest())
+    await checked.wait()
+    first.send(GIVE, other, fd=memory(other))
+    assert (await first.ask(other))[0] == HERE
+    assert cache.counters.evicted == 1
+    stranger = os.memfd_create("stranger", os.MFD_CLOEXEC)  # takes the lowest free number
+    go_on.set()
+    assert await second.answer() == (MISSING, bytes(32), b"")
+    os.close(stranger)
+    for worker in (first, second):
+        worker.close()
+
+
+@scenario()
+async def test_small_images_do_not_take_all_descriptors(cache: ImageCache) -> None:
+    worker = Worker(cache, "a")
+    for i in range(image_cache._IMAGES_MAX + 10):
+        image = i.to_bytes(8, "little")
+        worker.send(GIVE, image, fd=memory(image))
+        assert (await worker.ask(image))[0] == HERE
+    assert len(cache) == image_cache._IMAGES_MAX and cache.counters.evicted == 10
+    worker.close()
+
+
+@scenario(bound_bytes=3 * MIB)
+async def test_what_is_being_hashed_is_bounded_too(cache: ImageCache) -> None:
+    images = [os.urandom(MIB) for _ in range(4)]
+    for image in images:
+        cache.give(hashlib.sha256(image).digest(), MIB, memory(image), "session a")
+    worker = Worker(cache, "a")
+    assert [(await worker.ask(image))[0] for image in images] == [HERE, HERE, HERE, MISSING]
+    cache.give(hashlib.sha256(images[3]).digest(), MIB, memory(images[3]), "session a")
+    assert (await worker.ask(images[3]))[0] == HERE
+    worker.close()
