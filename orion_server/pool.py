@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
-from orion_server.worker_process import State, WorkerError, WorkerProcess
+from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess
 
 log = logging.getLogger("orion.pool")
 
@@ -66,6 +66,8 @@ class WorkerPool:
             self._idle.discard(worker)
         self._changed.set()
         await self._wait_ready(worker)
+        if worker.state is not State.WARM:
+            raise WorkerDied(worker.reason)
         worker.state = State.SERVING
         return worker
 

@@ -22,7 +22,7 @@ from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.pool import WorkerPool
 from orion_server.telemetry import Telemetry, find_library
-from orion_server.worker_process import State, WorkerError, WorkerProcess
+from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess
 from wire import control
 
 log = logging.getLogger("orion.server")
@@ -214,17 +214,26 @@ class Server:
         self._attaching += 1
         self._idle.clear()
         try:
-            environment = {k: v for k, v in request.env.items() if k in CLIENT_ENVIRONMENT}
-            worker = await self._pool.take(environment)
             try:
-                session = await self._prepare(worker, request, envelope)
-            except BaseException:
-                worker.stop("attach failed")
-                raise
+                session = await self._open_session(request, envelope)
+            except WorkerDied as death:  # a waiting one, of whose end nobody had heard yet
+                log.warning("%s: another one is taken", death)
+                session = await self._open_session(request, envelope)
         finally:
             self._attaching -= 1
             self._update_idle()
-        log.info("session %s: attached pid %d (%s), worker %d", session.id, session.pid, session.program, worker.pid)
+        log.info(
+            "session %s: attached pid %d (%s), worker %d", session.id, session.pid, session.program, session.worker.pid
+        )
+
+    async def _open_session(self, request: control.Attach, envelope: Envelope) -> Session:
+        environment = {k: v for k, v in request.env.items() if k in CLIENT_ENVIRONMENT}
+        worker = await self._pool.take(environment)
+        try:
+            return await self._prepare(worker, request, envelope)
+        except BaseException:
+            worker.stop("attach failed")
+            raise
 
     async def _prepare(self, worker: WorkerProcess, request: control.Attach, envelope: Envelope) -> Session:
         devices = self._choose_devices(request.vgpu)

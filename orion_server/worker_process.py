@@ -40,6 +40,10 @@ class WorkerError(Exception):
     """The worker died, or refused a request: the message is for the client."""
 
 
+class WorkerDied(WorkerError):
+    """The process is gone."""
+
+
 def worker_environment(libcuda: Libcuda, devices: str | None, client: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker: the server's, without what belongs to clients, with the client's CUDA settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ORION_")}
@@ -124,7 +128,7 @@ class WorkerProcess:
     async def request(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Sends a request and waits for its answer."""
         if self.state is State.DEAD or self._protocol is None:
-            raise WorkerError(self.reason or "the worker is gone")
+            raise WorkerDied(self.reason or "the worker is gone")
         request_id = self._next_id
         self._next_id += 1
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -199,7 +203,7 @@ class WorkerProcess:
             self._protocol.close()
         if self.images is not None:
             self.images.close()
-        error = WorkerError(self.reason)
+        error = WorkerDied(self.reason)
         for future in self._answers.values():
             if not future.done():
                 future.set_exception(error)

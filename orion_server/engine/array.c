@@ -74,11 +74,10 @@ static int32_t create_mipmap(orion_engine* e, const orion_op_mipmap_create* o, c
   return 0;
 }
 
-static int32_t bind_array(orion_engine* e, const orion_op* op, uint32_t index, CUarray handle, uint32_t source) {
+static void bind_array(orion_engine* e, const orion_op* op, uint32_t index, CUarray handle, uint32_t source) {
   array_ledger* ledger = e->arrays;
   ledger->arrays[index] = (array_state){handle, source, op->context};
   if (index >= ledger->array_high) ledger->array_high = index + 1;
-  return 0;
 }
 
 static bool array_is_free(orion_engine* e, uint32_t index) {
@@ -112,7 +111,7 @@ enum step array_create(orion_engine* e, const orion_op* op) {
   } else {
     CUarray handle = NULL;
     result = answer_check(e, op->context, (int32_t)e->driver.array_create(&handle, &descriptor));
-    if (!result) result = bind_array(e, op, o->array, handle, 0);
+    if (!result) bind_array(e, op, o->array, handle, 0);
   }
   if (result == CUDA_ERROR_OUT_OF_MEMORY && e->first_batch) {  // memory that was freed before is on its way back
     park_cause(e, CAUSE_TIME, 0, engine_now_ns() + RETRY_NS, NULL);
@@ -178,7 +177,7 @@ void array_view(orion_engine* e, const orion_op* op) {
   int32_t result = (int32_t)(m ? e->driver.mipmap_level(&handle, m->handle, o->number)
                                : e->driver.array_plane(&handle, a->handle, o->number));
   if (!result) result = (int32_t)e->driver.array_descriptor(&d, handle);
-  if (!result) result = bind_array(e, op, o->array, handle, m ? o->source : o->source | VIEW_OF_ARRAY);
+  if (!result) bind_array(e, op, o->array, handle, m ? o->source : o->source | VIEW_OF_ARRAY);
   const orion_reply_array_view reply = {.width = d.Width,
                                         .height = d.Height,
                                         .depth = d.Depth,

@@ -95,8 +95,11 @@ static bool side_extent(const side* s, const orion_op_copy_3d* o, uint64_t* firs
   const bool rows = o->height > 1 || s->y || o->depth > 1 || s->z;
   if (rows && s->pitch < s->x + o->width_bytes) return false;
   if ((o->depth > 1 || s->z) && s->height < s->y + o->height) return false;
-  const wide begin = (wide)s->address + ((wide)s->z * s->height + s->y) * s->pitch + s->x;
-  const wide last = ((wide)(o->depth - 1) * s->height + (o->height - 1)) * s->pitch + o->width_bytes;
+  // A product of three such numbers would not fit: a slice that is stepped over is bounded first.
+  const wide slice = o->depth > 1 || s->z ? (wide)s->height * s->pitch : 0;
+  if (slice > limit) return false;
+  const wide begin = s->address + s->z * slice + (wide)s->y * s->pitch + s->x;
+  const wide last = (o->depth - 1) * slice + (wide)(o->height - 1) * s->pitch + o->width_bytes;
   if (begin > limit || last > limit) return false;
   *first = (uint64_t)begin;
   *bytes = (uint64_t)last;

@@ -86,9 +86,8 @@ void event_drop_spares(orion_engine* e, uint32_t context) {
 // ------------------------------------------------------------------------------------------------ queries
 // A query overtakes the main ring, where the marker that it asks for travels: it is held until that has been executed,
 // and answered at once when that cannot be soon.
-static bool query_try(orion_engine* e, const parked_op* node) {
-  const orion_op_stream_query* o = (const orion_op_stream_query*)&node->op;
-  const orion_op* op = &o->op;
+static bool query_try(orion_engine* e, const orion_op* op, uint64_t deadline_ns) {
+  const orion_op_stream_query* o = (const orion_op_stream_query*)op;
   const context_state* c = &e->contexts[op->context];
   const stream_state* s = &e->streams[stream_index(op)];
   if (o->word >= ORION_WORD_DYNAMIC || !c->alive || !s->alive || s->context != op->context) {
@@ -106,7 +105,7 @@ static bool query_try(orion_engine* e, const parked_op* node) {
     return true;
   }
   if (s->marked_value < o->value) {
-    if (engine_now_ns() < node->deadline_ns) return false;
+    if (engine_now_ns() < deadline_ns) return false;
     answer_reply(e, op, CUDA_ERROR_NOT_READY, NULL, 0);
     return true;
   }
@@ -123,17 +122,15 @@ static bool query_try(orion_engine* e, const parked_op* node) {
 }
 
 void stream_query(orion_engine* e, const orion_op* op) {
+  const uint64_t deadline_ns = engine_now_ns() + QUERY_LIMIT_NS;
+  if (query_try(e, op, deadline_ns)) return;
   parked_op* node = e->query_count < QUERIES_MAX ? calloc(1, sizeof *node + op->bytes) : NULL;
   if (!node) {
     answer_reply(e, op, CUDA_ERROR_NOT_READY, NULL, 0);
     return;
   }
   memcpy(&node->op, op, op->bytes);
-  node->deadline_ns = engine_now_ns() + QUERY_LIMIT_NS;
-  if (query_try(e, node)) {
-    free(node);
-    return;
-  }
+  node->deadline_ns = deadline_ns;
   node->next = e->first_query;
   e->first_query = node;
   e->query_count++;
@@ -143,7 +140,7 @@ bool stream_query_pass(orion_engine* e) {
   bool moved = false;
   for (parked_op** link = &e->first_query; *link;) {
     parked_op* node = *link;
-    if (!query_try(e, node)) {
+    if (!query_try(e, &node->op, node->deadline_ns)) {
       link = &node->next;
       continue;
     }

@@ -237,6 +237,10 @@ void event_record(orion_engine* e, const orion_op* op) {
 enum step event_elapsed(orion_engine* e, const orion_op* op, parked_op* node) {
   const orion_op_event_elapsed* o = (const orion_op_event_elapsed*)op;
   if (!use_context(e, op)) return STEP_DONE;
+  if (o->start >= ORION_EVENTS || o->end >= ORION_EVENTS) {  // spare events are the engine's
+    answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
+    return STEP_DONE;
+  }
   event_state* start = event_at(e, op, o->start);
   event_state* end = start ? event_at(e, op, o->end) : NULL;
   if (!end) return STEP_DONE;

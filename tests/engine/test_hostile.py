@@ -87,5 +87,25 @@ def test_softgpu_survives_wild_copies() -> None:
         assert s.word(64 + 1) == 0  # no fault: what was wrong never reached the driver
 
 
+@isolated
+def test_sizes_of_3d_copies_do_not_wrap() -> None:
+    sides = {"src_kind": 1, "src_address": 4096, "dst_kind": 2, "dst_pitch": 64, "dst_height": 1}
+    huge = 1 << 48
+    with Session() as s:
+        s.open()
+        sides["dst_address"] = s.map()
+        code = BY_NAME["COPY_3D"].code
+        cases: list[dict[str, int]] = [
+            {"src_z": 1 << 32, "src_height": huge, "src_pitch": huge},  # the offset is 2^128
+            {"src_z": 1, "src_height": huge, "src_pitch": huge},
+            {"depth": 4, "src_height": 1 << 47, "src_pitch": huge},
+            {"depth": (1 << 32) + 1, "src_height": huge, "src_pitch": huge, "dst_height": huge, "dst_pitch": huge},
+        ]
+        for count, wild in enumerate(cases, 1):
+            s.push("COPY_3D", **({"width_bytes": 8, "height": 1, "depth": 1} | sides | wild))
+            s.sync()
+            assert s.late_error() == (count, code, 1), wild
+
+
 if __name__ == "__main__":
     main(globals())

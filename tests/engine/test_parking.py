@@ -115,6 +115,29 @@ def test_host_function_parks_its_stream_and_dependents() -> None:
 
 
 @isolated
+def test_no_operation_names_an_event_of_the_engines_own() -> None:
+    spare = (1 << 20) + 1
+    with Session() as s:
+        held(s)
+        release(s)
+        s.sync(1)
+        s.push("EVENT_CREATE", event=1)
+        s.push("EVENT_RECORD", stream=1, event=1)
+        s.sync(1)
+        s.push("HOST_FUNCTION", stream=1, callback=7, generation=1, word=WORD_DYNAMIC + 9, value=1)
+        s.push("EVENT_RECORD", stream=1, event=1)
+        assert s.wait_word(WORD_DYNAMIC + 9, 1)
+        s.push("EVENT_RECORD", stream=2, event=1)  # takes the event over: the parked record keeps a spare one
+        s.sync(2)
+        assert s.call("EVENT_ELAPSED", start=1, end=1)[0] == 0
+        assert s.call("EVENT_ELAPSED", start=spare, end=1)[0] == 400
+        assert s.call("EVENT_ELAPSED", start=1, end=spare)[0] == 400
+        s.client.client_set_client_word(s.segment, 7, 1)
+        s.sync(1)
+        assert s.late_error()[0] == 0
+
+
+@isolated
 def test_null_stream_holds_and_is_held_by_blocking_streams() -> None:
     with Session() as s:
         a = held(s)

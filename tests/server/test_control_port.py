@@ -194,6 +194,19 @@ def test_worker_death_ends_its_session_and_the_next_client_is_served(server, cli
     assert isinstance(client.ask(attach(request_id=4)), control.Attached)
 
 
+def test_a_waiting_worker_that_dies_at_the_attach_is_replaced(server, client, attach, eventually):
+    eventually(lambda: worker_pids(server.process.pid))
+    waiting = worker_pids(server.process.pid)
+    for pid in waiting:
+        os.kill(pid, signal.SIGSTOP)  # it looks well, but does not answer
+    client.send(control.encode(attach()))
+    with pytest.raises(TimeoutError):
+        client.receive(timeout_s=0.5)
+    for pid in waiting:
+        os.kill(pid, signal.SIGKILL)
+    assert isinstance(client.receive(), control.Attached)
+
+
 def test_client_environment_gets_a_worker_of_its_own(server, client, attach):
     attached = client.ask(attach(env={"CUDA_DEVICE_MAX_CONNECTIONS": "1", "LD_PRELOAD": "/evil.so"}))
     assert isinstance(attached, control.Attached)
