@@ -80,7 +80,7 @@ def build(folder: Path, names: list[str]) -> dict[str, Path]:
 
 def sections_of(name: str, program: Path) -> list[Section]:
     if name == "driver_api":
-        marks = {"mapped": {"shm"}, "fault": {"last"}}
+        marks = {"fault": {"last"}}
         return [Section(s, frozenset(marks.get(s, set()))) for s in DRIVER_API_SECTIONS]
     return listed(program)
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
             sections = sections_of(name, program)
             results: dict[str, Result] = {}
             for place in where:
-                chosen = possible(sections, arguments.device, place)
+                chosen = possible(sections, arguments.device)
                 if not chosen:
                     continue
                 results[place] = run_program(places, place, program, chosen, arguments.timeout, arguments.each)

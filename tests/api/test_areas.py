@@ -84,6 +84,4 @@ def test_on_softgpu_alone(section: Section) -> None:
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("section", SECTIONS, ids=str)
 def test_through_the_shim(server: PrivateServer, section: Section, transport: str) -> None:
-    if transport == "tcp" and "shm" in section.marks:
-        pytest.skip("documented as unsupported over tcp")
     check(section, LD_LIBRARY_PATH=str(client_folder()), ORION_SERVER=server.address, ORION_TRANSPORT=transport)

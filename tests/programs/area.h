@@ -10,20 +10,18 @@
 #ifndef ORION_TESTS_AREA_H
 #define ORION_TESTS_AREA_H
 
-#include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "checks.h"
 #include "cuda_types.h"
 
 enum {
   OWN_CONTEXT = 1,     // makes its own contexts: runs without a current one
   HARDWARE = 2,        // what softgpu cannot do: `--list` shows it with a trailing " hardware"
-  SHM_ONLY = 4,        // what is documented as unsupported over tcp: " shm"
   LAST = 8,            // leaves the context unusable: run alone or last
   DRIVER_TABLES = 16,  // the driver's private tables, which softgpu alone does not have: " tables"
 };
@@ -44,42 +42,9 @@ typedef struct section {
 AREA_BASE(AREA_DECLARE)
 CALLS(AREA_DECLARE)
 
-static void* library;
-static int failures, checks;
 static CUdevice device;
 static CUcontext context;
 
-static void* find(const char* name) {
-  void* address = dlsym(library, name);
-  if (address == NULL) {
-    printf("FAIL symbol %s is missing\n", name);
-    failures++;
-  }
-  return address;
-}
-
-static void report(int ok, int line, const char* what, long long expected, long long got) {
-  checks++;
-  if (ok) {
-    printf("ok %d %s\n", line, what);
-  } else {
-    printf("FAIL %d %s: expected %lld, got %lld\n", line, what, expected, got);
-    failures++;
-  }
-}
-
-#define CODE(expected, call)                                               \
-  do {                                                                     \
-    const CUresult got_ = (call);                                          \
-    report(got_ == (CUresult)(expected), __LINE__, #call, expected, got_); \
-  } while (0)
-#define OK(call) CODE(0, call)
-#define IS(expected, value)                                                    \
-  do {                                                                         \
-    const long long want_ = (long long)(expected), have_ = (long long)(value); \
-    report(want_ == have_, __LINE__, #value, want_, have_);                    \
-  } while (0)
-#define TRUE(value) report(!!(value), __LINE__, #value, 1, 0)
 /// A value worth knowing that nothing promises: printed, never judged. Compare the lines of two runs.
 #define NOTE(value) printf("note %d %s = %lld\n", __LINE__, #value, (long long)(value))
 
@@ -87,8 +52,8 @@ static int area_main(const section* sections, int count, int argc, char** argv) 
   setvbuf(stdout, NULL, _IOLBF, 0);
   if (argc == 2 && strcmp(argv[1], "--list") == 0) {
     for (int i = 0; i < count; i++) {
-      printf("%s%s%s%s%s\n", sections[i].name, sections[i].flags & HARDWARE ? " hardware" : "",
-             sections[i].flags & SHM_ONLY ? " shm" : "", sections[i].flags & LAST ? " last" : "",
+      printf("%s%s%s%s\n", sections[i].name, sections[i].flags & HARDWARE ? " hardware" : "",
+             sections[i].flags & LAST ? " last" : "",
              sections[i].flags & DRIVER_TABLES ? " tables" : "");
     }
     return 0;

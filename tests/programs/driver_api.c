@@ -2,7 +2,6 @@
 // program runs against NVIDIA's driver, softgpu, and either of them through the shim.
 //
 //   gcc -std=gnu11 -I ../../wire/include driver_api.c -o driver_api -ldl -lpthread && ./driver_api [section...]
-#include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -10,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "checks.h"
 #include "cuda_types.h"
 
 // clang-format off
@@ -85,41 +85,6 @@
 #define DECLARE(name, arguments) static CUresult(*name) arguments;
 CALLS(DECLARE)
 #define LOAD(name, arguments) name = (CUresult(*) arguments)find(#name);
-
-static void* library;
-static int failures, checks;
-
-static void* find(const char* name) {
-  void* address = dlsym(library, name);
-  if (address == NULL) {
-    printf("FAIL symbol %s is missing\n", name);
-    failures++;
-  }
-  return address;
-}
-
-static void report(int ok, int line, const char* what, long long expected, long long got) {
-  checks++;
-  if (ok) {
-    printf("ok %d %s\n", line, what);
-  } else {
-    printf("FAIL %d %s: expected %lld, got %lld\n", line, what, expected, got);
-    failures++;
-  }
-}
-
-#define CODE(expected, call)                                               \
-  do {                                                                     \
-    const CUresult got_ = (call);                                          \
-    report(got_ == (CUresult)(expected), __LINE__, #call, expected, got_); \
-  } while (0)
-#define OK(call) CODE(0, call)
-#define IS(expected, value)                                                    \
-  do {                                                                         \
-    const long long want_ = (long long)(expected), have_ = (long long)(value); \
-    report(want_ == have_, __LINE__, #value, want_, have_);                    \
-  } while (0)
-#define TRUE(value) report(!!(value), __LINE__, #value, 1, 0)
 
 static const char ptx[] =
     ".version 7.0\n.target sm_70\n.address_size 64\n"

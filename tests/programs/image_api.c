@@ -1,125 +1,50 @@
 // Images, modules, libraries, kernels and the linker: what loads, what is refused and with which code, and that a
 // kernel stands for its function wherever CUDA says so. See area.h.
-#define CALLS(X)                                                                                                         \
-  X(cuModuleLoadData, (CUmodule*, const void*))                                                                          \
-  X(cuModuleLoadDataEx, (CUmodule*, const void*, unsigned, CUjit_option*, void**))                                       \
-  X(cuModuleLoadFatBinary, (CUmodule*, const void*))                                                                     \
-  X(cuModuleLoad, (CUmodule*, const char*))                                                                              \
-  X(cuModuleUnload, (CUmodule))                                                                                          \
-  X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*)) X(                                                        \
-      cuModuleGetGlobal_v2,                                                                                              \
-      (CUdeviceptr*, size_t*, CUmodule,                                                                                  \
-       const char*)) X(cuModuleGetFunctionCount,                                                                         \
-                       (unsigned*, CUmodule)) X(cuModuleGetLoadingMode,                                                  \
-                                                (CUmoduleLoadingMode*)) X(cuModuleEnumerateFunctions,                    \
-                                                                          (CUfunction*, unsigned, CUmodule))             \
-      X(cuLibraryLoadData,                                                                                               \
-        (                                                                                                                \
-            CUlibrary*,                                                                                                  \
-            const void*,                                                                                                 \
-            CUjit_option*,                                                                                               \
-            void**,                                                                                                      \
-            unsigned,                                                                                                    \
-            CUlibraryOption*,                                                                                            \
-            void**,                                                                                                      \
-            unsigned)) X(cuLibraryLoadFromFile,                                                                          \
-                         (CUlibrary*, const char*, CUjit_option*, void**, unsigned, CUlibraryOption*, void**, unsigned)) \
-          X(cuLibraryUnload, (CUlibrary)) X(cuLibraryGetKernel, (CUkernel*, CUlibrary, const char*)) X(                  \
-              cuLibraryGetModule,                                                                                        \
-              (CUmodule*, CUlibrary)) X(cuLibraryGetGlobal, (CUdeviceptr*, size_t*, CUlibrary, const char*))             \
-              X(cuLibraryGetManaged, (CUdeviceptr*, size_t*, CUlibrary, const char*)) X(                                 \
-                  cuLibraryGetUnifiedFunction,                                                                           \
-                  (void**, CUlibrary, const char*)) X(cuLibraryGetKernelCount, (unsigned*, CUlibrary))                   \
-                  X(cuLibraryEnumerateKernels, (CUkernel*, unsigned, CUlibrary)) X(                                      \
-                      cuKernelGetFunction,                                                                               \
-                      (                                                                                                  \
-                          CUfunction*,                                                                                   \
-                          CUkernel)) X(cuKernelGetLibrary,                                                               \
-                                       (CUlibrary*, CUkernel)) X(cuKernelGetName, (const char**, CUkernel))              \
-                      X(cuKernelGetParamInfo, (CUkernel, size_t, size_t*, size_t*)) X(                                   \
-                          cuKernelGetAttribute,                                                                          \
-                          (int*, CUfunction_attribute, CUkernel,                                                         \
-                           CUdevice)) X(cuKernelSetAttribute, (CUfunction_attribute, int, CUkernel, CUdevice))           \
-                          X(cuKernelSetCacheConfig, (CUkernel, CUfunc_cache, CUdevice)) X(                               \
-                              cuFuncGetAttribute,                                                                        \
-                              (int*, CUfunction_attribute, CUfunction)) X(cuFuncGetName, (const char**, CUfunction))     \
-                              X(cuFuncSetAttribute, (CUfunction, CUfunction_attribute, int)) X(                          \
-                                  cuFuncGetModule,                                                                       \
-                                  (CUmodule*,                                                                            \
-                                   CUfunction)) X(cuFuncGetParamInfo, (CUfunction, size_t, size_t*, size_t*))            \
-                                  X(cuFuncIsLoaded, (CUfunctionLoadingState*, CUfunction)) X(                            \
-                                      cuFuncLoad,                                                                        \
-                                      (CUfunction)) X(cuFuncSetCacheConfig, (CUfunction, CUfunc_cache))                  \
-                                      X(cuFuncSetSharedMemConfig, (CUfunction, CUsharedconfig)) X(                       \
-                                          cuLaunchKernel,                                                                \
-                                          (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,       \
-                                           unsigned,                                                                     \
-                                           CUstream,                                                                     \
-                                           void**,                                                                       \
-                                           void**))                                                                      \
-                                          X(cuLaunchKernelEx, (const CUlaunchConfig*, CUfunction, void**, void**)) X(    \
-                                              cuLaunchCooperativeKernel,                                                 \
-                                              (                                                                          \
-                                                  CUfunction,                                                            \
-                                                  unsigned,                                                              \
-                                                  unsigned,                                                              \
-                                                  unsigned,                                                              \
-                                                  unsigned,                                                              \
-                                                  unsigned,                                                              \
-                                                  unsigned,                                                              \
-                                                  unsigned,                                                              \
-                                                  CUstream,                                                              \
-                                                  void**)) X(cuOccupancyMaxActiveBlocksPerMultiprocessor,                \
-                                                             (int*, CUfunction, int, size_t))                            \
-                                              X(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags,                    \
-                                                (                                                                        \
-                                                    int*,                                                                \
-                                                    CUfunction,                                                          \
-                                                    int,                                                                 \
-                                                    size_t,                                                              \
-                                                    unsigned)) X(cuOccupancyAvailableDynamicSMemPerBlock,                \
-                                                                 (size_t*, CUfunction, int, int))                        \
-                                                  X(cuOccupancyMaxPotentialBlockSize,                                    \
-                                                    (int*, int*, CUfunction, CUoccupancyB2DSize, size_t,                 \
-                                                     int)) X(cuOccupancyMaxActiveClusters,                               \
-                                                             (int*, CUfunction, const CUlaunchConfig*))                  \
-                                                      X(cuOccupancyMaxPotentialClusterSize,                              \
-                                                        (int*, CUfunction, const CUlaunchConfig*))                       \
-                                                          X(cuLinkCreate_v2,                                             \
-                                                            (unsigned, CUjit_option*, void**, CUlinkState*))             \
-                                                              X(cuLinkAddData_v2,                                        \
-                                                                (CUlinkState, CUjitInputType, void*, size_t,             \
-                                                                 const char*,                                            \
-                                                                 unsigned,                                               \
-                                                                 CUjit_option*,                                          \
-                                                                 void**))                                                \
-                                                                  X(cuLinkAddFile_v2,                                    \
-                                                                    (                                                    \
-                                                                        CUlinkState,                                     \
-                                                                        CUjitInputType,                                  \
-                                                                        const char*,                                     \
-                                                                        unsigned,                                        \
-                                                                        CUjit_option*,                                   \
-                                                                        void**)) X(cuLinkComplete,                       \
-                                                                                   (CUlinkState, void**, size_t*))       \
-                                                                      X(cuLinkDestroy, (CUlinkState)) X(                 \
-                                                                          cuMemAlloc_v2,                                 \
-                                                                          (CUdeviceptr*,                                 \
-                                                                           size_t)) X(cuMemFree_v2, (CUdeviceptr))       \
-                                                                          X(cuCtxSynchronize,                            \
-                                                                            (                                            \
-                                                                                void)) X(cuMemcpyDtoH_v2,                \
-                                                                                         (void*, CUdeviceptr, size_t))   \
-                                                                              X(cuMemcpyHtoD_v2,                         \
-                                                                                (CUdeviceptr, const void*, size_t))      \
-                                                                                  X(cuMemsetD8_v2,                       \
-                                                                                    (CUdeviceptr, unsigned char,         \
-                                                                                     size_t))                            \
-                                                                                      X(cuDevicePrimaryCtxReset_v2,      \
-                                                                                        (CUdevice)) X(cuCtxGetCurrent,   \
-                                                                                                      (CUcontext*))      \
-                                                                                          X(cuDeviceGetAttribute,        \
-                                                                                            (int*, int, CUdevice))
+// clang-format off
+#define CALLS(X) \
+  X(cuModuleLoadData, (CUmodule*, const void*)) \
+  X(cuModuleLoadDataEx, (CUmodule*, const void*, unsigned, CUjit_option*, void**)) \
+  X(cuModuleLoadFatBinary, (CUmodule*, const void*)) X(cuModuleLoad, (CUmodule*, const char*)) \
+  X(cuModuleUnload, (CUmodule)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*)) \
+  X(cuModuleGetGlobal_v2, (CUdeviceptr*, size_t*, CUmodule, const char*)) \
+  X(cuModuleGetFunctionCount, (unsigned*, CUmodule)) X(cuModuleGetLoadingMode, (CUmoduleLoadingMode*)) \
+  X(cuModuleEnumerateFunctions, (CUfunction*, unsigned, CUmodule)) \
+  X(cuLibraryLoadData, (CUlibrary*, const void*, CUjit_option*, void**, unsigned, CUlibraryOption*, void**, unsigned)) \
+  X(cuLibraryLoadFromFile, (CUlibrary*, const char*, CUjit_option*, void**, unsigned, CUlibraryOption*, void**, unsigned)) \
+  X(cuLibraryUnload, (CUlibrary)) X(cuLibraryGetKernel, (CUkernel*, CUlibrary, const char*)) \
+  X(cuLibraryGetModule, (CUmodule*, CUlibrary)) \
+  X(cuLibraryGetGlobal, (CUdeviceptr*, size_t*, CUlibrary, const char*)) \
+  X(cuLibraryGetManaged, (CUdeviceptr*, size_t*, CUlibrary, const char*)) \
+  X(cuLibraryGetUnifiedFunction, (void**, CUlibrary, const char*)) \
+  X(cuLibraryGetKernelCount, (unsigned*, CUlibrary)) X(cuLibraryEnumerateKernels, (CUkernel*, unsigned, CUlibrary)) \
+  X(cuKernelGetFunction, (CUfunction*, CUkernel)) X(cuKernelGetLibrary, (CUlibrary*, CUkernel)) \
+  X(cuKernelGetName, (const char**, CUkernel)) X(cuKernelGetParamInfo, (CUkernel, size_t, size_t*, size_t*)) \
+  X(cuKernelGetAttribute, (int*, CUfunction_attribute, CUkernel, CUdevice)) \
+  X(cuKernelSetAttribute, (CUfunction_attribute, int, CUkernel, CUdevice)) \
+  X(cuKernelSetCacheConfig, (CUkernel, CUfunc_cache, CUdevice)) \
+  X(cuFuncGetAttribute, (int*, CUfunction_attribute, CUfunction)) X(cuFuncGetName, (const char**, CUfunction)) \
+  X(cuFuncSetAttribute, (CUfunction, CUfunction_attribute, int)) X(cuFuncGetModule, (CUmodule*, CUfunction)) \
+  X(cuFuncGetParamInfo, (CUfunction, size_t, size_t*, size_t*)) \
+  X(cuFuncIsLoaded, (CUfunctionLoadingState*, CUfunction)) X(cuFuncLoad, (CUfunction)) \
+  X(cuFuncSetCacheConfig, (CUfunction, CUfunc_cache)) X(cuFuncSetSharedMemConfig, (CUfunction, CUsharedconfig)) \
+  X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**)) \
+  X(cuLaunchKernelEx, (const CUlaunchConfig*, CUfunction, void**, void**)) \
+  X(cuLaunchCooperativeKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**)) \
+  X(cuOccupancyMaxActiveBlocksPerMultiprocessor, (int*, CUfunction, int, size_t)) \
+  X(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, (int*, CUfunction, int, size_t, unsigned)) \
+  X(cuOccupancyAvailableDynamicSMemPerBlock, (size_t*, CUfunction, int, int)) \
+  X(cuOccupancyMaxPotentialBlockSize, (int*, int*, CUfunction, CUoccupancyB2DSize, size_t, int)) \
+  X(cuOccupancyMaxActiveClusters, (int*, CUfunction, const CUlaunchConfig*)) \
+  X(cuOccupancyMaxPotentialClusterSize, (int*, CUfunction, const CUlaunchConfig*)) \
+  X(cuLinkCreate_v2, (unsigned, CUjit_option*, void**, CUlinkState*)) \
+  X(cuLinkAddData_v2, (CUlinkState, CUjitInputType, void*, size_t, const char*, unsigned, CUjit_option*, void**)) \
+  X(cuLinkAddFile_v2, (CUlinkState, CUjitInputType, const char*, unsigned, CUjit_option*, void**)) \
+  X(cuLinkComplete, (CUlinkState, void**, size_t*)) X(cuLinkDestroy, (CUlinkState)) \
+  X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr)) X(cuCtxSynchronize, (void)) \
+  X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t)) X(cuMemcpyHtoD_v2, (CUdeviceptr, const void*, size_t)) \
+  X(cuMemsetD8_v2, (CUdeviceptr, unsigned char, size_t)) X(cuDevicePrimaryCtxReset_v2, (CUdevice)) \
+  X(cuCtxGetCurrent, (CUcontext*)) X(cuDeviceGetAttribute, (int*, int, CUdevice))
+// clang-format on
 
 #include "area.h"
 
@@ -161,10 +86,12 @@ static char* padded(size_t bytes, unsigned salt) {
 /// A container with one PTX entry, as nvcc lays them out.
 static uint8_t* container_of(const char* ptx, size_t* bytes) {
   const size_t payload = (strlen(ptx) + 1 + 7) / 8 * 8;
-  uint8_t* image = calloc(1, 16 + 64 + payload);
-  const uint32_t magic = 0xba55ed50, entry_header = 64, sm = 80;
+  // PTX comes with an options record {offset, length} behind the fixed part of its header: the driver reads it.
+  enum { FIXED = 64, HEADER = 80 };
+  uint8_t* image = calloc(1, 16 + HEADER + payload);
+  const uint32_t magic = 0xba55ed50, entry_header = HEADER, sm = 80, options = FIXED, option_text = 72;
   const uint16_t version = 1, header = 16, kind = 1, entry_version = 0x0101, isa[2] = {0, 8};
-  const uint64_t entries = 64 + payload, flags = 0x11;
+  const uint64_t entries = HEADER + payload, flags = 0x11;
   memcpy(image, &magic, 4);
   memcpy(image + 4, &version, 2);
   memcpy(image + 6, &header, 2);
@@ -174,10 +101,12 @@ static uint8_t* container_of(const char* ptx, size_t* bytes) {
   memcpy(e + 2, &entry_version, 2);
   memcpy(e + 4, &entry_header, 4);
   memcpy(e + 8, &payload, 8);
+  memcpy(e + 0x14, &options, 4);
   memcpy(e + 0x18, isa, 4);
   memcpy(e + 0x1c, &sm, 4);
   memcpy(e + 0x28, &flags, 8);
-  memcpy(e + 64, ptx, strlen(ptx));
+  memcpy(e + FIXED, &option_text, 4);
+  memcpy(e + HEADER, ptx, strlen(ptx));
   *bytes = 16 + entries;
   return image;
 }

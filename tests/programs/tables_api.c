@@ -184,7 +184,7 @@ static void test_storage_reset(void) {
     TRUE(destroyed[i].key == &keys[2 - i]);
     TRUE(destroyed[i].value == &keys[5 - i]);
     TRUE(destroyed[i].handle == context);
-    TRUE(destroyed[i].current == context);
+    TRUE(destroyed[i].current == NULL);
     TRUE(pthread_equal(destroyed[i].thread, pthread_self()));
   }
   CUcontext current = (CUcontext)1;
@@ -338,28 +338,6 @@ static void test_functions_of_a_module(void) {
   OK(cuModuleUnload(module));
 }
 
-/// Seen in use by no library, so natively this one is run alone.
-static void test_launch_slot(void) {
-  CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                     void**) = (CUresult (*)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                                             unsigned, CUstream, void**))table(RUNTIME)[9];
-  CUmodule module;
-  CUfunction function;
-  OK(((CUresult (*)(CUmodule*, const void*))table(RUNTIME)[1])(&module, source));
-  OK(cuModuleGetFunction(&function, module, "one"));
-  CUdeviceptr word;
-  OK(cuMemAlloc_v2(&word, 4));
-  size_t bytes = sizeof word;
-  void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &word, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes, CU_LAUNCH_PARAM_END};
-  OK(launch(function, 1, 1, 1, 1, 1, 1, 0, NULL, extra));
-  OK(cuCtxSynchronize());
-  uint32_t result = 0;
-  OK(cuMemcpyDtoH_v2(&result, word, sizeof result));
-  IS(41, result);
-  OK(cuMemFree_v2(word));
-  OK(cuModuleUnload(module));
-}
-
 SECTIONS({"shapes", test_shapes, DRIVER_TABLES}, {"primary", test_primary, OWN_CONTEXT | DRIVER_TABLES},
          {"storage_codes", test_storage_codes, DRIVER_TABLES},
          {"storage_inactive", test_storage_inactive, OWN_CONTEXT | DRIVER_TABLES},
@@ -368,4 +346,4 @@ SECTIONS({"shapes", test_shapes, DRIVER_TABLES}, {"primary", test_primary, OWN_C
          {"storage_threads", test_storage_threads, DRIVER_TABLES}, {"tools", test_tools, DRIVER_TABLES},
          {"context_numbers", test_context_numbers, DRIVER_TABLES},
          {"functions_of_a_module", test_functions_of_a_module, DRIVER_TABLES},
-         {"launch_slot", test_launch_slot, DRIVER_TABLES}, {"storage_reset", test_storage_reset, DRIVER_TABLES | LAST})
+         {"storage_reset", test_storage_reset, DRIVER_TABLES | LAST})

@@ -476,7 +476,7 @@ static void test_objects(void) {
   IS(CLAMP, told.addressMode[0]);
   IS(LINEAR, told.filterMode);
   IS(0, told.flags);
-  CODE(1, cuTexObjectGetResourceViewDesc(&view, object));
+  OK(cuTexObjectGetResourceViewDesc(&view, object));
   memset(&view, 0, sizeof view);
   view.width = view.height = 4;
   CUtexObject viewed;
@@ -496,9 +496,7 @@ static void test_objects(void) {
   r = of_array(square);
   CUsurfObject surface;
   NOTE(cuSurfObjectCreate(&surface, &r));  // made without CUDA_ARRAY3D_SURFACE_LDST
-  CODE(1, cuSurfObjectCreate(NULL, &r));
   OK(cuTexObjectDestroy(object));
-  NOTE(cuTexObjectDestroy(object));
   OK(cuTexObjectDestroy(other));
   OK(cuArrayDestroy(square));
 }
@@ -514,6 +512,7 @@ static void* make_objects(void* own) {
     CUDA_TEXTURE_DESC t, seen;
     CUtexObject objects[3];
     memset(&t, 0, sizeof t);
+    t.addressMode[0] = t.addressMode[1] = t.addressMode[2] = CU_TR_ADDRESS_MODE_BORDER;  // else its colour is dropped
     for (int k = 0; k < 3; k++) {
       t.borderColor[0] = (float)(i * 3 + k);
       wrong += cuTexObjectCreate(&objects[k], &r, &t, NULL) != 0;

@@ -266,8 +266,8 @@ ORION_API CUresult cuTexObjectGetTextureDesc(CUDA_TEXTURE_DESC* texture, CUtexOb
 ORION_API CUresult cuTexObjectGetResourceViewDesc(CUDA_RESOURCE_VIEW_DESC* view, CUtexObject handle) {
   ORION_ENTER_CONTEXT(context);
   object o;
-  ORION_REQUIRE(view != NULL && look_up(context, handle, false, &o) && o.has_view, CUDA_ERROR_INVALID_VALUE);
-  *view = o.view;
+  ORION_REQUIRE(view != NULL && look_up(context, handle, false, &o), CUDA_ERROR_INVALID_VALUE);
+  *view = o.view;  // all zero without one
   return CUDA_SUCCESS;
 }
 

@@ -137,12 +137,11 @@ static orion_memory* held(CUmemGenericAllocationHandle handle) {
 ORION_API CUresult cuMemGetAllocationGranularity(size_t* granularity, const CUmemAllocationProp* properties,
                                                  CUmemAllocationGranularity_flags option) {
   ORION_ENTER();
-  ORION_REQUIRE(granularity != NULL && (unsigned)option <= CU_MEM_ALLOC_GRANULARITY_RECOMMENDED,
+  // The driver does not look at the properties either, except whether there are any.
+  ORION_REQUIRE(granularity != NULL && properties != NULL && (unsigned)option <= CU_MEM_ALLOC_GRANULARITY_RECOMMENDED,
                 CUDA_ERROR_INVALID_VALUE);
-  orion_device_state* device;
-  const CUresult result = check_properties(properties, &device);
-  if (result == CUDA_SUCCESS) *granularity = ORION_CHUNK_BYTES;
-  return result;
+  *granularity = ORION_CHUNK_BYTES;
+  return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, size_t bytes,
@@ -309,13 +308,24 @@ static orion_mapping* whole_mappings(uint64_t address, uint64_t bytes) {
   return NULL;
 }
 
+/// Under the memory mutex.
+static bool is_reserved_and_free(uint64_t address, uint64_t bytes) {
+  const orion_extent* reserved = orion_extent_containing(reservations, address);
+  if (reserved == NULL || bytes > reserved->bytes - (address - reserved->start)) return false;
+  const orion_extent* next = orion_extent_at_or_above(orion_allocations, address);
+  return orion_extent_containing(orion_allocations, address) == NULL &&
+         (next == NULL || next->start - address >= bytes);
+}
+
 ORION_API CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
   ORION_ENTER();
   ORION_REQUIRE(bytes != 0 && granular(address) && granular(bytes), CUDA_ERROR_INVALID_VALUE);
   // One at a time: each may be the last of its memory.
   pthread_mutex_lock(&orion_memory_mutex);
   const bool whole = whole_mappings(address, bytes) != NULL;
+  const bool nothing = !whole && is_reserved_and_free(address, bytes);
   pthread_mutex_unlock(&orion_memory_mutex);
+  if (nothing) return CUDA_SUCCESS;  // as the driver has it
   ORION_REQUIRE(whole, CUDA_ERROR_INVALID_VALUE);
   CUresult result = CUDA_SUCCESS;
   while (bytes != 0 && result == CUDA_SUCCESS) {
@@ -343,7 +353,7 @@ ORION_API CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
 static CUresult check_access(const CUmemAccessDesc* access, size_t count) {
   for (size_t i = 0; i < count; i++) {
     if (access[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE) {
-      ORION_REQUIRE(orion_device_state_at(access[i].location.id) != NULL, CUDA_ERROR_INVALID_DEVICE);
+      ORION_REQUIRE(orion_device_state_at(access[i].location.id) != NULL, CUDA_ERROR_INVALID_VALUE);
     } else {
       ORION_REQUIRE(access[i].location.type == CU_MEM_LOCATION_TYPE_HOST ||
                         access[i].location.type == CU_MEM_LOCATION_TYPE_HOST_NUMA,

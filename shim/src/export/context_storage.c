@@ -142,13 +142,10 @@ void orion_storage_end(orion_context* context) {
   const CUcontext handle = (CUcontext)(uintptr_t)context->handle;
   const uint32_t generation = atomic_load(&context->entry.generation);
   kept_value last;
-  bool is_pushed = false;
+  // The thread's current context stays what it is: natively a reset without one runs them without one.
   while (take_last(context, generation, &last)) {
-    if (last.destroy == NULL) continue;
-    is_pushed = is_pushed || cuCtxPushCurrent_v2(handle) == CUDA_SUCCESS;
-    last.destroy(handle, last.key, last.value);
+    if (last.destroy != NULL) last.destroy(handle, last.key, last.value);
   }
-  if (is_pushed) (void)cuCtxPopCurrent_v2(NULL);
 }
 
 /// The only table without a size: three functions, then an end.

@@ -33,13 +33,6 @@ static CUresult load_container(const void* container, CUmodule* module, void* pa
 /// Nothing is kept of an image after its load.
 static void forget_image(const void* wrapper) { (void)wrapper; }
 
-static CUresult launch(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                       unsigned block_y, unsigned block_z, unsigned dynamic_shared_bytes, CUstream stream,
-                       void** extra) {
-  return cuLaunchKernel(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, dynamic_shared_bytes, stream, NULL,
-                        extra);
-}
-
 /// Natively loads compilers beforehand; they are beside the GPU.
 static CUresult prepare_compilers(void) { return CUDA_SUCCESS; }
 
@@ -52,7 +45,6 @@ const void* orion_runtime_table(void) {
   slots[6] = ORION_EXPORT_SLOT(load_for_host);
   slots[7] = ORION_EXPORT_SLOT(forget_image);
   slots[8] = ORION_EXPORT_SLOT(load_container);
-  slots[9] = ORION_EXPORT_SLOT(launch);
   slots[SLOT_WITHOUT_FUNCTION].function = NULL;
   slots[12] = ORION_EXPORT_SLOT(prepare_compilers);
   return slots;

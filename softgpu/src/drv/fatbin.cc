@@ -19,6 +19,7 @@ constexpr uint32_t kContainerMagic = 0xba55ed50;
 constexpr uint32_t kElfMagic = 0x464c457f;
 constexpr size_t kContainerHeaderBytes = 16;
 constexpr size_t kEntryHeaderBytes = 64;
+constexpr size_t kPtxHeaderBytes = 80;  // with an options record {offset, length}, which is empty here
 constexpr uint16_t kKindPtx = 1;
 constexpr uint16_t kKindElf = 2;
 constexpr uint64_t kFlag64Bit = 0x1;
@@ -312,14 +313,16 @@ std::vector<uint8_t> make_container(const std::vector<std::string>& texts, int c
   for (const std::string& text : texts) {
     const size_t start = image.size();
     const size_t payload_bytes = (text.size() + 1 + 7) / 8 * 8;
-    image.resize(start + kEntryHeaderBytes + payload_bytes);
+    image.resize(start + kPtxHeaderBytes + payload_bytes);
     put(start, kKindPtx);
     put(start + 2, uint16_t{0x0101});
-    put(start + 4, static_cast<uint32_t>(kEntryHeaderBytes));
+    put(start + 4, static_cast<uint32_t>(kPtxHeaderBytes));
     put(start + 8, static_cast<uint64_t>(payload_bytes));
+    put(start + 0x14, static_cast<uint32_t>(kEntryHeaderBytes));
     put(start + 0x1c, static_cast<uint32_t>(compute_capability));
     put(start + 0x28, kFlag64Bit | kFlagLinux);
-    std::memcpy(image.data() + start + kEntryHeaderBytes, text.data(), text.size());
+    put(start + kEntryHeaderBytes, static_cast<uint32_t>(kEntryHeaderBytes + 8));
+    std::memcpy(image.data() + start + kPtxHeaderBytes, text.data(), text.size());
   }
   put(0, kContainerMagic);
   put(4, uint16_t{1});

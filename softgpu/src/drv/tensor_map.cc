@@ -74,8 +74,6 @@ void encode(TensorMap* map, const Layout& l, uint32_t kind, std::initializer_lis
   map->words[1] = hash | 1;  // never 0: tells a map from zeroed memory
 }
 
-bool aligned(const void* map) { return map && reinterpret_cast<uint64_t>(map) % 64 == 0; }
-
 }  // namespace
 
 SG_API cuTensorMapEncodeTiled(TensorMap* map, uint32_t data_type, uint32_t rank, void* address,
@@ -85,7 +83,7 @@ SG_API cuTensorMapEncodeTiled(TensorMap* map, uint32_t data_type, uint32_t rank,
   return with_driver([&](Driver&) -> CUresult {
     const Layout l{data_type,  rank,    from_handle(address), dimensions, strides, element_strides,
                    interleave, swizzle, l2_promotion,         oob_fill};
-    if (!aligned(map) || !box || !layout_ok(l, box[0])) return CUDA_ERROR_INVALID_VALUE;
+    if (!map || !box || !layout_ok(l, box[0])) return CUDA_ERROR_INVALID_VALUE;
     uint64_t boxes[2] = {0, 0};
     for (uint32_t i = 0; i < rank; ++i) {
       if (box[i] == 0 || box[i] > 256) return CUDA_ERROR_INVALID_VALUE;
@@ -103,7 +101,7 @@ SG_API cuTensorMapEncodeIm2col(TensorMap* map, uint32_t data_type, uint32_t rank
   return with_driver([&](Driver&) -> CUresult {
     const Layout l{data_type,  rank,    from_handle(address), dimensions, strides, element_strides,
                    interleave, swizzle, l2_promotion,         oob_fill};
-    if (!aligned(map) || !lower || !upper || rank < 3 || !layout_ok(l, channels)) return CUDA_ERROR_INVALID_VALUE;
+    if (!map || !lower || !upper || rank < 3 || !layout_ok(l, channels)) return CUDA_ERROR_INVALID_VALUE;
     if (channels == 0 || channels > 256 || pixels == 0 || pixels > 1024) return CUDA_ERROR_INVALID_VALUE;
     constexpr int kLimit[] = {32768, 128, 16};
     uint64_t corners = 0;
@@ -128,7 +126,7 @@ SG_API cuTensorMapEncodeIm2colWide(TensorMap*, uint32_t, uint32_t, void*, const 
 
 SG_API cuTensorMapReplaceAddress(TensorMap* map, void* address) {
   return with_driver([&](Driver&) -> CUresult {
-    if (!aligned(map) || from_handle(address) % 16 || map->words[1] == 0) return CUDA_ERROR_INVALID_VALUE;
+    if (!map || from_handle(address) % 16 || map->words[1] == 0) return CUDA_ERROR_INVALID_VALUE;
     map->words[0] = from_handle(address);
     return CUDA_SUCCESS;
   });

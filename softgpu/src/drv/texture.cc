@@ -162,9 +162,6 @@ SG_API cuTexObjectGetTextureDesc(CUDA_TEXTURE_DESC* out, CUtexObject handle) {
   return question(false, handle, out, &TextureObject::description);
 }
 SG_API cuTexObjectGetResourceViewDesc(CUDA_RESOURCE_VIEW_DESC* out, CUtexObject handle) {
-  bool has_view = false;
-  const CUresult found = question(false, handle, &has_view, &TextureObject::has_view);
-  if (found != CUDA_SUCCESS || !has_view) return CUDA_ERROR_INVALID_VALUE;
   return question(false, handle, out, &TextureObject::view);
 }
 

@@ -81,10 +81,8 @@ constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
 }  // namespace
 
 SG_API cuMemGetAllocationGranularity(size_t* bytes, const CUmemAllocationProp* prop, int option) {
-  return with_driver([&](Driver& driver) -> CUresult {
-    if (!bytes || option < 0 || option > 1) return CUDA_ERROR_INVALID_VALUE;
-    const CUresult checked = check_prop(driver, prop);
-    if (checked != CUDA_SUCCESS) return checked;
+  return with_driver([&](Driver&) -> CUresult {
+    if (!bytes || !prop || option < 0 || option > 1) return CUDA_ERROR_INVALID_VALUE;
     *bytes = kVmmGranularityBytes;
     return CUDA_SUCCESS;
   });
@@ -198,6 +196,7 @@ SG_API cuMemUnmap(CUdeviceptr address, size_t bytes) {
     auto& all = reservations();
     std::lock_guard lock(all.mutex);
     const std::vector<Region> mapped = driver.map.between(address, address + bytes);
+    if (mapped.empty() && all.contains(address, address + bytes)) return CUDA_SUCCESS;
     if (mapped.empty() || !driver.map.covers(address, bytes)) return CUDA_ERROR_INVALID_VALUE;
     if (mapped.front().begin != address || mapped.back().end != address + bytes) return CUDA_ERROR_INVALID_VALUE;
     for (const Region& region : mapped) {
@@ -229,7 +228,7 @@ SG_API cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc* 
     if (mapped.front().begin != address || mapped.back().end != address + bytes) return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; ++i) {
       if (desc[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE) {
-        if (!driver.device(desc[i].location.id)) return CUDA_ERROR_INVALID_DEVICE;
+        if (!driver.device(desc[i].location.id)) return CUDA_ERROR_INVALID_VALUE;
       } else if (desc[i].location.type != CU_MEM_LOCATION_TYPE_HOST) {
         return CUDA_ERROR_INVALID_VALUE;
       }
