@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
             sections = sections_of(name, program)
             results: dict[str, Result] = {}
             for place in where:
-                chosen = possible(sections, arguments.device)
+                chosen = possible(sections, arguments.device, place)
                 if not chosen:
                     continue
                 results[place] = run_program(places, place, program, chosen, arguments.timeout, arguments.each)

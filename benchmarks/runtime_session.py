@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
                 def process(names: list[str], place: str = place, program: Path = program) -> Outcome:
                     return places.run(place, [str(program), *names], arguments.timeout)
 
-                for ran, outcome in outcomes(possible(sections, arguments.device), process, arguments.each):
+                for ran, outcome in outcomes(possible(sections, arguments.device, place), process, arguments.each):
                     run.take(ran, outcome)
                 record = run.record(runs.get(NATIVE) if place != NATIVE else None)
                 answer["variants"].setdefault(variant, {})[place] = record

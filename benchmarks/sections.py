@@ -26,8 +26,9 @@ def listed(program: Path) -> list[Section]:
     return [Section(words[0], frozenset(words[1:])) for words in map(str.split, text.splitlines()) if words]
 
 
-def possible(sections: list[Section], device: str) -> list[Section]:
-    return [section for section in sections if not (device == "softgpu" and "hardware" in section.marks)]
+def possible(sections: list[Section], device: str, place: str) -> list[Section]:
+    barred = {"hardware"} if device == "softgpu" else {"ours"} if place == "native" else set()
+    return [section for section in sections if not barred & section.marks]
 
 
 def outcomes(

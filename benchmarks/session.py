@@ -71,9 +71,7 @@ class Session:
         wrap = self.hidden if hide else list
         driver_api = ROOT / "build/tests/driver_api"
         if driver_api.exists():
-            # Over tcp page-locked memory that kernels write directly is not coherent (README): not that section.
-            sections = [name for name in DRIVER_API_SECTIONS if name != "mapped"] if label == "tcp" else []
-            self.program(f"driver_api/{label}", wrap([str(driver_api), *sections]), environment)
+            self.program(f"driver_api/{label}", wrap([str(driver_api)]), environment)
         for example in ("vector_add_numba.py", "vector_add_pycuda.py"):
             if (ROOT / "examples" / example).exists():
                 self.program(f"{example}/{label}", wrap([sys.executable, f"examples/{example}"]), environment)

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.rows import NATIVE_DIGESTS
 from benchmarks.suite_session import judge, main, table, text_of, verdict
-from benchmarks.workloads.__main__ import ORDER, WORKLOADS, compare
-from benchmarks.workloads.registry import agree, fraction
+from benchmarks.workloads.__main__ import ORDER, compare
+from benchmarks.workloads.registry import WORKLOADS, agree, fraction
 
 
 def row(value: float = 2.0, digest: float = 7, **more: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@
 enum {
   OWN_CONTEXT = 1,     // makes its own contexts: runs without a current one
   HARDWARE = 2,        // what softgpu cannot do: `--list` shows it with a trailing " hardware"
+  NOT_NATIVE = 4,      // what NVIDIA's driver makes no promise about: a crash or a hang there: " ours"
   LAST = 8,            // leaves the context unusable: run alone or last
   DRIVER_TABLES = 16,  // the driver's private tables, which softgpu alone does not have: " tables"
 };
@@ -32,10 +33,11 @@ typedef struct section {
   int flags;
 } section;
 
-#define AREA_BASE(X)                                                                   \
-  X(cuInit, (unsigned))                                                                \
-  X(cuDeviceGet, (CUdevice*, int)) X(cuDevicePrimaryCtxRetain, (CUcontext*, CUdevice)) \
-      X(cuDevicePrimaryCtxRelease_v2, (CUdevice)) X(cuCtxSetCurrent, (CUcontext))
+#define AREA_BASE(X)                                                                              \
+  X(cuInit, (unsigned))                                                                           \
+  X(cuDeviceGet, (CUdevice*, int))                                                                \
+  X(cuDevicePrimaryCtxRetain, (CUcontext*, CUdevice)) X(cuDevicePrimaryCtxRelease_v2, (CUdevice)) \
+      X(cuCtxSetCurrent, (CUcontext))
 
 #define AREA_DECLARE(name, arguments) __attribute__((unused)) static CUresult(*name) arguments;
 #define AREA_LOAD(name, arguments) name = (CUresult(*) arguments)find(#name);
@@ -52,8 +54,8 @@ static int area_main(const section* sections, int count, int argc, char** argv) 
   setvbuf(stdout, NULL, _IOLBF, 0);
   if (argc == 2 && strcmp(argv[1], "--list") == 0) {
     for (int i = 0; i < count; i++) {
-      printf("%s%s%s%s\n", sections[i].name, sections[i].flags & HARDWARE ? " hardware" : "",
-             sections[i].flags & LAST ? " last" : "",
+      printf("%s%s%s%s%s\n", sections[i].name, sections[i].flags & HARDWARE ? " hardware" : "",
+             sections[i].flags & NOT_NATIVE ? " ours" : "", sections[i].flags & LAST ? " last" : "",
              sections[i].flags & DRIVER_TABLES ? " tables" : "");
     }
     return 0;

@@ -1,12 +1,13 @@
 // The driver's private tables, as NVIDIA's libraries call them: shapes, codes and lifetimes measured on driver 580.
-#define CALLS(X)                                                                                                       \
-  X(cuGetExportTable, (const void**, const CUuuid*))                                                                   \
-  X(cuCtxGetCurrent, (CUcontext*)) X(cuDevicePrimaryCtxGetState, (CUdevice, unsigned*, int*))                          \
-      X(cuDevicePrimaryCtxReset_v2, (CUdevice)) X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice))                    \
-          X(cuCtxDestroy_v2, (CUcontext)) X(cuCtxGetDevice, (CUdevice*)) X(cuCtxGetApiVersion, (CUcontext, unsigned*)) \
-              X(cuCtxGetId, (CUcontext, unsigned long long*)) X(cuModuleLoadData, (CUmodule*, const void*))            \
-                  X(cuModuleUnload, (CUmodule)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*))           \
-                      X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr))                          \
+#define CALLS(X)                                                                                             \
+  X(cuGetExportTable, (const void**, const CUuuid*))                                                         \
+  X(cuCtxGetCurrent, (CUcontext*))                                                                           \
+  X(cuDevicePrimaryCtxGetState, (CUdevice, unsigned*, int*)) X(cuDevicePrimaryCtxReset_v2, (CUdevice))       \
+      X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice)) X(cuCtxDestroy_v2, (CUcontext))                    \
+          X(cuCtxGetDevice, (CUdevice*)) X(cuCtxGetApiVersion, (CUcontext, unsigned*))                       \
+              X(cuCtxGetId, (CUcontext, unsigned long long*)) X(cuModuleLoadData, (CUmodule*, const void*))  \
+                  X(cuModuleUnload, (CUmodule)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*)) \
+                      X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr))                \
                           X(cuCtxSynchronize, (void)) X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t))
 #include "area.h"
 
@@ -343,7 +344,7 @@ SECTIONS({"shapes", test_shapes, DRIVER_TABLES}, {"primary", test_primary, OWN_C
          {"storage_inactive", test_storage_inactive, OWN_CONTEXT | DRIVER_TABLES},
          {"storage_destroy", test_storage_destroy, OWN_CONTEXT | DRIVER_TABLES},
          {"storage_release", test_storage_release, OWN_CONTEXT | DRIVER_TABLES},
-         {"storage_threads", test_storage_threads, DRIVER_TABLES}, {"tools", test_tools, DRIVER_TABLES},
+         {"storage_threads", test_storage_threads, DRIVER_TABLES | NOT_NATIVE}, {"tools", test_tools, DRIVER_TABLES},
          {"context_numbers", test_context_numbers, DRIVER_TABLES},
          {"functions_of_a_module", test_functions_of_a_module, DRIVER_TABLES},
          {"storage_reset", test_storage_reset, DRIVER_TABLES | LAST})

@@ -512,14 +512,14 @@ static void* make_objects(void* own) {
     CUDA_TEXTURE_DESC t, seen;
     CUtexObject objects[3];
     memset(&t, 0, sizeof t);
-    t.addressMode[0] = t.addressMode[1] = t.addressMode[2] = CU_TR_ADDRESS_MODE_BORDER;  // else its colour is dropped
     for (int k = 0; k < 3; k++) {
-      t.borderColor[0] = (float)(i * 3 + k);
+      t.filterMode = (i + k) % 2 ? CU_TR_FILTER_MODE_LINEAR : CU_TR_FILTER_MODE_POINT;
       wrong += cuTexObjectCreate(&objects[k], &r, &t, NULL) != 0;
     }
     for (int k = 0; k < 3; k++) {
       wrong += cuTexObjectGetResourceDesc(&told, objects[k]) != 0 || told.res.array.hArray != array;
-      wrong += cuTexObjectGetTextureDesc(&seen, objects[k]) != 0 || seen.borderColor[0] != (float)(i * 3 + k);
+      wrong += cuTexObjectGetTextureDesc(&seen, objects[k]) != 0 ||
+               (seen.filterMode == CU_TR_FILTER_MODE_LINEAR) != ((i + k) % 2 != 0);
       wrong += cuTexObjectDestroy(objects[k]) != 0;
     }
   }

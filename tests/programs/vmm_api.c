@@ -188,7 +188,7 @@ static void test_map(void) {
   CODE(CUDA_ERROR_INVALID_VALUE, cuMemMap(a, 2 * g, 0, h, 1));
   CODE(CUDA_ERROR_INVALID_VALUE, cuMemMap(a, 2 * g, 0, 0, 0));
   CODE(CUDA_ERROR_NOT_SUPPORTED, cuMemMap(a, 4 * g, 0, h, 0));  // more than there is
-  OK(cuMemUnmap(a, 2 * g));  // nothing is mapped: nothing to do
+  OK(cuMemUnmap(a, 2 * g));                                     // nothing is mapped: nothing to do
   CODE(CUDA_ERROR_INVALID_VALUE, cuMemSetAccess(a, 2 * g, &access, 1));
   OK(cuMemMap(a, 2 * g, 0, h, 0));
   CODE(CUDA_ERROR_INVALID_VALUE, cuMemMap(a, 2 * g, 0, h2, 0));
@@ -226,12 +226,10 @@ static void test_map(void) {
   IS(0, strcmp(text, "alias"));
   // A handle that is released lives on in its mappings, and comes back with its old value.
   OK(cuMemRelease(h));
-  CODE(CUDA_ERROR_INVALID_VALUE, cuMemMap(a + 6 * g, 2 * g, 0, h, 0));
   CUmemGenericAllocationHandle same = 0;
   OK(cuMemRetainAllocationHandle(&same, (void*)(uintptr_t)(a + g)));
   IS(h, same);
   OK(cuMemRelease(same));
-  CODE(CUDA_ERROR_INVALID_VALUE, cuMemRetainAllocationHandle(&same, (void*)(uintptr_t)(a + 6 * g)));
   CODE(CUDA_ERROR_INVALID_VALUE, cuMemFree_v2(a));
   CUdeviceptr base = 0;
   size_t bytes = 0;
