@@ -114,9 +114,9 @@ void orion_note_pull(orion_session* session, uint64_t offset, uint64_t bytes, ui
 void orion_note_pulled_rows(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value);
 
 /// Host memory that kernels use, where both ends hold copies of it (never over shm). Begin: HOST_COHERENT has been
-/// submitted. Push: sends what the program has changed; the returned number is the bulk_seq of the operation that
-/// relies on it.
-bool orion_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes);
+/// submitted; `unsent`: the range is still zero on the worker's side, and only what is not travels. Push: sends what
+/// the program has changed; the returned number is the bulk_seq of the operation that relies on it.
+bool orion_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool unsent);
 uint64_t orion_coherent_push(orion_session* session, uint64_t offset, uint64_t bytes);
 void orion_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes);
 

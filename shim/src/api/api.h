@@ -4,14 +4,18 @@
 
 #include "cuda_types.h"
 #include "gen_cuda_api.h"
-#include "state.h"
 #include "session/stats.h"
+#include "state.h"
 
 #define ORION_API __attribute__((visibility("default")))
 
 /// What a NULL stream means inside the current call: 0 or CU_STREAM_PER_THREAD. The `_ptds` and `_ptsz` variants set it
 /// around the call of the base function.
 extern _Thread_local uintptr_t orion_default_stream_override;
+/// What batches refuse: the NULL stream of the program's own choice.
+static inline bool orion_is_legacy(CUstream stream) {
+  return stream == CU_STREAM_LEGACY || (stream == NULL && orion_default_stream_override == 0);
+}
 
 /// Generated: newest ABI variant of `name` for `cuda_version`; status 0 found, 1 unknown, 2 version not sufficient.
 const void* orion_lookup_symbol(const char* name, int cuda_version, uint64_t flags, int* status);

@@ -12,6 +12,7 @@ typedef struct candidate {
   orion_session* session;  // NULL: unused
   uint64_t address, offset, bytes;
   bool active;
+  bool always;  // managed: used by every launch
 } candidate;
 
 _Atomic uint32_t orion_coherent_candidates;
@@ -21,6 +22,7 @@ _Atomic uint32_t orion_coherent_candidates;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static candidate* candidates;
 static uint32_t count, capacity;
+static _Atomic uint32_t always_count;
 // Bounds of all addresses that can be meant. They only widen: a value outside is told with one comparison.
 static _Atomic uint64_t lowest = UINT64_MAX, highest;
 
@@ -31,29 +33,35 @@ static void widen(uint64_t address, uint64_t bytes) {
   if (address + bytes > atomic_load(&highest)) atomic_store(&highest, address + bytes);
 }
 
-void orion_coherent_add(orion_session* session, uint64_t address, uint64_t arena_offset, uint64_t bytes) {
-  if (!orion_over_network(session) || session->coherent == ORION_COHERENT_OFF) return;
-  pthread_mutex_lock(&mutex);
+/// Under the mutex. NULL: out of memory.
+static candidate* add(const candidate* fresh) {
   uint32_t index = 0;
   while (index < count && candidates[index].session != NULL) index++;
   if (index == capacity) {
     const uint32_t wanted = capacity == 0 ? 64 : 2 * capacity;
     candidate* larger = realloc(candidates, wanted * sizeof *larger);
-    if (larger == NULL) {
-      pthread_mutex_unlock(&mutex);
-      orion_log(ORION_LOG_ERROR, "out of memory: host memory at %#llx is not kept coherent for kernels",
-                (unsigned long long)address);
-      return;
-    }
+    if (larger == NULL) return NULL;
     candidates = larger;
     capacity = wanted;
   }
   if (index == count) count++;
-  candidates[index] = (candidate){.session = session, .address = address, .offset = arena_offset, .bytes = bytes};
-  widen(address, bytes);
-  widen((uint64_t)(uintptr_t)session->host_base + arena_offset, bytes);
+  candidates[index] = *fresh;
+  widen(fresh->address, fresh->bytes);
+  widen((uint64_t)(uintptr_t)fresh->session->host_base + fresh->offset, fresh->bytes);
   atomic_fetch_add(&orion_coherent_candidates, 1);
+  return &candidates[index];
+}
+
+void orion_coherent_add(orion_session* session, uint64_t address, uint64_t arena_offset, uint64_t bytes) {
+  if (!orion_over_network(session) || session->coherent == ORION_COHERENT_OFF) return;
+  const candidate fresh = {.session = session, .address = address, .offset = arena_offset, .bytes = bytes};
+  pthread_mutex_lock(&mutex);
+  const bool added = add(&fresh) != NULL;
   pthread_mutex_unlock(&mutex);
+  if (!added) {
+    orion_log(ORION_LOG_ERROR, "out of memory: host memory at %#llx is not kept coherent for kernels",
+              (unsigned long long)address);
+  }
 }
 
 void orion_coherent_remove(orion_session* session, uint64_t arena_offset) {
@@ -62,6 +70,7 @@ void orion_coherent_remove(orion_session* session, uint64_t arena_offset) {
     if (candidates[i].session != session || candidates[i].offset != arena_offset) continue;
     if (candidates[i].active) orion_coherent_end(session, arena_offset, candidates[i].bytes);
     candidates[i].session = NULL;
+    if (candidates[i].always) atomic_fetch_sub(&always_count, 1);
     atomic_fetch_sub(&orion_coherent_candidates, 1);
   }
   pthread_mutex_unlock(&mutex);
@@ -74,7 +83,7 @@ static bool activate(candidate* c, uint32_t context) {
                                .arena_off = c->offset,
                                .size_bytes = c->bytes};
   if (orion_submit(c->session, &op.op, sizeof op, NULL, 0) != CUDA_SUCCESS) return false;
-  c->active = orion_coherent_begin(c->session, c->offset, c->bytes);
+  c->active = orion_coherent_begin(c->session, c->offset, c->bytes, c->always);
   if (!c->active) orion_log(ORION_LOG_ERROR, "out of memory: kernels do not see the program's page-locked memory");
   return c->active;
 }
@@ -82,6 +91,21 @@ static bool activate(candidate* c, uint32_t context) {
 static bool contains(const candidate* c, uint64_t address) {
   const uint64_t own = (uint64_t)(uintptr_t)c->session->host_base + c->offset;
   return address - c->address < c->bytes || address - own < c->bytes;
+}
+
+bool orion_coherent_add_managed(orion_session* session, uint64_t arena_offset, uint64_t bytes, uint32_t context) {
+  if (!orion_over_network(session)) return true;
+  const candidate fresh = {.session = session,
+                           .address = (uint64_t)(uintptr_t)session->host_base + arena_offset,
+                           .offset = arena_offset,
+                           .bytes = bytes,
+                           .always = true};
+  pthread_mutex_lock(&mutex);
+  candidate* c = add(&fresh);
+  if (c != NULL) atomic_fetch_add(&always_count, 1);
+  const bool active = c != NULL && activate(c, context);
+  pthread_mutex_unlock(&mutex);
+  return active;
 }
 
 /// Under the mutex: what the range's bytes need before an operation of `stream`.
@@ -93,20 +117,30 @@ static uint64_t touch(uint32_t index, orion_stream* stream, orion_op* op) {
   return bit_of(index);
 }
 
-uint64_t orion_coherent_scan(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes) {
-  // What a graph touches is looked at when it is launched.
+uint64_t orion_coherent_always(orion_stream* stream, orion_op* op) {
+  const bool all = stream->session->coherent == ORION_COHERENT_ALL;
+  if (!all && atomic_load_explicit(&always_count, memory_order_relaxed) == 0) return 0;
   if (!orion_over_network(stream->session) || orion_is_captured(stream)) return 0;
   uint64_t seen = 0;
-  const bool all = stream->session->coherent == ORION_COHERENT_ALL;
+  pthread_mutex_lock(&mutex);
+  for (uint32_t i = 0; i < count; i++) {
+    if (candidates[i].session == stream->session && (all || candidates[i].always)) seen |= touch(i, stream, op);
+  }
+  pthread_mutex_unlock(&mutex);
+  if (seen != 0) atomic_fetch_or(&stream->coherent, seen);
+  return seen;
+}
+
+uint64_t orion_coherent_params(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes) {
+  // What a graph touches is looked at when it is launched.
+  if (!orion_over_network(stream->session) || orion_is_captured(stream)) return 0;
+  if (stream->session->coherent == ORION_COHERENT_ALL) return 0;  // orion_coherent_always has seen to all
+  uint64_t seen = 0;
   const uint64_t low = atomic_load_explicit(&lowest, memory_order_relaxed);
   const uint64_t span = atomic_load_explicit(&highest, memory_order_relaxed) - low;
-  bool locked = all;
-  if (all) pthread_mutex_lock(&mutex);
-  for (uint32_t i = 0; all && i < count; i++) {
-    if (candidates[i].session == stream->session) seen |= touch(i, stream, op);
-  }
+  bool locked = false;
   uint64_t last = UINT64_MAX;  // several parameters often point into one range
-  for (uint32_t at = 0; !all && at + 8 <= bytes; at += 8) {
+  for (uint32_t at = 0; at + 8 <= bytes; at += 8) {
     uint64_t value;
     memcpy(&value, (const uint8_t*)params + at, sizeof value);
     if (value - low >= span) continue;
@@ -115,7 +149,7 @@ uint64_t orion_coherent_scan(orion_stream* stream, orion_op* op, const void* par
     if (last < count && candidates[last].session == stream->session && contains(&candidates[last], value)) continue;
     for (uint32_t i = 0; i < count; i++) {
       if (candidates[i].session != stream->session || !contains(&candidates[i], value)) continue;
-      seen |= touch(i, stream, op);
+      if (!candidates[i].always) seen |= touch(i, stream, op);
       last = i;
     }
   }

@@ -8,7 +8,8 @@
 
 #include "state.h"
 
-/// Host allocations that kernels could use and that are not shared with their worker. 0: nothing below does anything.
+/// Host allocations that kernels could use and that are not shared with their worker, and managed ones that it does not
+/// know yet. 0: nothing below does anything.
 extern _Atomic uint32_t orion_coherent_candidates;
 
 /// A host allocation of `session` that kernels reach at `address` (and, as arena memory, at its own) is there.
@@ -16,14 +17,22 @@ void orion_coherent_add(orion_session* session, uint64_t address, uint64_t arena
 /// It is about to end; no work uses it any more.
 void orion_coherent_remove(orion_session* session, uint64_t arena_offset);
 
-uint64_t orion_coherent_scan(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes);
+/// The same for managed memory, which every launch may use, whatever its parameters are. Nothing of it has travelled:
+/// it is zero on the worker's side. False: out of memory.
+bool orion_coherent_add_managed(orion_session* session, uint64_t arena_offset, uint64_t bytes, uint32_t context);
+
+/// What every launch of `stream` may use, and what `params` point to. Once for each operation, and once for each of the
+/// kernels in it.
+uint64_t orion_coherent_always(orion_stream* stream, orion_op* op);
+uint64_t orion_coherent_params(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes);
 void orion_coherent_publish(orion_stream* stream);
 
 /// Before the submission of a launch: sends what its parameters point to and sets op->bulk_seq. The result goes to
 /// orion_coherent_after when the launch has been submitted.
 static inline uint64_t orion_coherent_before(orion_stream* stream, orion_op* op, const void* params, uint32_t bytes) {
   if (__builtin_expect(atomic_load_explicit(&orion_coherent_candidates, memory_order_relaxed) == 0, 1)) return 0;
-  return orion_coherent_scan(stream, op, params, bytes);
+  const uint64_t always = orion_coherent_always(stream, op);
+  return always | orion_coherent_params(stream, op, params, bytes);
 }
 
 /// Set before and after: a marker of another thread may take the first set before the launch is in the ring, and this

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "managed.h"
 
 #define INLINE_BYTES 4096ull
 // Pieces beyond a thread's first that may hold staging while it waits for more: bounded below the staging's size, so
@@ -23,7 +24,11 @@ CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orio
     return CUDA_SUCCESS;
   }
   if (!range.whole) return CUDA_ERROR_INVALID_VALUE;
-  const bool pinned = range.kind == ORION_MEMORY_PINNED;
+  const bool pinned = orion_is_arena(range.kind);
+  if (range.kind == ORION_MEMORY_MANAGED) {
+    const CUresult result = orion_managed_ready(range.context->session);
+    if (result != CUDA_SUCCESS) return result;
+  }
   *place = (orion_place){.side = pinned ? ORION_SIDE_HOST : ORION_SIDE_DEVICE,
                          .address = address,
                          .pinned = pinned,
@@ -34,8 +39,9 @@ CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orio
 orion_place orion_place_host(const void* address, uint64_t bytes) {
   orion_place place = {.side = ORION_SIDE_HOST, .address = (uint64_t)(uintptr_t)address};
   const orion_range range = orion_find_range(place.address, bytes);
-  if (range.kind == ORION_MEMORY_PINNED && range.whole) {
-    place.pinned = true;
+  if (orion_is_arena(range.kind) && range.whole) {
+    // Managed memory that the worker cannot use is copied as any other.
+    place.pinned = range.kind == ORION_MEMORY_PINNED || orion_managed_ready(range.context->session) == CUDA_SUCCESS;
     place.context = range.context;
   } else if (orion_is_device(range.kind) && range.whole) {
     place.side = ORION_SIDE_DEVICE;  // unified addresses: the name of the call does not bind

@@ -4,10 +4,6 @@
 #include "array.h"
 #include "copy.h"
 
-static bool is_legacy(CUstream stream) {
-  return stream == CU_STREAM_LEGACY || (stream == NULL && orion_default_stream_override == 0);
-}
-
 static bool order_known(CUmemcpySrcAccessOrder order) {
   return order >= CU_MEMCPY_SRC_ACCESS_ORDER_STREAM && order <= CU_MEMCPY_SRC_ACCESS_ORDER_ANY;
 }
@@ -37,7 +33,7 @@ static CUresult batch(const CUdeviceptr* to, const CUdeviceptr* from, const size
   *failed = SIZE_MAX;
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE(to != NULL && from != NULL && sizes != NULL && count > 0, CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE(!is_legacy(handle) && attributes_ok(count, attributes, firsts, attribute_count),
+  ORION_REQUIRE(!orion_is_legacy(handle) && attributes_ok(count, attributes, firsts, attribute_count),
                 CUDA_ERROR_INVALID_VALUE);
   orion_place to_place, from_place;
   for (size_t i = 0; i < count; i++) {
@@ -142,7 +138,7 @@ static CUresult batch_3d(size_t count, const CUDA_MEMCPY3D_BATCH_OP* ops, unsign
                          size_t* failed) {
   *failed = SIZE_MAX;
   ORION_ENTER_STREAM(stream, handle);
-  ORION_REQUIRE(ops != NULL && count > 0 && flags == 0 && !is_legacy(handle), CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(ops != NULL && count > 0 && flags == 0 && !orion_is_legacy(handle), CUDA_ERROR_INVALID_VALUE);
   CUDA_MEMCPY3D copy;
   for (size_t i = 0; i < count; i++) {
     const CUresult result = to_copy(&ops[i], &copy);

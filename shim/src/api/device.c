@@ -4,15 +4,14 @@
 #include <strings.h>
 
 #include "api.h"
+#include "managed.h"
 
 #define DRIVER_VERSION_WITHOUT_SERVER 13000
 
 /// Facilities that the shim does not carry yet: what natively may be there is reported as absent, so that programs
 /// choose another way instead of running into CUDA_ERROR_NOT_SUPPORTED.
 static const uint16_t absent_attributes[] = {
-    CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY,
     CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS,
-    CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS,
     CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM,
     CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES,
     CU_DEVICE_ATTRIBUTE_DIRECT_MANAGED_MEM_ACCESS_FROM_HOST,
@@ -109,6 +108,15 @@ ORION_API CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute
   orion_device_state* state = orion_device_state_at(device);
   ORION_REQUIRE(state != NULL, CUDA_ERROR_INVALID_DEVICE);
   ORION_REQUIRE(state->info->has_attribute[attribute], CUDA_ERROR_INVALID_VALUE);
+  if (attribute == CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY && !orion_managed_offered(state->info->session)) {
+    *value = 0;
+    return CUDA_SUCCESS;
+  }
+  // Over a network nothing travels while a kernel runs.
+  if (attribute == CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS && orion_over_network(state->info->session)) {
+    *value = 0;
+    return CUDA_SUCCESS;
+  }
   *value = is_absent((int)attribute) ? 0 : state->info->attributes[attribute];
   return CUDA_SUCCESS;
 }

@@ -13,6 +13,7 @@
 #include "coherent.h"
 #include "copy.h"
 #include "host_function.h"
+#include "managed.h"
 #include "memory.h"
 
 #define SHADOW_ALIGNMENT 256ull
@@ -471,11 +472,14 @@ static CUresult submit_launch(orion_exec* exec, orion_stream* stream) {
   }
   uint64_t seen = 0;
   if (atomic_load_explicit(&orion_coherent_candidates, memory_order_relaxed) != 0) {
+    const CUresult managed = orion_managed_ready(stream->session);
+    if (managed != CUDA_SUCCESS) return managed;
+    seen = orion_coherent_always(stream, &op.op);
     for (uint32_t i = 0; i < exec->step_count; i++) {
       const orion_op* work = exec->steps[i].work.op;
       if (work == NULL || exec->steps[i].type != CU_GRAPH_NODE_TYPE_KERNEL) continue;
       const uint32_t fixed_bytes = ORION_OP_INFO[work->code].fixed_bytes;
-      seen |= orion_coherent_before(stream, &op.op, (const uint8_t*)work + fixed_bytes, work->bytes - fixed_bytes);
+      seen |= orion_coherent_params(stream, &op.op, (const uint8_t*)work + fixed_bytes, work->bytes - fixed_bytes);
     }
   }
   CUresult result = orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);

@@ -5,6 +5,7 @@
 #include "capture.h"
 #include "coherent.h"
 #include "library.h"
+#include "managed.h"
 
 #define LAUNCH_COOPERATIVE 1u
 #define ATTRIBUTES_MAX 32u
@@ -168,6 +169,8 @@ static CUresult launch(CUfunction handle, const launch_shape* shape, CUstream st
   op.block_z = shape->block[2];
   op.dynamic_shared_bytes = shape->dynamic_shared_bytes;
   op.param_bytes = param_bytes;
+  result = orion_managed_before(stream);
+  if (result != CUDA_SUCCESS) return result;
   const uint64_t seen = orion_coherent_before(stream, &op.op, tail, param_bytes);
   result = orion_stream_submit(stream, &op.op, sizeof op, tail, param_bytes);
   orion_coherent_after(stream, seen);
@@ -277,6 +280,8 @@ ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction han
   op.block_z = shape.block[2];
   op.dynamic_shared_bytes = shape.dynamic_shared_bytes;
   op.param_bytes = param_bytes;
+  result = orion_managed_before(stream);
+  if (result != CUDA_SUCCESS) return result;
   const uint64_t seen = orion_coherent_before(stream, &op.op, (const uint8_t*)tail + attribute_bytes, param_bytes);
   result = orion_stream_submit(stream, &op.op, sizeof op, tail, attribute_bytes + param_bytes);
   orion_coherent_after(stream, seen);

@@ -6,6 +6,7 @@
 #include "api.h"
 #include "capture.h"
 #include "coherent.h"
+#include "managed.h"
 #include "virtual_memory.h"
 
 #define PAGE_BYTES 4096ull
@@ -125,7 +126,7 @@ ORION_API CUresult cuMemFree_v2(CUdeviceptr address) {
   ORION_CAPTURE_SAFE();
   if (address == 0) return CUDA_SUCCESS;
   CUresult result;
-  if (orion_graph_memory_free(address, &result)) return result;
+  if (orion_graph_memory_free(address, &result) || orion_managed_free(address, &result)) return result;
   return orion_device_free(address);
 }
 
@@ -152,15 +153,6 @@ ORION_API CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* bytes, CUd
   return CUDA_SUCCESS;
 }
 
-ORION_API CUresult cuMemAllocManaged(CUdeviceptr* address, size_t bytes, unsigned int flags) {
-  ORION_ENTER_CONTEXT(context);
-  ORION_CAPTURE_SAFE();
-  (void)context;
-  ORION_REQUIRE(address != NULL && bytes != 0, CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE(flags == CU_MEM_ATTACH_GLOBAL || flags == CU_MEM_ATTACH_HOST, CUDA_ERROR_INVALID_VALUE);
-  return CUDA_ERROR_NOT_SUPPORTED;  // and CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY says 0
-}
-
 // ------------------------------------------------------------------------------------------------ pinned memory
 
 static orion_allocation* new_host_allocation(orion_context* context, enum orion_memory_kind kind, uint64_t start,
@@ -176,6 +168,19 @@ static orion_allocation* new_host_allocation(orion_context* context, enum orion_
   return allocation;
 }
 
+static uint64_t arena_offset(const orion_allocation* allocation) {
+  return allocation->extent.start - (uint64_t)(uintptr_t)allocation->context->session->host_base;
+}
+
+CUresult orion_pin(const orion_allocation* allocation) {
+  orion_op_host_register op = {
+      .op = {.code = ORION_OP_HOST_REGISTER, .context = (uint16_t)allocation->context->entry.index},
+      .arena_off = arena_offset(allocation),
+      .size_bytes = allocation->reserved_bytes,
+      .register_flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP};
+  return orion_call(allocation->context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+}
+
 static CUresult allocate_pinned(orion_context* context, uint64_t bytes, uint32_t flags, void** address) {
   ORION_REQUIRE(bytes <= ORION_HOST_ARENA_BYTES, CUDA_ERROR_OUT_OF_MEMORY);
   orion_session* session = context->session;
@@ -185,12 +190,7 @@ static CUresult allocate_pinned(orion_context* context, uint64_t bytes, uint32_t
   // With one address space pinned memory is always mapped; both sides hold it at the same address.
   orion_allocation* allocation = new_host_allocation(context, ORION_MEMORY_PINNED, (uint64_t)(uintptr_t)start, bytes,
                                                      flags | CU_MEMHOSTALLOC_DEVICEMAP);
-  orion_op_host_register op = {.op = {.code = ORION_OP_HOST_REGISTER, .context = (uint16_t)context->entry.index},
-                               .arena_off = (uint64_t)(start - session->host_base),
-                               .size_bytes = reserved_bytes,
-                               .register_flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP};
-  CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
-  if (allocation != NULL) result = orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+  const CUresult result = allocation == NULL ? CUDA_ERROR_OUT_OF_MEMORY : orion_pin(allocation);
   if (result != CUDA_SUCCESS) {
     free(allocation);
     orion_arena_free(session, start, reserved_bytes);
@@ -199,7 +199,7 @@ static CUresult allocate_pinned(orion_context* context, uint64_t bytes, uint32_t
   pthread_mutex_lock(&orion_memory_mutex);
   orion_extent_insert(&orion_allocations, &allocation->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
-  orion_coherent_add(session, (uint64_t)(uintptr_t)start, op.arena_off, reserved_bytes);
+  orion_coherent_add(session, (uint64_t)(uintptr_t)start, (uint64_t)(start - session->host_base), reserved_bytes);
   *address = start;
   return CUDA_SUCCESS;
 }
@@ -237,11 +237,11 @@ static orion_allocation* take_host(const void* address, enum orion_memory_kind k
   return found;
 }
 
-static CUresult unpin(orion_allocation* allocation) {
+CUresult orion_unpin(orion_allocation* allocation) {
   orion_session* session = allocation->context->session;
   orion_op_host_unregister op = {
       .op = {.code = ORION_OP_HOST_UNREGISTER, .context = (uint16_t)allocation->context->entry.index},
-      .arena_off = allocation->extent.start - (uint64_t)(uintptr_t)session->host_base,
+      .arena_off = arena_offset(allocation),
       .size_bytes = allocation->reserved_bytes};
   orion_coherent_remove(session, op.arena_off);
   // The reply comes when no work can touch the bytes any more: only then may the pages serve someone else.
@@ -258,7 +258,7 @@ ORION_API CUresult cuMemFreeHost(void* address) {
   ORION_CAPTURE_SAFE();
   if (address == NULL) return CUDA_SUCCESS;
   orion_allocation* allocation = take_host(address, ORION_MEMORY_PINNED);
-  return allocation == NULL ? CUDA_ERROR_INVALID_VALUE : unpin(allocation);
+  return allocation == NULL ? CUDA_ERROR_INVALID_VALUE : orion_unpin(allocation);
 }
 
 void orion_context_pinned_end(orion_context* context) {
@@ -268,11 +268,11 @@ void orion_context_pinned_end(orion_context* context) {
     do {
       found = (orion_allocation*)orion_extent_at_or_above(orion_allocations, above);
       if (found != NULL) above = found->extent.start + 1;
-    } while (found != NULL && (found->kind != ORION_MEMORY_PINNED || found->context != context));
+    } while (found != NULL && (!orion_is_arena(found->kind) || found->context != context));
     if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
     pthread_mutex_unlock(&orion_memory_mutex);
     if (found == NULL) return;
-    (void)unpin(found);
+    (void)(found->kind == ORION_MEMORY_MANAGED ? orion_managed_end(found) : orion_unpin(found));
   }
 }
 

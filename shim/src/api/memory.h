@@ -12,6 +12,7 @@ enum orion_memory_kind {
   ORION_MEMORY_REGISTERED,    // cuMemHostRegister of the program's own memory: kept pageable
   ORION_MEMORY_MAPPED,        // cuMemMap: an orion_mapping
   ORION_MEMORY_POOL,          // cuMemAllocAsync: an orion_pool_block
+  ORION_MEMORY_MANAGED,       // cuMemAllocManaged: an orion_managed, in the host arena like pinned memory
 };
 
 /// What [address, +bytes) is. `whole` is false when the range leaves its allocation.
@@ -39,6 +40,11 @@ typedef struct orion_allocation {
 static inline bool orion_is_device(enum orion_memory_kind kind) {
   return kind == ORION_MEMORY_DEVICE || kind == ORION_MEMORY_GLOBAL || kind == ORION_MEMORY_MAPPED ||
          kind == ORION_MEMORY_POOL;
+}
+
+/// Both ends have it at one address, in the host arena.
+static inline bool orion_is_arena(enum orion_memory_kind kind) {
+  return kind == ORION_MEMORY_PINNED || kind == ORION_MEMORY_MANAGED;
 }
 
 /// Looks up; no effect.
@@ -71,8 +77,12 @@ bool orion_make_room(orion_device_state* device, uint64_t done);
 bool orion_overlaps(uint64_t start, uint64_t bytes);
 /// Forgets all memory of a context whose destruction or reset the worker has confirmed.
 void orion_context_memory_end(orion_context* context);
-/// memory.c: gives a context's pinned memory back, while the worker still knows the context.
+/// memory.c: gives a context's pinned and managed memory back, while the worker still knows the context.
 void orion_context_pinned_end(orion_context* context);
+
+// memory.c, for memory in the arena: HOST_REGISTER; and HOST_UNREGISTER, which also frees the allocation.
+CUresult orion_pin(const orion_allocation* allocation);
+CUresult orion_unpin(orion_allocation* allocation);
 
 extern orion_extent* orion_allocations;  // under orion_memory_mutex
 

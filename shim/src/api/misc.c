@@ -1,5 +1,6 @@
 // Small things: profiler switches, value operations on streams.
 #include "api.h"
+#include "managed.h"
 #include "memory.h"
 
 /// The profiler here is ORION_STATS: between start and stop lies what is told.
@@ -20,21 +21,26 @@ ORION_API CUresult cuProfilerStop(void) {
 static CUresult check_value_address(CUdeviceptr address, uint32_t width_bytes) {
   if (address % width_bytes != 0) return CUDA_ERROR_INVALID_VALUE;
   const orion_range range = orion_find_range(address, width_bytes);
-  return range.whole && range.kind != ORION_MEMORY_REGISTERED ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  ORION_REQUIRE(range.whole && range.kind != ORION_MEMORY_REGISTERED, CUDA_ERROR_INVALID_VALUE);
+  return range.kind == ORION_MEMORY_MANAGED ? orion_managed_ready(range.context->session) : CUDA_SUCCESS;
 }
 
 static CUresult write_value(CUstream handle, CUdeviceptr address, uint64_t value, unsigned flags,
                             uint32_t width_bytes) {
   ORION_ENTER_STREAM(stream, handle);
   ORION_REQUIRE((flags & ~(unsigned)CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER) == 0, CUDA_ERROR_INVALID_VALUE);
-  const CUresult result = check_value_address(address, width_bytes);
-  if (result != CUDA_SUCCESS) return result;
+  const CUresult known = check_value_address(address, width_bytes);
+  if (known != CUDA_SUCCESS) return known;
   orion_op_stream_write_value op = {.op = {.code = ORION_OP_STREAM_WRITE_VALUE},
                                     .device_address = address,
                                     .value = value,
                                     .write_flags = flags,
                                     .width_bytes = width_bytes};
-  return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
+  // Over a network the program sees the value in its own memory like that of a kernel.
+  const uint64_t seen = orion_coherent_before(stream, &op.op, &address, sizeof address);
+  const CUresult result = orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
+  orion_coherent_after(stream, seen);
+  return result;
 }
 
 static CUresult wait_value(CUstream handle, CUdeviceptr address, uint64_t value, unsigned flags, uint32_t width_bytes) {

@@ -117,7 +117,8 @@ static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint6
       if (known->kind == ORION_MEMORY_REGISTERED) return CUDA_ERROR_INVALID_VALUE;
       return write_u64(data, address);
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
-      return is_host(known) ? write_u64(data, address) : CUDA_ERROR_INVALID_VALUE;
+      if (!is_host(known) && known->kind != ORION_MEMORY_MANAGED) return CUDA_ERROR_INVALID_VALUE;
+      return write_u64(data, address);
     case CU_POINTER_ATTRIBUTE_P2P_TOKENS:
       return CUDA_ERROR_NOT_SUPPORTED;
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
@@ -125,7 +126,7 @@ static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint6
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:
       return write_u64(data, known->buffer_id);
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
-      return write_bool(data, false);
+      return write_bool(data, known->kind == ORION_MEMORY_MANAGED);
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       return write_u32(data, known->device->ordinal);
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:

@@ -146,19 +146,12 @@ ORION_API CUresult cuLogsDumpToMemory(CUlogIterator *iterator, char *buffer, siz
 ORION_API CUresult cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData,
                                           CUlogsCallbackHandle *callback_out) { return orion_not_implemented("cuLogsRegisterCallback"); }
 ORION_API CUresult cuLogsUnregisterCallback(CUlogsCallbackHandle callback) { return orion_not_implemented("cuLogsUnregisterCallback"); }
-ORION_API CUresult cuMemAdvise(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUdevice device) { return orion_not_implemented("cuMemAdvise"); }
-ORION_API CUresult cuMemAdvise_v2(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUmemLocation location) { return orion_not_implemented("cuMemAdvise_v2"); }
 ORION_API CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize) { return orion_not_implemented("cuMemAlloc"); }
 ORION_API CUresult cuMemAllocHost(void **pp, unsigned int bytesize) { return orion_not_implemented("cuMemAllocHost"); }
 ORION_API CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch, unsigned int WidthInBytes,
                                    unsigned int Height, unsigned int ElementSizeBytes) { return orion_not_implemented("cuMemAllocPitch"); }
 ORION_API CUresult cuMemBatchDecompressAsync(CUmemDecompressParams *paramsArray, size_t count, unsigned int flags,
                                              size_t *errorIndex, CUstream stream) { return orion_not_implemented("cuMemBatchDecompressAsync"); }
-ORION_API CUresult cuMemDiscardAndPrefetchBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count,
-                                                     CUmemLocation *prefetchLocs, size_t *prefetchLocIdxs,
-                                                     size_t numPrefetchLocs, unsigned long long flags, CUstream hStream) { return orion_not_implemented("cuMemDiscardAndPrefetchBatchAsync"); }
-ORION_API CUresult cuMemDiscardBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count, unsigned long long flags,
-                                          CUstream hStream) { return orion_not_implemented("cuMemDiscardBatchAsync"); }
 ORION_API CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocationHandle handle,
                                                 CUmemAllocationHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemExportToShareableHandle"); }
 ORION_API CUresult cuMemFree(CUdeviceptr_v1 dptr) { return orion_not_implemented("cuMemFree"); }
@@ -176,16 +169,6 @@ ORION_API CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPo
 ORION_API CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle,
                                                       CUmemAllocationHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemPoolImportFromShareableHandle"); }
 ORION_API CUresult cuMemPoolImportPointer(CUdeviceptr *ptr_out, CUmemoryPool pool, CUmemPoolPtrExportData *shareData) { return orion_not_implemented("cuMemPoolImportPointer"); }
-ORION_API CUresult cuMemPrefetchAsync(CUdeviceptr devPtr, size_t count, CUdevice dstDevice, CUstream hStream) { return orion_not_implemented("cuMemPrefetchAsync"); }
-ORION_API CUresult cuMemPrefetchAsync_v2(CUdeviceptr devPtr, size_t count, CUmemLocation location, unsigned int flags,
-                                         CUstream hStream) { return orion_not_implemented("cuMemPrefetchAsync_v2"); }
-ORION_API CUresult cuMemPrefetchBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count, CUmemLocation *prefetchLocs,
-                                           size_t *prefetchLocIdxs, size_t numPrefetchLocs, unsigned long long flags,
-                                           CUstream hStream) { return orion_not_implemented("cuMemPrefetchBatchAsync"); }
-ORION_API CUresult cuMemRangeGetAttribute(void *data, size_t dataSize, CUmem_range_attribute attribute,
-                                          CUdeviceptr devPtr, size_t count) { return orion_not_implemented("cuMemRangeGetAttribute"); }
-ORION_API CUresult cuMemRangeGetAttributes(void **data, size_t *dataSizes, CUmem_range_attribute *attributes,
-                                           size_t numAttributes, CUdeviceptr devPtr, size_t count) { return orion_not_implemented("cuMemRangeGetAttributes"); }
 ORION_API CUresult cuMemcpy2D(const CUDA_MEMCPY2D_v1 *pCopy) { return orion_not_implemented("cuMemcpy2D"); }
 ORION_API CUresult cuMemcpy2DAsync(const CUDA_MEMCPY2D_v1 *pCopy, CUstream hStream) { return orion_not_implemented("cuMemcpy2DAsync"); }
 ORION_API CUresult cuMemcpy2DUnaligned(const CUDA_MEMCPY2D_v1 *pCopy) { return orion_not_implemented("cuMemcpy2DUnaligned"); }
@@ -238,7 +221,6 @@ ORION_API CUresult cuProfilerInitialize(const char *configFile, const char *outp
 ORION_API CUresult cuSignalExternalSemaphoresAsync(const CUexternalSemaphore *extSemArray,
                                                    const CUDA_EXTERNAL_SEMAPHORE_SIGNAL_PARAMS *paramsArray,
                                                    unsigned int numExtSems, CUstream stream) { return orion_not_implemented("cuSignalExternalSemaphoresAsync"); }
-ORION_API CUresult cuStreamAttachMemAsync(CUstream hStream, CUdeviceptr dptr, size_t length, unsigned int flags) { return orion_not_implemented("cuStreamAttachMemAsync"); }
 ORION_API CUresult cuStreamWaitValue32(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) { return orion_not_implemented("cuStreamWaitValue32"); }
 ORION_API CUresult cuStreamWaitValue64(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) { return orion_not_implemented("cuStreamWaitValue64"); }
 ORION_API CUresult cuStreamWriteValue32(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) { return orion_not_implemented("cuStreamWriteValue32"); }

@@ -372,8 +372,9 @@ void orion_note_pulled_rows(orion_session* session, const orion_pulled_rows* row
   session->transport->note_rows(session, rows, word, value);
 }
 
-bool orion_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes) {
-  return session->transport->coherent_begin != NULL && session->transport->coherent_begin(session, offset, bytes);
+bool orion_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool unsent) {
+  return session->transport->coherent_begin != NULL &&
+         session->transport->coherent_begin(session, offset, bytes, unsent);
 }
 
 uint64_t orion_coherent_push(orion_session* session, uint64_t offset, uint64_t bytes) {

@@ -125,7 +125,7 @@ void orion_tcp_begin_host_function(orion_session* session, uint32_t callback, ui
 /// nothing, so that the word may go at once.
 bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint64_t generation);
 // tcp_coherent.c
-bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes);
+bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool unsent);
 void orion_tcp_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes);
 uint64_t orion_tcp_coherent_push(orion_session* session, uint64_t offset, uint64_t bytes);
 /// Queues what the program has changed in all coherent ranges. False when there is nothing.

@@ -111,7 +111,7 @@ static bool queue_changes(tcp_state* state, uint64_t first, uint64_t end) {
 
 // ------------------------------------------------------------------------------------------ the transport's calls
 
-bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes) {
+bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool unsent) {
   tcp_state* state = state_of(session);
   void* known = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (known == MAP_FAILED) return false;
@@ -132,8 +132,10 @@ bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t 
   }
   if (added) {
     // In this order: what the program writes in between counts as a change then, whether it has been sent or not.
-    memcpy(known, session->host_base + offset, bytes);
-    (void)orion_tcp_push_range(state, offset, offset + bytes, 0);
+    if (!unsent) {
+      memcpy(known, session->host_base + offset, bytes);
+      (void)orion_tcp_push_range(state, offset, offset + bytes, 0);
+    }
     state->coherent[state->coherent_count++] =
         (tcp_coherent){.first = offset, .end = offset + bytes, .known = known, .sequence = state->sequence_queued};
   }

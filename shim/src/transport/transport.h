@@ -19,7 +19,7 @@ typedef struct orion_transport {
   void (*begin_host_function)(orion_session* session, uint32_t callback, uint64_t generation, uint32_t word);
   void (*note_rows)(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value);
   /// NULL where both ends share the memory.
-  bool (*coherent_begin)(orion_session* session, uint64_t offset, uint64_t bytes);
+  bool (*coherent_begin)(orion_session* session, uint64_t offset, uint64_t bytes, bool unsent);
   uint64_t (*coherent_push)(orion_session* session, uint64_t offset, uint64_t bytes);
   void (*coherent_end)(orion_session* session, uint64_t offset, uint64_t bytes);
   /// client_words[callback] = generation has been stored.

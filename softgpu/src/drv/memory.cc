@@ -1,4 +1,4 @@
-// Device, managed and host memory.
+// Device and host memory.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -107,14 +107,6 @@ SG_API cuMemAllocPitch_v2(CUdeviceptr* out, size_t* pitch, size_t width_bytes, s
     const CUresult result = allocate(driver, context, RegionKind::device, row_bytes * height, 0, out);
     if (result == CUDA_SUCCESS) *pitch = row_bytes;
     return result;
-  });
-}
-
-SG_API cuMemAllocManaged(CUdeviceptr* out, size_t bytes, unsigned flags) {
-  return with_context([&](Driver& driver, Context& context) -> CUresult {
-    if (!out || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
-    if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST) return CUDA_ERROR_INVALID_VALUE;
-    return allocate(driver, context, RegionKind::managed, bytes, flags, out);
   });
 }
 

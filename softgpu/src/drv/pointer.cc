@@ -1,4 +1,4 @@
-// cuPointerGetAttribute(s), cuPointerSetAttribute, and advice about managed memory.
+// cuPointerGetAttribute(s) and cuPointerSetAttribute.
 #include <cstring>
 
 #include "api.h"
@@ -100,26 +100,6 @@ CUresult attribute_of_unknown(int attribute, void* data) {
   }
 }
 
-bool managed_range(Driver& driver, CUdeviceptr address, size_t bytes) {
-  auto region = driver.map.find(address);
-  return bytes > 0 && region && region->kind == RegionKind::managed && bytes <= region->end - address;
-}
-
-/// Managed memory is in one place only, so advice and prefetching change nothing; the arguments are still checked.
-CUresult advise(CUdeviceptr address, size_t bytes, int advice) {
-  return with_context([&](Driver& driver, Context&) -> CUresult {
-    return advice >= 1 && advice <= 6 && managed_range(driver, address, bytes) ? CUDA_SUCCESS
-                                                                               : CUDA_ERROR_INVALID_VALUE;
-  });
-}
-
-CUresult prefetch(CUdeviceptr address, size_t bytes, int device, bool to_device, CUstream stream, bool per_thread) {
-  return with_stream(stream, per_thread, [&](Driver& driver, Context&, const auto&) -> CUresult {
-    if (to_device && !driver.device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    return managed_range(driver, address, bytes) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-  });
-}
-
 }  // namespace
 
 SG_API cuPointerGetAttribute(void* data, int attribute, CUdeviceptr address) {
@@ -153,21 +133,4 @@ SG_API cuPointerSetAttribute(const void* value, int attribute, CUdeviceptr addre
     const bool found = driver.map.update(address, false, [on](Region& region) { region.sync_memops = on != 0; });
     return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
   });
-}
-
-SG_API cuMemAdvise(CUdeviceptr address, size_t bytes, int advice, CUdevice) { return advise(address, bytes, advice); }
-SG_API cuMemAdvise_v2(CUdeviceptr address, size_t bytes, int advice, CUmemLocation) {
-  return advise(address, bytes, advice);
-}
-SG_API cuMemPrefetchAsync(CUdeviceptr address, size_t bytes, CUdevice device, CUstream s) {
-  return prefetch(address, bytes, device, device != -1, s, false);
-}
-SG_API cuMemPrefetchAsync_ptsz(CUdeviceptr address, size_t bytes, CUdevice device, CUstream s) {
-  return prefetch(address, bytes, device, device != -1, s, true);
-}
-SG_API cuMemPrefetchAsync_v2(CUdeviceptr address, size_t bytes, CUmemLocation to, unsigned, CUstream s) {
-  return prefetch(address, bytes, to.id, to.type == CU_MEM_LOCATION_TYPE_DEVICE, s, false);
-}
-SG_API cuMemPrefetchAsync_v2_ptsz(CUdeviceptr address, size_t bytes, CUmemLocation to, unsigned, CUstream s) {
-  return prefetch(address, bytes, to.id, to.type == CU_MEM_LOCATION_TYPE_DEVICE, s, true);
 }

@@ -171,9 +171,9 @@ void Driver::reclaim(const Region& region) {
     }
     case RegionKind::device:
     case RegionKind::module:
-    case RegionKind::managed:
       devices[region.device]->arena->free(region.begin, region.charged_bytes);
       break;
+    case RegionKind::managed:
     case RegionKind::host_alloc:
       munmap(address, round_up(region.size_bytes(), kPageBytes));
       break;
@@ -192,7 +192,7 @@ void Driver::reclaim(const Region& region) {
 void Driver::release_regions(const std::vector<Region>& regions) {
   // Only host pages disappear from the address space; a device's stay, so running work cannot crash on them.
   for (const Region& region : regions) {
-    if (!region.is_host()) continue;
+    if (!region.is_host() && region.kind != RegionKind::managed) continue;
     gate.synchronize();
     break;
   }

@@ -269,14 +269,6 @@ CUresult get_attribute(CUstream handle, bool per_thread, CUlaunchAttributeID id,
   });
 }
 
-CUresult attach_memory(CUstream handle, bool per_thread, CUdeviceptr address) {
-  return with_stream(handle, per_thread, [&](Driver& driver, Context&, const auto&) -> CUresult {
-    // Managed memory is plain memory here: every stream and the host may always use it.
-    auto region = driver.map.find(address);
-    return region && region->kind == RegionKind::managed ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-  });
-}
-
 }  // namespace
 
 SG_API cuStreamCreate(CUstream* out, unsigned flags) { return create_stream(out, flags, 0); }
@@ -379,10 +371,4 @@ SG_API cuStreamGetAttribute(CUstream s, CUlaunchAttributeID id, CUlaunchAttribut
 }
 SG_API cuStreamGetAttribute_ptsz(CUstream s, CUlaunchAttributeID id, CUlaunchAttributeValue* value) {
   return get_attribute(s, true, id, value);
-}
-SG_API cuStreamAttachMemAsync(CUstream s, CUdeviceptr address, size_t, unsigned) {
-  return attach_memory(s, false, address);
-}
-SG_API cuStreamAttachMemAsync_ptsz(CUstream s, CUdeviceptr address, size_t, unsigned) {
-  return attach_memory(s, true, address);
 }

@@ -35,6 +35,7 @@ enum class RegionKind : uint8_t {
   host_registered,  // cuMemHostRegister
 };
 
+struct ManagedAdvice;
 struct MemoryPool;
 struct PhysicalMemory;
 
@@ -53,6 +54,7 @@ struct Region {
   bool free_pending = false;  // cuMemFreeAsync is queued: a second free is an error
   size_t charged_bytes = 0;
   std::shared_ptr<MemoryPool> pool;
+  std::shared_ptr<ManagedAdvice> advice;  // of managed memory
   std::shared_ptr<PhysicalMemory> physical;
   size_t physical_offset_bytes = 0;
 
