@@ -33,11 +33,11 @@ typedef struct section {
   int flags;
 } section;
 
-#define AREA_BASE(X)                                                                              \
-  X(cuInit, (unsigned))                                                                           \
-  X(cuDeviceGet, (CUdevice*, int))                                                                \
-  X(cuDevicePrimaryCtxRetain, (CUcontext*, CUdevice)) X(cuDevicePrimaryCtxRelease_v2, (CUdevice)) \
-      X(cuCtxSetCurrent, (CUcontext))
+// clang-format off
+#define AREA_BASE(X) \
+  X(cuInit, (unsigned)) X(cuDeviceGet, (CUdevice*, int)) X(cuDevicePrimaryCtxRetain, (CUcontext*, CUdevice)) \
+  X(cuDevicePrimaryCtxRelease_v2, (CUdevice)) X(cuCtxSetCurrent, (CUcontext))
+// clang-format on
 
 #define AREA_DECLARE(name, arguments) __attribute__((unused)) static CUresult(*name) arguments;
 #define AREA_LOAD(name, arguments) name = (CUresult(*) arguments)find(#name);

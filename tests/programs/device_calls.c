@@ -2,18 +2,18 @@
 // test_device_calls.py). softgpu alone has none of them.
 #include "cuda_types.h"
 
-#define CALLS(X)                                                                                                       \
-  X(cuStreamCreate, (CUstream*, unsigned))                                                                             \
-  X(cuStreamDestroy_v2, (CUstream)) X(cuStreamSynchronize, (CUstream))                                                 \
-      X(cuStreamGetAttribute, (CUstream, CUstreamAttrID, CUstreamAttrValue*))                                          \
-          X(cuStreamSetAttribute, (CUstream, CUstreamAttrID, const CUstreamAttrValue*))                                \
-              X(cuStreamCopyAttributes, (CUstream, CUstream))                                                          \
-                  X(cuStreamBatchMemOp_v2, (CUstream, unsigned, CUstreamBatchMemOpParams*, unsigned))                  \
-                      X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr))                          \
-                          X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t))                                             \
-                              X(cuMemsetD32_v2, (CUdeviceptr, unsigned, size_t))                                       \
-                                  X(cuDeviceGetTexture1DLinearMaxWidth, (size_t*, CUarray_format, unsigned, CUdevice)) \
-                                      X(cuCtxResetPersistingL2Cache, (void))
+// clang-format off
+#define CALLS(X) \
+  X(cuStreamCreate, (CUstream*, unsigned)) X(cuStreamDestroy_v2, (CUstream)) X(cuStreamSynchronize, (CUstream)) \
+  X(cuStreamGetAttribute, (CUstream, CUstreamAttrID, CUstreamAttrValue*)) \
+  X(cuStreamSetAttribute, (CUstream, CUstreamAttrID, const CUstreamAttrValue*)) \
+  X(cuStreamCopyAttributes, (CUstream, CUstream)) \
+  X(cuStreamBatchMemOp_v2, (CUstream, unsigned, CUstreamBatchMemOpParams*, unsigned)) \
+  X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr)) \
+  X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t)) X(cuMemsetD32_v2, (CUdeviceptr, unsigned, size_t)) \
+  X(cuDeviceGetTexture1DLinearMaxWidth, (size_t*, CUarray_format, unsigned, CUdevice)) \
+  X(cuCtxResetPersistingL2Cache, (void))
+// clang-format on
 
 #include "area.h"
 

@@ -1,14 +1,14 @@
 // The driver's private tables, as NVIDIA's libraries call them: shapes, codes and lifetimes measured on driver 580.
-#define CALLS(X)                                                                                             \
-  X(cuGetExportTable, (const void**, const CUuuid*))                                                         \
-  X(cuCtxGetCurrent, (CUcontext*))                                                                           \
-  X(cuDevicePrimaryCtxGetState, (CUdevice, unsigned*, int*)) X(cuDevicePrimaryCtxReset_v2, (CUdevice))       \
-      X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice)) X(cuCtxDestroy_v2, (CUcontext))                    \
-          X(cuCtxGetDevice, (CUdevice*)) X(cuCtxGetApiVersion, (CUcontext, unsigned*))                       \
-              X(cuCtxGetId, (CUcontext, unsigned long long*)) X(cuModuleLoadData, (CUmodule*, const void*))  \
-                  X(cuModuleUnload, (CUmodule)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*)) \
-                      X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr))                \
-                          X(cuCtxSynchronize, (void)) X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t))
+// clang-format off
+#define CALLS(X) \
+  X(cuGetExportTable, (const void**, const CUuuid*)) X(cuCtxGetCurrent, (CUcontext*)) \
+  X(cuDevicePrimaryCtxGetState, (CUdevice, unsigned*, int*)) X(cuDevicePrimaryCtxReset_v2, (CUdevice)) \
+  X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice)) X(cuCtxDestroy_v2, (CUcontext)) X(cuCtxGetDevice, (CUdevice*)) \
+  X(cuCtxGetApiVersion, (CUcontext, unsigned*)) X(cuCtxGetId, (CUcontext, unsigned long long*)) \
+  X(cuModuleLoadData, (CUmodule*, const void*)) X(cuModuleUnload, (CUmodule)) \
+  X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*)) X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) \
+  X(cuMemFree_v2, (CUdeviceptr)) X(cuCtxSynchronize, (void)) X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t))
+// clang-format on
 #include "area.h"
 
 #define INVALID_CONTEXT CUDA_ERROR_INVALID_CONTEXT

@@ -37,7 +37,8 @@ static CUresult submit_fill(const fill* f, CUstream handle) {
   const bool elsewhere = !is_captured && place.context->device != stream->context->device;
   if ((place.side == ORION_SIDE_HOST && !is_captured) || elsewhere) result = orion_stream_synchronize(stream);
   if (result != CUDA_SUCCESS) return result;
-  if (place.side == ORION_SIDE_HOST && !is_captured) {  // pinned memory: this side's copy is the one that the program sees
+  if (place.side == ORION_SIDE_HOST &&
+      !is_captured) {  // pinned memory: this side's copy is the one that the program sees
     fill_host(f);
     return CUDA_SUCCESS;
   }

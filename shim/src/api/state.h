@@ -106,8 +106,8 @@ typedef struct orion_context {
   _Atomic uint32_t attachments;  // cuCtxAttach and cuCtxDetach: counted beside cuCtxCreate's own
   _Atomic int32_t cache_config;
   _Atomic uint64_t limits[CU_LIMIT_MAX];  // value + 1 as the driver last told it; 0: not known
-  _Atomic uint64_t peer_access;  // one bit for each context index
-  struct orion_heap* heap;       // under memory_mutex
+  _Atomic uint64_t peer_access;           // one bit for each context index
+  struct orion_heap* heap;                // under memory_mutex
 } orion_context;
 
 typedef struct orion_event {

@@ -8,18 +8,18 @@
 enum { ORION_NVML_GPUS = 256, ORION_NVML_PEERS = 64, ORION_NVML_PEER_VALUES = 6, ORION_NVML_PROCESSES = 256 };
 
 // Values that a device tells about itself, by the name they have on the wire; what is not told is not supported.
-#define ORION_NVML_METRICS(X)                                                                                          \
-  X(architecture)                                                                                                      \
-  X(brand) X(clock_graphics_mhz) X(clock_max_graphics_mhz) X(clock_max_memory_mhz) X(clock_max_sm_mhz)                 \
-      X(clock_max_video_mhz) X(clock_memory_mhz) X(clock_reasons) X(clock_sm_mhz) X(clock_video_mhz) X(compute_major)  \
-          X(compute_minor) X(compute_mode) X(cores) X(decoder_percent) X(decoder_period_us) X(ecc_current)             \
-              X(ecc_pending) X(encoder_percent) X(encoder_period_us) X(energy_mj) X(fan_percent) X(memory_bus_bits)    \
-                  X(memory_reserved_bytes) X(memory_total_bytes) X(memory_used_bytes) X(mig_current) X(mig_pending)    \
-                      X(minor_number) X(pci_device_id) X(pci_subsystem_id) X(pcie_generation) X(pcie_generation_max)   \
-                          X(pcie_width) X(pcie_width_max) X(performance_state) X(persistence_mode) X(power_default_mw) \
-                              X(power_enforced_mw) X(power_limit_mw) X(power_max_mw) X(power_min_mw) X(power_mw)       \
-                                  X(temperature_c) X(temperature_shutdown_c) X(temperature_slowdown_c)                 \
-                                      X(utilization_gpu_percent) X(utilization_memory_percent)
+// clang-format off
+#define ORION_NVML_METRICS(X) \
+  X(architecture) X(brand) X(clock_graphics_mhz) X(clock_max_graphics_mhz) X(clock_max_memory_mhz) \
+  X(clock_max_sm_mhz) X(clock_max_video_mhz) X(clock_memory_mhz) X(clock_reasons) X(clock_sm_mhz) X(clock_video_mhz) \
+  X(compute_major) X(compute_minor) X(compute_mode) X(cores) X(decoder_percent) X(decoder_period_us) X(ecc_current) \
+  X(ecc_pending) X(encoder_percent) X(encoder_period_us) X(energy_mj) X(fan_percent) X(memory_bus_bits) \
+  X(memory_reserved_bytes) X(memory_total_bytes) X(memory_used_bytes) X(mig_current) X(mig_pending) X(minor_number) \
+  X(pci_device_id) X(pci_subsystem_id) X(pcie_generation) X(pcie_generation_max) X(pcie_width) X(pcie_width_max) \
+  X(performance_state) X(persistence_mode) X(power_default_mw) X(power_enforced_mw) X(power_limit_mw) \
+  X(power_max_mw) X(power_min_mw) X(power_mw) X(temperature_c) X(temperature_shutdown_c) X(temperature_slowdown_c) \
+  X(utilization_gpu_percent) X(utilization_memory_percent)
+// clang-format on
 
 #define ORION_NVML_METRIC_ENUM(name) METRIC_##name,
 enum orion_nvml_metric { ORION_NVML_METRICS(ORION_NVML_METRIC_ENUM) METRIC_COUNT };

@@ -9,6 +9,7 @@ static nvmlReturn_t give(nvmlDevice_t device, enum orion_nvml_metric metric, boo
   orion_nvml_gpu gpu;
   const nvmlReturn_t result = orion_nvml_device(device, out, live, &gpu);
   if (result != NVML_SUCCESS) return result;
+  if (!out) return NVML_ERROR_INVALID_ARGUMENT;
   if (!orion_nvml_has(&gpu, metric)) return NVML_ERROR_NOT_SUPPORTED;
   *out = (unsigned int)gpu.metrics[metric];
   return NVML_SUCCESS;
@@ -18,6 +19,7 @@ static nvmlReturn_t give_wide(nvmlDevice_t device, enum orion_nvml_metric metric
   orion_nvml_gpu gpu;
   const nvmlReturn_t result = orion_nvml_device(device, out, true, &gpu);
   if (result != NVML_SUCCESS) return result;
+  if (!out) return NVML_ERROR_INVALID_ARGUMENT;
   if (!orion_nvml_has(&gpu, metric)) return NVML_ERROR_NOT_SUPPORTED;
   *out = gpu.metrics[metric];
   return NVML_SUCCESS;

@@ -49,11 +49,12 @@ NVML_API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t devic
 }
 
 // Programs here only compute: no list of graphics or MPS processes has an entry.
-#define EMPTY_LISTS(X)                                                                         \
-  X(nvmlDeviceGetGraphicsRunningProcesses)                                                     \
-  X(nvmlDeviceGetGraphicsRunningProcesses_v2) X(nvmlDeviceGetGraphicsRunningProcesses_v3)      \
-      X(nvmlDeviceGetMPSComputeRunningProcesses) X(nvmlDeviceGetMPSComputeRunningProcesses_v2) \
-          X(nvmlDeviceGetMPSComputeRunningProcesses_v3)
+// clang-format off
+#define EMPTY_LISTS(X) \
+  X(nvmlDeviceGetGraphicsRunningProcesses) X(nvmlDeviceGetGraphicsRunningProcesses_v2) \
+  X(nvmlDeviceGetGraphicsRunningProcesses_v3) X(nvmlDeviceGetMPSComputeRunningProcesses) \
+  X(nvmlDeviceGetMPSComputeRunningProcesses_v2) X(nvmlDeviceGetMPSComputeRunningProcesses_v3)
+// clang-format on
 #define EMPTY_LIST(name)                                                                    \
   NVML_API nvmlReturn_t name(nvmlDevice_t device, unsigned int* count, const void* infos) { \
     (void)infos;                                                                            \

@@ -60,9 +60,10 @@ CUresult check_prop(Driver& driver, const CUmemAllocationProp* prop) {
 
 uint64_t add(Driver& driver, std::shared_ptr<PhysicalMemory> memory) {
   auto object = std::make_shared<MemoryHandle>();
-  object->memory = memory;
-  memory->handle = driver.memory_handles.add(std::move(object));
-  return memory->handle;
+  PhysicalMemory& physical = *memory;
+  object->memory = std::move(memory);
+  physical.handle = driver.memory_handles.add(std::move(object));
+  return physical.handle;
 }
 
 /// Under the mutex: a handle that somebody holds.
