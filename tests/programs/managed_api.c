@@ -3,76 +3,43 @@
 // gcc -std=gnu11 -I wire/include tests/programs/managed_api.c -o managed_api -ldl -lpthread
 #include "cuda_types.h"
 
-#define CALLS(X)                                                                                                       \
-  X(cuCtxSynchronize, (void))                                                                                          \
-  X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice))                                                                  \
-  X(cuCtxDestroy_v2, (CUcontext))                                                                                      \
-  X(cuDeviceGetAttribute, (int*, CUdevice_attribute, CUdevice)) X(cuModuleLoadData, (CUmodule*, const void*))          \
-      X(cuModuleUnload, (CUmodule)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*)) X(                    \
-          cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, \
-                           void**, void**)) X(cuLaunchHostFunc, (CUstream, CUhostFn, void*)) X(cuStreamCreate,         \
-                                                                                               (CUstream*, unsigned))  \
-          X(cuStreamDestroy_v2, (CUstream)) X(cuStreamSynchronize, (CUstream)) X(                                      \
-              cuStreamAttachMemAsync,                                                                                  \
-              (CUstream, CUdeviceptr, size_t, unsigned)) X(cuStreamWaitEvent, (CUstream, CUevent, unsigned))           \
-              X(cuStreamWriteValue32_v2, (CUstream, CUdeviceptr, cuuint32_t, unsigned)) X(                             \
-                  cuEventCreate, (CUevent*, unsigned)) X(cuEventRecord, (CUevent, CUstream))                           \
-                  X(cuEventSynchronize, (CUevent)) X(cuEventDestroy_v2, (CUevent)) X(                                  \
-                      cuMemAlloc_v2,                                                                                   \
-                      (CUdeviceptr*,                                                                                   \
-                       size_t)) X(cuMemFree_v2, (CUdeviceptr)) X(cuMemAllocManaged, (CUdeviceptr*, size_t, unsigned))  \
-                      X(cuMemHostAlloc, (void**, size_t, unsigned)) X(cuMemFreeHost, (void*)) X(                       \
-                          cuMemHostGetDevicePointer_v2,                                                                \
-                          (CUdeviceptr*, void*, unsigned)) X(cuMemHostGetFlags, (unsigned*, void*))                    \
-                          X(cuMemGetAddressRange_v2, (CUdeviceptr*, size_t*, CUdeviceptr)) X(                          \
-                              cuPointerGetAttribute,                                                                   \
-                              (void*, CUpointer_attribute,                                                             \
-                               CUdeviceptr)) X(cuMemcpy, (CUdeviceptr, CUdeviceptr, size_t))                           \
-                              X(cuMemcpyAsync, (CUdeviceptr, CUdeviceptr, size_t, CUstream)) X(                        \
-                                  cuMemcpyHtoD_v2,                                                                     \
-                                  (CUdeviceptr, const void*, size_t)) X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t)) \
-                                  X(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void*, size_t, CUstream))                \
-                                      X(cuMemcpyDtoHAsync_v2, (void*, CUdeviceptr, size_t, CUstream)) X(               \
-                                          cuMemcpyDtoD_v2,                                                             \
-                                          (CUdeviceptr, CUdeviceptr, size_t)) X(cuMemcpy2D_v2, (const CUDA_MEMCPY2D*)) \
-                                          X(cuMemsetD8_v2, (CUdeviceptr, unsigned char, size_t)) X(                    \
-                                              cuMemsetD32_v2,                                                          \
-                                              (CUdeviceptr, unsigned,                                                  \
-                                               size_t)) X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream)) \
-                                              X(cuMemAdvise, (CUdeviceptr, size_t, CUmem_advise, CUdevice)) X(         \
-                                                  cuMemAdvise_v2,                                                      \
-                                                  (CUdeviceptr, size_t, CUmem_advise, CUmemLocation))                  \
-                                                  X(cuMemPrefetchAsync, (CUdeviceptr, size_t, CUdevice, CUstream))     \
-                                                      X(cuMemPrefetchAsync_v2,                                         \
-                                                        (CUdeviceptr, size_t, CUmemLocation, unsigned, CUstream))      \
-                                                          X(cuMemPrefetchBatchAsync,                                   \
-                                                            (CUdeviceptr*, size_t*, size_t, CUmemLocation*,            \
-                                                             size_t*, size_t, unsigned long long, CUstream))           \
-                                                              X(cuMemDiscardBatchAsync,                                \
-                                                                (CUdeviceptr*, size_t*, size_t, unsigned long long,    \
-                                                                 CUstream))                                            \
-                                                                  X(cuMemDiscardAndPrefetchBatchAsync,                 \
-                                                                    (CUdeviceptr*, size_t*, size_t, CUmemLocation*,    \
-                                                                     size_t*, size_t, unsigned long long, CUstream))   \
-                                                                      X(cuMemRangeGetAttribute,                        \
-                                                                        (void*, size_t, CUmem_range_attribute,         \
-                                                                         CUdeviceptr, size_t))                         \
-                                                                          X(cuMemRangeGetAttributes,                   \
-                                                                            (void**, size_t*, CUmem_range_attribute*,  \
-                                                                             size_t, CUdeviceptr, size_t))             \
-                                                                              X(cuStreamBeginCapture_v2,               \
-                                                                                (CUstream, CUstreamCaptureMode))       \
-                                                                                  X(cuStreamEndCapture,                \
-                                                                                    (CUstream, CUgraph*))              \
-                                                                                      X(cuGraphInstantiateWithFlags,   \
-                                                                                        (CUgraphExec*, CUgraph,        \
-                                                                                         unsigned long long))          \
-                                                                                          X(cuGraphLaunch,             \
-                                                                                            (CUgraphExec, CUstream))   \
-                                                                                              X(cuGraphExecDestroy,    \
-                                                                                                (CUgraphExec))         \
-                                                                                                  X(cuGraphDestroy,    \
-                                                                                                    (CUgraph))
+// clang-format off
+#define CALLS(X) \
+  X(cuCtxSynchronize, (void)) X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice)) X(cuCtxDestroy_v2, (CUcontext)) \
+  X(cuDeviceGetAttribute, (int*, CUdevice_attribute, CUdevice)) X(cuModuleLoadData, (CUmodule*, const void*)) \
+  X(cuModuleUnload, (CUmodule)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*)) \
+  X( cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**)) \
+  X(cuLaunchHostFunc, (CUstream, CUhostFn, void*)) X(cuStreamCreate, (CUstream*, unsigned)) \
+  X(cuStreamDestroy_v2, (CUstream)) X(cuStreamSynchronize, (CUstream)) \
+  X( cuStreamAttachMemAsync, (CUstream, CUdeviceptr, size_t, unsigned)) \
+  X(cuStreamWaitEvent, (CUstream, CUevent, unsigned)) \
+  X(cuStreamWriteValue32_v2, (CUstream, CUdeviceptr, cuuint32_t, unsigned)) X( cuEventCreate, (CUevent*, unsigned)) \
+  X(cuEventRecord, (CUevent, CUstream)) X(cuEventSynchronize, (CUevent)) X(cuEventDestroy_v2, (CUevent)) \
+  X( cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr)) \
+  X(cuMemAllocManaged, (CUdeviceptr*, size_t, unsigned)) X(cuMemHostAlloc, (void**, size_t, unsigned)) \
+  X(cuMemFreeHost, (void*)) X( cuMemHostGetDevicePointer_v2, (CUdeviceptr*, void*, unsigned)) \
+  X(cuMemHostGetFlags, (unsigned*, void*)) X(cuMemGetAddressRange_v2, (CUdeviceptr*, size_t*, CUdeviceptr)) \
+  X( cuPointerGetAttribute, (void*, CUpointer_attribute, CUdeviceptr)) \
+  X(cuMemcpy, (CUdeviceptr, CUdeviceptr, size_t)) X(cuMemcpyAsync, (CUdeviceptr, CUdeviceptr, size_t, CUstream)) \
+  X( cuMemcpyHtoD_v2, (CUdeviceptr, const void*, size_t)) X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t)) \
+  X(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void*, size_t, CUstream)) \
+  X(cuMemcpyDtoHAsync_v2, (void*, CUdeviceptr, size_t, CUstream)) \
+  X( cuMemcpyDtoD_v2, (CUdeviceptr, CUdeviceptr, size_t)) X(cuMemcpy2D_v2, (const CUDA_MEMCPY2D*)) \
+  X(cuMemsetD8_v2, (CUdeviceptr, unsigned char, size_t)) X( cuMemsetD32_v2, (CUdeviceptr, unsigned, size_t)) \
+  X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream)) \
+  X(cuMemAdvise, (CUdeviceptr, size_t, CUmem_advise, CUdevice)) \
+  X( cuMemAdvise_v2, (CUdeviceptr, size_t, CUmem_advise, CUmemLocation)) \
+  X(cuMemPrefetchAsync, (CUdeviceptr, size_t, CUdevice, CUstream)) \
+  X(cuMemPrefetchAsync_v2, (CUdeviceptr, size_t, CUmemLocation, unsigned, CUstream)) \
+  X(cuMemPrefetchBatchAsync, (CUdeviceptr*, size_t*, size_t, CUmemLocation*, size_t*, size_t, unsigned long long, CUstream)) \
+  X(cuMemDiscardBatchAsync, (CUdeviceptr*, size_t*, size_t, unsigned long long, CUstream)) \
+  X(cuMemDiscardAndPrefetchBatchAsync, (CUdeviceptr*, size_t*, size_t, CUmemLocation*, size_t*, size_t, unsigned long long, CUstream)) \
+  X(cuMemRangeGetAttribute, (void*, size_t, CUmem_range_attribute, CUdeviceptr, size_t)) \
+  X(cuMemRangeGetAttributes, (void**, size_t*, CUmem_range_attribute*, size_t, CUdeviceptr, size_t)) \
+  X(cuStreamBeginCapture_v2, (CUstream, CUstreamCaptureMode)) X(cuStreamEndCapture, (CUstream, CUgraph*)) \
+  X(cuGraphInstantiateWithFlags, (CUgraphExec*, CUgraph, unsigned long long)) \
+  X(cuGraphLaunch, (CUgraphExec, CUstream)) X(cuGraphExecDestroy, (CUgraphExec)) X(cuGraphDestroy, (CUgraph))
+// clang-format on
 
 #include "area.h"
 
