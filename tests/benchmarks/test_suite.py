@@ -84,6 +84,8 @@ def test_a_whole_session(tmp_path: Path) -> None:
     # The measured loop alone is counted: one launch and one synchronisation in each of 500 steps.
     counted = kept["rows"]["shm"]["launch_and_sync"]
     assert counted["counted_steps"] == 500 and 1000 <= counted["calls"] <= 1002
+    assert 0 <= counted["waits_per_step"] <= 1 and set(counted["waits"]) <= {"cuCtxSynchronize"}  # 0: done when asked
+    counted = kept["rows"]["tcp"]["launch_and_sync"]
     assert 0 < counted["waits_per_step"] <= 1 and list(counted["waits"]) == ["cuCtxSynchronize"]
     assert "waits" not in kept["rows"]["native"]["launch_and_sync"]
     # A second one on the native rows of the first, with a row that those lack: everything else is still measured.
