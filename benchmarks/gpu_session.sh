@@ -7,6 +7,7 @@
 #   suite       the workloads (benchmarks.suite_session): suite.json
 #   areas       every tests/programs/*_api.c (benchmarks.area_session): areas.json
 #   runtime     programs of the CUDA runtime (benchmarks.runtime_session): runtime.json
+#   frameworks  tests/programs/frameworks (benchmarks.framework_session): frameworks.json
 #
 # Uses what was built here before (build/shim, the engine module) and wheels from the folder WHEELS (default .whl) for
 # what the machine's Python lacks. OUT gets JSON, tables and logs.
@@ -25,6 +26,7 @@ case "${1:-}" in
   suite) program=suite_session ;;
   areas) program=area_session ;;
   runtime) program=runtime_session ;;
+  frameworks) program=framework_session ;;
   rows | --* | "") program=session ;;
   *)
     echo "no such mode: $1" >&2
