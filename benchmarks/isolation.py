@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import glob
 import os
+import subprocess
 import sys
 
 CLONE_NEWNS = 0x20000
@@ -22,6 +23,7 @@ DEVICE_NODES = "/dev/nvidia*"
 LIBRARY_PATTERNS = ("libcuda.so*", "libnvidia-*.so*", "libcudadebugger.so*")
 LIBRARY_FOLDERS = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/lib", "/usr/lib", "/lib64", "/usr/lib64",
                    "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")  # fmt: skip
+LOADER_CACHE, LDCONFIG = "/etc/ld.so.cache", "/sbin/ldconfig"
 
 
 def _mount(source: str, target: str, flags: int, kind: str = "") -> None:
@@ -48,7 +50,21 @@ def hide_driver() -> list[str]:
     os.makedirs(empty_folder, exist_ok=True)
     for path in targets:
         _mount(empty_folder if os.path.isdir(path) else empty_file, path, MS_BIND)
+    if targets:
+        _hide_from_loader_cache()
     return sorted(targets)
+
+
+def _hide_from_loader_cache() -> None:
+    """`ldconfig -p` prints a cache, which names covered libraries until one made without them covers it. Where none can
+    be made the old one stays, and a line says so: a program that goes by it then opens an empty file."""
+    cache = f"/tmp/.orion-ld.so.cache-{os.getpid()}"
+    try:
+        subprocess.run([LDCONFIG, "-X", "-C", cache], check=True, stderr=subprocess.DEVNULL)
+        _mount(cache, LOADER_CACHE, MS_BIND)
+        os.unlink(cache)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"the loader's cache still names the driver: {error}", file=sys.stderr)
 
 
 def main() -> None:
