@@ -234,4 +234,12 @@ void copy_set(orion_engine* e, const orion_op* op) {
     }
   }
   finish(e, op, s, code);
+  const uint64_t offset = o->device_dst - (uint64_t)(uintptr_t)e->arena;
+  if (code || !e->net || offset >= e->arena_bytes || !o->width || !o->height) return;
+  if (o->height == 1) {
+    copied_out(e, s, offset, o->width * size);
+    return;
+  }
+  const net_rows rows = {.offset = offset, .width = o->width * size, .pitch = o->pitch, .rows = o->height, .slices = 1};
+  net_rows_out(e, &rows, s->track, e->tracks[s->track].issued);
 }

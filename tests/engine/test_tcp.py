@@ -319,13 +319,32 @@ def test_what_work_changes_in_a_coherent_range_precedes_its_word() -> None:
         run = struct.pack("<QII", at + 8, 3, 0) + b"abc" + bytes(5)
         r.bulk_sent += 1
         r.bulk.send(frame(RUNS, run, r.bulk_sent))
-        fill = {"device_dst": HOST_BASE + at + 16, "width": 4, "height": 1, "value": 0x5A, "element_bytes": 1}
-        r.push("MEMSET", context=1, bulk_seq=r.bulk_sent, **fill)
+        store = {"device_address": HOST_BASE + at + 16, "value": 0x5A5A5A5A, "width_bytes": 4}
+        r.push("STREAM_WRITE_VALUE", context=1, bulk_seq=r.bulk_sent, **store)
         r.push("HOST_PUBLISH", context=1, arena_off=at, size_bytes=4096)
         r.sync(0, 1)
         assert r.runs == {at + 16: b"ZZZZ"}
         assert r.call("HOST_UNREGISTER", context=1, arena_off=at, size_bytes=4096)[0] == 0
         assert r.call("HOST_PUBLISH", context=1, arena_off=at, size_bytes=4096)[0] == 1
+
+
+@isolated
+def test_filled_host_memory_precedes_its_word() -> None:
+    with Remote() as r:
+        opened(r)
+        at = 64 * MIB
+        assert r.call("HOST_REGISTER", arena_off=at, size_bytes=8192)[0] == 0
+        r.push("STREAM_CREATE", stream=1, stream_flags=1)
+        line = {"device_dst": HOST_BASE + at + 8, "width": 3, "height": 1, "value": 0x01020304, "element_bytes": 4}
+        r.push("MEMSET", stream=1, **line)
+        rows = {"device_dst": HOST_BASE + at + 4096, "pitch": 64, "width": 5, "height": 3, "value": 7}
+        r.push("MEMSET", stream=1, element_bytes=1, **rows)
+        outside = {"device_dst": HOST_BASE + at + 8190, "width": 3, "height": 1, "value": 1, "element_bytes": 1}
+        r.push("MEMSET", stream=1, **outside)
+        r.push("MEMSET", stream=1, **{**line, "width": 0})
+        r.sync(1, 1)
+        assert r.arena == {at + 8: bytes([4, 3, 2, 1]) * 3}
+        assert r.runs == {at + 4096 + 64 * row: bytes([7]) * 5 for row in range(3)}
 
 
 @isolated

@@ -36,6 +36,14 @@
   X(cuMemcpy3D_v2, (const CUDA_MEMCPY3D*))                                                                        \
   X(cuMemcpy3DAsync_v2, (const CUDA_MEMCPY3D*, CUstream))                                                         \
   X(cuMemsetD8_v2, (CUdeviceptr, unsigned char, size_t))                                                          \
+  X(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                              \
+  X(cuMemsetD16Async, (CUdeviceptr, unsigned short, size_t, CUstream))                                            \
+  X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream))                                                  \
+  X(cuMemsetD2D32Async, (CUdeviceptr, size_t, unsigned, size_t, size_t, CUstream))                                \
+  X(cuMemsetD2D32_v2, (CUdeviceptr, size_t, unsigned, size_t, size_t))                                            \
+  X(cuMemAllocManaged, (CUdeviceptr*, size_t, unsigned))                                                          \
+  X(cuStreamWaitValue32_v2, (CUstream, CUdeviceptr, cuuint32_t, unsigned))                                        \
+  X(cuStreamWriteValue32_v2, (CUstream, CUdeviceptr, cuuint32_t, unsigned))                                       \
   X(cuStreamBeginCapture_v2, (CUstream, CUstreamCaptureMode))                                                     \
   X(cuStreamEndCapture, (CUstream, CUgraph*))                                                                     \
   X(cuGraphInstantiateWithFlags, (CUgraphExec*, CUgraph, unsigned long long))                                     \
@@ -384,7 +392,194 @@ static void test_copy_bounce(void) {
   free(back);
 }
 
-SECTIONS({"rows", test_rows, 0}, {"rows_bounce", test_rows_bounce, 0}, {"mapped", test_mapped, 0},
-         {"mapped_order", test_mapped_order, 0}, {"mapped_host_function", test_mapped_host_function, 0},
-         {"mapped_both_write", test_mapped_both_write, 0}, {"mapped_graph", test_mapped_graph, 0},
-         {"copy_bounce", test_copy_bounce, 0})
+// ------------------------------------------------------------------------------------------------ fills
+
+enum { FILLED = 100000 };  // words
+
+static int wrong_words(const unsigned* words, unsigned first, unsigned end, unsigned value) {
+  int wrong = 0;
+  for (unsigned i = first; i < end; i++) wrong += words[i] != value;
+  return wrong;
+}
+
+/// A fill of page-locked memory returns at once behind a held host function, takes its turn in the stream, and leaves
+/// everything beside it alone.
+static void test_fill(void) {
+  unsigned *h = NULL, *back = malloc(FILLED * sizeof *h);
+  CUdeviceptr d = 0;
+  CUstream stream = NULL;
+  load_kernels();
+  OK(cuStreamCreate(&stream, 1));
+  OK(cuMemAlloc_v2(&d, FILLED * sizeof *h));
+  OK(cuMemHostAlloc((void**)&h, FILLED * sizeof *h, 0));
+  memset(h, 0x11, FILLED * sizeof *h);
+  gate g = GATE;
+  OK(cuLaunchHostFunc(stream, hold, &g));
+  OK(cuMemsetD8Async(pointer_of(h + 100), 0x22, 400, stream));
+  OK(cuMemsetD16Async(pointer_of(h + 300), 0x3344, 200, stream));
+  OK(cuMemsetD32Async(pointer_of(h + 500), 0x55667788, FILLED - 600, stream));
+  CODE(600, cuStreamQuery(stream));
+  IS(0, wrong_words(h, 0, FILLED, 0x11111111));
+  h[99] = 1;  // beside the fills
+  h[FILLED - 1] = 2;
+  let_go(&g);
+  OK(cuStreamSynchronize(stream));
+  IS(1, h[99]);
+  IS(2, h[FILLED - 1]);
+  IS(0, wrong_words(h, 100, 200, 0x22222222));
+  IS(0, wrong_words(h, 200, 300, 0x11111111));
+  IS(0, wrong_words(h, 300, 400, 0x33443344));
+  IS(0, wrong_words(h, 400, 500, 0x11111111));
+  IS(0, wrong_words(h, 500, FILLED - 100, 0x55667788));
+  IS(0, wrong_words(h, FILLED - 100, FILLED - 1, 0x11111111));
+  // Without waits between: a kernel, a copy and a fill, each of what the one before it has left.
+  OK(cuMemsetD32Async(pointer_of(h), 5, FILLED, stream));
+  OK(add(pointer_of(h), FILLED, 1, stream));
+  OK(cuMemcpyHtoDAsync_v2(d, h, FILLED * sizeof *h, stream));
+  OK(cuMemsetD32Async(pointer_of(h + 1000), 9, 1000, stream));
+  OK(cuStreamSynchronize(stream));
+  IS(0, wrong_words(h, 0, 1000, 6));
+  IS(0, wrong_words(h, 1000, 2000, 9));
+  IS(0, wrong_words(h, 2000, FILLED, 6));
+  OK(cuMemcpyDtoH_v2(back, d, FILLED * sizeof *h));
+  IS(0, wrong_words(back, 0, FILLED, 6));
+  // The memory is the program's again: what it writes is what work takes.
+  h[1500] = 77;
+  OK(cuMemcpyHtoDAsync_v2(d, h, FILLED * sizeof *h, stream));
+  OK(cuStreamSynchronize(stream));
+  OK(cuMemcpyDtoH_v2(back, d, FILLED * sizeof *h));
+  IS(77, back[1500]);
+  IS(9, back[1501]);
+  OK(cuMemFreeHost(h));
+  OK(cuMemFree_v2(d));
+  OK(cuStreamDestroy_v2(stream));
+  free(back);
+}
+
+/// Rows, and the program's own bytes between them; the calls without a stream return when the memory is filled.
+static void test_fill_rows(void) {
+  unsigned* h = NULL;
+  CUstream stream = NULL;
+  OK(cuStreamCreate(&stream, 1));
+  OK(cuMemHostAlloc((void**)&h, 64 * 100 * sizeof *h, 0));
+  memset(h, 0, 64 * 100 * sizeof *h);
+  gate g = GATE;
+  OK(cuLaunchHostFunc(stream, hold, &g));
+  OK(cuMemsetD2D32Async(pointer_of(h + 3), 64 * sizeof *h, 7, 50, 100, stream));
+  for (int y = 0; y < 100; y++) h[64 * y + 60] = (unsigned)y + 1;
+  let_go(&g);
+  OK(cuStreamSynchronize(stream));
+  int wrong = 0;
+  for (unsigned y = 0; y < 100; y++) {
+    for (unsigned x = 0; x < 64; x++) {
+      const unsigned expected = x >= 3 && x < 53 ? 7 : x == 60 ? y + 1 : 0;
+      wrong += h[64 * y + x] != expected;
+    }
+  }
+  IS(0, wrong);
+  OK(cuMemsetD8_v2(pointer_of(h), 0x12, 64 * 100 * sizeof *h));
+  IS(0, wrong_words(h, 0, 64 * 100, 0x12121212));
+  OK(cuMemsetD2D32_v2(pointer_of(h), 64 * sizeof *h, 8, 64, 100));
+  IS(0, wrong_words(h, 0, 64 * 100, 8));
+  CODE(1, cuMemsetD32Async(pointer_of(h) + 2, 1, 1, stream));
+  CODE(1, cuMemsetD8Async(pointer_of(h), 1, 64 * 100 * sizeof *h + 4096, stream));
+  OK(cuMemFreeHost(h));
+  OK(cuStreamDestroy_v2(stream));
+}
+
+/// The caller alone can let the stream go on, by a value or through an event. What it writes before that is filled
+/// over, though the fill's bytes are those that were there when it was submitted.
+static void test_fill_held(void) {
+  unsigned* h = NULL;
+  CUdeviceptr flag = 0;
+  CUstream first = NULL, second = NULL;
+  CUevent event = NULL;
+  OK(cuStreamCreate(&first, 1));
+  OK(cuStreamCreate(&second, 1));
+  OK(cuEventCreate(&event, 2));
+  OK(cuMemAlloc_v2(&flag, 4));
+  OK(cuMemsetD8_v2(flag, 0, 4));
+  OK(cuMemHostAlloc((void**)&h, 4096, 0));
+  memset(h, 0, 4096);
+  OK(cuCtxSynchronize());
+  OK(cuStreamWaitValue32_v2(first, flag, 1, CU_STREAM_WAIT_VALUE_GEQ));
+  OK(cuMemsetD8Async(pointer_of(h), 0, 4096, first));
+  CODE(600, cuStreamQuery(first));
+  memset(h, 0xaa, 4096);
+  OK(cuStreamWriteValue32_v2(second, flag, 1, 0));
+  OK(cuStreamSynchronize(first));
+  IS(0, wrong_words(h, 0, 1024, 0));
+
+  gate g = GATE;
+  OK(cuLaunchHostFunc(second, hold, &g));
+  OK(cuEventRecord(event, second));
+  OK(cuStreamWaitEvent(first, event, 0));
+  OK(cuMemsetD32Async(pointer_of(h), 3, 1024, first));
+  CODE(600, cuStreamQuery(first));
+  IS(0, wrong_words(h, 0, 1024, 0));
+  let_go(&g);
+  OK(cuStreamSynchronize(first));
+  IS(0, wrong_words(h, 0, 1024, 3));
+  OK(cuMemFreeHost(h));
+  OK(cuMemFree_v2(flag));
+  OK(cuEventDestroy_v2(event));
+  OK(cuStreamDestroy_v2(first));
+  OK(cuStreamDestroy_v2(second));
+}
+
+static void double_first(void* data) { *(unsigned*)data *= 2; }
+
+/// Managed memory, fills in graphs, host functions on both sides of a fill.
+static void test_fill_elsewhere(void) {
+  unsigned* h = NULL;
+  CUdeviceptr managed = 0;
+  CUstream stream = NULL;
+  CUgraph graph = NULL;
+  CUgraphExec exec = NULL;
+  OK(cuStreamCreate(&stream, 1));
+  OK(cuMemAllocManaged(&managed, 8192, CU_MEM_ATTACH_GLOBAL));
+  unsigned* m = (unsigned*)(uintptr_t)managed;
+  m[0] = 1;
+  m[2047] = 2;
+  gate g = GATE;
+  OK(cuLaunchHostFunc(stream, hold, &g));
+  OK(cuMemsetD32Async(managed, 4, 1024, stream));
+  CODE(600, cuStreamQuery(stream));
+  let_go(&g);
+  OK(cuStreamSynchronize(stream));
+  IS(0, wrong_words(m, 0, 1024, 4));
+  IS(2, m[2047]);
+  OK(cuMemFree_v2(managed));
+
+  OK(cuMemHostAlloc((void**)&h, 4096, 0));
+  memset(h, 0, 4096);
+  h[0] = 1;
+  OK(cuLaunchHostFunc(stream, double_first, h));
+  OK(cuMemsetD32Async(pointer_of(h), 21, 8, stream));
+  OK(cuLaunchHostFunc(stream, double_first, h));
+  OK(cuStreamSynchronize(stream));
+  IS(42, h[0]);
+  IS(21, h[1]);
+
+  OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+  OK(cuMemsetD32Async(pointer_of(h), 6, 512, stream));
+  OK(cuStreamEndCapture(stream, &graph));
+  OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+  for (unsigned round = 0; round < 3; round++) {
+    memset(h, (int)round + 1, 4096);
+    OK(cuGraphLaunch(exec, stream));
+    OK(cuStreamSynchronize(stream));
+    IS(0, wrong_words(h, 0, 512, 6));
+    IS(0, wrong_words(h, 512, 1024, 0x01010101 * (round + 1)));
+  }
+  OK(cuGraphExecDestroy(exec));
+  OK(cuGraphDestroy(graph));
+  OK(cuMemFreeHost(h));
+  OK(cuStreamDestroy_v2(stream));
+}
+
+SECTIONS({"fill", test_fill, 0}, {"fill_rows", test_fill_rows, 0}, {"fill_held", test_fill_held, 0},
+         {"fill_elsewhere", test_fill_elsewhere, 0}, {"rows", test_rows, 0}, {"rows_bounce", test_rows_bounce, 0},
+         {"mapped", test_mapped, 0}, {"mapped_order", test_mapped_order, 0},
+         {"mapped_host_function", test_mapped_host_function, 0}, {"mapped_both_write", test_mapped_both_write, 0},
+         {"mapped_graph", test_mapped_graph, 0}, {"copy_bounce", test_copy_bounce, 0})

@@ -36,6 +36,33 @@ def overlapping(spans: list[tuple[int, int]]) -> tuple[int, int] | None:
     return None
 
 
+def fill_across(contexts: list[ctypes.c_void_p]) -> None:
+    """A fill of one server's page-locked memory on the other's stream, which is held by a value in its own."""
+    words, size = ctypes.c_void_p(), 4096
+    flag = ctypes.c_uint64()
+    streams = [ctypes.c_void_p(), ctypes.c_void_p()]
+    check(cuda.cuCtxSetCurrent(contexts[0]), "cuCtxSetCurrent")
+    check(cuda.cuMemHostAlloc(ctypes.byref(words), ctypes.c_size_t(size), 1), "cuMemHostAlloc")
+    host = (ctypes.c_ubyte * size).from_address(words.value or 0)
+    ctypes.memset(words, 1, size)
+    check(cuda.cuCtxSetCurrent(contexts[1]), "cuCtxSetCurrent")
+    for stream in streams:
+        check(cuda.cuStreamCreate(ctypes.byref(stream), 1), "cuStreamCreate")
+    check(cuda.cuMemAlloc_v2(ctypes.byref(flag), ctypes.c_size_t(4)), "cuMemAlloc")
+    check(cuda.cuMemsetD8_v2(flag, ctypes.c_ubyte(0), ctypes.c_size_t(4)), "cuMemsetD8")
+    check(cuda.cuCtxSynchronize(), "cuCtxSynchronize")
+    check(cuda.cuStreamWaitValue32_v2(streams[0], flag, 1, 0), "cuStreamWaitValue32")
+    address = ctypes.c_uint64(words.value or 0)
+    check(cuda.cuMemsetD8Async(address, ctypes.c_ubyte(7), ctypes.c_size_t(size - 1), streams[0]), "cuMemsetD8Async")
+    if set(host) != {1}:
+        sys.exit("the fill did not wait for its stream")
+    check(cuda.cuStreamWriteValue32_v2(streams[1], flag, 1, 0), "cuStreamWriteValue32")
+    check(cuda.cuStreamSynchronize(streams[0]), "cuStreamSynchronize")
+    if bytes(host) != bytes([7]) * (size - 1) + b"\1":
+        sys.exit("the fill is wrong")
+    check(cuda.cuMemFreeHost(words), "cuMemFreeHost")
+
+
 def main() -> None:
     count = int(sys.argv[1])
     check(cuda.cuInit(0), "cuInit")
@@ -82,6 +109,7 @@ def main() -> None:
         check(cuda.cuMemcpyDtoH_v2(host, ctypes.c_uint64(address), ctypes.c_size_t(4096)), "cuMemcpyDtoH")
         if set(host) != {0x10 + ordinal}:
             sys.exit(f"device {ordinal} holds wrong bytes")
+    fill_across(contexts)
     print(f"{count} allocations on 2 devices")
 
 

@@ -477,9 +477,17 @@ static CUresult submit_launch(orion_exec* exec, orion_stream* stream) {
     seen = orion_coherent_always(stream, &op.op);
     for (uint32_t i = 0; i < exec->step_count; i++) {
       const orion_op* work = exec->steps[i].work.op;
-      if (work == NULL || exec->steps[i].type != CU_GRAPH_NODE_TYPE_KERNEL) continue;
-      const uint32_t fixed_bytes = ORION_OP_INFO[work->code].fixed_bytes;
-      seen |= orion_coherent_params(stream, &op.op, (const uint8_t*)work + fixed_bytes, work->bytes - fixed_bytes);
+      if (work == NULL || exec->steps[i].is_disabled) continue;
+      if (exec->steps[i].type == CU_GRAPH_NODE_TYPE_KERNEL) {
+        const uint32_t fixed_bytes = ORION_OP_INFO[work->code].fixed_bytes;
+        seen |= orion_coherent_params(stream, &op.op, (const uint8_t*)work + fixed_bytes, work->bytes - fixed_bytes);
+      } else if (work->code == ORION_OP_MEMSET) {
+        const uint64_t address = ((const orion_op_memset*)work)->device_dst;
+        seen |= orion_coherent_params(stream, &op.op, &address, sizeof address);
+      } else if (work->code == ORION_OP_STREAM_WRITE_VALUE) {
+        const uint64_t address = ((const orion_op_stream_write_value*)work)->device_address;
+        seen |= orion_coherent_params(stream, &op.op, &address, sizeof address);
+      }
     }
   }
   CUresult result = orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);

@@ -1,8 +1,10 @@
+#include <stdlib.h>
 #include <string.h>
 
 #include "api.h"
 #include "capture.h"
 #include "copy.h"
+#include "host_function.h"
 
 typedef struct fill {
   uint64_t address, pitch_bytes, width, height;  // width in elements
@@ -16,7 +18,50 @@ static void fill_host(const fill* f) {
   }
 }
 
-static CUresult submit_fill(const fill* f, CUstream handle) {
+static void run_fill(void* data) {
+  fill_host(data);
+  free(data);
+}
+
+/// Page-locked memory of another server: the stream's worker does not have it, so the fill is a host function.
+static CUresult fill_elsewhere(const fill* f, orion_stream* stream) {
+  if (orion_is_captured(stream)) return CUDA_ERROR_NOT_SUPPORTED;
+  fill* copy = malloc(sizeof *copy);
+  if (copy == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+  *copy = *f;
+  const CUresult result = orion_host_function_enqueue(stream, run_fill, copy);
+  if (result != CUDA_SUCCESS) free(copy);
+  return result;
+}
+
+static CUresult submit(const fill* f, orion_stream* stream) {
+  orion_op_memset op = {.op = {.code = ORION_OP_MEMSET},
+                        .device_dst = f->address,
+                        .pitch = f->pitch_bytes,
+                        .width = f->width,
+                        .height = f->height,
+                        .value = f->value,
+                        .element_bytes = f->element_bytes};
+  return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
+}
+
+/// Page-locked memory is filled by the worker in the stream's order, like device memory. Over a network the filled rows
+/// come back like those of a copy: before the stream's next marker.
+static CUresult fill_pinned(const fill* f, orion_stream* stream) {
+  CUresult result = submit(f, stream);
+  if (result != CUDA_SUCCESS || orion_is_captured(stream) || !orion_over_network(stream->session)) return result;
+  const uint64_t offset = f->address - (uint64_t)(uintptr_t)stream->session->host_base;
+  const uint64_t row_bytes = f->width * f->element_bytes;
+  const orion_pulled_rows rows = {offset, row_bytes, f->height > 1 ? f->pitch_bytes : row_bytes, f->height};
+  uint64_t value;
+  result = orion_stream_ticket(stream, &value);
+  orion_note_pulled_rows(stream->session, &rows, stream->word, value);
+  return result;
+}
+
+/// `waits`: the calls without a stream return when host memory is filled. On device memory they return before, natively
+/// too.
+static CUresult submit_fill(const fill* f, CUstream handle, bool waits) {
   ORION_ENTER_STREAM(stream, handle);
   if (f->width == 0 || f->height == 0) return CUDA_SUCCESS;
   uint64_t row_bytes, span_bytes;
@@ -33,103 +78,93 @@ static CUresult submit_fill(const fill* f, CUstream handle) {
   orion_place place;
   CUresult result = orion_place_device(f->address, span_bytes, false, &place);
   if (result != CUDA_SUCCESS) return result;
-  const bool is_captured = orion_is_captured(stream);
-  const bool elsewhere = !is_captured && place.context->device != stream->context->device;
-  if ((place.side == ORION_SIDE_HOST && !is_captured) || elsewhere) result = orion_stream_synchronize(stream);
-  if (result != CUDA_SUCCESS) return result;
-  if (place.side == ORION_SIDE_HOST &&
-      !is_captured) {  // pinned memory: this side's copy is the one that the program sees
-    fill_host(f);
-    return CUDA_SUCCESS;
+  if (place.side == ORION_SIDE_HOST) {
+    result = place.context->session == stream->session ? fill_pinned(f, stream) : fill_elsewhere(f, stream);
+    return result == CUDA_SUCCESS && waits && !orion_is_captured(stream) ? orion_copy_wait(stream) : result;
   }
-  if (elsewhere) stream = &place.context->null_stream;
-  orion_op_memset op = {.op = {.code = ORION_OP_MEMSET},
-                        .device_dst = f->address,
-                        .pitch = f->pitch_bytes,
-                        .width = f->width,
-                        .height = f->height,
-                        .value = f->value,
-                        .element_bytes = f->element_bytes};
-  result = orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
-  return result == CUDA_SUCCESS && elsewhere ? orion_stream_synchronize(stream) : result;
+  // Memory of another device than the stream's: its NULL stream does the work, after what the stream has so far.
+  const bool elsewhere = !orion_is_captured(stream) && place.context->device != stream->context->device;
+  if (!elsewhere) return submit(f, stream);
+  result = orion_stream_synchronize(stream);
+  stream = &place.context->null_stream;
+  if (result == CUDA_SUCCESS) result = submit(f, stream);
+  return result == CUDA_SUCCESS ? orion_stream_synchronize(stream) : result;
 }
 
 ORION_API CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t count, CUstream stream) {
   ORION_COUNTED();
 
-  return submit_fill(&(fill){address, count, count, 1, value, 1}, stream);
+  return submit_fill(&(fill){address, count, count, 1, value, 1}, stream, false);
 }
 
 ORION_API CUresult cuMemsetD16Async(CUdeviceptr address, unsigned short value, size_t count, CUstream stream) {
   ORION_COUNTED();
 
-  return submit_fill(&(fill){address, 2 * count, count, 1, value, 2}, stream);
+  return submit_fill(&(fill){address, 2 * count, count, 1, value, 2}, stream, false);
 }
 
 ORION_API CUresult cuMemsetD32Async(CUdeviceptr address, unsigned int value, size_t count, CUstream stream) {
   ORION_COUNTED();
 
-  return submit_fill(&(fill){address, 4 * count, count, 1, value, 4}, stream);
+  return submit_fill(&(fill){address, 4 * count, count, 1, value, 4}, stream, false);
 }
 
 ORION_API CUresult cuMemsetD2D8Async(CUdeviceptr address, size_t pitch_bytes, unsigned char value, size_t width,
                                      size_t height, CUstream stream) {
   ORION_COUNTED();
 
-  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 1}, stream);
+  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 1}, stream, false);
 }
 
 ORION_API CUresult cuMemsetD2D16Async(CUdeviceptr address, size_t pitch_bytes, unsigned short value, size_t width,
                                       size_t height, CUstream stream) {
   ORION_COUNTED();
 
-  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 2}, stream);
+  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 2}, stream, false);
 }
 
 ORION_API CUresult cuMemsetD2D32Async(CUdeviceptr address, size_t pitch_bytes, unsigned int value, size_t width,
                                       size_t height, CUstream stream) {
   ORION_COUNTED();
 
-  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 4}, stream);
+  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 4}, stream, false);
 }
-
-// On device memory the synchronous names return before the fill is done, natively too.
 
 ORION_API CUresult cuMemsetD8_v2(CUdeviceptr address, unsigned char value, size_t count) {
   ORION_COUNTED();
 
-  return cuMemsetD8Async(address, value, count, NULL);
+  return submit_fill(&(fill){address, count, count, 1, value, 1}, NULL, true);
 }
 
 ORION_API CUresult cuMemsetD16_v2(CUdeviceptr address, unsigned short value, size_t count) {
   ORION_COUNTED();
 
-  return cuMemsetD16Async(address, value, count, NULL);
+  return submit_fill(&(fill){address, 2 * count, count, 1, value, 2}, NULL, true);
 }
 
 ORION_API CUresult cuMemsetD32_v2(CUdeviceptr address, unsigned int value, size_t count) {
   ORION_COUNTED();
 
-  return cuMemsetD32Async(address, value, count, NULL);
+  return submit_fill(&(fill){address, 4 * count, count, 1, value, 4}, NULL, true);
 }
 
 ORION_API CUresult cuMemsetD2D8_v2(CUdeviceptr address, size_t pitch_bytes, unsigned char value, size_t width,
                                    size_t height) {
   ORION_COUNTED();
 
-  return cuMemsetD2D8Async(address, pitch_bytes, value, width, height, NULL);
+  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 1}, NULL, true);
 }
 
 ORION_API CUresult cuMemsetD2D16_v2(CUdeviceptr address, size_t pitch_bytes, unsigned short value, size_t width,
                                     size_t height) {
   ORION_COUNTED();
 
-  return cuMemsetD2D16Async(address, pitch_bytes, value, width, height, NULL);
+  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 2}, NULL, true);
 }
 
 ORION_API CUresult cuMemsetD2D32_v2(CUdeviceptr address, size_t pitch_bytes, unsigned int value, size_t width,
                                     size_t height) {
   ORION_COUNTED();
 
-  return cuMemsetD2D32Async(address, pitch_bytes, value, width, height, NULL);
+  return submit_fill(&(fill){address, pitch_bytes, width, height, value, 4}, NULL, true);
 }
