@@ -25,7 +25,7 @@ typedef struct description {
   void* launch_extra[5];
   size_t param_bytes;
   uint32_t attribute_count;
-  const wire_attribute* attributes;
+  const orion_wire_attribute* attributes;
   host_range written;
   uint32_t event;
   bool is_cooperative;
@@ -92,12 +92,12 @@ static int32_t describe_launch(const orion_engine* e, const orion_op* op, descri
   const function_state* f = &e->functions[o->function];
   if (e->modules[f->module].context != op->context) return CUDA_ERROR_INVALID_HANDLE;
   if (!launch_tail_ok(op, f, d->attribute_count)) return CUDA_ERROR_INVALID_VALUE;
-  d->attributes = (const wire_attribute*)op_tail(op);
+  d->attributes = (const orion_wire_attribute*)op_tail(op);
   for (uint32_t i = 0; i < d->attribute_count; i++) {
     if (!launch_attribute_ok(e, d->attributes[i].id, d->attributes[i].value)) return CUDA_ERROR_NOT_SUPPORTED;
   }
   d->param_bytes = o->param_bytes;
-  void* const params = (void*)(op_tail(op) + d->attribute_count * sizeof(wire_attribute));
+  void* const params = (void*)(op_tail(op) + d->attribute_count * sizeof(orion_wire_attribute));
   void* const extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, params, CU_LAUNCH_PARAM_BUFFER_SIZE, &d->param_bytes,
                          CU_LAUNCH_PARAM_END};
   memcpy(d->launch_extra, extra, sizeof extra);

@@ -14,6 +14,7 @@
 #include "driver.h"
 #include "engine.h"
 #include "gen_ops.h"
+#include "orion_launch.h"
 #include "orion_ring.h"
 #include "orion_runs.h"
 
@@ -508,12 +509,6 @@ int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t c
 /// Whether a launch's tail (LAUNCH or LAUNCH_EX) is what its fields say and what the kernel reads.
 bool launch_tail_ok(const orion_op* op, const function_state* f, uint32_t attribute_count);
 void launch_kernel(orion_engine* e, const orion_op* op);
-/// A launch attribute in the tail of LAUNCH_EX.
-#define LAUNCH_ATTRIBUTES_MAX 16u
-typedef struct wire_attribute {
-  uint32_t id, pad;
-  uint8_t value[64];
-} wire_attribute;
 bool launch_attribute_ok(const orion_engine* e, uint32_t id, const void* value);
 
 // ---- graph.c: executable graphs; their state is graph.c's own

@@ -5,30 +5,12 @@
 
 #define PARAM_MAX_BYTES 32764u
 
-// Attributes whose value holds no handle and no pointer that the driver would follow. The access policy's address is a
-// hint for caching; it is checked like a copy's.
 bool launch_attribute_ok(const orion_engine* e, uint32_t id, const void* value) {
-  switch (id) {
-    case CU_LAUNCH_ATTRIBUTE_IGNORE:
-    case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
-    case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
-    case CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
-    case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
-    case CU_LAUNCH_ATTRIBUTE_PRIORITY:
-    case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP:
-    case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN:
-    case CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION:
-    case CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
-    case CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING:
-      return true;
-    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW: {
-      CUaccessPolicyWindow window;
-      memcpy(&window, value, sizeof window);
-      return !window.num_bytes || memory_device_ok(e, (uint64_t)(uintptr_t)window.base_ptr, window.num_bytes);
-    }
-    default:
-      return false;
-  }
+  if (!orion_launch_attribute_travels(id)) return false;
+  if (id != CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW) return true;
+  CUaccessPolicyWindow window;
+  memcpy(&window, value, sizeof window);
+  return !window.num_bytes || memory_device_ok(e, (uint64_t)(uintptr_t)window.base_ptr, window.num_bytes);
 }
 
 function_state* function_of(orion_engine* e, const orion_op* op, uint32_t index) {
@@ -42,7 +24,7 @@ function_state* function_of(orion_engine* e, const orion_op* op, uint32_t index)
 
 int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t count, CUlaunchAttribute* to) {
   for (uint32_t i = 0; i < count; i++) {
-    wire_attribute a;
+    orion_wire_attribute a;
     memcpy(&a, tail + i * sizeof a, sizeof a);
     if (!launch_attribute_ok(e, a.id, a.value)) return CUDA_ERROR_NOT_SUPPORTED;
     to[i].id = (CUlaunchAttributeID)a.id;
@@ -53,8 +35,8 @@ int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t c
 
 bool launch_tail_ok(const orion_op* op, const function_state* f, uint32_t attribute_count) {
   const orion_op_launch* o = (const orion_op_launch*)op;
-  return attribute_count <= LAUNCH_ATTRIBUTES_MAX && o->param_bytes <= PARAM_MAX_BYTES &&
-         op_tail_bytes(op) == attribute_count * sizeof(wire_attribute) + o->param_bytes &&
+  return attribute_count <= ORION_LAUNCH_ATTRIBUTES_MAX && o->param_bytes <= PARAM_MAX_BYTES &&
+         op_tail_bytes(op) == attribute_count * sizeof(orion_wire_attribute) + o->param_bytes &&
          (!f->layout_known || o->param_bytes >= f->param_bytes);
 }
 
@@ -71,7 +53,7 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
   }
   const uint8_t* tail = op_tail(op);
   size_t param_bytes = o->param_bytes;
-  void* params = (void*)(tail + attribute_count * sizeof(wire_attribute));
+  void* params = (void*)(tail + attribute_count * sizeof(orion_wire_attribute));
   void* buffers[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, params, CU_LAUNCH_PARAM_BUFFER_SIZE, &param_bytes,
                      CU_LAUNCH_PARAM_END};
   void** extra = param_bytes ? buffers : NULL;
@@ -81,7 +63,7 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
     code = e->driver.launch(f->handle, o->grid_x, o->grid_y, o->grid_z, o->block_x, o->block_y, o->block_z,
                             o->dynamic_shared_bytes, s->handle, NULL, extra);
   } else {
-    CUlaunchAttribute attributes[LAUNCH_ATTRIBUTES_MAX + 1] = {0};
+    CUlaunchAttribute attributes[ORION_LAUNCH_ATTRIBUTES_MAX + 1] = {0};
     uint32_t count = 0;
     if (cooperative) {
       attributes[count].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;

@@ -325,11 +325,11 @@ static void occupancy_clusters(orion_engine* e, const orion_op* op) {
   const orion_op_occupancy_clusters* o = (const orion_op_occupancy_clusters*)op;
   const function_state* f = use_context(e, op) ? function_of(e, op, o->function) : NULL;
   if (!f) return;
-  CUlaunchAttribute attributes[LAUNCH_ATTRIBUTES_MAX] = {0};
+  CUlaunchAttribute attributes[ORION_LAUNCH_ATTRIBUTES_MAX] = {0};
   int32_t result = CUDA_ERROR_INVALID_VALUE;
   orion_reply_occupancy_clusters reply = {0};
-  if (o->attribute_count <= LAUNCH_ATTRIBUTES_MAX && o->kind <= 1 &&
-      op_tail_bytes(op) == o->attribute_count * sizeof(wire_attribute)) {
+  if (o->attribute_count <= ORION_LAUNCH_ATTRIBUTES_MAX && o->kind <= 1 &&
+      op_tail_bytes(op) == o->attribute_count * sizeof(orion_wire_attribute)) {
     result = launch_attributes(e, op_tail(op), o->attribute_count, attributes);
   }
   if (!result) {

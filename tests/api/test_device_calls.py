@@ -32,10 +32,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
-@pytest.mark.parametrize("section", ["attributes", "batch", "device"])
+@pytest.mark.parametrize("section", ["attributes", "launch_attributes", "batch", "device"])
 def test_device_calls(server: PrivateServer, program: Path, section: str, transport: str) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("ORION_", "CUDA_"))}
     clean |= {"LD_LIBRARY_PATH": str(client_folder()), "ORION_SERVER": server.address, "ORION_TRANSPORT": transport}
     done = subprocess.run([program, section], env=clean, capture_output=True, text=True, timeout=60)
     assert [line for line in done.stdout.splitlines() if line.startswith("FAIL")] == []
     assert done.returncode == 0 and ", 0 failures" in done.stdout, done.stdout + done.stderr
+    if section == "launch_attributes":  # each is told once
+        told = [number for number in range(32) if f"launch attribute {number} is not implemented" in done.stderr]
+        assert told == [3, 7, 12, 13, 15] and done.stderr.count("launch attribute") == len(told)

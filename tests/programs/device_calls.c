@@ -12,7 +12,9 @@
   X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr)) \
   X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t)) X(cuMemsetD32_v2, (CUdeviceptr, unsigned, size_t)) \
   X(cuDeviceGetTexture1DLinearMaxWidth, (size_t*, CUarray_format, unsigned, CUdevice)) \
-  X(cuCtxResetPersistingL2Cache, (void))
+  X(cuModuleLoadData, (CUmodule*, const void*)) X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*)) \
+  X(cuLaunchKernelEx, (const CUlaunchConfig*, CUfunction, void**, void**)) X(cuModuleUnload, (CUmodule)) \
+  X(cuCtxSynchronize, (void)) X(cuCtxResetPersistingL2Cache, (void))
 // clang-format on
 
 #include "area.h"
@@ -106,4 +108,56 @@ static void test_device(void) {
   OK(cuCtxResetPersistingL2Cache());
 }
 
-SECTIONS({"attributes", test_attributes, 0}, {"batch", test_batch, 0}, {"device", test_device, 0})
+/// What does not travel is refused at the call, and nothing is left to tell later; natively some of these are taken.
+static void test_launch_attributes(void) {
+  CUmodule module = NULL;
+  CUfunction count = NULL;
+  CUdeviceptr counter = 0;
+  unsigned launched = 0, counted = 0;
+  OK(cuModuleLoadData(&module,
+                      ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry count(.param .u64 p)\n"
+                      "{ .reg .u64 %rd<2>; .reg .u32 %r<2>; ld.param.u64 %rd1, [p];\n"
+                      "  ld.global.u32 %r1, [%rd1]; add.u32 %r1, %r1, 1; st.global.u32 [%rd1], %r1; ret; }\n"));
+  OK(cuModuleGetFunction(&count, module, "count"));
+  OK(cuMemAlloc_v2(&counter, 4));
+  OK(cuMemsetD32_v2(counter, 0, 1));
+  void* params[] = {&counter};
+  CUlaunchAttribute attributes[20];
+  memset(attributes, 0, sizeof attributes);
+  CUlaunchConfig config = {1, 1, 1, 1, 1, 1, 0, NULL, attributes, 1};
+  const unsigned refused[] = {CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT,
+                              CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT,
+                              CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE, 15};
+  for (int round = 0; round < 2; round++) {
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+      attributes[0].id = (CUlaunchAttributeID)refused[i];
+      CODE(801, cuLaunchKernelEx(&config, count, params, NULL));
+    }
+  }
+  attributes[0].id = CU_LAUNCH_ATTRIBUTE_MAX;
+  CODE(1, cuLaunchKernelEx(&config, count, params, NULL));
+  config.attrs = NULL;
+  CODE(1, cuLaunchKernelEx(&config, count, params, NULL));
+  config.attrs = attributes;
+  OK(cuCtxSynchronize());
+  // Many that mean nothing are nothing; a window over memory that is none of CUDA's is no reason to refuse a launch.
+  memset(attributes, 0, sizeof attributes);
+  attributes[19].id = CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW;
+  attributes[19].value.accessPolicyWindow =
+      (CUaccessPolicyWindow){&config, 64, 1, CU_ACCESS_PROPERTY_NORMAL, CU_ACCESS_PROPERTY_STREAMING};
+  config.numAttrs = 20;
+  OK(cuLaunchKernelEx(&config, count, params, NULL));
+  launched++;
+  attributes[19].value.accessPolicyWindow.base_ptr = (void*)(uintptr_t)counter;
+  attributes[19].value.accessPolicyWindow.num_bytes = 4;
+  OK(cuLaunchKernelEx(&config, count, params, NULL));
+  launched++;
+  OK(cuCtxSynchronize());
+  OK(cuMemcpyDtoH_v2(&counted, counter, 4));
+  IS(launched, counted);
+  OK(cuMemFree_v2(counter));
+  OK(cuModuleUnload(module));
+}
+
+SECTIONS({"attributes", test_attributes, 0}, {"launch_attributes", test_launch_attributes, NOT_NATIVE},
+         {"batch", test_batch, 0}, {"device", test_device, 0})

@@ -98,12 +98,6 @@ void orion_links_drop(orion_links* links);
 orion_op* orion_op_keep(const orion_op* op, uint32_t head_bytes, const void* tail, uint32_t tail_bytes,
                         const orion_context* context);
 
-/// An attribute in the tail of LAUNCH_EX.
-typedef struct orion_wire_attribute {
-  uint32_t id, pad;
-  uint8_t value[64];
-} orion_wire_attribute;
-
 // graph_object.c: references to user objects
 CUresult orion_held_copy(const orion_graph* graph, orion_held_object** list, uint32_t* used);
 void orion_held_release(orion_held_object* list, uint32_t used);  // not under the mutex: destructors run

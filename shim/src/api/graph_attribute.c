@@ -4,13 +4,12 @@
 
 #include "api.h"
 #include "graph.h"
-
-#define ATTRIBUTES_MAX 16u  // as many as the worker takes
+#include "orion_launch.h"
 
 /// The operation of a kernel node in parts.
 typedef struct launch_parts {
   const orion_op_launch* op;
-  orion_wire_attribute attributes[ATTRIBUTES_MAX + 1];
+  orion_wire_attribute attributes[ORION_LAUNCH_ATTRIBUTES_MAX + 1];
   uint32_t count;
   const uint8_t* params;
 } launch_parts;
@@ -20,7 +19,7 @@ static bool take_apart(const orion_node* node, launch_parts* parts) {
   if (node->type != CU_GRAPH_NODE_TYPE_KERNEL || parts->op == NULL) return false;
   const bool extended = parts->op->op.code == ORION_OP_LAUNCH_EX;
   parts->count = extended ? ((const orion_op_launch_ex*)parts->op)->attribute_count : 0;
-  if (parts->count > ATTRIBUTES_MAX) return false;
+  if (parts->count > ORION_LAUNCH_ATTRIBUTES_MAX) return false;
   const uint8_t* tail = (const uint8_t*)(parts->op + 1);
   memcpy(parts->attributes, tail, parts->count * sizeof *parts->attributes);
   parts->params = tail + parts->count * sizeof *parts->attributes;
@@ -60,7 +59,7 @@ static CUresult set_attribute(orion_node* node, CUkernelNodeAttrID id, const CUk
   if (!take_apart(node, &parts)) return CUDA_ERROR_INVALID_VALUE;
   orion_wire_attribute* attribute = find(&parts, id);
   if (attribute == NULL) {
-    if (parts.count == ATTRIBUTES_MAX) return CUDA_ERROR_INVALID_VALUE;
+    if (parts.count == ORION_LAUNCH_ATTRIBUTES_MAX) return CUDA_ERROR_INVALID_VALUE;
     attribute = &parts.attributes[parts.count++];
     *attribute = (orion_wire_attribute){.id = (uint32_t)id};
   }

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "orion_launch.h"
 
 #define LOCK() pthread_mutex_lock(&orion_graph_mutex)
 #define UNLOCK() pthread_mutex_unlock(&orion_graph_mutex)

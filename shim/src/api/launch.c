@@ -6,10 +6,9 @@
 #include "coherent.h"
 #include "library.h"
 #include "managed.h"
+#include "orion_launch.h"
 
 #define LAUNCH_COOPERATIVE 1u
-#define ATTRIBUTES_MAX 32u
-#define ATTRIBUTE_BYTES 72u
 #define PORTABLE_CLUSTER_BLOCKS 8u
 
 typedef struct launch_shape {
@@ -209,24 +208,38 @@ static bool is_valid_cluster(const orion_function* function, const launch_shape*
          orion_function_attribute(function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED) != 0;
 }
 
+static CUresult refuse_attribute(uint32_t id) {
+  static _Atomic uint32_t told;
+  const uint32_t bit = 1u << id;
+  if ((atomic_fetch_or(&told, bit) & bit) == 0) {
+    orion_log(ORION_LOG_WARN,
+              "launch attribute %u is not implemented: launches with it return CUDA_ERROR_NOT_SUPPORTED", (unsigned)id);
+  }
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+/// Memory that the worker does not know makes no difference to a launch: the hint is left out.
+static bool window_travels(const CUaccessPolicyWindow* window) {
+  if (window->num_bytes == 0) return true;
+  const orion_range range = orion_find_range((uint64_t)(uintptr_t)window->base_ptr, window->num_bytes);
+  return range.whole && (orion_is_device(range.kind) || range.kind == ORION_MEMORY_PINNED);
+}
+
 /// Appends the attributes that travel. Events and graph nodes are handles of this process: refused until they are
 /// mapped.
 static CUresult pack_attributes(const CUlaunchConfig* config, const orion_function* function, const launch_shape* shape,
                                 uint8_t* scratch, uint32_t* count, bool* cooperative) {
   *count = 0;
   *cooperative = false;
-  if (config->numAttrs > ATTRIBUTES_MAX || (config->numAttrs != 0 && config->attrs == NULL)) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
+  if (config->attrs == NULL) return CUDA_ERROR_INVALID_VALUE;
   for (uint32_t i = 0; i < config->numAttrs; i++) {
     const CUlaunchAttribute* attribute = &config->attrs[i];
     switch (attribute->id) {
       case CU_LAUNCH_ATTRIBUTE_IGNORE:
         continue;
-      case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
-      case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT:
-      case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
-        return CUDA_ERROR_NOT_SUPPORTED;
+      case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
+        if (!window_travels(&attribute->value.accessPolicyWindow)) continue;
+        break;
       case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
         *cooperative = attribute->value.cooperative != 0;
         break;
@@ -235,11 +248,13 @@ static CUresult pack_attributes(const CUlaunchConfig* config, const orion_functi
         break;
       default:
         if ((unsigned)attribute->id >= CU_LAUNCH_ATTRIBUTE_MAX) return CUDA_ERROR_INVALID_VALUE;
+        if (!orion_launch_attribute_travels((uint32_t)attribute->id)) return refuse_attribute((uint32_t)attribute->id);
     }
-    uint8_t* to = scratch + (size_t)*count * ATTRIBUTE_BYTES;
-    const uint32_t head[2] = {(uint32_t)attribute->id, 0};
-    memcpy(to, head, sizeof head);
-    memcpy(to + sizeof head, &attribute->value, ATTRIBUTE_BYTES - sizeof head);
+    if (*count == ORION_LAUNCH_ATTRIBUTES_MAX) return CUDA_ERROR_INVALID_VALUE;
+    orion_wire_attribute packed = {.id = (uint32_t)attribute->id};
+    _Static_assert(sizeof packed.value == sizeof attribute->value, "a value travels whole");
+    memcpy(packed.value, &attribute->value, sizeof packed.value);
+    memcpy(scratch + (size_t)*count * sizeof packed, &packed, sizeof packed);
     ++*count;
   }
   return CUDA_SUCCESS;
@@ -262,7 +277,7 @@ ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction han
   if (result == CUDA_SUCCESS)
     result = pack_attributes(config, function, &shape, thread->scratch, &attribute_count, &cooperative);
   if (result != CUDA_SUCCESS) return result;
-  const uint32_t attribute_bytes = attribute_count * ATTRIBUTE_BYTES;
+  const uint32_t attribute_bytes = attribute_count * (uint32_t)sizeof(orion_wire_attribute);
   const void* tail;
   result = pack(function, params, extra, thread->scratch, attribute_bytes, &tail, &param_bytes);
   if (result == CUDA_SUCCESS && cooperative) result = check_cooperative(function, &shape);
