@@ -129,7 +129,7 @@ int32_t copy_3d_describe(const orion_engine* e, const orion_op_copy_3d* o, CUDA_
     return CUDA_ERROR_INVALID_CONTEXT;
   }
   const bool from_host = from.kind == CU_MEMORYTYPE_HOST, to_host = to.kind == CU_MEMORYTYPE_HOST;
-  *written = to_host ? (host_range){to_first, to_bytes} : (host_range){0};
+  *written = to_host ? (host_range){.offset = to_first, .bytes = to_bytes} : (host_range){0};
   *c = (CUDA_MEMCPY3D_PEER){
       .srcXInBytes = from.x,
       .srcY = from.y,

@@ -281,6 +281,7 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       memory_info(e, op);
       break;
     case ORION_OP_HOST_REGISTER:
+    case ORION_OP_HOST_REGISTER_AT:
       memory_host_register(e, op);
       break;
     case ORION_OP_HOST_UNREGISTER:

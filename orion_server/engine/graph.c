@@ -132,7 +132,7 @@ static int32_t describe_linear(const orion_engine* e, uint64_t to, bool to_host,
                                    .WidthInBytes = bytes,
                                    .Height = 1,
                                    .Depth = 1};
-  if (to_host) d->written = (host_range){to, bytes};
+  if (to_host) d->written = (host_range){.offset = to, .bytes = bytes};
   return 0;
 }
 

@@ -151,6 +151,7 @@ typedef struct global_state {
 
 typedef struct host_range {
   uint64_t offset, bytes;
+  uint64_t alias;  // of registered ranges: the program's address, where the same pages are mapped too; 0: none
 } host_range;
 
 // Part of the arena of which the client's knowledge is kept (coherent.c).
@@ -469,7 +470,12 @@ void memory_free_all(orion_engine* e);
 bool memory_device_ok(const orion_engine* e, uint64_t address, uint64_t bytes);
 /// True when [offset, +bytes) of the host arena is staging or registered.
 bool memory_host_ok(const orion_engine* e, uint64_t offset, uint64_t bytes);
-bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes);
+bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes, uint64_t alias);
+
+// ---- alias.c: arena pages at a second address
+/// Maps and registers [offset, +bytes) of the arena, whose bounds are checked, at `address` too.
+int32_t alias_add(orion_engine* e, uint64_t offset, uint64_t bytes, uint64_t address);
+void alias_drop(orion_engine* e, const host_range* r);
 
 // virtual_memory.c
 int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o);

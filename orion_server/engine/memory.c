@@ -294,6 +294,7 @@ void memory_free_all(orion_engine* e) {
   e->last_batch = NULL;
   for (uint32_t i = 1; i < e->pinned_count; i++) {
     (void)e->driver.host_unregister(e->arena + e->pinned[i].offset);
+    if (e->pinned[i].alias) alias_drop(e, &e->pinned[i]);
   }
   e->pinned_count = e->pinned_count ? 1 : 0;
   coherent_drop(e, 0, UINT64_MAX);
@@ -347,7 +348,7 @@ bool memory_host_ok(const orion_engine* e, uint64_t offset, uint64_t bytes) {
   return offset >= r->offset && bytes <= r->bytes - (offset - r->offset);
 }
 
-bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes) {
+bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes, uint64_t alias) {
   if (e->pinned_count == e->pinned_capacity) {
     const uint32_t capacity = e->pinned_capacity ? e->pinned_capacity * 2 : 64;
     host_range* grown = realloc(e->pinned, capacity * sizeof *grown);
@@ -357,14 +358,15 @@ bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes) {
   }
   const uint32_t at = pinned_search(e, offset);
   memmove(&e->pinned[at + 1], &e->pinned[at], (e->pinned_count - at) * sizeof *e->pinned);
-  e->pinned[at] = (host_range){.offset = offset, .bytes = bytes};
+  e->pinned[at] = (host_range){.offset = offset, .bytes = bytes, .alias = alias};
   e->pinned_count++;
   STAT_ADD(e, stat_pinned, bytes);
   return true;
 }
 
 void memory_host_register(orion_engine* e, const orion_op* op) {
-  const orion_op_host_register* o = (const orion_op_host_register*)op;
+  const orion_op_host_register* o = (const orion_op_host_register*)op;  // HOST_REGISTER_AT begins like it
+  const uint64_t alias = op->code == ORION_OP_HOST_REGISTER_AT ? ((const orion_op_host_register_at*)op)->address : 0;
   if (!use_context(e, op)) return;
   int32_t result = 0;
   if (!o->size_bytes || (o->arena_off | o->size_bytes) & 0xfff || o->arena_off > e->arena_bytes ||
@@ -376,15 +378,19 @@ void memory_host_register(orion_engine* e, const orion_op* op) {
       result = CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
     }
   }
+  if (!result && op->code == ORION_OP_HOST_REGISTER_AT) {
+    result = answer_check(e, op->context, alias_add(e, o->arena_off, o->size_bytes, alias));
+  }
   if (!result) {
     // Always portable and mapped: several contexts of the session may name it, at one address.
     const unsigned int flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
     uint8_t* address = e->arena + o->arena_off;
     result = answer_check(e, op->context, (int32_t)e->driver.host_register(address, o->size_bytes, flags));
-    if (!result && !memory_pin(e, o->arena_off, o->size_bytes)) {
+    if (!result && !memory_pin(e, o->arena_off, o->size_bytes, alias)) {
       (void)e->driver.host_unregister(address);
       result = CUDA_ERROR_OUT_OF_MEMORY;
     }
+    if (result && alias) alias_drop(e, &(host_range){o->arena_off, o->size_bytes, alias});
   }
   answer_reply(e, op, result, NULL, 0);
 }
@@ -407,11 +413,13 @@ enum step memory_host_unregister(orion_engine* e, const orion_op* op) {
     net_after_copies(e);
     coherent_drop(e, o->arena_off, o->size_bytes);
   }
+  const host_range ended = e->pinned[i];
   memmove(&e->pinned[i], &e->pinned[i + 1], (e->pinned_count - i - 1) * sizeof *e->pinned);
   e->pinned_count--;
   STAT_ADD(e, stat_pinned, -o->size_bytes);
   uint8_t* address = e->arena + o->arena_off;
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.host_unregister(address));
+  if (ended.alias) alias_drop(e, &ended);
   // The client's next allocation there is zero on its side.
   if (e->net) (void)madvise(address, o->size_bytes, MADV_DONTNEED);
   answer_reply(e, op, result, NULL, 0);

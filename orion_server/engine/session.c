@@ -185,7 +185,7 @@ static int register_pages(orion_engine* e) {
   result = (int)e->driver.host_register(e->arena, ORION_STAGING_BYTES, flags);
   if (result) return result;
   e->staging_registered = true;
-  return memory_pin(e, 0, ORION_STAGING_BYTES) ? 0 : CUDA_ERROR_OUT_OF_MEMORY;
+  return memory_pin(e, 0, ORION_STAGING_BYTES, 0) ? 0 : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static void unbind(orion_engine* e) {

@@ -70,6 +70,7 @@ enum orion_op_code {
   ORION_OP_VMM_SET_ACCESS = 134,
   ORION_OP_HOST_COHERENT = 170,
   ORION_OP_HOST_PUBLISH = 171,
+  ORION_OP_HOST_REGISTER_AT = 180,
   ORION_OP_TENSOR_MAP_ENCODE = 190,
   ORION_OP_TENSOR_MAP_REPLACE_ADDRESS = 191,
   ORION_OP_ARRAY_CREATE = 192,
@@ -792,6 +793,15 @@ typedef struct orion_op_host_publish {
 } orion_op_host_publish;
 _Static_assert(sizeof(orion_op_host_publish) == 48, "orion_op_host_publish");
 
+// like HOST_REGISTER, and the worker has the same pages at `address` too, where the program has them and where kernels find them; 208 when something else lies there; HOST_UNREGISTER ends both.
+typedef struct orion_op_host_register_at {
+  orion_op op;
+  uint64_t arena_off;
+  uint64_t size_bytes;
+  uint64_t address;
+} orion_op_host_register_at;
+_Static_assert(sizeof(orion_op_host_register_at) == 56, "orion_op_host_register_at");
+
 // cuTensorMapEncodeTiled (kind 0), Im2col (1), Im2colWide (2), without a context when header.context is 0; the map follows the reply; address_at: byte offset at which it holds the address and nothing else, 0xffffffff: not proven. Tail: u64 dimensions[5], u64 strides[4], u32 box[5], u32 element_strides[5], i32 lower[3], i32 upper[3].
 typedef struct orion_op_tensor_map_encode {
   orion_op op;
@@ -1236,6 +1246,7 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_VMM_SET_ACCESS] = {"VMM_SET_ACCESS", sizeof(orion_op_vmm_set_access), 0, 1},
     [ORION_OP_HOST_COHERENT] = {"HOST_COHERENT", sizeof(orion_op_host_coherent), 0, 0},
     [ORION_OP_HOST_PUBLISH] = {"HOST_PUBLISH", sizeof(orion_op_host_publish), ORION_OPF_STREAM, 0},
+    [ORION_OP_HOST_REGISTER_AT] = {"HOST_REGISTER_AT", sizeof(orion_op_host_register_at), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_TENSOR_MAP_ENCODE] = {"TENSOR_MAP_ENCODE", sizeof(orion_op_tensor_map_encode), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
     [ORION_OP_TENSOR_MAP_REPLACE_ADDRESS] = {"TENSOR_MAP_REPLACE_ADDRESS", sizeof(orion_op_tensor_map_replace_address), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
     [ORION_OP_ARRAY_CREATE] = {"ARRAY_CREATE", sizeof(orion_op_array_create), ORION_OPF_REPLY, 0},

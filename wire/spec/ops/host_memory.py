@@ -18,3 +18,11 @@ op(
     "over a network: when the stream's earlier work is done, what it has changed in this coherent range is sent, ahead "
     "of every later completion word",
 )
+op(
+    180,
+    "HOST_REGISTER_AT",
+    "arena_off:u64 size_bytes:u64 address:u64",
+    "reply express",
+    "like HOST_REGISTER, and the worker has the same pages at `address` too, where the program has them and where "
+    "kernels find them; 208 when something else lies there; HOST_UNREGISTER ends both",
+)

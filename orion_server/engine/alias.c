@@ -1,0 +1,93 @@
+// Registered memory of the program: pages of the arena that the worker has at the program's address too, so that a
+// kernel finds them where the program does. The address is the client's word: it must be free here, and is never one
+// that this process uses.
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "internal.h"
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
+#define ADDRESS_FIRST 0x10000ull
+#define ADDRESS_END (1ull << 47)
+// Each takes several of the mappings that the kernel allows a process (65530 by default).
+#define ALIASES_MAX 8192u
+
+static void* pointer(uint64_t address) {
+  return (void*)(uintptr_t)address;  // NOLINT(performance-no-int-to-ptr): the agreed address
+}
+
+static uint32_t alias_count(const orion_engine* e) {
+  uint32_t count = 0;
+  for (uint32_t i = 0; i < e->pinned_count; i++) count += e->pinned[i].alias != 0;
+  return count;
+}
+
+static bool address_ok(const orion_engine* e, uint64_t address, uint64_t bytes) {
+  const uint64_t arena = (uint64_t)(uintptr_t)e->arena;
+  if (address & 0xfff || address < ADDRESS_FIRST || address >= ADDRESS_END || bytes > ADDRESS_END - address) {
+    return false;
+  }
+  if (address < arena + e->arena_bytes && arena < address + bytes) return false;
+  for (uint32_t i = 0; i < e->device_count; i++) {
+    const device_state* d = &e->devices[i];
+    if (d->reserved && address < d->base + d->bytes && d->base < address + bytes) return false;
+  }
+  return true;
+}
+
+// Over a network the arena is private memory, which cannot be at two addresses: the range becomes shared as long as
+// it is registered. Its content, which is nobody's yet, goes.
+static bool set_shared(const orion_engine* e, uint64_t offset, uint64_t bytes, bool shared) {
+  if (!e->net) return true;
+  const int flags = MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED | (shared ? MAP_SHARED : MAP_PRIVATE);
+  return mmap(e->arena + offset, bytes, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+}
+
+static int32_t map(const orion_engine* e, uint64_t offset, uint64_t bytes, uint64_t address) {
+  void* reserved = mmap(pointer(address), bytes, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+  if (reserved == MAP_FAILED) return errno == EEXIST ? CUDA_ERROR_ALREADY_MAPPED : CUDA_ERROR_OUT_OF_MEMORY;
+  if (reserved != pointer(address)) {  // a kernel that does not know the flag takes the address as a hint
+    munmap(reserved, bytes);
+    return CUDA_ERROR_ALREADY_MAPPED;
+  }
+  if (set_shared(e, offset, bytes, true)) {
+    // An old size of 0: the pages of a shared mapping get a second one.
+    if (mremap(e->arena + offset, 0, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, reserved) != MAP_FAILED) return 0;
+    (void)set_shared(e, offset, bytes, false);  // the mapping that it replaces has this one's place
+  }
+  munmap(reserved, bytes);
+  return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static void unmap(orion_engine* e, const host_range* r) {
+  munmap(pointer(r->alias), r->bytes);
+  if (!set_shared(e, r->offset, r->bytes, false)) engine_end(e, ORION_END_FAILED, "out of memory mappings");
+}
+
+int32_t alias_add(orion_engine* e, uint64_t offset, uint64_t bytes, uint64_t address) {
+  if (!address_ok(e, address, bytes)) return CUDA_ERROR_INVALID_VALUE;
+  if (alias_count(e) >= ALIASES_MAX) return CUDA_ERROR_OUT_OF_MEMORY;
+  const host_range r = {offset, bytes, address};
+  int32_t result = map(e, offset, bytes, address);
+  if (result) return result;
+  const unsigned int flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
+  result = (int32_t)e->driver.host_register(pointer(address), bytes, flags);
+  if (!result) {
+    // The client promises the program this very address as the device's.
+    CUdeviceptr device = 0;
+    result = (int32_t)e->driver.host_device_pointer(&device, pointer(address), 0);
+    if (!result && device != address) result = CUDA_ERROR_NOT_SUPPORTED;
+    if (result) (void)e->driver.host_unregister(pointer(address));
+  }
+  if (result) unmap(e, &r);
+  return result;
+}
+
+void alias_drop(orion_engine* e, const host_range* r) {
+  (void)e->driver.host_unregister(pointer(r->alias));
+  unmap(e, r);
+}
