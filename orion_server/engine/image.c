@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define IMAGES 1024u
@@ -151,7 +152,8 @@ void image_free_all(orion_engine* e) {
 }
 
 static int32_t begin_upload(image* m) {
-  m->fd = memfd_create("orion-image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  // Through syscall, because glibc has memfd_create only since 2.27.
+  m->fd = (int)syscall(SYS_memfd_create, "orion-image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (m->fd < 0 || ftruncate(m->fd, (off_t)m->bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
   m->state = FILLING;
   m->uploaded = true;
