@@ -91,3 +91,16 @@ void alias_drop(orion_engine* e, const host_range* r) {
   (void)e->driver.host_unregister(pointer(r->alias));
   unmap(e, r);
 }
+
+bool alias_offset(const orion_engine* e, uint64_t address, uint64_t* offset) {
+  const uint64_t arena = (uint64_t)(uintptr_t)e->arena;
+  *offset = address - arena;
+  if (address >= arena && *offset < e->arena_bytes) return true;
+  for (uint32_t i = 0; i < e->pinned_count; i++) {
+    const host_range* r = &e->pinned[i];
+    if (!r->alias || address < r->alias || address - r->alias >= r->bytes) continue;
+    *offset = r->offset + (address - r->alias);
+    return true;
+  }
+  return false;
+}

@@ -234,8 +234,8 @@ void copy_set(orion_engine* e, const orion_op* op) {
     }
   }
   finish(e, op, s, code);
-  const uint64_t offset = o->device_dst - (uint64_t)(uintptr_t)e->arena;
-  if (code || !e->net || offset >= e->arena_bytes || !o->width || !o->height) return;
+  uint64_t offset;
+  if (code || !e->net || !o->width || !o->height || !alias_offset(e, o->device_dst, &offset)) return;
   if (o->height == 1) {
     copied_out(e, s, offset, o->width * size);
     return;

@@ -476,6 +476,8 @@ bool memory_pin(orion_engine* e, uint64_t offset, uint64_t bytes, uint64_t alias
 /// Maps and registers [offset, +bytes) of the arena, whose bounds are checked, at `address` too.
 int32_t alias_add(orion_engine* e, uint64_t offset, uint64_t bytes, uint64_t address);
 void alias_drop(orion_engine* e, const host_range* r);
+/// Where in the arena the memory at `address` lies, when a kernel could name it so: by the arena's address or another.
+bool alias_offset(const orion_engine* e, uint64_t address, uint64_t* offset);
 
 // virtual_memory.c
 int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o);

@@ -3,6 +3,8 @@
 #ifndef ORION_SHIM_SESSION_H
 #define ORION_SHIM_SESSION_H
 
+#include <signal.h>
+
 #include "cuda_types.h"
 #include "gen_ops.h"
 #include "orion_ring.h"
@@ -119,6 +121,17 @@ void orion_note_pulled_rows(orion_session* session, const orion_pulled_rows* row
 bool orion_coherent_begin(orion_session* session, uint64_t offset, uint64_t bytes, bool unsent);
 uint64_t orion_coherent_push(orion_session* session, uint64_t offset, uint64_t bytes);
 void orion_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes);
+
+/// Memory of the program that becomes part of the arena (cuMemHostRegister): its whole pages and [arena_offset, +) are
+/// one memory afterwards, whichever of the two a call names to this layer. NULL, or why not; after orion_adopt has
+/// failed, orion_adopt_end undoes what it has done. False from that: the arena range stays in use.
+const char* orion_adoptable(orion_session* session, uint64_t address, uint64_t bytes);
+const char* orion_adopt(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
+bool orion_adopt_end(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
+extern const char orion_adopt_unmapped[];  // the one reason for which there is nothing to register at all
+
+/// For the start of a thread: it handles none of the program's signals but those of its own faults.
+void orion_block_signals(sigset_t* before);
 
 /// Tells the engine that host function `callback`, generation `generation`, has returned (ORION_OP_HOST_FUNCTION).
 /// Never waits and never travels through a ring, so it cannot stand behind a full one. Use this, not a plain store:

@@ -173,3 +173,20 @@ void orion_coherent_publish(orion_stream* stream) {
   }
   pthread_mutex_unlock(&mutex);
 }
+
+static void flush_stream(orion_stream* stream) {
+  uint64_t value;
+  if (atomic_load(&stream->coherent) != 0) (void)orion_stream_ticket(stream, &value);
+}
+
+void orion_coherent_flush(orion_session* session) {
+  if (!orion_over_network(session)) return;
+  for (uint32_t i = 1; i < orion_table_end(&orion_contexts); i++) {
+    orion_context* context = orion_table_at(&orion_contexts, i);
+    if (!orion_is_live(&context->entry) || context->session != session || !atomic_load(&context->active)) continue;
+    flush_stream(&context->null_stream);
+    pthread_mutex_lock(&context->mutex);
+    for (orion_stream* stream = context->streams; stream != NULL; stream = stream->next) flush_stream(stream);
+    pthread_mutex_unlock(&context->mutex);
+  }
+}

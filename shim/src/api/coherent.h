@@ -17,8 +17,12 @@ void orion_coherent_add(orion_session* session, uint64_t address, uint64_t arena
 /// It is about to end; no work uses it any more.
 void orion_coherent_remove(orion_session* session, uint64_t arena_offset);
 
-/// The same for managed memory, which every launch may use, whatever its parameters are. Nothing of it has travelled:
-/// it is zero on the worker's side. False: out of memory.
+/// Before such memory becomes the program's alone: what the session's work so far has written is sent before anything
+/// that is submitted afterwards is answered.
+void orion_coherent_flush(orion_session* session);
+
+/// orion_coherent_add for managed memory, which every launch may use, whatever its parameters are. Nothing of it has
+/// travelled: it is zero on the worker's side. False: out of memory.
 bool orion_coherent_add_managed(orion_session* session, uint64_t arena_offset, uint64_t bytes, uint32_t context);
 
 /// What every launch of `stream` may use, and what `params` point to. Once for each operation, and once for each of the

@@ -18,7 +18,8 @@ static _Atomic uint64_t extra_pull_bytes;
 
 CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orion_place* place) {
   const orion_range range = orion_find_range(address, bytes);
-  if (range.kind == ORION_MEMORY_PAGEABLE || range.kind == ORION_MEMORY_REGISTERED) {
+  const bool is_left = range.kind == ORION_MEMORY_ADOPTED && !range.whole;
+  if (range.kind == ORION_MEMORY_PAGEABLE || range.kind == ORION_MEMORY_REGISTERED || is_left) {
     if (!unified || address == 0) return CUDA_ERROR_INVALID_VALUE;
     *place = (orion_place){.side = ORION_SIDE_HOST, .address = address};
     return CUDA_SUCCESS;
@@ -31,6 +32,7 @@ CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orio
   }
   *place = (orion_place){.side = pinned ? ORION_SIDE_HOST : ORION_SIDE_DEVICE,
                          .address = address,
+                         .arena_shift = range.arena_shift,
                          .pinned = pinned,
                          .context = range.context};
   return CUDA_SUCCESS;
@@ -41,17 +43,14 @@ orion_place orion_place_host(const void* address, uint64_t bytes) {
   const orion_range range = orion_find_range(place.address, bytes);
   if (orion_is_arena(range.kind) && range.whole) {
     // Managed memory that the worker cannot use is copied as any other.
-    place.pinned = range.kind == ORION_MEMORY_PINNED || orion_managed_ready(range.context->session) == CUDA_SUCCESS;
+    place.pinned = range.kind != ORION_MEMORY_MANAGED || orion_managed_ready(range.context->session) == CUDA_SUCCESS;
+    place.arena_shift = range.arena_shift;
     place.context = range.context;
   } else if (orion_is_device(range.kind) && range.whole) {
     place.side = ORION_SIDE_DEVICE;  // unified addresses: the name of the call does not bind
     place.context = range.context;
   }
   return place;
-}
-
-static uint64_t arena_offset(const orion_stream* stream, uint64_t address) {
-  return address - (uint64_t)(uintptr_t)stream->session->host_base;
 }
 
 bool orion_over_network(const orion_session* session) { return strcmp(session->transport_name, "tcp") == 0; }
@@ -90,8 +89,8 @@ static CUresult submit_h2d(orion_stream* stream, uint64_t destination, uint64_t 
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
-static CUresult push_in_place(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
-  const uint64_t offset = arena_offset(stream, source);
+static CUresult push_in_place(orion_stream* stream, uint64_t destination, const orion_place* source, uint64_t bytes) {
+  const uint64_t offset = orion_arena_offset(stream, source, source->address);
   return submit_h2d(stream, destination, offset, bytes, orion_push_program_memory(stream, offset, bytes));
 }
 
@@ -207,8 +206,8 @@ static CUresult pull_pageable(orion_stream* stream, uint64_t destination, uint64
   return orion_pull_end(&pull, result);
 }
 
-static CUresult pull_pinned(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
-  const uint64_t offset = arena_offset(stream, destination);
+static CUresult pull_pinned(orion_stream* stream, const orion_place* destination, uint64_t source, uint64_t bytes) {
+  const uint64_t offset = orion_arena_offset(stream, destination, destination->address);
   CUresult result = submit_d2h(stream, offset, source, bytes);
   if (result != CUDA_SUCCESS) return result;
   if (!orion_over_network(stream->session)) {
@@ -270,7 +269,7 @@ static CUresult copy_captured(orion_stream* stream, orion_place destination, ori
   }
   const orion_place* host = to_device ? &source : &destination;
   if (host->pinned && host->context->session == stream->session) {
-    const uint64_t offset = arena_offset(stream, host->address);
+    const uint64_t offset = orion_arena_offset(stream, host, host->address);
     return to_device ? submit_h2d(stream, destination.address, offset, bytes, 0)
                      : submit_d2h(stream, offset, source.address, bytes);
   }
@@ -317,12 +316,12 @@ CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place s
     wait = false;
   } else if (to_device) {
     const bool in_place = source.pinned && source.context->session == stream->session;
-    result = in_place ? push_in_place(stream, destination.address, source.address, bytes)
+    result = in_place ? push_in_place(stream, destination.address, &source, bytes)
                       : push_pageable(stream, destination.address, source.address, bytes);
     wait = wait && in_place;  // from pageable memory the bytes are taken already
   } else {
     const bool in_place = destination.pinned && destination.context->session == stream->session;
-    result = in_place ? pull_pinned(stream, destination.address, source.address, bytes)
+    result = in_place ? pull_pinned(stream, &destination, source.address, bytes)
                       : pull_pageable(stream, destination.address, source.address, bytes);
     wait = wait && in_place;
   }

@@ -10,9 +10,15 @@ enum orion_side { ORION_SIDE_HOST, ORION_SIDE_DEVICE };
 typedef struct orion_place {
   enum orion_side side;
   uint64_t address;
+  uint64_t arena_shift;  // of pinned memory: its address plus this is the arena's
   bool pinned;
   orion_context* context;  // of device and pinned memory
 } orion_place;
+
+/// Of pinned memory of the stream's session: where the worker finds the byte that the program has at `address`.
+static inline uint64_t orion_arena_offset(const orion_stream* stream, const orion_place* place, uint64_t address) {
+  return address + place->arena_shift - (uint64_t)(uintptr_t)stream->session->host_base;
+}
 
 /// Classifies an address that CUDA calls a device pointer (or a unified one, when `unified`), and checks the range.
 CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orion_place* place);

@@ -35,27 +35,23 @@ static CUresult submit_volume(orion_stream* stream, const orion_region* to, uint
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
-static uint64_t arena_offset(const orion_stream* stream, uint64_t address) {
-  return address - (uint64_t)(uintptr_t)stream->session->host_base;
-}
-
 static CUresult copy_pinned(orion_stream* stream, const orion_region* to, const orion_region* from,
                             const orion_volume* v, bool wait) {
   CUresult result;
   if (to->place.side == ORION_SIDE_DEVICE) {
-    const uint64_t offset = arena_offset(stream, from->place.address);
+    const uint64_t offset = orion_arena_offset(stream, &from->place, from->place.address);
     const uint64_t sequence = orion_push_program_memory(stream, offset, span_bytes(from, v));
     result = submit_volume(stream, to, to->place.address, 2, from, offset, 1, v, sequence);
   } else {
-    const uint64_t offset = arena_offset(stream, to->place.address);
+    const uint64_t offset = orion_arena_offset(stream, &to->place, to->place.address);
     result = submit_volume(stream, to, offset, 1, from, from->place.address, 2, v, 0);
     if (result == CUDA_SUCCESS && orion_over_network(stream->session) && !orion_is_captured(stream)) {
       // As for linear copies: delivery is shown by a marker that is placed now.
       uint64_t value;
       result = orion_stream_ticket(stream, &value);
       for (uint64_t z = 0; z < v->depth && result == CUDA_SUCCESS; z++) {
-        const orion_pulled_rows rows = {arena_offset(stream, orion_row_address(to, 0, z)), v->width_bytes,
-                                        to->pitch_bytes, v->height};
+        const orion_pulled_rows rows = {orion_arena_offset(stream, &to->place, orion_row_address(to, 0, z)),
+                                        v->width_bytes, to->pitch_bytes, v->height};
         orion_note_pulled_rows(stream->session, &rows, stream->word, value);
       }
     }

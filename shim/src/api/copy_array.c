@@ -107,7 +107,7 @@ static CUresult copy_in_place(orion_stream* stream, const side* to, const side* 
                               bool wait) {
   const bool to_array = on_device(to);
   const side *host = to_array ? from : to, *device = to_array ? to : from;
-  const uint64_t offset = host->region.place.address - (uint64_t)(uintptr_t)stream->session->host_base;
+  const uint64_t offset = orion_arena_offset(stream, &host->region.place, host->region.place.address);
   const wire_end arena = wire_arena(offset, host->region.pitch_bytes, host->region.rows, stream),
                  other = wire_device(device, 0, 0);
   CUresult result;

@@ -79,9 +79,8 @@ static void* serve(void* argument) {
 
 static bool start_thread(orion_graph_lane* lane) {
   pthread_t thread;
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);  // the program's signals stay with its own threads
+  sigset_t before;
+  orion_block_signals(&before);  // the program's signals stay with its own threads
   const bool started = pthread_create(&thread, NULL, serve, lane) == 0;
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (started) pthread_detach(thread);

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "memory.h"
 #include "orion_launch.h"
 
 #define LOCK() pthread_mutex_lock(&orion_graph_mutex)
@@ -472,6 +473,10 @@ static void fill_copy(CUDA_MEMCPY3D* out, bool to, bool is_host, uint64_t addres
   }
 }
 
+static uint64_t host_address(const orion_session* session, uint64_t arena_offset) {
+  return orion_program_address(session, (uint64_t)(uintptr_t)session->host_base + arena_offset);
+}
+
 /// Of a captured copy, whose program never made a CUDA_MEMCPY3D.
 static CUresult give_copy(const orion_node* node, CUDA_MEMCPY3D* out) {
   if (node->copy != NULL) {
@@ -481,7 +486,7 @@ static CUresult give_copy(const orion_node* node, CUDA_MEMCPY3D* out) {
   const orion_op* op = node->work.op;
   if (op == NULL) return CUDA_ERROR_INVALID_VALUE;
   const orion_host_side* host = &node->work.host;
-  const uint64_t arena = (uint64_t)(uintptr_t)node->context->session->host_base;
+  const orion_session* session = node->context->session;
   *out = (CUDA_MEMCPY3D){.Height = 1, .Depth = 1};
   if (op->code == ORION_OP_COPY_3D) {
     const orion_op_copy_3d* o = (const orion_op_copy_3d*)op;
@@ -495,14 +500,14 @@ static CUresult give_copy(const orion_node* node, CUDA_MEMCPY3D* out) {
     if (from_own) {
       fill_copy(out, false, true, (uint64_t)(uintptr_t)host->first, host->pitch_bytes, rows);
     } else {
-      fill_copy(out, false, o->src_kind == 1, o->src_address + (o->src_kind == 1 ? arena : 0), o->src_pitch,
-                o->src_height);
+      fill_copy(out, false, o->src_kind == 1, o->src_kind == 1 ? host_address(session, o->src_address) : o->src_address,
+                o->src_pitch, o->src_height);
     }
     if (to_own) {
       fill_copy(out, true, true, (uint64_t)(uintptr_t)host->first, host->pitch_bytes, rows);
     } else {
-      fill_copy(out, true, o->dst_kind == 1, o->dst_address + (o->dst_kind == 1 ? arena : 0), o->dst_pitch,
-                o->dst_height);
+      fill_copy(out, true, o->dst_kind == 1, o->dst_kind == 1 ? host_address(session, o->dst_address) : o->dst_address,
+                o->dst_pitch, o->dst_height);
     }
     return CUDA_SUCCESS;
   }
@@ -512,11 +517,11 @@ static CUresult give_copy(const orion_node* node, CUDA_MEMCPY3D* out) {
   bool to_host = false, from_host = false;
   if (op->code == ORION_OP_COPY_H2D) {
     from_host = true;
-    from = host->rows != 0 ? own : from + arena;
+    from = host->rows != 0 ? own : host_address(session, from);
   } else if (op->code == ORION_OP_COPY_D2H) {
     const orion_op_copy_d2h* d = (const orion_op_copy_d2h*)op;
     to_host = true;
-    to = host->rows != 0 ? own : d->dst_off + arena;
+    to = host->rows != 0 ? own : host_address(session, d->dst_off);
     from = d->src;
   }
   out->WidthInBytes = o->size_bytes;

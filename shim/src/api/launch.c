@@ -222,7 +222,8 @@ static CUresult refuse_attribute(uint32_t id) {
 static bool window_travels(const CUaccessPolicyWindow* window) {
   if (window->num_bytes == 0) return true;
   const orion_range range = orion_find_range((uint64_t)(uintptr_t)window->base_ptr, window->num_bytes);
-  return range.whole && (orion_is_device(range.kind) || range.kind == ORION_MEMORY_PINNED);
+  return range.whole &&
+         (orion_is_device(range.kind) || range.kind == ORION_MEMORY_PINNED || range.kind == ORION_MEMORY_ADOPTED);
 }
 
 /// Appends the attributes that travel. Events and graph nodes are handles of this process: refused until they are

@@ -47,6 +47,7 @@ orion_range orion_find_range(uint64_t address, uint64_t bytes) {
                           .start = found->extent.start,
                           .bytes = found->extent.bytes,
                           .buffer_id = found->buffer_id,
+                          .arena_shift = found->arena_shift,
                           .flags = found->flags,
                           .whole = bytes <= found->extent.bytes - (address - found->extent.start),
                           .sync_memops = found->sync_memops};
@@ -147,7 +148,7 @@ ORION_API CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* bytes, CUd
   ORION_ENTER_CONTEXT(context);
   (void)context;
   const orion_range range = orion_find_range(address, 1);
-  if (range.kind == ORION_MEMORY_PAGEABLE || range.kind == ORION_MEMORY_REGISTERED) return CUDA_ERROR_NOT_FOUND;
+  if (range.kind == ORION_MEMORY_PAGEABLE || orion_is_registered(range.kind)) return CUDA_ERROR_NOT_FOUND;
   if (base != NULL) *base = range.start;
   if (bytes != NULL) *bytes = range.bytes;
   return CUDA_SUCCESS;
@@ -155,8 +156,8 @@ ORION_API CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* bytes, CUd
 
 // ------------------------------------------------------------------------------------------------ pinned memory
 
-static orion_allocation* new_host_allocation(orion_context* context, enum orion_memory_kind kind, uint64_t start,
-                                             uint64_t bytes, uint32_t flags) {
+orion_allocation* orion_new_host_allocation(orion_context* context, enum orion_memory_kind kind, uint64_t start,
+                                            uint64_t bytes, uint32_t flags) {
   orion_allocation* allocation = calloc(1, sizeof *allocation);
   if (allocation == NULL) return NULL;
   *allocation = (orion_allocation){.extent = {.start = start, .bytes = bytes},
@@ -169,7 +170,8 @@ static orion_allocation* new_host_allocation(orion_context* context, enum orion_
 }
 
 static uint64_t arena_offset(const orion_allocation* allocation) {
-  return allocation->extent.start - (uint64_t)(uintptr_t)allocation->context->session->host_base;
+  return allocation->extent.start + allocation->arena_shift -
+         (uint64_t)(uintptr_t)allocation->context->session->host_base;
 }
 
 CUresult orion_pin(const orion_allocation* allocation) {
@@ -188,8 +190,8 @@ static CUresult allocate_pinned(orion_context* context, uint64_t bytes, uint32_t
   uint8_t* start = orion_arena_allocate(session, reserved_bytes);
   ORION_REQUIRE(start != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   // With one address space pinned memory is always mapped; both sides hold it at the same address.
-  orion_allocation* allocation = new_host_allocation(context, ORION_MEMORY_PINNED, (uint64_t)(uintptr_t)start, bytes,
-                                                     flags | CU_MEMHOSTALLOC_DEVICEMAP);
+  orion_allocation* allocation = orion_new_host_allocation(context, ORION_MEMORY_PINNED, (uint64_t)(uintptr_t)start,
+                                                           bytes, flags | CU_MEMHOSTALLOC_DEVICEMAP);
   const CUresult result = allocation == NULL ? CUDA_ERROR_OUT_OF_MEMORY : orion_pin(allocation);
   if (result != CUDA_SUCCESS) {
     free(allocation);
@@ -226,12 +228,13 @@ ORION_API CUresult cuMemAllocHost_v2(void** address, size_t bytes) {
   return cuMemHostAlloc(address, bytes, CU_MEMHOSTALLOC_PORTABLE);
 }
 
-/// Takes a host allocation that begins at `address` out of the map.
-static orion_allocation* take_host(const void* address, enum orion_memory_kind kind) {
+orion_allocation* orion_take_host(const void* address, bool registered) {
   pthread_mutex_lock(&orion_memory_mutex);
   orion_allocation* found =
       (orion_allocation*)orion_extent_starting_at(orion_allocations, (uint64_t)(uintptr_t)address);
-  if (found != NULL && found->kind != kind) found = NULL;
+  if (found != NULL && !(registered ? orion_is_registered(found->kind) : found->kind == ORION_MEMORY_PINNED)) {
+    found = NULL;
+  }
   if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
   return found;
@@ -257,7 +260,7 @@ ORION_API CUresult cuMemFreeHost(void* address) {
   ORION_ENTER();
   ORION_CAPTURE_SAFE();
   if (address == NULL) return CUDA_SUCCESS;
-  orion_allocation* allocation = take_host(address, ORION_MEMORY_PINNED);
+  orion_allocation* allocation = orion_take_host(address, false);
   return allocation == NULL ? CUDA_ERROR_INVALID_VALUE : orion_unpin(allocation);
 }
 
@@ -268,11 +271,16 @@ void orion_context_pinned_end(orion_context* context) {
     do {
       found = (orion_allocation*)orion_extent_at_or_above(orion_allocations, above);
       if (found != NULL) above = found->extent.start + 1;
-    } while (found != NULL && (!orion_is_arena(found->kind) || found->context != context));
+    } while (found != NULL &&
+             (found->context != context || (!orion_is_arena(found->kind) && found->kind != ORION_MEMORY_REGISTERED)));
     if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
     pthread_mutex_unlock(&orion_memory_mutex);
     if (found == NULL) return;
-    (void)(found->kind == ORION_MEMORY_MANAGED ? orion_managed_end(found) : orion_unpin(found));
+    if (orion_is_registered(found->kind)) {
+      (void)orion_registered_end(found);
+    } else {
+      (void)(found->kind == ORION_MEMORY_MANAGED ? orion_managed_end(found) : orion_unpin(found));
+    }
   }
 }
 
@@ -282,7 +290,7 @@ ORION_API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device_address, voi
   ORION_REQUIRE(device_address != NULL && address != NULL && flags == 0, CUDA_ERROR_INVALID_VALUE);
   const orion_range range = orion_find_range((uint64_t)(uintptr_t)address, 1);
   if (range.kind == ORION_MEMORY_REGISTERED) return CUDA_ERROR_NOT_SUPPORTED;
-  ORION_REQUIRE(range.kind == ORION_MEMORY_PINNED, CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(range.kind == ORION_MEMORY_PINNED || range.kind == ORION_MEMORY_ADOPTED, CUDA_ERROR_INVALID_VALUE);
   *device_address = (CUdeviceptr)(uintptr_t)address;
   return CUDA_SUCCESS;
 }
@@ -292,44 +300,7 @@ ORION_API CUresult cuMemHostGetFlags(unsigned int* flags, void* address) {
   (void)context;
   ORION_REQUIRE(flags != NULL, CUDA_ERROR_INVALID_VALUE);
   const orion_range range = orion_find_range((uint64_t)(uintptr_t)address, 1);
-  ORION_REQUIRE(range.kind == ORION_MEMORY_PINNED || range.kind == ORION_MEMORY_REGISTERED, CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(range.kind == ORION_MEMORY_PINNED || orion_is_registered(range.kind), CUDA_ERROR_INVALID_VALUE);
   *flags = range.flags;
-  return CUDA_SUCCESS;
-}
-
-/// The program's own memory cannot be shared with the worker yet. It stays pageable: copies from and to it keep their
-/// meaning (asynchronous ones complete earlier than they must), only access by kernels is refused: DEVICEMAP and
-/// cuMemHostGetDevicePointer answer CUDA_ERROR_NOT_SUPPORTED.
-ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned int flags) {
-  ORION_ENTER_CONTEXT(context);
-  ORION_CAPTURE_SAFE();
-  const unsigned known = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP | CU_MEMHOSTREGISTER_IOMEMORY |
-                         CU_MEMHOSTREGISTER_READ_ONLY;
-  ORION_REQUIRE(address != NULL && bytes != 0 && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE((flags & (CU_MEMHOSTREGISTER_IOMEMORY | CU_MEMHOSTREGISTER_READ_ONLY)) == 0, CUDA_ERROR_NOT_SUPPORTED);
-  ORION_REQUIRE((flags & CU_MEMHOSTREGISTER_DEVICEMAP) == 0, CUDA_ERROR_NOT_SUPPORTED);
-  orion_allocation* allocation =
-      new_host_allocation(context, ORION_MEMORY_REGISTERED, (uint64_t)(uintptr_t)address, bytes, flags);
-  ORION_REQUIRE(allocation != NULL, CUDA_ERROR_OUT_OF_MEMORY);
-  pthread_mutex_lock(&orion_memory_mutex);
-  const bool taken = orion_overlaps(allocation->extent.start, bytes);
-  if (!taken) orion_extent_insert(&orion_allocations, &allocation->extent);
-  pthread_mutex_unlock(&orion_memory_mutex);
-  if (taken) free(allocation);
-  return taken ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED : CUDA_SUCCESS;
-}
-
-ORION_API CUresult cuMemHostRegister(void* address, size_t bytes, unsigned int flags) {
-  ORION_COUNTED();
-
-  return cuMemHostRegister_v2(address, bytes, flags);
-}
-
-ORION_API CUresult cuMemHostUnregister(void* address) {
-  ORION_ENTER();
-  ORION_REQUIRE(address != NULL, CUDA_ERROR_INVALID_VALUE);
-  orion_allocation* allocation = take_host(address, ORION_MEMORY_REGISTERED);
-  ORION_REQUIRE(allocation != NULL, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
-  free(allocation);
   return CUDA_SUCCESS;
 }

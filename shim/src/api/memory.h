@@ -10,6 +10,7 @@ enum orion_memory_kind {
   ORION_MEMORY_GLOBAL,        // a module's variable, at an address that the driver chose
   ORION_MEMORY_PINNED,        // in the host arena; device pointer == host pointer
   ORION_MEMORY_REGISTERED,    // cuMemHostRegister of the program's own memory: kept pageable
+  ORION_MEMORY_ADOPTED,       // the same, where its pages could become arena memory: an orion_adopted
   ORION_MEMORY_MAPPED,        // cuMemMap: an orion_mapping
   ORION_MEMORY_POOL,          // cuMemAllocAsync: an orion_pool_block
   ORION_MEMORY_MANAGED,       // cuMemAllocManaged: an orion_managed, in the host arena like pinned memory
@@ -21,6 +22,7 @@ typedef struct orion_range {
   orion_context* context;  // of mappings and pools, which belong to none: their device's primary context
   uint64_t start, bytes;   // of the allocation
   uint64_t buffer_id;
+  uint64_t arena_shift;
   uint32_t flags;  // of host allocations
   bool whole;
   bool sync_memops;
@@ -34,6 +36,8 @@ typedef struct orion_allocation {
   bool is_mapped_range;     // owns whole 2 MiB chunks
   uint32_t flags;
   uint64_t buffer_id;
+  // Of arena memory: an address of the program's plus this is the arena's. 0 but for adopted memory, which has its own.
+  uint64_t arena_shift;
   bool sync_memops;
 } orion_allocation;
 
@@ -42,9 +46,13 @@ static inline bool orion_is_device(enum orion_memory_kind kind) {
          kind == ORION_MEMORY_POOL;
 }
 
-/// Both ends have it at one address, in the host arena.
+/// The worker reads and writes it in place, and kernels find it at the program's address.
 static inline bool orion_is_arena(enum orion_memory_kind kind) {
-  return kind == ORION_MEMORY_PINNED || kind == ORION_MEMORY_MANAGED;
+  return kind == ORION_MEMORY_PINNED || kind == ORION_MEMORY_MANAGED || kind == ORION_MEMORY_ADOPTED;
+}
+
+static inline bool orion_is_registered(enum orion_memory_kind kind) {
+  return kind == ORION_MEMORY_REGISTERED || kind == ORION_MEMORY_ADOPTED;
 }
 
 /// Looks up; no effect.
@@ -54,8 +62,20 @@ bool orion_set_sync_memops(uint64_t address, bool value);
 void orion_add_global(orion_context* context, uint64_t address, uint64_t bytes);
 void orion_remove_global(orion_context* context, uint64_t address);
 
+// registered.c
+/// Ends a registration that has been taken out of the map.
+CUresult orion_registered_end(orion_allocation* allocation);
+/// What the program calls the arena's `address`: its own, where that is adopted memory.
+uint64_t orion_program_address(const orion_session* session, uint64_t address);
+
 /// Page-locked memory in the arena, as cuMemHostAlloc gives it.
 CUresult orion_pinned_allocate(orion_context* context, uint64_t bytes, void** address);
+
+/// A host allocation that is not in the map yet; NULL: out of memory. The second takes one that begins at `address`
+/// out of it: registered memory, or page-locked.
+orion_allocation* orion_new_host_allocation(orion_context* context, enum orion_memory_kind kind, uint64_t start,
+                                            uint64_t bytes, uint32_t flags);
+orion_allocation* orion_take_host(const void* address, bool registered);
 
 // memory_allocator.c
 CUresult orion_device_allocate(orion_context* context, uint64_t bytes, uint64_t* address);

@@ -47,10 +47,10 @@ static CUresult submit(const fill* f, orion_stream* stream) {
 
 /// Page-locked memory is filled by the worker in the stream's order, like device memory. Over a network the filled rows
 /// come back like those of a copy: before the stream's next marker.
-static CUresult fill_pinned(const fill* f, orion_stream* stream) {
+static CUresult fill_pinned(const fill* f, const orion_place* place, orion_stream* stream) {
   CUresult result = submit(f, stream);
   if (result != CUDA_SUCCESS || orion_is_captured(stream) || !orion_over_network(stream->session)) return result;
-  const uint64_t offset = f->address - (uint64_t)(uintptr_t)stream->session->host_base;
+  const uint64_t offset = orion_arena_offset(stream, place, f->address);
   const uint64_t row_bytes = f->width * f->element_bytes;
   const orion_pulled_rows rows = {offset, row_bytes, f->height > 1 ? f->pitch_bytes : row_bytes, f->height};
   uint64_t value;
@@ -79,7 +79,7 @@ static CUresult submit_fill(const fill* f, CUstream handle, bool waits) {
   CUresult result = orion_place_device(f->address, span_bytes, false, &place);
   if (result != CUDA_SUCCESS) return result;
   if (place.side == ORION_SIDE_HOST) {
-    result = place.context->session == stream->session ? fill_pinned(f, stream) : fill_elsewhere(f, stream);
+    result = place.context->session == stream->session ? fill_pinned(f, &place, stream) : fill_elsewhere(f, stream);
     return result == CUDA_SUCCESS && waits && !orion_is_captured(stream) ? orion_copy_wait(stream) : result;
   }
   // Memory of another device than the stream's: its NULL stream does the work, after what the stream has so far.

@@ -103,7 +103,7 @@ static bool describe(uint64_t address, orion_description* known) {
 }
 
 static bool is_host(const orion_description* known) {
-  return known->kind == ORION_MEMORY_PINNED || known->kind == ORION_MEMORY_REGISTERED;
+  return known->kind == ORION_MEMORY_PINNED || orion_is_registered(known->kind);
 }
 
 static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint64_t address,

@@ -1,5 +1,6 @@
 // Dense thread indices, process-wide: the receiver of late errors in every session.
 #include <pthread.h>
+#include <signal.h>
 
 #include "internal.h"
 
@@ -59,4 +60,13 @@ void orion_threads_after_fork(void) {
   const uint32_t own = index_plus_one;
   for (uint32_t group = 0; group < INDEX_GROUPS; group++)
     atomic_store(&taken[group], own && (own - 1) / 64 == group ? 1ull << ((own - 1) % 64) : 0);
+}
+
+void orion_block_signals(sigset_t* before) {
+  sigset_t blocked;
+  sigfillset(&blocked);
+  // A fault cannot wait: blocked, it ends the process. shm_pages.c has one for a write to a page that moves.
+  sigdelset(&blocked, SIGSEGV);
+  sigdelset(&blocked, SIGBUS);
+  pthread_sigmask(SIG_SETMASK, &blocked, before);
 }

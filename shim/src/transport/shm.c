@@ -15,6 +15,7 @@
 
 #include "../session/futex.h"
 #include "../session/internal.h"
+#include "shm_pages.h"
 #include "transport.h"
 
 #ifndef F_GET_SEALS
@@ -24,7 +25,10 @@
 
 typedef struct shm_state {
   _Atomic int socket_fd;
+  orion_page_source arena;
 } shm_state;
+
+static shm_state* state_of(orion_session* session) { return session->transport_state; }
 
 static void wake_consumer(orion_ring_control* control) {
   // One producer wakes; the others see that it is done. The consumer sets the flag again before it sleeps again.
@@ -37,7 +41,7 @@ static void shm_kick(orion_session* session, bool express) {
 }
 
 static bool shm_alive(orion_session* session) {
-  const int fd = atomic_load(&((shm_state*)session->transport_state)->socket_fd);
+  const int fd = atomic_load(&state_of(session)->socket_fd);
   if (fd < 0) return false;
   struct pollfd state = {fd, POLLIN | POLLRDHUP, 0};
   if (poll(&state, 1, 0) <= 0) return true;
@@ -76,13 +80,29 @@ static void shm_drop_pages(orion_session* session, void* address, uint64_t bytes
   madvise(address, bytes, MADV_REMOVE);  // punches the hole in the memfd, for both sides
 }
 
+static const char* shm_adoptable(orion_session* session, uint64_t address, uint64_t bytes) {
+  (void)session;
+  return orion_pages_movable(address, bytes);
+}
+
+static const char* shm_adopt(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset) {
+  return orion_pages_move(&state_of(session)->arena, address, bytes, offset);
+}
+
+static bool shm_adopt_end(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset) {
+  return orion_pages_return(&state_of(session)->arena, address, bytes, offset);
+}
+
 static void shm_close(orion_session* session) {
-  const int fd = atomic_exchange(&((shm_state*)session->transport_state)->socket_fd, -1);
+  const int fd = atomic_exchange(&state_of(session)->socket_fd, -1);
   if (fd >= 0) close(fd);
 }
 
 // The child's copy of the descriptor would keep the socket open after the parent's death.
-static void shm_after_fork(orion_session* session) { shm_close(session); }
+static void shm_after_fork(orion_session* session) {
+  shm_close(session);
+  close(state_of(session)->arena.fd);
+}
 
 static const orion_transport shm_transport = {
     .name = "shm",
@@ -93,6 +113,9 @@ static const orion_transport shm_transport = {
     .push_pinned = shm_push_pinned,
     .begin_host_function = shm_begin_host_function,
     .note_rows = shm_note_rows,
+    .adoptable = shm_adoptable,
+    .adopt = shm_adopt,
+    .adopt_end = shm_adopt_end,
     .client_word = shm_client_word,
     .drop_pages = shm_drop_pages,
     .close = shm_close,
@@ -157,7 +180,10 @@ static bool receive_fds(int socket_fd, uint32_t timeout_ms, int fds[2], const ch
     }
   }
   if (got == 1 && byte == 0 && received == 2) return true;
-  for (int i = 0; i < received && i < 2; i++) close(fds[i]);
+  for (int i = 0; i < received && i < 2; i++) {
+    close(fds[i]);
+    fds[i] = -1;
+  }
   *why = got <= 0 ? "it closed the socket (was the token refused?)" : "its answer holds no segment and arena";
   return false;
 }
@@ -201,10 +227,14 @@ bool orion_shm_open(orion_session* session, int socket_fd, const uint8_t token[3
   } else if (receive_fds(socket_fd, timeout_ms, fds, &why)) {
     why = map_memory(session, fds[0], fds[1]);
     close(fds[0]);
-    close(fds[1]);
   }
   shm_state* state = why ? NULL : calloc(1, sizeof *state);
+  if (state && !orion_pages_source(fds[1], session->host_base, &state->arena)) {
+    free(state);
+    state = NULL;
+  }
   if (!state) {
+    if (fds[1] >= 0) close(fds[1]);
     close(socket_fd);
     orion_log(ORION_LOG_ERROR, "shared memory with the worker of %s failed: %s (ORION_TRANSPORT=tcp avoids it)",
               session->server_address, why ? why : "out of memory");

@@ -89,14 +89,14 @@ static bool send_operations(tcp_state* state) {
   return send_batch(state, &state->main_batch, ORION_FRAME_OPS_MAIN) || had_express;
 }
 
-static bool bulk_message(const tcp_state* state, const tcp_range* piece, zmq_msg_t* message) {
+static bool bulk_message(tcp_state* state, const tcp_range* piece, zmq_msg_t* message) {
   const orion_frame header = {.type = ORION_FRAME_BULK,
                               .bytes = (uint32_t)piece->bytes,
                               .sequence = state->sequence_sent + 1,
                               .a = piece->offset};
   if (zmq_msg_init_size(message, sizeof header + piece->bytes) != 0) return false;
   memcpy(zmq_msg_data(message), &header, sizeof header);
-  memcpy((uint8_t*)zmq_msg_data(message) + sizeof header, state->session->host_base + piece->offset, piece->bytes);
+  orion_tcp_load(state, piece->offset, (uint8_t*)zmq_msg_data(message) + sizeof header, piece->bytes);
   return true;
 }
 
@@ -327,6 +327,9 @@ static const orion_transport tcp_transport = {
     .coherent_begin = orion_tcp_coherent_begin,
     .coherent_push = orion_tcp_coherent_push,
     .coherent_end = orion_tcp_coherent_end,
+    .adoptable = orion_tcp_adoptable,
+    .adopt = orion_tcp_adopt,
+    .adopt_end = orion_tcp_adopt_end,
     .client_word = tcp_client_word,
     .drop_pages = tcp_drop_pages,
     .close = tcp_close,
@@ -421,10 +424,8 @@ static const char* make_memory(orion_session* session) {
 
 static const char* start_thread(tcp_state* state) {
   // The program's signals are its own: none is handled on this thread.
-  sigset_t all;
   sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  orion_block_signals(&before);
   state->has_thread = pthread_create(&state->thread, NULL, io_thread, state) == 0;
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (!state->has_thread) return "no thread for network I/O";

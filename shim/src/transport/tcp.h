@@ -32,9 +32,15 @@ typedef struct tcp_range {
 // Memory that kernels use, and what the worker knows of it.
 typedef struct tcp_coherent {
   uint64_t first, end;
-  uint8_t* known;
+  uint8_t *memory, *known;
   uint64_t sequence;  // of the last frame that carries a part of it
 } tcp_coherent;
+
+// Arena bytes [first, end), which are the program's own at `memory`.
+typedef struct tcp_adopted {
+  uint64_t first, end;
+  uint8_t* memory;
+} tcp_adopted;
 
 // A host function that has not returned. `serial` counts them in the order of their submission.
 typedef struct tcp_function {
@@ -91,6 +97,10 @@ typedef struct tcp_state {
   tcp_coherent* coherent;
   _Atomic uint32_t coherent_count;
   uint32_t coherent_capacity;
+  // Registered memory of the program, under `lock` too; the count alone is read without it.
+  tcp_adopted* adopted;
+  _Atomic uint32_t adopted_count;
+  uint32_t adopted_capacity;
   _Atomic bool wants_space;  // somebody waits for half of the queue
   // Client words to send.
   _Atomic uint64_t client_words_dirty[ORION_CLIENT_WORDS / 64];
@@ -131,8 +141,18 @@ uint64_t orion_tcp_coherent_push(orion_session* session, uint64_t offset, uint64
 /// Queues what the program has changed in all coherent ranges. False when there is nothing.
 bool orion_tcp_coherent_push_all(tcp_state* state);
 bool orion_tcp_coherent_covers(tcp_state* state, uint64_t offset, uint64_t bytes);
-/// Stores what the worker has sent, while there are coherent ranges.
+/// Stores what the worker has sent, while there are coherent or adopted ranges.
 void orion_tcp_store(tcp_state* state, uint64_t offset, const uint8_t* from, uint64_t bytes);
+// tcp_adopt.c
+const char* orion_tcp_adoptable(orion_session* session, uint64_t address, uint64_t bytes);
+const char* orion_tcp_adopt(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
+bool orion_tcp_adopt_end(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
+/// Under the lock: where the bytes of an arena range are that is adopted as a whole or not at all.
+uint8_t* orion_tcp_memory(const tcp_state* state, uint64_t offset);
+/// Under the lock: stores into the arena.
+void orion_tcp_put(tcp_state* state, uint64_t offset, const uint8_t* from, uint64_t bytes);
+/// Reads from the arena. Takes the lock where it must.
+void orion_tcp_load(tcp_state* state, uint64_t offset, uint8_t* to, uint64_t bytes);
 /// The next piece to send; false when there is none. Called by the I/O thread.
 bool orion_tcp_next_piece(tcp_state* state, tcp_range* piece);
 /// Takes the piece off the queue after it was sent.

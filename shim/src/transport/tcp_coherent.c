@@ -52,7 +52,7 @@ static bool put(run_writer* writer, const tcp_coherent* range, uint64_t first, u
     const uint64_t room = (ORION_BULK_BYTES - frame->bytes - sizeof(orion_run)) & ~7ull;
     const uint64_t bytes = end - first < room ? end - first : room;
     uint8_t* at = frame->data + frame->bytes;
-    frame->bytes += (uint32_t)orion_run_put(at, first, writer->state->session->host_base + first, (uint32_t)bytes);
+    frame->bytes += (uint32_t)orion_run_put(at, first, range->memory + (first - range->first), (uint32_t)bytes);
     memcpy(range->known + (first - range->first), at + sizeof(orion_run), bytes);
     first += bytes;
   }
@@ -61,9 +61,9 @@ static bool put(run_writer* writer, const tcp_coherent* range, uint64_t first, u
 
 // What differs in [first, end), which lies in `range`, but for what copies out of the device are about to bring.
 static void put_changes(run_writer* writer, const tcp_coherent* range, uint64_t first, uint64_t end) {
-  const uint8_t* base = writer->state->session->host_base;
+  const uint64_t skipped = first - range->first;
   uint64_t at = 0, length = 0;
-  while (orion_next_difference(base + first, range->known + (first - range->first), end - first, &at, &length)) {
+  while (orion_next_difference(range->memory + skipped, range->known + skipped, end - first, &at, &length)) {
     uint64_t piece = first + at;
     const uint64_t piece_end = piece + length;
     at += length;
@@ -132,12 +132,13 @@ bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t 
   }
   if (added) {
     // In this order: what the program writes in between counts as a change then, whether it has been sent or not.
+    uint8_t* memory = orion_tcp_memory(state, offset);
     if (!unsent) {
-      memcpy(known, session->host_base + offset, bytes);
+      memcpy(known, memory, bytes);
       (void)orion_tcp_push_range(state, offset, offset + bytes, 0);
     }
     state->coherent[state->coherent_count++] =
-        (tcp_coherent){.first = offset, .end = offset + bytes, .known = known, .sequence = state->sequence_queued};
+        (tcp_coherent){offset, offset + bytes, memory, known, state->sequence_queued};
   }
   pthread_mutex_unlock(&state->lock);
   if (!added) munmap(known, bytes);
@@ -195,7 +196,7 @@ bool orion_tcp_coherent_covers(tcp_state* state, uint64_t offset, uint64_t bytes
 
 void orion_tcp_store(tcp_state* state, uint64_t offset, const uint8_t* from, uint64_t bytes) {
   pthread_mutex_lock(&state->lock);
-  memcpy(state->session->host_base + offset, from, bytes);
+  orion_tcp_put(state, offset, from, bytes);
   for (uint32_t i = 0; i < state->coherent_count; i++) {
     const tcp_coherent* range = &state->coherent[i];
     const uint64_t first = offset > range->first ? offset : range->first;

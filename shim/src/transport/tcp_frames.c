@@ -57,7 +57,8 @@ enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* dat
 }
 
 static void store(tcp_state* state, uint64_t offset, const uint8_t* from, uint64_t bytes) {
-  if (atomic_load_explicit(&state->coherent_count, memory_order_acquire))
+  if (atomic_load_explicit(&state->coherent_count, memory_order_acquire) ||
+      atomic_load_explicit(&state->adopted_count, memory_order_acquire))
     orion_tcp_store(state, offset, from, bytes);
   else if (bytes)
     memcpy(state->session->host_base + offset, from, bytes);

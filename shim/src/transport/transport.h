@@ -22,6 +22,9 @@ typedef struct orion_transport {
   bool (*coherent_begin)(orion_session* session, uint64_t offset, uint64_t bytes, bool unsent);
   uint64_t (*coherent_push)(orion_session* session, uint64_t offset, uint64_t bytes);
   void (*coherent_end)(orion_session* session, uint64_t offset, uint64_t bytes);
+  const char* (*adoptable)(orion_session* session, uint64_t address, uint64_t bytes);
+  const char* (*adopt)(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
+  bool (*adopt_end)(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
   /// client_words[callback] = generation has been stored.
   void (*client_word)(orion_session* session, uint32_t callback, uint64_t generation);
   /// Gives the pages of an arena range back to the system; its content becomes zero.
