@@ -56,6 +56,8 @@
   X(context_set_limit, "cuCtxSetLimit", 1, (unsigned int limit, size_t value))                                         \
   X(context_get_limit, "cuCtxGetLimit", 1, (size_t* value, unsigned int limit))                                        \
   X(context_set_cache_config, "cuCtxSetCacheConfig", 1, (unsigned int config))                                         \
+  X(context_resource, "cuCtxGetDevResource", 0, (CUcontext context, CUdevResource * resource, CUdevResourceType type)) \
+  X(device_resource, "cuDeviceGetDevResource", 0, (CUdevice device, CUdevResource * resource, CUdevResourceType type)) \
   X(context_enable_peer, "cuCtxEnablePeerAccess", 0, (CUcontext peer, unsigned int flags))                             \
   X(context_disable_peer, "cuCtxDisablePeerAccess", 0, (CUcontext peer))                                               \
   X(stream_create, "cuStreamCreateWithPriority", 1, (CUstream * stream, unsigned int flags, int priority))             \

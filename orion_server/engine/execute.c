@@ -178,6 +178,26 @@ void context_simple(orion_engine* e, const orion_op* op) {
   }
 }
 
+void context_get_resource(orion_engine* e, const orion_op* op) {
+  const orion_op_ctx_get_resource* o = (const orion_op_ctx_get_resource*)op;
+  CUdevResource resource = {0};
+  int32_t result = o->resource_type == CU_DEV_RESOURCE_TYPE_SM ? 0 : CUDA_ERROR_INVALID_RESOURCE_TYPE;
+  uint32_t index = 0;
+  const device_state* d = device_of(e, o->device, &index);
+  if (!result && op->context) {
+    const context_state* c = use_context(e, op);
+    if (!c) return;
+    result = answer_check(e, op->context,
+                          (int32_t)e->driver.context_resource(c->handle, &resource, CU_DEV_RESOURCE_TYPE_SM));
+  } else if (!result) {
+    result = d ? (int32_t)e->driver.device_resource((CUdevice)d->ordinal, &resource, CU_DEV_RESOURCE_TYPE_SM)
+               : CUDA_ERROR_INVALID_DEVICE;
+  }
+  const orion_reply_ctx_get_resource reply = {resource.sm.smCount, resource.sm.minSmPartitionSize,
+                                              resource.sm.smCoscheduledAlignment, 0};
+  answer_reply(e, op, result, &reply, sizeof reply);
+}
+
 void context_peer(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
   const bool enable = op->code == ORION_OP_CTX_ENABLE_PEER;
@@ -227,6 +247,9 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
     case ORION_OP_CTX_GET_LIMIT:
     case ORION_OP_CTX_SET_CACHE_CONFIG:
       context_simple(e, op);
+      break;
+    case ORION_OP_CTX_GET_RESOURCE:
+      context_get_resource(e, op);
       break;
     case ORION_OP_CTX_ENABLE_PEER:
     case ORION_OP_CTX_DISABLE_PEER:

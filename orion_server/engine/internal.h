@@ -423,6 +423,7 @@ void context_create(orion_engine* e, const orion_op* op);
 void context_destroy(orion_engine* e, const orion_op* op);
 void context_reset(orion_engine* e, const orion_op* op);
 void context_simple(orion_engine* e, const orion_op* op);
+void context_get_resource(orion_engine* e, const orion_op* op);
 void context_peer(orion_engine* e, const orion_op* op);
 void context_close(orion_engine* e, uint32_t index);  // ledger and binding, without an answer
 

@@ -12,12 +12,7 @@ import pytest
 from orion_client.private_server import PrivateServer
 from tests.runtime.tools import ROOT, run_program
 
-# Asked for at the start and done without, natively too where the driver is older.
-NOT_NEEDED = (
-    "cuLogsRegisterCallback is not implemented",
-    "cuCtxGetDevResource is not implemented",  # by a program of JAX, which goes on (green contexts: docs/limits.md)
-    "ORION_TEST_RUNTIME_VALIDATED",
-)
+NOT_NEEDED = ("ORION_TEST_RUNTIME_VALIDATED",)
 # (framework's Python, program, settings): every step prints `ok NAME`, and nothing was asked for in vain.
 CallsCheck = Callable[..., None]
 

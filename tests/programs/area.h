@@ -24,7 +24,7 @@ enum {
   HARDWARE = 2,        // what softgpu cannot do: `--list` shows it with a trailing " hardware"
   NOT_NATIVE = 4,      // what NVIDIA's driver makes no promise about: a crash or a hang there: " ours"
   LAST = 8,            // leaves the context unusable: run alone or last
-  DRIVER_TABLES = 16,  // the driver's private tables, which softgpu alone does not have: " tables"
+  DRIVER_TABLES = 16,  // what softgpu alone does not have, the driver's private tables among it: " tables"
 };
 
 typedef struct section {

@@ -226,6 +226,11 @@ static void test_map(void) {
   IS(0, strcmp(text, "alias"));
   // A handle that is released lives on in its mappings, and comes back with its old value.
   OK(cuMemRelease(h));
+  OK(cuMemMap(a + 6 * g, 2 * g, 0, h, 0));
+  OK(cuMemSetAccess(a + 6 * g, 2 * g, &access, 1));
+  OK(cuMemcpyDtoH_v2(text, a + 6 * g, 6));
+  IS(0, strcmp(text, "alias"));
+  OK(cuMemUnmap(a + 6 * g, 2 * g));
   CUmemGenericAllocationHandle same = 0;
   OK(cuMemRetainAllocationHandle(&same, (void*)(uintptr_t)(a + g)));
   IS(h, same);

@@ -406,18 +406,29 @@ typedef struct CUcheckpointCheckpointArgs_st CUcheckpointCheckpointArgs;
 typedef struct CUcheckpointLockArgs_st CUcheckpointLockArgs;
 typedef struct CUcheckpointRestoreArgs_st CUcheckpointRestoreArgs;
 typedef struct CUcheckpointUnlockArgs_st CUcheckpointUnlockArgs;
-typedef struct CUdevResource_st CUdevResource;
 typedef struct CUmemDecompressParams_st CUmemDecompressParams;
 typedef struct CUmulticastObjectProp_st CUmulticastObjectProp;
+
+/// What is available of a device: 144 bytes, of which the first is the driver's own business.
+typedef struct CUdevSmResource_st {
+  unsigned int smCount;
+  unsigned int minSmPartitionSize;
+  unsigned int smCoscheduledAlignment;
+} CUdevSmResource;
+typedef struct CUdevResource_st {
+  CUdevResourceType type;
+  unsigned char _internal_padding[92];
+  union {
+    CUdevSmResource sm;
+    unsigned char _oversize[48];
+  };
+} CUdevResource;
 
 typedef struct CUeglFrame_st {  // passed by value, so its size matters
   uint64_t opaque[8];
 } CUeglFrame;
 
 // Enumerations whose members nothing here uses: an int-sized argument is all that calling them needs.
-typedef unsigned int CUatomicOperation;
-typedef unsigned int CUcoredumpSettings;
-typedef unsigned int CUdevResourceType;
 typedef unsigned int CUmulticastGranularity_flags;
 typedef unsigned int CUprocessState;
 typedef unsigned int CUtensorMapDataType;
@@ -429,6 +440,7 @@ typedef unsigned int CUtensorMapSwizzle;
 
 #include "cuda_graph_types.h"
 
+ORION_TYPE_ASSERT(sizeof(CUdevResource) == 144, "CUdevResource");
 ORION_TYPE_ASSERT(sizeof(CUmemAllocationProp) == 32, "CUmemAllocationProp");
 ORION_TYPE_ASSERT(sizeof(CUmemPoolProps) == 88, "CUmemPoolProps");
 ORION_TYPE_ASSERT(sizeof(CUlaunchAttribute) == 72, "CUlaunchAttribute");

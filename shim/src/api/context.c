@@ -88,6 +88,8 @@ static orion_context* new_context(orion_device_state* device, bool is_primary) {
   context->streams = NULL;
   context->retired_count = 0;
   context->heap = NULL;
+  context->order.join = NULL;
+  atomic_store(&context->order.gate, NULL);
   orion_stream_prepare_null(context);
   return context;
 }

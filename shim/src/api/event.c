@@ -22,13 +22,7 @@ static bool reached(const orion_event* event, uint64_t ticket) {
   return orion_word(event->context->session, TICKET_WORD(ticket)) >= TICKET_VALUE(ticket);
 }
 
-ORION_API CUresult cuEventCreate(CUevent* handle, unsigned int flags) {
-  ORION_ENTER_CONTEXT(context);
-  const unsigned known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
-  ORION_REQUIRE(handle != NULL && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE((flags & CU_EVENT_INTERPROCESS) == 0 || (flags & CU_EVENT_DISABLE_TIMING) != 0,
-                CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE((flags & CU_EVENT_INTERPROCESS) == 0, CUDA_ERROR_NOT_SUPPORTED);
+CUresult orion_event_create(orion_context* context, uint32_t flags, orion_event** out) {
   orion_event* event = orion_object_take(&orion_events);
   ORION_REQUIRE(event != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   event->context = context;
@@ -45,8 +39,21 @@ ORION_API CUresult cuEventCreate(CUevent* handle, unsigned int flags) {
     return result;
   }
   event->handle = orion_table_publish(&orion_events, event);
-  *handle = (CUevent)(uintptr_t)event->handle;
+  *out = event;
   return CUDA_SUCCESS;
+}
+
+ORION_API CUresult cuEventCreate(CUevent* handle, unsigned int flags) {
+  ORION_ENTER_CONTEXT(context);
+  const unsigned known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
+  ORION_REQUIRE(handle != NULL && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE((flags & CU_EVENT_INTERPROCESS) == 0 || (flags & CU_EVENT_DISABLE_TIMING) != 0,
+                CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE((flags & CU_EVENT_INTERPROCESS) == 0, CUDA_ERROR_NOT_SUPPORTED);
+  orion_event* event;
+  const CUresult result = orion_event_create(context, flags, &event);
+  if (result == CUDA_SUCCESS) *handle = (CUevent)(uintptr_t)event->handle;
+  return result;
 }
 
 ORION_API CUresult cuEventDestroy_v2(CUevent handle) {

@@ -21,7 +21,9 @@ typedef struct orion_link {
   orion_context* context;
   uint32_t epoch;
   pthread_mutex_t mutex;
-  bool ready;  // the mutex is made
+  bool ready;       // the mutex is made
+  bool completing;  // a thread awaits the result, without the mutex; the inputs are its own until then
+  bool ended;       // destroyed meanwhile: that thread gives the link back
   orion_jit jit;
   link_input *first, *last;
   uint32_t input_count;
@@ -65,8 +67,35 @@ ORION_API CUresult cuLinkCreate_v2(unsigned int option_count, CUjit_option* opti
   link->context = context;
   link->epoch = atomic_load(&context->epoch);
   link->jit = jit;
+  link->completing = link->ended = false;
   *handle = (CUlinkState)(uintptr_t)orion_table_publish(&links, link);
   return CUDA_SUCCESS;
+}
+
+/// Takes `data` over in every case.
+static CUresult add_input(orion_link* link, CUjitInputType type, uint8_t* data, size_t bytes, const char* name) {
+  link_input* input = calloc(1, sizeof *input);
+  char* label = strdup(name == NULL ? "" : name);
+  CUresult result = input == NULL || label == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+  pthread_mutex_lock(&link->mutex);
+  if (result == CUDA_SUCCESS && link->completing) result = CUDA_ERROR_INVALID_VALUE;
+  if (result == CUDA_SUCCESS) {
+    *input = (link_input){.type = (uint32_t)type, .name = label, .data = data, .bytes = bytes};
+    if (link->last != NULL) {
+      link->last->next = input;
+    } else {
+      link->first = input;
+    }
+    link->last = input;
+    link->input_count++;
+    link->input_bytes += 16 + ((strlen(label) + bytes + 7) & ~7ull);
+  }
+  pthread_mutex_unlock(&link->mutex);
+  if (result == CUDA_SUCCESS) return result;
+  free(input);
+  free(label);
+  free(data);
+  return result;
 }
 
 ORION_API CUresult cuLinkAddData_v2(CUlinkState handle, CUjitInputType type, void* data, size_t bytes, const char* name,
@@ -76,43 +105,24 @@ ORION_API CUresult cuLinkAddData_v2(CUlinkState handle, CUjitInputType type, voi
   orion_link* link = find_link(handle, NULL);
   ORION_REQUIRE(link != NULL, CUDA_ERROR_INVALID_HANDLE);
   ORION_REQUIRE(data != NULL && bytes != 0 && (unsigned)type < CU_JIT_NUM_INPUT_TYPES, CUDA_ERROR_INVALID_VALUE);
-  link_input* input = calloc(1, sizeof *input);
   uint8_t* copy = malloc(bytes);
-  char* label = strdup(name == NULL ? "" : name);
-  if (input == NULL || copy == NULL || label == NULL) {
-    free(input);
-    free(copy);
-    free(label);
-    return CUDA_ERROR_OUT_OF_MEMORY;
-  }
+  ORION_REQUIRE(copy != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   memcpy(copy, data, bytes);
-  *input = (link_input){.type = (uint32_t)type, .name = label, .data = copy, .bytes = bytes};
-  pthread_mutex_lock(&link->mutex);
-  if (link->last != NULL) {
-    link->last->next = input;
-  } else {
-    link->first = input;
-  }
-  link->last = input;
-  link->input_count++;
-  link->input_bytes += 16 + ((strlen(label) + bytes + 7) & ~7ull);
-  pthread_mutex_unlock(&link->mutex);
-  return CUDA_SUCCESS;
+  return add_input(link, type, copy, bytes, name);
 }
 
 ORION_API CUresult cuLinkAddFile_v2(CUlinkState handle, CUjitInputType type, const char* path,
                                     unsigned int option_count, CUjit_option* options, void** values) {
   ORION_ENTER();
-  ORION_REQUIRE(find_link(handle, NULL) != NULL, CUDA_ERROR_INVALID_HANDLE);
-  ORION_REQUIRE(path != NULL, CUDA_ERROR_INVALID_VALUE);
+  (void)options, (void)values, (void)option_count;
+  orion_link* link = find_link(handle, NULL);
+  ORION_REQUIRE(link != NULL, CUDA_ERROR_INVALID_HANDLE);
+  ORION_REQUIRE(path != NULL && (unsigned)type < CU_JIT_NUM_INPUT_TYPES, CUDA_ERROR_INVALID_VALUE);
   uint8_t* data;
   uint64_t bytes;
-  CUresult result = orion_read_file(path, &data, &bytes);
+  const CUresult result = orion_read_file(path, &data, &bytes);
   if (result != CUDA_SUCCESS) return result;
-  result = cuLinkAddData_v2(handle, type, data, type == CU_JIT_INPUT_PTX ? bytes + 1 : bytes, path, option_count,
-                            options, values);
-  free(data);
-  return result;
+  return add_input(link, type, data, bytes, path);
 }
 
 /// Lays the inputs out as the operation says: type, name length, size, name, data, padded to 8.
@@ -127,7 +137,7 @@ static void write_inputs(const orion_link* link, uint8_t* to) {
   }
 }
 
-/// Under the link's mutex.
+/// By the one thread that has set `completing`, without the mutex.
 static CUresult complete(orion_link* link) {
   orion_session* session = link->context->session;
   const uint64_t out_at = (link->input_bytes + 63) & ~63ull;
@@ -174,13 +184,23 @@ ORION_API CUresult cuLinkComplete(CUlinkState handle, void** image, size_t* byte
   ORION_REQUIRE(link != NULL, CUDA_ERROR_INVALID_HANDLE);
   ORION_REQUIRE(orion_same_epoch(link->context, link->epoch), CUDA_ERROR_CONTEXT_IS_DESTROYED);
   pthread_mutex_lock(&link->mutex);
-  CUresult result = link->first == NULL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
-  if (result == CUDA_SUCCESS && link->image == NULL) result = complete(link);
-  if (result == CUDA_SUCCESS) {
+  CUresult result = link->first == NULL || link->completing ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+  const bool mine = result == CUDA_SUCCESS && link->image == NULL;
+  link->completing |= mine;
+  pthread_mutex_unlock(&link->mutex);
+  if (mine) result = complete(link);
+  pthread_mutex_lock(&link->mutex);
+  if (mine) link->completing = false;
+  const bool ended = mine && link->ended;
+  if (ended) {
+    result = CUDA_ERROR_INVALID_HANDLE;
+    drop_contents(link);
+  } else if (result == CUDA_SUCCESS) {
     *image = link->image;
     if (bytes != NULL) *bytes = link->image_bytes;
   }
   pthread_mutex_unlock(&link->mutex);
+  if (ended) orion_table_give(&links, link);
   return result;
 }
 
@@ -190,9 +210,11 @@ ORION_API CUresult cuLinkDestroy(CUlinkState handle) {
   orion_link* link = find_link(handle, &generation);
   if (link == NULL || !orion_table_retire(&links, link, generation)) return CUDA_ERROR_INVALID_HANDLE;
   pthread_mutex_lock(&link->mutex);
-  drop_contents(link);
+  const bool completing = link->completing;
+  link->ended = completing;
+  if (!completing) drop_contents(link);
   pthread_mutex_unlock(&link->mutex);
-  orion_table_give(&links, link);
+  if (!completing) orion_table_give(&links, link);
   return CUDA_SUCCESS;
 }
 

@@ -25,6 +25,12 @@ typedef struct orion_peer {
   struct orion_pending_free *pending_head, *pending_tail;  // in the order of their numbers
 } orion_peer;
 
+/// An answer that never changes.
+typedef struct orion_sm_resource {
+  _Atomic uint32_t count, least, alignment;
+  _Atomic bool known;
+} orion_sm_resource;
+
 typedef struct orion_device_state {
   orion_device* info;
   orion_peer* peer;
@@ -33,7 +39,8 @@ typedef struct orion_device_state {
   struct orion_context* _Atomic primary;  // made when first asked for, then the same for ever
   _Atomic uint32_t primary_references;
   uint32_t primary_flags;
-  orion_extent* free_addresses;  // under memory_mutex
+  orion_extent* free_addresses;      // under memory_mutex
+  orion_sm_resource sm_resource[2];  // of the device, of its contexts
 } orion_device_state;
 
 /// How everything that belongs to a context begins.
@@ -86,6 +93,14 @@ typedef struct orion_ticket {
   uint64_t value;
 } orion_ticket;
 
+/// For context_order.c.
+typedef struct orion_context_order {
+  orion_stream* join;
+  struct orion_event *mark, *own_gate;
+  struct orion_event* _Atomic gate;  // own_gate once something waits for it
+  uint32_t epoch;                    // of the context, when they were made
+} orion_context_order;
+
 typedef struct orion_context {
   orion_entry entry;
   orion_device_state* device;
@@ -108,6 +123,7 @@ typedef struct orion_context {
   _Atomic uint64_t limits[CU_LIMIT_MAX];  // value + 1 as the driver last told it; 0: not known
   _Atomic uint64_t peer_access;           // one bit for each context index
   struct orion_heap* heap;                // under memory_mutex
+  orion_context_order order;
 } orion_context;
 
 typedef struct orion_event {
@@ -223,6 +239,10 @@ static inline bool orion_same_epoch(const orion_context* context, uint32_t epoch
   return atomic_load_explicit(&context->epoch, memory_order_acquire) == epoch;
 }
 
+// context_order.c
+/// A new stream waits for what its context waits for.
+CUresult orion_context_gate(orion_stream* stream);
+
 // stream.c
 CUresult orion_resolve_stream(CUstream handle, orion_stream** stream);
 void orion_stream_prepare_null(orion_context* context);
@@ -238,10 +258,12 @@ CUresult orion_stream_submit_marked(orion_stream* stream, orion_op* op, uint32_t
                                     uint64_t* value);
 CUresult orion_stream_synchronize(orion_stream* stream);
 CUresult orion_stream_wait(orion_stream* stream, uint64_t value);
+CUresult orion_stream_create(orion_context* context, uint32_t flags, int32_t priority, orion_stream** out);
 void orion_thread_streams_end(orion_thread* thread);
 void orion_context_streams_end(orion_context* context);  // the worker has dropped them
 
 // event.c
+CUresult orion_event_create(orion_context* context, uint32_t flags, orion_event** out);
 CUresult orion_event_of(CUevent handle, orion_event** event);
 CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t flags);
 /// The event counts as recorded where the stream reaches `value`.

@@ -254,7 +254,7 @@ static orion_stream* take_settled(void) {
   return NULL;
 }
 
-static CUresult create(orion_context* context, uint32_t flags, int32_t priority, orion_stream** out) {
+CUresult orion_stream_create(orion_context* context, uint32_t flags, int32_t priority, orion_stream** out) {
   orion_stream* stream = take_settled();
   if (stream == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   if (stream->id == 0) pthread_mutex_init(&stream->mutex, NULL);
@@ -289,7 +289,7 @@ static CUresult create(orion_context* context, uint32_t flags, int32_t priority,
   if ((flags & CU_STREAM_NON_BLOCKING) == 0) atomic_fetch_add(&context->blocking_streams, 1);
   stream->handle = orion_table_publish(&orion_streams, stream);
   *out = stream;
-  return CUDA_SUCCESS;
+  return orion_context_gate(stream);
 }
 
 static void unlink_stream(orion_context* context, orion_stream* stream) {
@@ -374,7 +374,7 @@ static CUresult thread_stream(orion_context* context, orion_stream** out) {
     *out = stream;
     return CUDA_SUCCESS;
   }
-  const CUresult result = create(context, CU_STREAM_DEFAULT, 0, out);
+  const CUresult result = orion_stream_create(context, CU_STREAM_DEFAULT, 0, out);
   if (result == CUDA_SUCCESS) *slot = (*out)->handle;
   return result;
 }
@@ -402,7 +402,7 @@ ORION_API CUresult cuStreamCreateWithPriority(CUstream* handle, unsigned int fla
   if (priority > device->least_priority) priority = device->least_priority;
   if (priority < device->greatest_priority) priority = device->greatest_priority;
   orion_stream* stream;
-  const CUresult result = create(context, flags, priority, &stream);
+  const CUresult result = orion_stream_create(context, flags, priority, &stream);
   if (result == CUDA_SUCCESS) *handle = (CUstream)(uintptr_t)stream->handle;
   return result;
 }

@@ -134,6 +134,12 @@ static orion_memory* held(CUmemGenericAllocationHandle handle) {
   return memory != NULL && memory->references != 0 ? memory : NULL;
 }
 
+/// Under the memory mutex: memory that there is: held by the program, or mapped somewhere.
+static orion_memory* existing(CUmemGenericAllocationHandle handle) {
+  orion_memory* memory = orion_table_find(&orion_memories, handle, NULL);
+  return memory != NULL && (memory->references != 0 || memory->mappings != 0) ? memory : NULL;
+}
+
 ORION_API CUresult cuMemGetAllocationGranularity(size_t* granularity, const CUmemAllocationProp* properties,
                                                  CUmemAllocationGranularity_flags option) {
   ORION_ENTER();
@@ -267,7 +273,7 @@ ORION_API CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset_byt
   orion_mapping* mapping = calloc(1, sizeof *mapping);
   ORION_REQUIRE(mapping != NULL, CUDA_ERROR_OUT_OF_MEMORY);
   pthread_mutex_lock(&orion_memory_mutex);
-  orion_memory* memory = held(handle);
+  orion_memory* memory = existing(handle);
   CUresult result = check_place(memory, address, bytes, offset_bytes);
   if (result == CUDA_SUCCESS) {
     mapping->allocation = (orion_allocation){.extent = {.start = address, .bytes = bytes},

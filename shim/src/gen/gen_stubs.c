@@ -16,14 +16,7 @@ ORION_API CUresult cuCheckpointProcessGetState(int pid, CUprocessState *state) {
 ORION_API CUresult cuCheckpointProcessLock(int pid, CUcheckpointLockArgs *args) { return orion_not_implemented("cuCheckpointProcessLock"); }
 ORION_API CUresult cuCheckpointProcessRestore(int pid, CUcheckpointRestoreArgs *args) { return orion_not_implemented("cuCheckpointProcessRestore"); }
 ORION_API CUresult cuCheckpointProcessUnlock(int pid, CUcheckpointUnlockArgs *args) { return orion_not_implemented("cuCheckpointProcessUnlock"); }
-ORION_API CUresult cuCoredumpGetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) { return orion_not_implemented("cuCoredumpGetAttribute"); }
-ORION_API CUresult cuCoredumpGetAttributeGlobal(CUcoredumpSettings attrib, void *value, size_t *size) { return orion_not_implemented("cuCoredumpGetAttributeGlobal"); }
-ORION_API CUresult cuCoredumpSetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) { return orion_not_implemented("cuCoredumpSetAttribute"); }
-ORION_API CUresult cuCoredumpSetAttributeGlobal(CUcoredumpSettings attrib, void *value, size_t *size) { return orion_not_implemented("cuCoredumpSetAttributeGlobal"); }
 ORION_API CUresult cuCtxFromGreenCtx(CUcontext *pContext, CUgreenCtx hCtx) { return orion_not_implemented("cuCtxFromGreenCtx"); }
-ORION_API CUresult cuCtxGetDevResource(CUcontext hCtx, CUdevResource *resource, CUdevResourceType type) { return orion_not_implemented("cuCtxGetDevResource"); }
-ORION_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent) { return orion_not_implemented("cuCtxRecordEvent"); }
-ORION_API CUresult cuCtxWaitEvent(CUcontext hCtx, CUevent hEvent) { return orion_not_implemented("cuCtxWaitEvent"); }
 ORION_API CUresult cuDestroyExternalMemory(CUexternalMemory extMem) { return orion_not_implemented("cuDestroyExternalMemory"); }
 ORION_API CUresult cuDestroyExternalSemaphore(CUexternalSemaphore extSem) { return orion_not_implemented("cuDestroyExternalSemaphore"); }
 ORION_API CUresult cuDevResourceGenerateDesc(CUdevResourceDesc *phDesc, CUdevResource *resources,
@@ -31,17 +24,9 @@ ORION_API CUresult cuDevResourceGenerateDesc(CUdevResourceDesc *phDesc, CUdevRes
 ORION_API CUresult cuDevSmResourceSplitByCount(CUdevResource *result, unsigned int *nbGroups,
                                                const CUdevResource *input, CUdevResource *remaining,
                                                unsigned int useFlags, unsigned int minCount) { return orion_not_implemented("cuDevSmResourceSplitByCount"); }
-ORION_API CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, CUdevResourceType type) { return orion_not_implemented("cuDeviceGetDevResource"); }
-ORION_API CUresult cuDeviceGetHostAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
-                                                     unsigned int count, CUdevice dev) { return orion_not_implemented("cuDeviceGetHostAtomicCapabilities"); }
 ORION_API CUresult cuDeviceGetLuid(char *luid, unsigned int *deviceNodeMask, CUdevice dev) { return orion_not_implemented("cuDeviceGetLuid"); }
 ORION_API CUresult cuDeviceGetNvSciSyncAttributes(void *nvSciSyncAttrList, CUdevice dev, int flags) { return orion_not_implemented("cuDeviceGetNvSciSyncAttributes"); }
-ORION_API CUresult cuDeviceGetP2PAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
-                                                    unsigned int count, CUdevice srcDevice, CUdevice dstDevice) { return orion_not_implemented("cuDeviceGetP2PAtomicCapabilities"); }
-ORION_API CUresult cuDeviceRegisterAsyncNotification(CUdevice device, CUasyncCallback callbackFunc, void *userData,
-                                                     CUasyncCallbackHandle *callback) { return orion_not_implemented("cuDeviceRegisterAsyncNotification"); }
 ORION_API CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice dev) { return orion_not_implemented("cuDeviceTotalMem"); }
-ORION_API CUresult cuDeviceUnregisterAsyncNotification(CUdevice device, CUasyncCallbackHandle callback) { return orion_not_implemented("cuDeviceUnregisterAsyncNotification"); }
 ORION_API CUresult cuEGLStreamConsumerAcquireFrame(void **conn, CUgraphicsResource *pCudaResource, CUstream *pStream,
                                                    unsigned int timeout) { return orion_not_implemented("cuEGLStreamConsumerAcquireFrame"); }
 ORION_API CUresult cuEGLStreamConsumerConnect(void **conn, void *stream) { return orion_not_implemented("cuEGLStreamConsumerConnect"); }
@@ -57,8 +42,6 @@ ORION_API CUresult cuExternalMemoryGetMappedBuffer(CUdeviceptr *devPtr, CUextern
                                                    const CUDA_EXTERNAL_MEMORY_BUFFER_DESC *bufferDesc) { return orion_not_implemented("cuExternalMemoryGetMappedBuffer"); }
 ORION_API CUresult cuExternalMemoryGetMappedMipmappedArray(CUmipmappedArray *mipmap, CUexternalMemory extMem,
                                                            const CUDA_EXTERNAL_MEMORY_MIPMAPPED_ARRAY_DESC *mipmapDesc) { return orion_not_implemented("cuExternalMemoryGetMappedMipmappedArray"); }
-ORION_API CUresult cuFlushGPUDirectRDMAWrites(CUflushGPUDirectRDMAWritesTarget target,
-                                              CUflushGPUDirectRDMAWritesScope scope) { return orion_not_implemented("cuFlushGPUDirectRDMAWrites"); }
 ORION_API CUresult cuGLCtxCreate(CUcontext *pCtx, unsigned int Flags, CUdevice device) { return orion_not_implemented("cuGLCtxCreate"); }
 ORION_API CUresult cuGLCtxCreate_v2(CUcontext *pCtx, unsigned int Flags, CUdevice device) { return orion_not_implemented("cuGLCtxCreate_v2"); }
 ORION_API CUresult cuGLGetDevices(unsigned int *pCudaDeviceCount, CUdevice *pCudaDevices, unsigned int cudaDeviceCount,
@@ -140,12 +123,6 @@ ORION_API CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle,
 ORION_API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags) { return orion_not_implemented("cuIpcOpenMemHandle_v2"); }
 ORION_API CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices,
                                                         unsigned int flags) { return orion_not_implemented("cuLaunchCooperativeKernelMultiDevice"); }
-ORION_API CUresult cuLogsCurrent(CUlogIterator *iterator_out, unsigned int flags) { return orion_not_implemented("cuLogsCurrent"); }
-ORION_API CUresult cuLogsDumpToFile(CUlogIterator *iterator, const char *pathToFile, unsigned int flags) { return orion_not_implemented("cuLogsDumpToFile"); }
-ORION_API CUresult cuLogsDumpToMemory(CUlogIterator *iterator, char *buffer, size_t *size, unsigned int flags) { return orion_not_implemented("cuLogsDumpToMemory"); }
-ORION_API CUresult cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData,
-                                          CUlogsCallbackHandle *callback_out) { return orion_not_implemented("cuLogsRegisterCallback"); }
-ORION_API CUresult cuLogsUnregisterCallback(CUlogsCallbackHandle callback) { return orion_not_implemented("cuLogsUnregisterCallback"); }
 ORION_API CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize) { return orion_not_implemented("cuMemAlloc"); }
 ORION_API CUresult cuMemAllocHost(void **pp, unsigned int bytesize) { return orion_not_implemented("cuMemAllocHost"); }
 ORION_API CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch, unsigned int WidthInBytes,
@@ -217,7 +194,6 @@ ORION_API CUresult cuMulticastGetGranularity(size_t *granularity, const CUmultic
                                              CUmulticastGranularity_flags option) { return orion_not_implemented("cuMulticastGetGranularity"); }
 ORION_API CUresult cuMulticastUnbind(CUmemGenericAllocationHandle mcHandle, CUdevice dev, size_t mcOffset, size_t size) { return orion_not_implemented("cuMulticastUnbind"); }
 ORION_API CUresult cuParamSetTexRef(CUfunction hfunc, int texunit, CUtexref hTexRef) { return orion_not_implemented("cuParamSetTexRef"); }
-ORION_API CUresult cuProfilerInitialize(const char *configFile, const char *outputFile, CUoutput_mode outputMode) { return orion_not_implemented("cuProfilerInitialize"); }
 ORION_API CUresult cuSignalExternalSemaphoresAsync(const CUexternalSemaphore *extSemArray,
                                                    const CUDA_EXTERNAL_SEMAPHORE_SIGNAL_PARAMS *paramsArray,
                                                    unsigned int numExtSems, CUstream stream) { return orion_not_implemented("cuSignalExternalSemaphoresAsync"); }

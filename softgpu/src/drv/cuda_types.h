@@ -53,6 +53,7 @@ enum : CUresult {
   CUDA_ERROR_NOT_SUPPORTED = 801,
   CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE = 910,
   CUDA_ERROR_INVALID_CLUSTER_SIZE = 912,
+  CUDA_ERROR_INVALID_RESOURCE_TYPE = 914,
   CUDA_ERROR_UNKNOWN = 999,
 };
 
@@ -182,6 +183,17 @@ enum CUjitInputType : int {
   CU_JIT_INPUT_LIBRARY = 4,
   CU_JIT_INPUT_NVVM = 5,
 };
+
+enum { CU_DEV_RESOURCE_TYPE_SM = 1 };
+struct CUdevResource {
+  int type;
+  unsigned char internal[92];
+  struct {
+    unsigned count, least, alignment;
+  } sm;
+  unsigned char rest[36];
+};
+static_assert(sizeof(CUdevResource) == 144);
 
 enum CUlimit : int {
   CU_LIMIT_STACK_SIZE = 0,

@@ -9,6 +9,30 @@ SG_API cuProfilerStop(void) {
   return sg::with_context([](sg::Driver&, sg::Context&) -> CUresult { return CUDA_SUCCESS; });
 }
 
+namespace {
+
+CUresult tell_multiprocessors(const sg::Driver& driver, CUdevResource* resource, int type) {
+  if (!resource) return CUDA_ERROR_INVALID_VALUE;
+  if (type != CU_DEV_RESOURCE_TYPE_SM) return CUDA_ERROR_INVALID_RESOURCE_TYPE;
+  *resource = CUdevResource{};
+  resource->type = type;
+  resource->sm = {static_cast<unsigned>(driver.multiprocessors), 1, 1};
+  return CUDA_SUCCESS;
+}
+
+}  // namespace
+
+SG_API cuDeviceGetDevResource(CUdevice device, CUdevResource* resource, int type) {
+  return sg::with_driver([&](sg::Driver& driver) -> CUresult {
+    return driver.device(device) ? tell_multiprocessors(driver, resource, type) : CUDA_ERROR_INVALID_DEVICE;
+  });
+}
+
+SG_API cuCtxGetDevResource(CUcontext, CUdevResource* resource, int type) {
+  return sg::with_context(
+      [&](sg::Driver& driver, sg::Context&) -> CUresult { return tell_multiprocessors(driver, resource, type); });
+}
+
 /// No private interfaces: they belong to NVIDIA's own runtime and driver.
 SG_API cuGetExportTable(const void** table, const CUuuid*) {
   if (table) *table = nullptr;

@@ -72,6 +72,12 @@ std::shared_ptr<MemoryHandle> held(Driver& driver, CUmemGenericAllocationHandle 
   return object && object->references > 0 ? object : nullptr;
 }
 
+/// Under the mutex: one whose memory is there, held or mapped.
+std::shared_ptr<MemoryHandle> existing(Driver& driver, CUmemGenericAllocationHandle handle) {
+  auto object = driver.memory_handles.get(handle);
+  return object && (object->references > 0 || object->mappings > 0) ? object : nullptr;
+}
+
 /// Under the mutex.
 void forget_if_unused(Driver& driver, const MemoryHandle& object) {
   if (object.references == 0 && object.mappings == 0) driver.memory_handles.take(object.handle);
@@ -162,7 +168,7 @@ SG_API cuMemMap(CUdeviceptr address, size_t bytes, size_t offset_bytes, CUmemGen
     if (bytes > UINT64_MAX - address) return CUDA_ERROR_INVALID_VALUE;
     auto& all = reservations();
     std::lock_guard lock(all.mutex);
-    auto object = held(driver, handle);
+    auto object = existing(driver, handle);
     if (!object) return CUDA_ERROR_INVALID_VALUE;
     const auto& memory = object->memory;
     // A part of the memory is no mapping that the API knows; whole granules are an extension of this driver.

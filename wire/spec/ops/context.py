@@ -25,3 +25,11 @@ op(15, "CTX_GET_LIMIT", "limit:u32", "reply", "cuCtxGetLimit", reply="value:u64"
 op(16, "CTX_SET_CACHE_CONFIG", "config:u32", "", "cuCtxSetCacheConfig")
 op(17, "CTX_ENABLE_PEER", "peer_context:u32", "reply", "cuCtxEnablePeerAccess")
 op(18, "CTX_DISABLE_PEER", "peer_context:u32", "reply", "cuCtxDisablePeerAccess")
+op(
+    19,
+    "CTX_GET_RESOURCE",
+    "device:u32 resource_type:u32",
+    "reply",
+    "cuCtxGetDevResource of the header's context, cuDeviceGetDevResource of the device without one; SMs only (type 1)",
+    reply="sm_count:u32 least_sm_count:u32 sm_alignment:u32 pad:u32",
+)
