@@ -17,6 +17,7 @@ enum orion_op_code {
   ORION_OP_CTX_SET_CACHE_CONFIG = 16,
   ORION_OP_CTX_ENABLE_PEER = 17,
   ORION_OP_CTX_DISABLE_PEER = 18,
+  ORION_OP_CTX_GET_RESOURCE = 19,
   ORION_OP_STREAM_CREATE = 20,
   ORION_OP_STREAM_DESTROY = 21,
   ORION_OP_MARK = 22,
@@ -218,6 +219,21 @@ typedef struct orion_op_ctx_disable_peer {
   uint32_t reserved;
 } orion_op_ctx_disable_peer;
 _Static_assert(sizeof(orion_op_ctx_disable_peer) == 40, "orion_op_ctx_disable_peer");
+
+// cuCtxGetDevResource of the header's context, cuDeviceGetDevResource of the device without one; SMs only (type 1).
+typedef struct orion_op_ctx_get_resource {
+  orion_op op;
+  uint32_t device;
+  uint32_t resource_type;
+} orion_op_ctx_get_resource;
+_Static_assert(sizeof(orion_op_ctx_get_resource) == 40, "orion_op_ctx_get_resource");
+typedef struct orion_reply_ctx_get_resource {
+  uint32_t sm_count;
+  uint32_t least_sm_count;
+  uint32_t sm_alignment;
+  uint32_t pad;
+} orion_reply_ctx_get_resource;
+_Static_assert(sizeof(orion_reply_ctx_get_resource) == 16, "orion_reply_ctx_get_resource");
 
 // cuStreamCreateWithPriority with a client-minted index.
 typedef struct orion_op_stream_create {
@@ -1193,6 +1209,7 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_CTX_SET_CACHE_CONFIG] = {"CTX_SET_CACHE_CONFIG", sizeof(orion_op_ctx_set_cache_config), 0, 0},
     [ORION_OP_CTX_ENABLE_PEER] = {"CTX_ENABLE_PEER", sizeof(orion_op_ctx_enable_peer), ORION_OPF_REPLY, 0},
     [ORION_OP_CTX_DISABLE_PEER] = {"CTX_DISABLE_PEER", sizeof(orion_op_ctx_disable_peer), ORION_OPF_REPLY, 0},
+    [ORION_OP_CTX_GET_RESOURCE] = {"CTX_GET_RESOURCE", sizeof(orion_op_ctx_get_resource), ORION_OPF_REPLY, 0},
     [ORION_OP_STREAM_CREATE] = {"STREAM_CREATE", sizeof(orion_op_stream_create), 0, 0},
     [ORION_OP_STREAM_DESTROY] = {"STREAM_DESTROY", sizeof(orion_op_stream_destroy), ORION_OPF_STREAM, 0},
     [ORION_OP_MARK] = {"MARK", sizeof(orion_op_mark), ORION_OPF_STREAM, 0},
