@@ -8,6 +8,7 @@
 #   areas       every tests/programs/*_api.c (benchmarks.area_session): areas.json
 #   runtime     programs of the CUDA runtime (benchmarks.runtime_session): runtime.json
 #   frameworks  tests/programs/frameworks (benchmarks.framework_session): frameworks.json
+#   samples     a checkout of NVIDIA's cuda-samples, its path is the first option (benchmarks.cuda_samples): samples.json
 #
 # Uses what was built here before (build/shim, the engine module) and wheels from the folder WHEELS (default .whl) for
 # what the machine's Python lacks. OUT gets JSON, tables and logs.
@@ -27,6 +28,7 @@ case "${1:-}" in
   areas) program=area_session ;;
   runtime) program=runtime_session ;;
   frameworks) program=framework_session ;;
+  samples) program=cuda_samples ;;
   rows | --* | "") program=session ;;
   *)
     echo "no such mode: $1" >&2
