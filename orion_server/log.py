@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from typing import TextIO
 
 
 class _JsonFormatter(logging.Formatter):
@@ -21,9 +22,9 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def configure(level: str, as_json: bool) -> None:
-    """Sends all logging to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(level: str, as_json: bool, to: TextIO | None = None) -> None:
+    """Sends all logging to stderr, or to another file."""
+    handler = logging.StreamHandler(to or sys.stderr)
     handler.setFormatter(_JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

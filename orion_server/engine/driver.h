@@ -62,6 +62,8 @@
   X(context_disable_peer, "cuCtxDisablePeerAccess", 0, (CUcontext peer))                                               \
   X(stream_create, "cuStreamCreateWithPriority", 1, (CUstream * stream, unsigned int flags, int priority))             \
   X(stream_destroy, "cuStreamDestroy_v2", 1, (CUstream stream))                                                        \
+  X(stream_synchronize, "cuStreamSynchronize", 0, (CUstream stream))                                                   \
+  X(context_synchronize, "cuCtxSynchronize", 0, (void))                                                                \
   X(stream_query, "cuStreamQuery", 1, (CUstream stream))                                                               \
   X(stream_wait_event, "cuStreamWaitEvent", 1, (CUstream stream, CUevent event, unsigned int flags))                   \
   X(write_value32, "cuStreamWriteValue32_v2", 0,                                                                       \

@@ -50,7 +50,7 @@ void engine_log(orion_engine* e, int level, const char* format, ...) {
   if (used > (int)sizeof line - 2) used = (int)sizeof line - 2;
   line[used++] = '\n';
   // One write, so that lines of several threads do not mix. A closed stderr is nobody's fault here.
-  if (write(2, line, (size_t)used) < 0) return;
+  if (write(e->config.log_fd > 0 ? e->config.log_fd : 2, line, (size_t)used) < 0) return;
 }
 
 void engine_end(orion_engine* e, int end, const char* format, ...) {
@@ -243,6 +243,7 @@ static bool work_once(orion_engine* e) {
 int orion_engine_run(orion_engine* e) {
   if (!e->bound) return ORION_END_FAILED;
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+  output_begin(e);
   e->current_context = 0;  // another thread may have bound; this one has no current context yet
   uint64_t busy_at_ns = engine_now_ns();
   while (!e->end) {
@@ -272,6 +273,7 @@ int orion_engine_run(orion_engine* e) {
   }
   if (e->net) net_close(e);
   answer_flush(e);
+  output_end(e);
   return e->end;
 }
 

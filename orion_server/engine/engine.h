@@ -20,6 +20,8 @@ typedef struct orion_engine_config {
   int cpu_count;             // CPUs that this process may use; 0: ask the system
   int spin_us;               // how long to spin before sleeping; ignored (no spinning) with two CPUs or fewer
   int image_fd;              // socket of packets to orion-server's image cache; 0 or less: none
+  int stdout_fd, stderr_fd;  // files that are this process's stdout and stderr, for the client; 0 or less: none
+  int log_fd;                // where the engine's own lines go; 0 or less: stderr
   int log_level;             // 0 errors only, 1 + warnings, 2 + session events, 3 + every refused operation
 } orion_engine_config;
 

@@ -139,6 +139,7 @@ void context_close(orion_engine* e, uint32_t index) {
   order_abandon(e, index);
   order_track_close(e, null_stream->track);
   *null_stream = (stream_state){0};
+  output_drop_context(e, index);
   if (!c->primary) (void)e->driver.context_destroy(c->handle);
   (void)e->driver.context_set_current(NULL);
   e->current_context = 0;
@@ -227,6 +228,9 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       answer_reply(e, op, 0, &reply, sizeof reply);
       break;
     }
+    case ORION_OP_DEVICE_OUTPUT:
+      output_take(e, op);
+      break;
     case ORION_OP_DETACH:
       answer_result(e, op, 0);
       engine_end(e, ORION_END_DETACHED, "the client detached");

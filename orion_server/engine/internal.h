@@ -210,6 +210,15 @@ typedef struct net_rows {
   uint64_t offset, width, pitch, rows, slice_pitch, slices;
 } net_rows;
 
+/// Of the process's stdout and stderr, which are files (output.c).
+typedef struct output_state {
+  uint64_t taken[2];  // bytes that the client has been given
+  uint64_t freed[2];
+  uint64_t flushes;
+  uint32_t may_print;  // what ORION_WORD_DEVICE_OUTPUT says
+  CUstream streams[ORION_CONTEXTS];
+} output_state;
+
 struct orion_engine {
   orion_engine_config config;
   orion_driver driver;
@@ -300,6 +309,7 @@ struct orion_engine {
   bool watcher_running;
   _Atomic bool watcher_stop;
 
+  output_state output;
   struct orion_net* net;
   struct image_table* images;       // image.c; NULL until the first offer
   struct library_table* libraries;  // library.c; NULL until the first load
@@ -567,6 +577,16 @@ static inline bool array_is_binding(uint32_t code) {
 // ---- tensor_map.c
 void tensor_map_encode(orion_engine* e, const orion_op* op);
 void tensor_map_replace_address(orion_engine* e, const orion_op* op);
+
+// ---- output.c: what kernels print
+void output_begin(orion_engine* e);
+void output_end(orion_engine* e);
+void output_take(orion_engine* e, const orion_op* op);
+/// Forgets what a client has not asked for, beyond a bound.
+void output_bound(orion_engine* e);
+void output_drop_context(orion_engine* e, uint32_t index);
+/// Looks for printing kernels in an image that image_check has passed.
+void output_scan(orion_engine* e, const uint8_t* image, uint64_t bytes);
 
 // ---- watcher.c
 bool watcher_start(orion_engine* e);

@@ -94,6 +94,7 @@ static void load(orion_engine* e, const orion_op* op) {
                                              j.count, options, values, made.image ? 1 : 0);
     result = answer_check(e, op->context, result);
   }
+  if (!result) output_scan(e, copy ? copy : made.image, copy ? o->image_bytes : made.image_bytes);
   free(copy);
   orion_reply_library_load reply = {0};
   jit_deliver(e, &j, o->log_off, &reply.info_log_bytes, &reply.error_log_bytes);

@@ -88,6 +88,7 @@ void module_open(orion_engine* e, const orion_op* op, uint32_t index, const void
   orion_reply_module_load reply = {0};
   jit_deliver(e, j, log_off, &reply.info_log_bytes, &reply.error_log_bytes);
   if (!result) {
+    output_scan(e, image, image_bytes);
     e->modules[index] = (module_state){.handle = handle, .context = op->context, .alive = true};
     if (index >= e->module_high) e->module_high = index + 1;
     unsigned int count = 0;

@@ -150,6 +150,7 @@ void order_abandon(orion_engine* e, uint32_t context) {
 void order_check_faults(orion_engine* e, uint64_t now_ns) {
   if (!e->first_dirty || now_ns - e->last_fault_check_ns < FAULT_CHECK_NS) return;
   e->last_fault_check_ns = now_ns;
+  output_bound(e);
   order_sweep(e);
   uint64_t asked_null = 0;  // contexts whose closed tracks were covered by asking their NULL stream
   uint32_t left = FAULT_CHECK_STREAMS;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import functools
 import logging
 import os
@@ -19,7 +20,7 @@ from orion_server import log as log_setup
 from orion_server.channel import BlockingChannel
 from orion_server.worker.doorway import Doorway, sealed_memory
 from orion_server.worker.driver import Driver, null_snapshot
-from orion_server.worker.engine import BindConflict, Engine, EngineError
+from orion_server.worker.engine import BindConflict, Engine, EngineError, Files
 
 log = logging.getLogger("orion.worker")
 
@@ -31,12 +32,15 @@ _LANES_POLL_S = 0.05
 class Worker:
     """One thread that talks to the server and the client's doorway, and one that runs the engine."""
 
-    def __init__(self, channel: BlockingChannel, kind: str, libcuda: str, log_level: str, image_fd: int) -> None:
+    def __init__(
+        self, channel: BlockingChannel, kind: str, libcuda: str, log_level: str, image_fd: int, log_fd: int
+    ) -> None:
         self._channel = channel
         self._kind = kind
         self._libcuda = libcuda
         self._log_level = log_level
         self._image_fd = image_fd
+        self._log_fd = log_fd
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel.socket, selectors.EVENT_READ, self._on_channel)
         self._engine: Engine | None = None
@@ -108,7 +112,8 @@ class Worker:
             self._channel.send({"type": "answer", "id": message["id"], **answer})
 
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
-        engine = Engine(self._kind, self._libcuda, self._primary_handles, self._log_level, self._image_fd)
+        files = Files(_replace("orion-stdout", 1), _replace("orion-stderr", 2), self._log_fd)
+        engine = Engine(self._kind, self._libcuda, self._primary_handles, self._log_level, self._image_fd, files)
         self._engine = engine
         answer: dict[str, Any] = {"ok": True}
         if message["shm_socket"]:
@@ -206,6 +211,14 @@ class Worker:
         os.eventfd_write(self._end_fd, 1)
 
 
+def _replace(name: str, standard_fd: int) -> int:
+    """Puts a file in memory in the place of stdout or stderr: what the driver writes there is the client's."""
+    file = os.memfd_create(name)
+    fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
+    os.dup2(file, standard_fd)
+    return file
+
+
 def _limit_process() -> None:
     """Dies with the server, dumps no core (it would hold a tenant's data)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -224,11 +237,12 @@ def main() -> None:
     parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args()
     _limit_process()
-    log_setup.configure(arguments.log_level, False)
+    log_fd = os.dup(2)
+    log_setup.configure(arguments.log_level, False, os.fdopen(log_fd, "w", buffering=1))
     channel = BlockingChannel(socket.socket(fileno=arguments.channel_fd))
     os.set_inheritable(arguments.channel_fd, False)
     os.set_inheritable(arguments.image_fd, False)
-    worker = Worker(channel, arguments.kind, arguments.libcuda, arguments.log_level, arguments.image_fd)
+    worker = Worker(channel, arguments.kind, arguments.libcuda, arguments.log_level, arguments.image_fd, log_fd)
     try:
         worker.warm()
     except BrokenPipeError:

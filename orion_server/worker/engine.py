@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from orion_server.engine._engine import ffi, lib
 
@@ -16,6 +16,14 @@ _ENDS = {
 }
 _SPIN_US = 50
 _LOG_LEVELS = {"error": 0, "warning": 1, "info": 2, "debug": 3}
+
+
+class Files(NamedTuple):
+    """Descriptors: what the process has as stdout and stderr, and where its log goes."""
+
+    stdout: int
+    stderr: int
+    log: int
 
 
 class EngineError(Exception):
@@ -38,12 +46,15 @@ class BindConflict(Exception):
 class Engine:
     """One session's engine. Its transport is fixed when it is made, so each `bind` or `open_lanes` makes its own."""
 
-    def __init__(self, kind: str, libcuda: str, primary_handles: list[int], log_level: str, image_fd: int) -> None:
+    def __init__(
+        self, kind: str, libcuda: str, primary_handles: list[int], log_level: str, image_fd: int, files: Files
+    ) -> None:
         self._kind = kind
         self._libcuda = libcuda
         self._primary_handles = primary_handles
         self._log_level = _LOG_LEVELS[log_level]
         self._image_fd = image_fd
+        self._files = files
         self._engine: Any = ffi.NULL
         self._ordinals: list[int] = []
         self.segment_bytes: int = lib.orion_engine_segment_bytes()
@@ -118,6 +129,7 @@ class Engine:
         config.cpu_count = len(os.sched_getaffinity(0))
         config.spin_us = _SPIN_US
         config.image_fd = self._image_fd
+        config.stdout_fd, config.stderr_fd, config.log_fd = self._files
         config.log_level = self._log_level
         made = ffi.new("orion_engine **")
         result = lib.orion_engine_new(config, made)

@@ -30,6 +30,8 @@ typedef struct orion_device {
 /// Which page-locked memory is kept coherent for kernels over a network (ORION_COHERENT).
 enum orion_coherent_wish { ORION_COHERENT_PARAMS, ORION_COHERENT_ALL, ORION_COHERENT_OFF };
 
+#define ORION_OUTPUT_NEVER UINT32_MAX
+
 typedef struct orion_session {
   orion_segment* segment;
   orion_ring main_ring, express_ring;
@@ -40,6 +42,7 @@ typedef struct orion_session {
   bool runtime_selftest;       // ORION_RUNTIME_SELFTEST
   const char* transport_name;  // "shm" or "tcp"
   enum orion_coherent_wish coherent;
+  uint32_t device_output_from;  // value of its word from which waits ask for what kernels print (ORION_DEVICE_PRINTF)
   char server_address[128];
   _Atomic int32_t lost;  // 0, or the CUresult that every call on this session returns from now on
   const struct orion_transport* transport;

@@ -108,7 +108,14 @@ def pack(name: str, fields: dict[str, Any], tail: bytes = b"", **header: int) ->
 class Session:
     """One bound engine, its thread, and the client's end."""
 
-    def __init__(self, null: bool = False, devices: int = 1, conflict: str = "") -> None:
+    def __init__(
+        self,
+        null: bool = False,
+        devices: int = 1,
+        conflict: str = "",
+        output: tuple[int, int] | None = None,
+        log_fd: int = 0,
+    ) -> None:
         self.client = client_library()
         config = ffi.new("orion_engine_config *")
         path = ffi.new("char[]", libcuda_path().encode())
@@ -116,6 +123,9 @@ class Session:
         config.null_engine = null
         config.transport = lib.ORION_ENGINE_SHM
         config.log_level = int(os.environ.get("ENGINE_TEST_LOG", "1"))
+        config.log_fd = log_fd
+        if output:
+            config.stdout_fd, config.stderr_fd = output
         made = ffi.new("orion_engine **")
         assert lib.orion_engine_new(config, made) == 0
         self.engine = made[0]

@@ -8,6 +8,7 @@ enum orion_op_code {
   ORION_OP_NOP = 1,
   ORION_OP_PING = 2,
   ORION_OP_DETACH = 3,
+  ORION_OP_DEVICE_OUTPUT = 4,
   ORION_OP_CTX_PRIMARY = 10,
   ORION_OP_CTX_CREATE = 11,
   ORION_OP_CTX_DESTROY = 12,
@@ -134,6 +135,21 @@ typedef struct orion_op_detach {
   orion_op op;
 } orion_op_detach;
 _Static_assert(sizeof(orion_op_detach) == 32, "orion_op_detach");
+
+// what kernels of finished work have printed; flush != 0 makes the driver write what the header's context has first. The bytes follow the reply, stdout's first; more != 0: there are others.
+typedef struct orion_op_device_output {
+  orion_op op;
+  uint32_t flush;
+  uint32_t pad;
+} orion_op_device_output;
+_Static_assert(sizeof(orion_op_device_output) == 40, "orion_op_device_output");
+typedef struct orion_reply_device_output {
+  uint32_t stdout_bytes;
+  uint32_t stderr_bytes;
+  uint32_t more;
+  uint32_t pad;
+} orion_reply_device_output;
+_Static_assert(sizeof(orion_reply_device_output) == 16, "orion_reply_device_output");
 
 // binds the header's context index to a device's primary context.
 typedef struct orion_op_ctx_primary {
@@ -1200,6 +1216,7 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_NOP] = {"NOP", sizeof(orion_op_nop), 0, 0},
     [ORION_OP_PING] = {"PING", sizeof(orion_op_ping), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_DETACH] = {"DETACH", sizeof(orion_op_detach), 0, 0},
+    [ORION_OP_DEVICE_OUTPUT] = {"DEVICE_OUTPUT", sizeof(orion_op_device_output), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_CTX_PRIMARY] = {"CTX_PRIMARY", sizeof(orion_op_ctx_primary), ORION_OPF_REPLY, 0},
     [ORION_OP_CTX_CREATE] = {"CTX_CREATE", sizeof(orion_op_ctx_create), ORION_OPF_REPLY, 0},
     [ORION_OP_CTX_DESTROY] = {"CTX_DESTROY", sizeof(orion_op_ctx_destroy), ORION_OPF_REPLY | ORION_OPF_DRAINS, 0},

@@ -59,6 +59,7 @@ typedef struct orion_op {
 #define ORION_WORD_SESSION_ERROR 1u    // 0, or the CUresult that ends the session
 #define ORION_WORD_FREES_DONE 2u       // count of MEM_FREE operations whose memory may be used again (FIFO order)
 #define ORION_WORD_ENGINE_BEAT 3u      // grows while the engine lives; for diagnosis only
+#define ORION_WORD_DEVICE_OUTPUT 4u    // 0, ORION_OUTPUT_KEPT or ORION_OUTPUT_EXPECTED
 #define ORION_WORD_CONTEXT_ERROR 64u   // + context index: 0 or the sticky CUresult of that context
 #define ORION_WORD_THREAD_ERROR 1024u  // + thread index: see ORION_LATE_ERROR
 #define ORION_WORD_STREAMS 4096u       // + stream index (NULL stream of context c: ORION_WORD_NULL_STREAM + c)
@@ -69,6 +70,10 @@ typedef struct orion_op {
 // value that it has told, so nobody needs to reset the word.
 #define ORION_LATE_ERROR(count, op_code, result) \
   (((uint64_t)(count) << 32) | ((uint64_t)(op_code) << 16) | (uint64_t)(uint16_t)(result))
+
+// What kernels print is kept for the client (DEVICE_OUTPUT); kernels that may print have been loaded.
+#define ORION_OUTPUT_KEPT 1u
+#define ORION_OUTPUT_EXPECTED 2u
 
 // Client words: written by the client, read by the engine only as "this host function is done" (never as ledger or
 // order). callback c, generation g is done when client_words[c] >= g.

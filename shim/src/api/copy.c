@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "device_output.h"
 #include "managed.h"
 
 #define INLINE_BYTES 4096ull
@@ -59,7 +60,8 @@ CUresult orion_copy_wait(orion_stream* stream) {
   uint64_t value;
   CUresult result = orion_stream_ticket(stream, &value);
   if (result == CUDA_SUCCESS) result = orion_stream_wait(stream, value);
-  return result == CUDA_SUCCESS ? orion_take_late_error(stream->session) : result;
+  if (result == CUDA_SUCCESS) result = orion_take_late_error(stream->session);
+  return orion_waited(stream->context, result);
 }
 
 CUresult orion_staging_give_behind(orion_stream* stream, uint64_t offset) {
@@ -178,7 +180,7 @@ CUresult orion_pull_issued(orion_pull* pull, uint64_t offset, orion_rows rows) {
 
 CUresult orion_pull_end(orion_pull* pull, CUresult result) {
   while (pull->count > 0) result = drain_one(pull, result);
-  return result;
+  return orion_waited(pull->stream->context, result);
 }
 
 static CUresult submit_d2h(orion_stream* stream, uint64_t offset, uint64_t source, uint64_t bytes) {

@@ -5,6 +5,7 @@
 // places it, shows it complete. That can be late by the work in between, never early.
 #include "api.h"
 #include "capture.h"
+#include "device_output.h"
 #include "pool.h"
 
 #define TICKET_WORD(ticket) ((uint32_t)((ticket) >> 48))
@@ -174,7 +175,8 @@ ORION_API CUresult cuEventSynchronize(CUevent handle) {
   }
   orion_pools_synchronized();
   if (result == CUDA_SUCCESS) result = orion_context_error(session, context);
-  return result == CUDA_SUCCESS ? orion_take_late_error(session) : result;
+  if (result == CUDA_SUCCESS) result = orion_take_late_error(session);
+  return orion_waited(event->context, result);
 }
 
 ORION_API CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_handle, CUevent end_handle) {

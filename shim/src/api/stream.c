@@ -7,6 +7,7 @@
 #include "api.h"
 #include "capture.h"
 #include "coherent.h"
+#include "device_output.h"
 #include "host_function.h"
 #include "pool.h"
 
@@ -159,7 +160,7 @@ static CUresult wait_all(orion_context* context, bool all) {
   }
   if (set.tickets != set.first) free(set.tickets);
   orion_pools_synchronized();
-  return finish(context, result);
+  return orion_waited(context, finish(context, result));
 }
 
 CUresult orion_context_synchronize(orion_context* context) { return wait_all(context, true); }
@@ -176,7 +177,7 @@ CUresult orion_stream_synchronize(orion_stream* stream) {
   CUresult result = orion_stream_ticket(stream, &value);
   if (result == CUDA_SUCCESS && !reached(stream, value)) result = orion_stream_wait(stream, value);
   orion_pools_synchronized();
-  return finish(stream->context, result);
+  return orion_waited(stream->context, finish(stream->context, result));
 }
 
 ORION_API CUresult cuStreamSynchronize(CUstream handle) {

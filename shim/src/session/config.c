@@ -166,11 +166,13 @@ bool orion_config_read(orion_config* config) {
   uint64_t timeout = 5000;
   uint64_t sync = 0;
   uint64_t selftest = 1;
+  uint64_t device_printf = 2;  // where images with printing kernels are loaded
   if (!read_number("ORION_VGPU", 1, ORION_DEVICES, "a count of vGPUs, 1 to 64", &vgpu) ||
       !read_number("ORION_GMEM", 1, 1u << 30, "device memory for each vGPU in MiB", &config->gmem_mib) ||
       !read_number("ORION_RATIO", 1, 100, "a share of compute in percent, 1 to 100", &ratio) ||
       !read_number("ORION_SPIN_US", 0, 1000000, "microseconds to spin before sleeping, 0 to 1000000", &spin) ||
       !read_number("ORION_ATTACH_TIMEOUT_MS", 1, 3600000, "milliseconds, 1 to 3600000", &timeout) ||
+      !read_number("ORION_DEVICE_PRINTF", 0, 1, "0 or 1", &device_printf) ||
       !read_number("ORION_SYNC", 0, 1, "0 or 1", &sync) ||
       !read_number("ORION_RUNTIME_SELFTEST", 0, 1, "0 or 1", &selftest))
     return false;
@@ -178,6 +180,8 @@ bool orion_config_read(orion_config* config) {
   config->ratio_percent = (uint32_t)ratio;
   config->spin_us = (uint32_t)spin;
   config->attach_timeout_ms = (uint32_t)timeout;
+  const uint32_t from[] = {ORION_OUTPUT_NEVER, ORION_OUTPUT_KEPT, ORION_OUTPUT_EXPECTED};
+  config->device_output_from = from[device_printf];
   config->sync = sync != 0;
   config->runtime_selftest = selftest != 0;
   return true;

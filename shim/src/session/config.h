@@ -20,7 +20,8 @@ typedef struct orion_config {
   char group[256];
   uint32_t spin_us;
   bool sync;
-  uint32_t coherent;  // enum orion_coherent_wish
+  uint32_t coherent;            // enum orion_coherent_wish
+  uint32_t device_output_from;  // as in orion_session
   uint32_t attach_timeout_ms;
   char stats[2048];       // "0", "1" or "json:PATH"
   bool runtime_selftest;  // answer the self-test of NVIDIA's runtime where the server has validated that

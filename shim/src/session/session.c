@@ -21,6 +21,7 @@ orion_session_impl* orion_session_new(const orion_config* config) {
   // On two CPUs a spinning waiter takes the time that the worker needs to answer.
   impl->spin_us = usable_cpus() > 2 ? config->spin_us : 0;
   impl->sync = config->sync;
+  impl->base.device_output_from = config->device_output_from;
   impl->base.coherent = (enum orion_coherent_wish)config->coherent;
   return impl;
 }

@@ -5,3 +5,12 @@ from wire.spec.ops.definition import op
 op(1, "NOP", "", "", "does nothing; a null engine's measure")
 op(2, "PING", "value:u64", "reply express", "answers with its value", reply="value:u64")
 op(3, "DETACH", "", "", "the client leaves in good order; ops after it are dropped")
+op(
+    4,
+    "DEVICE_OUTPUT",
+    "flush:u32 pad:u32",
+    "reply express",
+    "what kernels of finished work have printed; flush != 0 makes the driver write what the header's context has first. "
+    "The bytes follow the reply, stdout's first; more != 0: there are others",
+    reply="stdout_bytes:u32 stderr_bytes:u32 more:u32 pad:u32",
+)

@@ -1,0 +1,47 @@
+#include "device_output.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static void write_all(int fd, const uint8_t* text, size_t bytes) {
+  while (bytes != 0) {
+    const ssize_t wrote = write(fd, text, bytes);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote <= 0) return;  // a closed or full stdout is the program's business
+    text += wrote;
+    bytes -= (size_t)wrote;
+  }
+}
+
+void orion_device_output_write(orion_context* context) {
+  const int saved = errno;
+  if (orion_word(context->session, ORION_WORD_DEVICE_OUTPUT) == 0 ||
+      context->session->device_output_from == ORION_OUTPUT_NEVER) {
+    return;
+  }
+  uint8_t payload[ORION_REPLY_BYTES];
+  orion_reply_device_output reply = {0};
+  bool first = true;
+  do {
+    orion_op_device_output op = {.op = {.code = ORION_OP_DEVICE_OUTPUT, .context = (uint16_t)context->entry.index},
+                                 .flush = first};
+    uint32_t bytes = 0;
+    const CUresult result = orion_call(context->session, &op.op, sizeof op, NULL, 0, payload, sizeof payload, &bytes);
+    if (result != CUDA_SUCCESS || bytes < sizeof reply) break;
+    memcpy(&reply, payload, sizeof reply);
+    const uint32_t text_bytes = bytes - (uint32_t)sizeof reply;
+    if (reply.stdout_bytes > text_bytes || reply.stderr_bytes > text_bytes - reply.stdout_bytes) break;
+    if (reply.stdout_bytes != 0) {
+      // Behind what the program has printed itself, and whole.
+      flockfile(stdout);
+      (void)fflush(stdout);
+      write_all(STDOUT_FILENO, payload + sizeof reply, reply.stdout_bytes);
+      funlockfile(stdout);
+    }
+    write_all(STDERR_FILENO, payload + sizeof reply + reply.stdout_bytes, reply.stderr_bytes);
+    first = false;
+  } while (reply.more != 0);
+  errno = saved;
+}
