@@ -46,9 +46,21 @@ def test_a_kernel_finds_the_pages_at_the_programs_address() -> None:
         s.push("COPY_D2H", src=device, dst_off=AT, size_bytes=4)
         s.sync()
         assert read(ADDRESS, 4) == struct.pack("<I", 42)
+        # A device pointer like the arena's own.
+        s.push("MEMSET", device_dst=ADDRESS + 8192, width=4, height=1, value=7, element_bytes=1)
+        s.push("STREAM_WRITE_VALUE", device_address=ADDRESS + 8196, value=0x41414141, width_bytes=4)
+        s.push("COPY_D2D", device_dst=ADDRESS + 8200, src=ADDRESS + 8192, size_bytes=8)
+        s.sync()
+        assert s.read_host(AT + 8192, 16) == 2 * (b"\x07" * 4 + b"AAAA")
+        s.push("MEMSET", device_dst=ADDRESS + 2 * MIB - 2, width=4, height=1, value=7, element_bytes=1)
+        s.sync()
+        assert s.late_error()[2] == 1
         assert s.call("HOST_UNREGISTER", **place)[0] == 0
         assert not mapped(ADDRESS)
         assert s.call("HOST_UNREGISTER", **place)[0] == 713
+        s.push("MEMSET", device_dst=ADDRESS, width=4, height=1, value=7, element_bytes=1)
+        s.sync()
+        assert s.late_error()[0] == 2
         # Both are free again, also for the other kind of registration.
         assert s.call("HOST_REGISTER_AT", **place, address=ADDRESS)[0] == 0
         assert s.call("HOST_UNREGISTER", **place)[0] == 0
@@ -142,6 +154,9 @@ def test_over_tcp_both_addresses_are_one_memory_and_clean_afterwards() -> None:
         r.sync(0, 1)
         assert r.runs == {AT + 16: b"ZZZZ"}
         assert read(ADDRESS + 8, 12) == b"abc" + bytes(5) + b"ZZZZ"
+        r.push("MEMSET", device_dst=ADDRESS + 100, width=4, height=1, value=7, element_bytes=1)
+        r.sync(0, 2)
+        assert r.arena == {AT + 100: b"\x07" * 4}  # what it fills comes back like a fill of the arena
         assert r.call("HOST_UNREGISTER", **place)[0] == 0
         assert not mapped(ADDRESS)
         assert read(HOST_BASE + AT, 8192) == bytes(8192)

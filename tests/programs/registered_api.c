@@ -284,6 +284,47 @@ static void test_unregister_waits(void) {
   free(words);
 }
 
+typedef struct gate {
+  _Atomic int open, by_itself;
+} gate;
+
+static void hold(void* data) {
+  gate* g = data;
+  for (int i = 0; i < 5000 && !atomic_load(&g->open); i++) usleep(1000);
+  atomic_store(&g->by_itself, !atomic_load(&g->open));
+}
+
+/// Copies behind a function that holds the stream are made later, and read what the memory has then.
+static void test_asynchronous(void) {
+  load_kernels();
+  const unsigned n = 100000;
+  uint32_t *from = malloc((size_t)n * 4), *to = malloc((size_t)n * 4);
+  CUstream stream = NULL;
+  CUdeviceptr d = 0;
+  OK(cuStreamCreate(&stream, 1));
+  OK(cuMemAlloc_v2(&d, (size_t)n * 4));
+  OK(cuMemHostRegister_v2(from, (size_t)n * 4, 0));
+  OK(cuMemHostRegister_v2(to, (size_t)n * 4, 0));
+  count_up(from, n, 1);
+  count_up(to, n, 0);
+  gate g = {0, 0};
+  OK(cuLaunchHostFunc(stream, hold, &g));
+  OK(cuMemcpyHtoDAsync_v2(d, from, (size_t)n * 4, stream));
+  OK(cuMemcpyDtoHAsync_v2(to, d, (size_t)n * 4, stream));
+  CODE(600, cuStreamQuery(stream));
+  IS(0, wrong(to, n, 0));
+  atomic_store(&g.open, 1);
+  OK(cuStreamSynchronize(stream));
+  IS(0, g.by_itself);
+  IS(0, wrong(to, n, 1));
+  OK(cuMemHostUnregister(from));
+  OK(cuMemHostUnregister(to));
+  OK(cuMemFree_v2(d));
+  OK(cuStreamDestroy_v2(stream));
+  free(from);
+  free(to);
+}
+
 static void bump(void* data) { ((uint32_t*)data)[5] += 1000; }
 
 static void test_host_functions_and_graphs(void) {
@@ -696,7 +737,7 @@ static void test_fork_while_registering(void) {
 }
 
 SECTIONS({"kernels", test_kernels, 0}, {"attributes", test_attributes, 0}, {"copies", test_copies, 0},
-         {"unregister_waits", test_unregister_waits, 0},
+         {"asynchronous", test_asynchronous, 0}, {"unregister_waits", test_unregister_waits, 0},
          {"host_functions_and_graphs", test_host_functions_and_graphs, 0}, {"read_into", test_read_into, 0},
          {"neighbours", test_neighbours, 0}, {"shared_page", test_shared_page, 0},
          {"other_memory", test_other_memory, 0}, {"unmapped_before", test_unmapped_before, NOT_NATIVE},

@@ -232,9 +232,9 @@ orion_allocation* orion_take_host(const void* address, bool registered) {
   pthread_mutex_lock(&orion_memory_mutex);
   orion_allocation* found =
       (orion_allocation*)orion_extent_starting_at(orion_allocations, (uint64_t)(uintptr_t)address);
-  if (found != NULL && !(registered ? orion_is_registered(found->kind) : found->kind == ORION_MEMORY_PINNED)) {
-    found = NULL;
-  }
+  const bool is_meant = found != NULL && !found->is_starting &&
+                        (registered ? orion_is_registered(found->kind) : found->kind == ORION_MEMORY_PINNED);
+  if (!is_meant) found = NULL;
   if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
   return found;
@@ -271,8 +271,8 @@ void orion_context_pinned_end(orion_context* context) {
     do {
       found = (orion_allocation*)orion_extent_at_or_above(orion_allocations, above);
       if (found != NULL) above = found->extent.start + 1;
-    } while (found != NULL &&
-             (found->context != context || (!orion_is_arena(found->kind) && found->kind != ORION_MEMORY_REGISTERED)));
+    } while (found != NULL && (found->context != context || found->is_starting ||
+                               (!orion_is_arena(found->kind) && found->kind != ORION_MEMORY_REGISTERED)));
     if (found != NULL) orion_extent_remove(&orion_allocations, &found->extent);
     pthread_mutex_unlock(&orion_memory_mutex);
     if (found == NULL) return;

@@ -39,6 +39,7 @@ typedef struct orion_allocation {
   // Of arena memory: an address of the program's plus this is the arena's. 0 but for adopted memory, which has its own.
   uint64_t arena_shift;
   bool sync_memops;
+  bool is_starting;  // a registration that has not returned: in the map, and nobody else's to end
 } orion_allocation;
 
 static inline bool orion_is_device(enum orion_memory_kind kind) {

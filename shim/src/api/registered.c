@@ -11,6 +11,8 @@
 
 #define PAGE_BYTES 4096ull
 
+static _Atomic uint32_t adopted_count;
+
 static uint64_t first_page(const orion_allocation* a) { return a->extent.start & ~(PAGE_BYTES - 1); }
 
 static uint64_t whole_pages(const orion_allocation* a) {
@@ -61,12 +63,13 @@ static const char* adopt(orion_allocation* a) {
     end_adoption(a, offset, is_free);
     return why;
   }
-  orion_coherent_add(session, first_page(a), offset, whole_pages(a));
+  orion_coherent_add(session, a->extent.start, offset + a->extent.start % PAGE_BYTES, a->extent.bytes);
   pthread_mutex_lock(&orion_memory_mutex);
   a->arena_shift = (uint64_t)(uintptr_t)arena - first_page(a);
   a->flags |= CU_MEMHOSTREGISTER_DEVICEMAP;
   a->kind = ORION_MEMORY_ADOPTED;
   pthread_mutex_unlock(&orion_memory_mutex);
+  atomic_fetch_add(&adopted_count, 1);
   return NULL;
 }
 
@@ -77,7 +80,11 @@ ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned in
                          CU_MEMHOSTREGISTER_READ_ONLY;
   ORION_REQUIRE(address != NULL && bytes != 0 && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(bytes <= UINT64_MAX - 2 * PAGE_BYTES - (uint64_t)(uintptr_t)address, CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE((flags & (CU_MEMHOSTREGISTER_IOMEMORY | CU_MEMHOSTREGISTER_READ_ONLY)) == 0, CUDA_ERROR_NOT_SUPPORTED);
+  if ((flags & (CU_MEMHOSTREGISTER_IOMEMORY | CU_MEMHOSTREGISTER_READ_ONLY)) != 0) {
+    orion_log(ORION_LOG_WARN, "cuMemHostRegister: I/O memory and read-only registrations (flags %#x) are not supported",
+              flags);
+    return CUDA_ERROR_NOT_SUPPORTED;
+  }
   orion_allocation* allocation =
       orion_new_host_allocation(context, ORION_MEMORY_REGISTERED, (uint64_t)(uintptr_t)address, bytes, flags);
   ORION_REQUIRE(allocation != NULL, CUDA_ERROR_OUT_OF_MEMORY);
@@ -85,6 +92,7 @@ ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned in
   const bool taken = orion_overlaps(allocation->extent.start, bytes);
   const bool shares_page = orion_overlaps(first_page(allocation), whole_pages(allocation));
   // In the map before its pages move: another registration sees that they are not for it.
+  allocation->is_starting = true;
   if (!taken) orion_extent_insert(&orion_allocations, &allocation->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
   if (taken) {
@@ -92,14 +100,18 @@ ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned in
     return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
   }
   const char* why = shares_page ? "a page of it belongs to another registration too" : adopt(allocation);
-  if (why == NULL) return CUDA_SUCCESS;
   const bool is_unmapped = why == orion_adopt_unmapped;
+  const bool stays = why == NULL || (!is_unmapped && (flags & CU_MEMHOSTREGISTER_DEVICEMAP) == 0);
+  pthread_mutex_lock(&orion_memory_mutex);
+  allocation->is_starting = false;
+  if (!stays) orion_extent_remove(&orion_allocations, &allocation->extent);
+  pthread_mutex_unlock(&orion_memory_mutex);
+  if (why == NULL) return CUDA_SUCCESS;
   if (!is_unmapped) {
     orion_log(ORION_LOG_WARN, "registered memory at %p (%zu bytes) stays pageable, and kernels cannot use it: %s",
               address, bytes, why);
   }
-  if (!is_unmapped && (flags & CU_MEMHOSTREGISTER_DEVICEMAP) == 0) return CUDA_SUCCESS;
-  allocation = orion_take_host(address, true);
+  if (stays) return CUDA_SUCCESS;
   free(allocation);
   return is_unmapped ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_NOT_SUPPORTED;
 }
@@ -116,9 +128,10 @@ CUresult orion_registered_end(orion_allocation* a) {
     orion_session* session = a->context->session;
     const uint64_t offset = first_page(a) + a->arena_shift - (uint64_t)(uintptr_t)session->host_base;
     orion_coherent_flush(session);
-    orion_coherent_remove(session, offset);
+    orion_coherent_remove(session, offset + a->extent.start % PAGE_BYTES);
     result = unregister(a, offset);
     end_adoption(a, offset, result == CUDA_SUCCESS);
+    atomic_fetch_sub(&adopted_count, 1);
   }
   free(a);
   return result;
@@ -134,6 +147,7 @@ ORION_API CUresult cuMemHostUnregister(void* address) {
 
 uint64_t orion_program_address(const orion_session* session, uint64_t address) {
   uint64_t found = address;
+  if (atomic_load(&adopted_count) == 0) return found;
   pthread_mutex_lock(&orion_memory_mutex);
   const orion_extent* at = orion_extent_at_or_above(orion_allocations, 0);
   for (; at != NULL; at = orion_extent_at_or_above(orion_allocations, at->start + 1)) {

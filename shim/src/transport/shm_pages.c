@@ -176,7 +176,12 @@ const char* orion_pages_movable(uint64_t address, uint64_t bytes) {
   const orion_page_range pages = orion_pages_of(address, bytes);
   const uint64_t own = (uint64_t)(uintptr_t)&pages;
   if (own - pages.first < pages.bytes) return "it is the calling thread's stack";
-  return orion_examine_pages(pages, fault_of);
+  const char* why = orion_examine_pages(pages, fault_of);
+  if (why != NULL) return why;
+  pthread_mutex_lock(&mutex);
+  why = can_move(address, bytes);
+  pthread_mutex_unlock(&mutex);
+  return why;
 }
 
 // ------------------------------------------------------------------------------------------------ moving
@@ -239,9 +244,10 @@ static bool is_of(const orion_page_source* source, const orion_mapping_line* lin
 
 typedef struct homecoming {
   const orion_page_source* source;
+  uint64_t address, bytes;  // as they were registered
   orion_page_range pages;
   uint64_t offset;
-  bool complete;
+  const char* why;  // they cannot come, or not all
 } homecoming;
 
 // Private pages in the place of shared ones. They come from one mapping, so that they become one again.
@@ -274,22 +280,24 @@ static bool bring_home(const orion_mapping_line* line, void* argument) {
   const uint64_t end = line->end < last ? line->end : last;
   // Only pages that still lie where they were put: the program may have unmapped them and mapped others.
   if (line->file_offset + (first - line->first) != h->offset + (first - h->pages.first)) return true;
-  if (!make_private(first, end, false)) h->complete = false;
-  return true;
+  h->why = can_move(h->address, h->bytes);
+  if (h->why == NULL && !make_private(first, end, false)) h->why = "the system refused a mapping";
+  return h->why == NULL;
 }
 
 bool orion_pages_return(const orion_page_source* source, uint64_t address, uint64_t bytes, uint64_t offset) {
-  homecoming h = {.source = source, .pages = orion_pages_of(address, bytes), .offset = offset, .complete = true};
+  homecoming h = {.source = source, .address = address, .bytes = bytes, .offset = offset};
+  h.pages = orion_pages_of(address, bytes);
   pthread_mutex_lock(&mutex);
-  const char* why = can_move(address, bytes);
-  const uint64_t end = h.pages.first + h.pages.bytes;
-  const bool complete = why == NULL && orion_maps_visit(h.pages.first, end, bring_home, &h) && h.complete;
-  pthread_mutex_unlock(&mutex);
-  if (!complete) {
-    orion_log(ORION_LOG_WARN, "memory at %#llx stays shared with the worker after it was unregistered: %s",
-              (unsigned long long)address, why != NULL ? why : "the system refused a mapping");
+  if (!orion_maps_visit(h.pages.first, h.pages.first + h.pages.bytes, bring_home, &h)) {
+    h.why = "/proc/self/maps cannot be read";
   }
-  return complete;
+  pthread_mutex_unlock(&mutex);
+  if (h.why != NULL) {
+    orion_log(ORION_LOG_WARN, "memory at %#llx stays shared with the worker after it was unregistered: %s",
+              (unsigned long long)address, h.why);
+  }
+  return h.why == NULL;
 }
 
 bool orion_pages_source(int fd, uint8_t* base, orion_page_source* source) {
@@ -328,19 +336,19 @@ static void in_parent(void) {
 }
 
 static bool copy_in_child(const orion_mapping_line* line, void* argument) {
-  homecoming* h = argument;
+  bool* complete = argument;
   for (uint32_t i = 0; i < source_count; i++) {
     // The arena itself is not inherited: whatever is mapped of it are pages of the program.
     if (is_of(&sources[i], line) && line->permissions[3] == 's' && !make_private(line->first, line->end, true)) {
-      h->complete = false;
+      *complete = false;
     }
   }
-  return h->complete;
+  return *complete;
 }
 
 static void in_child(void) {
-  homecoming h = {.complete = true};
-  if (any_moved && (!orion_maps_visit(0, UINT64_MAX, copy_in_child, &h) || !h.complete)) {
+  bool complete = true;
+  if (any_moved && (!orion_maps_visit(0, UINT64_MAX, copy_in_child, &complete) || !complete)) {
     static const char line[] = "orion: no memory for the forked process's own copy of registered memory\n";
     if (write(STDERR_FILENO, line, sizeof line - 1) < 0) _exit(1);
     abort();  // to run on would be to write into the parent's memory

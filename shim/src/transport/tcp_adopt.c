@@ -1,5 +1,6 @@
-// Over a network, memory that the program registers stays where it is: its pages stand for a range of the arena, whose
-// own are not used. Whatever is sent from or stored into that range is the program's.
+// Over a network, memory that the program registers stays where it is and stands for a range of the arena, whose own
+// bytes are not used: whatever is sent from or stored into that range is the program's. What else lies in its first and
+// last page neither travels nor is written.
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
@@ -63,7 +64,6 @@ const char* orion_tcp_adoptable(orion_session* session, uint64_t address, uint64
 
 const char* orion_tcp_adopt(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset) {
   tcp_state* state = state_of(session);
-  const orion_page_range pages = orion_pages_of(address, bytes);
   pthread_mutex_lock(&state->lock);
   bool added = state->adopted_count < state->adopted_capacity;
   if (!added) {
@@ -76,8 +76,9 @@ const char* orion_tcp_adopt(orion_session* session, uint64_t address, uint64_t b
     }
   }
   if (added) {
-    state->adopted[state->adopted_count] = (tcp_adopted){
-        offset, offset + pages.bytes, (uint8_t*)(uintptr_t)pages.first};  // NOLINT(performance-no-int-to-ptr)
+    const uint64_t first = offset + address % ORION_PAGE_BYTES;
+    void* memory = (void*)(uintptr_t)address;  // NOLINT(performance-no-int-to-ptr): memory of the program
+    state->adopted[state->adopted_count] = (tcp_adopted){first, first + bytes, memory};
     atomic_fetch_add(&state->adopted_count, 1);
   }
   pthread_mutex_unlock(&state->lock);
@@ -85,11 +86,11 @@ const char* orion_tcp_adopt(orion_session* session, uint64_t address, uint64_t b
 }
 
 bool orion_tcp_adopt_end(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset) {
-  (void)address, (void)bytes;
+  (void)bytes;
   tcp_state* state = state_of(session);
   pthread_mutex_lock(&state->lock);
   for (uint32_t i = 0; i < state->adopted_count; i++) {
-    if (state->adopted[i].first != offset) continue;
+    if (state->adopted[i].first != offset + address % ORION_PAGE_BYTES) continue;
     state->adopted[i] = state->adopted[state->adopted_count - 1];
     atomic_fetch_sub(&state->adopted_count, 1);
     break;
