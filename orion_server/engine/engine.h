@@ -69,6 +69,9 @@ enum orion_engine_end {
   ORION_END_FAILED = 5,       // the engine itself could not go on
 };
 
+// Keeps addresses free where programs have their memory (HOST_REGISTER_AT). For a worker's process, once, before it
+// loads the driver.
+void orion_engine_reserve_addresses(void);
 // 0, or a CUresult: 3 when libcuda cannot be used, 2 without memory. `*engine` is NULL unless 0.
 int orion_engine_new(const orion_engine_config* config, orion_engine** engine);
 // Hands over a primary context that the worker (pycuda) holds. Without it the engine retains the primary itself.

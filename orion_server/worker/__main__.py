@@ -20,7 +20,7 @@ from orion_server import log as log_setup
 from orion_server.channel import BlockingChannel
 from orion_server.worker.doorway import Doorway, sealed_memory
 from orion_server.worker.driver import Driver, null_snapshot
-from orion_server.worker.engine import BindConflict, Engine, EngineError, Files
+from orion_server.worker.engine import BindConflict, Engine, EngineError, Files, reserve_addresses
 
 log = logging.getLogger("orion.worker")
 
@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args()
     _limit_process()
+    reserve_addresses()
     log_fd = os.dup(2)
     log_setup.configure(arguments.log_level, False, os.fdopen(log_fd, "w", buffering=1))
     channel = BlockingChannel(socket.socket(fileno=arguments.channel_fd))

@@ -26,6 +26,11 @@ class Files(NamedTuple):
     log: int
 
 
+def reserve_addresses() -> None:
+    """Keeps addresses free where clients have memory that they may register: before this process maps much itself."""
+    lib.orion_engine_reserve_addresses()
+
+
 class EngineError(Exception):
     """The engine refused: `code` is the CUresult."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from isolated import isolated, main
-from session import ARENA_BYTES, HOST_BASE, MIB, SLOT_BASE, SLOT_BYTES, Session
+from session import ARENA_BYTES, HOST_BASE, MIB, SLOT_BASE, SLOT_BYTES, Session, lib
 from test_tcp import RUNS, Remote, frame, opened
 
 ADDRESS = 0x300000000000  # nothing of this process lies there
@@ -19,8 +19,9 @@ AT = 100 * MIB
 
 
 def mapped(address: int) -> bool:
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    """Whether something accessible lies there."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ranges = [[int(end, 16) for end in line[0].split("-")] for line in lines if not line[1].startswith("---")]
     return any(first <= address < end for first, end in ranges)
 
 
@@ -122,6 +123,27 @@ def test_addresses_that_are_not_free_are_refused() -> None:
         assert s.call("HOST_REGISTER_AT", arena_off=AT + 4096, size_bytes=8192, address=ADDRESS + MIB)[0] == 712
         assert not mapped(ADDRESS + MIB)
         assert s.call("HOST_REGISTER_AT", context=9, arena_off=AT + MIB, size_bytes=4096, address=ADDRESS)[0] == 201
+
+
+@isolated
+def test_addresses_near_the_top_are_kept_free_for_programs() -> None:
+    lib.orion_engine_reserve_addresses()
+    with Session() as s:
+        s.open()
+        with mmap.mmap(-1, 16 * MIB) as later:
+            low = ctypes.addressof(ctypes.c_char.from_buffer(later))
+            assert low < 0x7EB000000000  # nothing that this process maps from now on lies above
+        address = 0x7EC000000000
+        place = {"arena_off": AT, "size_bytes": 2 * MIB}
+        for _ in range(2):
+            assert s.call("HOST_REGISTER_AT", **place, address=address)[0] == 0
+            s.write_host(AT, b"here")
+            assert read(address, 4) == b"here"
+            inside = {"arena_off": AT + 4 * MIB, "size_bytes": 8192, "address": address + 2 * MIB - 4096}
+            assert s.call("HOST_REGISTER_AT", **inside)[0] == 208
+            assert read(address + 2 * MIB - 4096, 4096) == bytes(4096)
+            assert s.call("HOST_UNREGISTER", **place)[0] == 0
+            assert not mapped(address)
 
 
 @isolated
