@@ -55,7 +55,7 @@ static CUresult add_step(listing* list, const orion_node* node, CUgraphNodeType 
   }
   if (step->work.op != NULL) {
     if (list->context == NULL) list->context = node->context;
-    if (list->context != node->context) return CUDA_ERROR_NOT_SUPPORTED;  // nodes of several contexts
+    if (list->context != node->context) return orion_not_implemented("a graph with nodes of several contexts");
   }
   return CUDA_SUCCESS;
 }
@@ -372,7 +372,9 @@ static CUresult instantiate(orion_context* context, CUgraph graph, uint64_t flag
 static CUresult instantiate_flags(CUgraphExec* out, CUgraph graph, uint64_t flags, CUgraphNode* error_node) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(out != NULL && (flags & ~15ull) == 0, CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE((flags & CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH) == 0, CUDA_ERROR_NOT_SUPPORTED);
+  if ((flags & CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH) != 0) {
+    return orion_not_implemented("a graph that kernels launch");
+  }
   orion_exec* exec;
   const CUresult result = instantiate(context, graph, flags, &exec, error_node);
   if (result == CUDA_SUCCESS) *out = (CUgraphExec)(uintptr_t)exec->handle;

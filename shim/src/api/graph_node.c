@@ -152,7 +152,7 @@ CUresult orion_work_from_params(CUgraphNodeParams* params, orion_context** conte
     case CU_GRAPH_NODE_TYPE_MEM_FREE:
       return orion_work_free(params->free.dptr, work);
     default:
-      return CUDA_ERROR_NOT_SUPPORTED;
+      return orion_not_implemented("a conditional, semaphore or other rare graph node");
   }
 }
 
