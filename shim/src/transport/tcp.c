@@ -117,7 +117,7 @@ static bool runs_message(const tcp_state* state, const tcp_runs* runs, zmq_msg_t
   return true;
 }
 
-static bool piece_message(const tcp_state* state, const tcp_range* piece, zmq_msg_t* message) {
+static bool piece_message(tcp_state* state, const tcp_range* piece, zmq_msg_t* message) {
   if (piece->runs) return runs_message(state, piece->runs, message);
   return piece->bytes ? bulk_message(state, piece, message) : word_message(state, (uint32_t)piece->offset, message);
 }
