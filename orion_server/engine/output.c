@@ -224,6 +224,8 @@ void output_scan(orion_engine* e, const uint8_t* image, uint64_t bytes) {
     }
   }
   if (!prints) return;
+  engine_log(e, ENGINE_LOG_INFO, "an image of %llu bytes has kernels that may print: waits ask for it from now on",
+             (unsigned long long)bytes);
   e->output.may_print = ORION_OUTPUT_EXPECTED;
   answer_set_word(e, ORION_WORD_DEVICE_OUTPUT, ORION_OUTPUT_EXPECTED);
 }

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;  // one thread at a time: the pieces stay in order
+
 static void write_all(int fd, const uint8_t* text, size_t bytes) {
   while (bytes != 0) {
     const ssize_t wrote = write(fd, text, bytes);
@@ -24,6 +26,7 @@ void orion_device_output_write(orion_context* context) {
   uint8_t payload[ORION_REPLY_BYTES];
   orion_reply_device_output reply = {0};
   bool first = true;
+  pthread_mutex_lock(&mutex);
   do {
     orion_op_device_output op = {.op = {.code = ORION_OP_DEVICE_OUTPUT, .context = (uint16_t)context->entry.index},
                                  .flush = first};
@@ -43,5 +46,6 @@ void orion_device_output_write(orion_context* context) {
     write_all(STDERR_FILENO, payload + sizeof reply + reply.stdout_bytes, reply.stderr_bytes);
     first = false;
   } while (reply.more != 0);
+  pthread_mutex_unlock(&mutex);
   errno = saved;
 }
