@@ -298,7 +298,7 @@ static void hold(void* data) {
 static void test_asynchronous(void) {
   load_kernels();
   const unsigned n = 100000;
-  uint32_t *from = malloc((size_t)n * 4), *to = malloc((size_t)n * 4);
+  uint32_t *from = pages((size_t)n * 4), *to = pages((size_t)n * 4);  // no page in common
   CUstream stream = NULL;
   CUdeviceptr d = 0;
   OK(cuStreamCreate(&stream, 1));
@@ -321,8 +321,8 @@ static void test_asynchronous(void) {
   OK(cuMemHostUnregister(to));
   OK(cuMemFree_v2(d));
   OK(cuStreamDestroy_v2(stream));
-  free(from);
-  free(to);
+  munmap(from, (size_t)n * 4);
+  munmap(to, (size_t)n * 4);
 }
 
 static void bump(void* data) { ((uint32_t*)data)[5] += 1000; }
