@@ -10,7 +10,8 @@
   X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**)) \
   X(cuCtxSynchronize, (void)) X(cuStreamSynchronize, (CUstream)) X(cuEventSynchronize, (CUevent)) \
   X(cuEventCreate, (CUevent*, unsigned)) X(cuEventRecord, (CUevent, CUstream)) X(cuEventDestroy_v2, (CUevent)) \
-  X(cuStreamCreate, (CUstream*, unsigned)) X(cuStreamDestroy_v2, (CUstream)) X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) \
+  X(cuStreamAddCallback, (CUstream, CUstreamCallback, void*, unsigned)) X(cuStreamCreate, (CUstream*, unsigned)) \
+  X(cuStreamDestroy_v2, (CUstream)) X(cuMemAlloc_v2, (CUdeviceptr*, size_t)) \
   X(cuMemFree_v2, (CUdeviceptr)) X(cuMemcpyDtoH_v2, (void*, CUdeviceptr, size_t)) \
   X(cuCtxCreate_v2, (CUcontext*, unsigned, CUdevice)) X(cuCtxDestroy_v2, (CUcontext)) \
   X(cuLibraryLoadData, (CUlibrary*, const void*, CUjit_option*, void**, unsigned, CUlibraryOption*, void**, unsigned)) \
@@ -143,6 +144,31 @@ static void test_waits(void) {
   OK(cuModuleUnload(module));
 }
 
+static void read_news(CUstream stream, CUresult status, void* right) {
+  (void)stream;
+  *(int*)right = status == CUDA_SUCCESS && is_line(catch_news(), 7);
+}
+
+static void test_callback(void) {
+  CUmodule module = NULL;
+  CUfunction say = NULL;
+  CUstream stream = NULL;
+  int right = 0;
+  OK(cuModuleLoadData(&module, ptx));
+  OK(cuModuleGetFunction(&say, module, "say"));
+  OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+  catch_begin(1);
+  launch(say, 7, 1, stream);
+  const CUresult added = cuStreamAddCallback(stream, read_news, &right, 0);
+  const CUresult waited = cuStreamSynchronize(stream);
+  catch_end();
+  IS(0, added);
+  IS(0, waited);
+  IS(1, right);
+  OK(cuStreamDestroy_v2(stream));
+  OK(cuModuleUnload(module));
+}
+
 static void test_end_of_a_context(void) {
   CUcontext own = NULL;
   CUlibrary library = NULL;
@@ -176,5 +202,5 @@ static void test_assertion(void) {
   TRUE(strstr(text, "a.cu:42: fail: block: [0,0,0], thread: [0,0,0] Assertion `n != ` failed.") != NULL);
 }
 
-SECTIONS({"waits", test_waits, 0}, {"end_of_a_context", test_end_of_a_context, OWN_CONTEXT},
+SECTIONS({"waits", test_waits, 0}, {"callback", test_callback, 0}, {"end_of_a_context", test_end_of_a_context, OWN_CONTEXT},
          {"assertion", test_assertion, LAST})

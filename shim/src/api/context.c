@@ -126,7 +126,7 @@ static CUresult open_on_worker(orion_context* context, uint32_t flags) {
 
 /// Ends all that the context holds, on the worker (`code`) and here.
 static CUresult end_contents(orion_context* context, uint16_t code) {
-  if (orion_device_output_expected(context)) (void)orion_context_synchronize(context);
+  if (orion_device_output_expected(context->session)) (void)orion_context_synchronize(context);
   orion_context_pinned_end(context);
   atomic_store_explicit(&context->active, false, memory_order_release);
   atomic_fetch_add_explicit(&context->epoch, 1, memory_order_acq_rel);

@@ -17,10 +17,9 @@ static void write_all(int fd, const uint8_t* text, size_t bytes) {
   }
 }
 
-void orion_device_output_write(orion_context* context) {
+void orion_device_output_write(orion_session* session, uint32_t context) {
   const int saved = errno;
-  if (orion_word(context->session, ORION_WORD_DEVICE_OUTPUT) == 0 ||
-      context->session->device_output_from == ORION_OUTPUT_NEVER) {
+  if (orion_word(session, ORION_WORD_DEVICE_OUTPUT) == 0 || session->device_output_from == ORION_OUTPUT_NEVER) {
     return;
   }
   uint8_t payload[ORION_REPLY_BYTES];
@@ -28,10 +27,9 @@ void orion_device_output_write(orion_context* context) {
   bool first = true;
   pthread_mutex_lock(&mutex);
   do {
-    orion_op_device_output op = {.op = {.code = ORION_OP_DEVICE_OUTPUT, .context = (uint16_t)context->entry.index},
-                                 .flush = first};
+    orion_op_device_output op = {.op = {.code = ORION_OP_DEVICE_OUTPUT, .context = (uint16_t)context}, .flush = first};
     uint32_t bytes = 0;
-    const CUresult result = orion_call(context->session, &op.op, sizeof op, NULL, 0, payload, sizeof payload, &bytes);
+    const CUresult result = orion_call(session, &op.op, sizeof op, NULL, 0, payload, sizeof payload, &bytes);
     if (result != CUDA_SUCCESS || bytes < sizeof reply) break;
     memcpy(&reply, payload, sizeof reply);
     const uint32_t text_bytes = bytes - (uint32_t)sizeof reply;

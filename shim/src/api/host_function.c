@@ -11,6 +11,7 @@
 #include "api.h"
 #include "capture.h"
 #include "coherent.h"
+#include "device_output.h"
 
 typedef struct callback {
   struct callback* next;
@@ -74,6 +75,8 @@ static void* serve(void* argument) {
     if (work == NULL) break;
     pthread_mutex_unlock(&lane->mutex);
     const CUresult status = orion_wait_word(lane->session, lane->word, work->generation, lane->context);
+    // What the work before it has printed precedes what it prints, as natively.
+    if (orion_device_output_expected(lane->session)) orion_device_output_write(lane->session, lane->context);
     run(work, status);
     orion_set_client_word(lane->session, lane->index, work->generation);
     pthread_mutex_lock(&lane->mutex);
