@@ -28,6 +28,7 @@ from orion_server.config import (
 )
 from orion_server.libcuda import Libcuda, LibcudaError, choose
 from orion_server.server import Server
+from orion_server.shares import raise_descriptor_limit
 from orion_server.worker_process import WorkerError
 
 log = logging.getLogger("orion.server")
@@ -125,6 +126,7 @@ def serve(
         print(f"orion-server: {error}", file=sys.stderr)
         raise typer.Exit(_EXIT_SETUP) from None
     log_setup.configure(settings.log_level, settings.json_log)
+    raise_descriptor_limit()
     for key in settings.ignored:
         log.warning("configuration: %s is not known to this version and was ignored", key)
     raise typer.Exit(uvloop.run(_serve(settings, chosen, folder)))

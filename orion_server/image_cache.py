@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import hashlib
 import hmac
 import logging
@@ -25,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from orion_server import shares
 from wire import control
 
 log = logging.getLogger("orion.images")
@@ -217,13 +219,15 @@ class ImageDesk:
         self._socket = sock
         self._owner = ""
         self._is_group = False
+        self._shares: shares.ShareDesk | None = None
         self._challenges: OrderedDict[bytes, bytes] = OrderedDict()
         self._jobs: set[asyncio.Task[None]] = set()
         sock.setblocking(False)
         asyncio.get_running_loop().add_reader(sock.fileno(), self._on_packet)
 
-    def open(self, session: str, uid: int, group: str) -> None:
-        """From now on the worker serves this session; before that it gets nothing."""
+    def open(self, session: str, uid: int, group: str, shared: shares.ShareDesk | None = None) -> None:
+        """From now on the worker serves this session; before that it gets nothing. `shared`: for its other packets."""
+        self._shares = shared
         self._is_group = bool(group)
         self._owner = f"group {uid} {group}" if group else f"session {session}"
 
@@ -238,6 +242,8 @@ class ImageDesk:
         self._socket.close()
         for job in self._jobs:
             job.cancel()
+        if self._shares is not None:
+            self._shares.close()
         if self._owner and not self._is_group:
             self._cache.forget_owner(self._owner)
 
@@ -262,6 +268,9 @@ class ImageDesk:
                 self._start_or_miss(tag, self._look_up(tag, digest, size_bytes))
             elif kind == _ASK_PROOF:
                 self._start_or_miss(tag, self._prove(tag, digest, size_bytes, extra_bytes))
+            elif kind >= shares.FIRST_KIND and self._shares is not None:
+                if self._shares.handle(kind, size_bytes, digest, fd, functools.partial(self._answer_share, tag)):
+                    fd = -1
         if fd >= 0:
             os.close(fd)
         return bool(data)
@@ -283,6 +292,11 @@ class ImageDesk:
         packet = _PACKET.pack(kind, tag, size_bytes, _NOTHING, nonce)
         # A worker that does not read its answers does without them: its client uploads after a while.
         with contextlib.suppress(OSError):
+            socket.send_fds(self._socket, [packet], [fd] if fd >= 0 else [])
+
+    def _answer_share(self, tag: int, kind: int, size_bytes: int, token: bytes, fd: int) -> None:
+        with contextlib.suppress(OSError):  # as above
+            packet = _PACKET.pack(kind, tag, size_bytes, token, _NOTHING)
             socket.send_fds(self._socket, [packet], [fd] if fd >= 0 else [])
 
     async def _look_up(self, tag: int, digest: bytes, size_bytes: int) -> None:

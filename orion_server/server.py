@@ -21,6 +21,7 @@ from orion_server.control_socket import ControlSocket, Envelope
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.pool import WorkerPool
+from orion_server.shares import Shares
 from orion_server.telemetry import Telemetry, find_library
 from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess
 from wire import control
@@ -87,6 +88,7 @@ class Server:
         self._libcuda = libcuda
         self._socket_dir = socket_dir
         self._images = ImageCache(settings.image_cache_mib << 20)
+        self._shares = Shares()
         self._pool = WorkerPool(
             libcuda,
             settings.devices,
@@ -258,7 +260,7 @@ class Server:
         session = Session(session_id, token, worker, request.pid, request.program, devices, time.time(), owner)
         self._sessions[session_id] = session
         if worker.images is not None:
-            worker.images.open(session_id, request.uid, request.group)
+            worker.images.open(session_id, request.uid, request.group, self._shares.open(session_id, owner))
         worker.on_connected = lambda: self._connected(session)
         worker.dead.add_done_callback(lambda _: self._ended(session))
         self._set_deadline(session, self._settings.bind_timeout_s, "the client did not bind in time")

@@ -90,6 +90,12 @@
   X(memory_unmap, "cuMemUnmap", 1, (CUdeviceptr address, size_t bytes))                                                \
   X(memory_set_access, "cuMemSetAccess", 1,                                                                            \
     (CUdeviceptr address, size_t bytes, const CUmemAccessDesc* access, size_t count))                                  \
+  X(memory_export, "cuMemExportToShareableHandle", 0,                                                                  \
+    (void* shareable, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType type, unsigned long long flags))  \
+  X(memory_import, "cuMemImportFromShareableHandle", 0,                                                                \
+    (CUmemGenericAllocationHandle * handle, void* shareable, CUmemAllocationHandleType type))                          \
+  X(memory_properties, "cuMemGetAllocationPropertiesFromHandle", 0,                                                    \
+    (CUmemAllocationProp * properties, CUmemGenericAllocationHandle handle))                                           \
   X(memory_info, "cuMemGetInfo_v2", 1, (size_t* free_bytes, size_t* total_bytes))                                      \
   X(host_register, "cuMemHostRegister_v2", 1, (void* address, size_t bytes, unsigned int flags))                       \
   X(host_unregister, "cuMemHostUnregister", 1, (void* address))                                                        \

@@ -301,6 +301,9 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
     case ORION_OP_VMM_SET_ACCESS:
       vmm_simple(e, op);
       break;
+    case ORION_OP_SHARE_EXPORT:
+    case ORION_OP_SHARE_IMPORT:
+      return share_execute(e, op, node);
     case ORION_OP_MEM_FREE:
       memory_free(e, op);
       break;

@@ -10,10 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "desk.h"
 
 #define IMAGES 1024u
 #define PENDING_MAX_BYTES (8ull << 30)  // of all images that are offered and not loaded yet
@@ -51,81 +52,30 @@ struct image_table {
 // ------------------------------------------------------------------------------------------------ orion-server
 enum { ASK_LOOKUP = 1, ASK_PROOF = 2, GIVE_IMAGE = 3 };
 
-/// One packet, either way (orion_server/image_cache.py). An answer's kind is UPLOAD, HERE (with the memfd) or PROVE.
-typedef struct packet {
-  uint32_t kind, tag;
-  uint64_t bytes;
-  uint8_t hash[32], extra[32];
-} packet;
-_Static_assert(sizeof(packet) == 80, "packet");
-
-static bool send_packet(const orion_engine* e, const packet* p, int fd) {
-  union {
-    struct cmsghdr head;
-    char space[CMSG_SPACE(sizeof(int))];
-  } control = {0};
-  struct iovec part = {(void*)p, sizeof *p};
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-  if (fd >= 0) {
-    message.msg_control = &control;
-    message.msg_controllen = sizeof control;
-    struct cmsghdr* c = CMSG_FIRSTHDR(&message);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof fd);
-    memcpy(CMSG_DATA(c), &fd, sizeof fd);
-  }
-  return sendmsg(e->config.image_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof *p;
-}
-
-/// Takes one answer if there is one; *fd is -1 or the caller's.
-static bool receive_packet(const orion_engine* e, packet* p, int* fd) {
-  union {
-    struct cmsghdr head;
-    char space[CMSG_SPACE(sizeof(int))];
-  } control;
-  struct iovec part = {p, sizeof *p};
-  struct msghdr message = {
-      .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-  *fd = -1;
-  const ssize_t got = recvmsg(e->config.image_fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (got < 0) return false;
-  for (struct cmsghdr* c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
-    if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) memcpy(fd, CMSG_DATA(c), sizeof *fd);
-  }
-  return got == (ssize_t)sizeof *p;
-}
-
 static bool ask(orion_engine* e, image* m, uint32_t kind, const uint8_t* extra) {
-  if (e->config.image_fd <= 0) return false;
-  packet p = {.kind = kind, .tag = ++e->images->last_tag, .bytes = m->bytes};
+  desk_packet p = {.kind = kind, .tag = ++e->images->last_tag, .bytes = m->bytes};
   memcpy(p.hash, m->hash, sizeof p.hash);
   if (extra) memcpy(p.extra, extra, sizeof p.extra);
   m->tag = p.tag;
   m->answered = false;
-  return send_packet(e, &p, -1);
+  return desk_send(e, &p, -1);
 }
 
-/// Hands out the answers that have come. One that nobody awaits any more is dropped.
-static void receive_answers(orion_engine* e) {
-  packet p;
-  int fd;
-  while (receive_packet(e, &p, &fd)) {
-    for (uint32_t i = 0; i < IMAGES; i++) {
-      image* m = &e->images->images[i];
-      struct stat status;
-      if (m->state != ASKING || m->tag != p.tag || m->answered) continue;
-      m->answered = true;
-      m->answer = p.kind;
-      memcpy(m->nonce, p.extra, sizeof m->nonce);
-      if (p.kind == HERE && (fd < 0 || fstat(fd, &status) || (uint64_t)status.st_size != m->bytes)) m->answer = UPLOAD;
-      if (m->answer == HERE) {
-        m->fd = fd;
-        fd = -1;
-      }
+int image_answer(orion_engine* e, const desk_packet* p, int fd) {
+  for (uint32_t i = 0; e->images && i < IMAGES; i++) {
+    image* m = &e->images->images[i];
+    struct stat status;
+    if (m->state != ASKING || m->tag != p->tag || m->answered) continue;
+    m->answered = true;
+    m->answer = p->kind;
+    memcpy(m->nonce, p->extra, sizeof m->nonce);
+    if (p->kind == HERE && (fd < 0 || fstat(fd, &status) || (uint64_t)status.st_size != m->bytes)) m->answer = UPLOAD;
+    if (m->answer == HERE) {
+      m->fd = fd;
+      fd = -1;
     }
-    if (fd >= 0) close(fd);
   }
+  return fd;
 }
 
 // ------------------------------------------------------------------------------------------------ images
@@ -181,7 +131,7 @@ static enum step conclude(orion_engine* e, const orion_op* op, image* m, uint32_
 
 /// A question's operation stays parked until its answer is there. Without one the client uploads.
 static enum step await_answer(orion_engine* e, const orion_op* op, image* m, parked_op* node) {
-  receive_answers(e);
+  desk_receive(e);
   const uint64_t now_ns = engine_now_ns();
   if (!m->answered) {
     if (node && !node->deadline_ns) node->deadline_ns = now_ns + ANSWER_TIMEOUT_NS;
@@ -277,9 +227,9 @@ int32_t image_take(orion_engine* e, uint32_t index, void** map, uint64_t* bytes)
     result = CUDA_ERROR_INVALID_IMAGE;
   }
   if (!result && m->uploaded && e->config.image_fd > 0) {
-    packet p = {.kind = GIVE_IMAGE, .bytes = m->bytes};
+    desk_packet p = {.kind = GIVE_IMAGE, .bytes = m->bytes};
     memcpy(p.hash, m->hash, sizeof p.hash);
-    (void)send_packet(e, &p, m->fd);
+    (void)desk_send(e, &p, m->fd);
   }
   if (result && view != MAP_FAILED) munmap((void*)view, m->bytes);
   if (!result) {

@@ -115,22 +115,30 @@ typedef struct context_state {
   bool primary;
 } context_state;
 
+/// What orion-server calls exported memory. Zero: nothing.
+typedef struct share_token {
+  uint64_t words[2];
+} share_token;
+
 typedef struct range {
   uint64_t base, bytes;
   uint64_t serial;  // 0: unused entry. Tells a range from a later one at the same address
   CUmemGenericAllocationHandle handle;
+  share_token token;  // zero: not exported
   uint32_t next_free;
   uint32_t memory;   // index into engine->memories whose part is mapped; 0: the range owns `handle`
   uint16_t context;  // 0 where `memory` is not: bound to no context
 } range;
 
-/// Memory that the client has made by VMM_CREATE.
+/// Memory that the client has made by VMM_CREATE or SHARE_IMPORT.
 typedef struct memory_state {
   uint64_t bytes;
   CUmemGenericAllocationHandle handle;
+  share_token token;  // zero: not exported
   uint32_t mappings;
   uint16_t device;  // index into engine->devices
   bool alive;
+  bool imported;  // counted as used by the session that made it
 } memory_state;
 
 typedef struct device_state {
@@ -312,6 +320,8 @@ struct orion_engine {
   output_state output;
   struct orion_net* net;
   struct image_table* images;       // image.c; NULL until the first offer
+  struct share_table* shares;       // share.c; NULL until the first question
+  bool memory_stays_here;           // the driver refuses memory that could be exported
   struct library_table* libraries;  // library.c; NULL until the first load
   struct array_ledger* arrays;      // NULL until the first array or texture
 
@@ -494,6 +504,17 @@ bool alias_offset(const orion_engine* e, uint64_t address, uint64_t* offset);
 int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o);
 void vmm_simple(orion_engine* e, const orion_op* op);
 void vmm_free_all(orion_engine* e);
+/// Binds a free index to memory of the driver's device `ordinal`. 0 or a CUresult; the handle is the caller's then.
+int32_t vmm_adopt(orion_engine* e, uint32_t index, CUmemGenericAllocationHandle handle, uint64_t bytes, int ordinal);
+memory_state* vmm_memory(orion_engine* e, uint32_t index);  // NULL: no such memory
+/// The calls of virtual memory belong to no context, but the driver may want one to be current.
+int32_t vmm_some_context(orion_engine* e);
+
+// ---- share.c: memory of other workers
+enum step share_execute(orion_engine* e, const orion_op* op, parked_op* node);
+/// The memory goes: nobody can import it any more.
+void share_withdraw(orion_engine* e, share_token* token);
+void share_free_all(orion_engine* e);
 
 // ---- coherent.c: host memory that kernels use over a network
 void coherent_add(orion_engine* e, const orion_op* op);

@@ -82,9 +82,16 @@ static int32_t map_range(orion_engine* e, uint32_t context, uint64_t base, uint6
   if (!index) return CUDA_ERROR_OUT_OF_MEMORY;
   range* r = &e->ranges[index];
   *r = (range){0};
-  const CUmemAllocationProp properties = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
-                                          .location = {CU_MEM_LOCATION_TYPE_DEVICE, (int)d->ordinal}};
+  CUmemAllocationProp properties = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                    .location = {CU_MEM_LOCATION_TYPE_DEVICE, (int)d->ordinal}};
+  // Whether the program will share an allocation is not known when it is made.
+  if (!e->memory_stays_here) properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
   int32_t result = (int32_t)e->driver.memory_create(&r->handle, bytes, &properties, 0);
+  if (result == CUDA_ERROR_NOT_SUPPORTED && !e->memory_stays_here) {
+    e->memory_stays_here = true;
+    properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
+    result = (int32_t)e->driver.memory_create(&r->handle, bytes, &properties, 0);
+  }
   if (!result) {
     result = (int32_t)e->driver.memory_map(base, bytes, 0, r->handle, 0);
     if (!result) {
@@ -109,6 +116,7 @@ static int32_t map_range(orion_engine* e, uint32_t context, uint64_t base, uint6
 static void unmap_range(orion_engine* e, uint32_t index) {
   range* r = &e->ranges[index];
   device_state* d = memory_device_at(e, r->base);
+  share_withdraw(e, &r->token);
   (void)e->driver.memory_unmap(r->base, r->bytes);
   (void)e->driver.memory_release(r->handle);
   memory_set_chunks(d, r->base, r->bytes, 0);

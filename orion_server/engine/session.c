@@ -278,6 +278,7 @@ void orion_engine_free(orion_engine* e) {
     library_free_all(e);
   }
   image_free_all(e);
+  share_free_all(e);
   array_free_all(e);
   if (e->driver.init) unbind(e);
   for (uint32_t i = 0; i < e->device_count; i++) {

@@ -8,22 +8,36 @@
 
 #define ACCESS_MAX 256u
 
-static memory_state* memory_of(orion_engine* e, uint32_t index) {
+memory_state* vmm_memory(orion_engine* e, uint32_t index) {
   return index && index < ORION_MEMORIES && e->memories[index].alive ? &e->memories[index] : NULL;
 }
 
-/// The calls belong to no context, but the driver may want one to be current. The loop sets its own when it next needs
-/// one, so whichever is current now will do.
-static int32_t some_context(orion_engine* e) {
+// The loop sets its own when it next needs one, so whichever is current now will do.
+int32_t vmm_some_context(orion_engine* e) {
   if (e->current_context) return 0;
   return (int32_t)e->driver.context_set_current(e->devices[0].primary);
 }
 
-int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o) {
-  if (!o->memory || o->memory >= ORION_MEMORIES || e->memories[o->memory].alive) return CUDA_ERROR_INVALID_HANDLE;
+static bool is_free(const orion_engine* e, uint32_t index) {
+  return index && index < ORION_MEMORIES && !e->memories[index].alive;
+}
+
+/// Index of a device of the session; device_count: it has no such device.
+static uint32_t device_of(const orion_engine* e, uint32_t ordinal) {
   uint32_t device = 0;
-  while (device < e->device_count && (e->devices[device].ordinal != o->device || !e->devices[device].reserved))
-    device++;
+  while (device < e->device_count && (e->devices[device].ordinal != ordinal || !e->devices[device].reserved)) device++;
+  return device;
+}
+
+static void bind_memory(orion_engine* e, uint32_t index, CUmemGenericAllocationHandle handle, uint64_t bytes,
+                        uint32_t device) {
+  e->memories[index] = (memory_state){.bytes = bytes, .handle = handle, .device = (uint16_t)device, .alive = true};
+  if (e->memory_high <= index) e->memory_high = index + 1;
+}
+
+int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o) {
+  if (!is_free(e, o->memory)) return CUDA_ERROR_INVALID_HANDLE;
+  const uint32_t device = device_of(e, o->device);
   if (device == e->device_count) return CUDA_ERROR_INVALID_DEVICE;
   device_state* d = &e->devices[device];
   if (!o->size_bytes || o->size_bytes % ORION_CHUNK_BYTES) return CUDA_ERROR_INVALID_VALUE;
@@ -33,22 +47,30 @@ int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o) {
   properties.allocFlags.compressionType = (unsigned char)o->alloc_flags;
   properties.allocFlags.gpuDirectRDMACapable = (unsigned char)(o->alloc_flags >> 8);
   properties.allocFlags.usage = (unsigned short)(o->alloc_flags >> 16);
-  memory_state* m = &e->memories[o->memory];
-  int32_t result = some_context(e);
-  if (!result) result = (int32_t)e->driver.memory_create(&m->handle, o->size_bytes, &properties, 0);
+  CUmemGenericAllocationHandle handle = 0;
+  int32_t result = vmm_some_context(e);
+  if (!result) result = (int32_t)e->driver.memory_create(&handle, o->size_bytes, &properties, 0);
   if (result) return result;
-  m->bytes = o->size_bytes;
-  m->device = (uint16_t)device;
-  m->mappings = 0;
-  m->alive = true;
-  if (e->memory_high <= o->memory) e->memory_high = o->memory + 1;
-  atomic_fetch_add_explicit(&d->mapped_bytes, m->bytes, memory_order_relaxed);
+  bind_memory(e, o->memory, handle, o->size_bytes, device);
+  atomic_fetch_add_explicit(&d->mapped_bytes, o->size_bytes, memory_order_relaxed);
+  return 0;
+}
+
+int32_t vmm_adopt(orion_engine* e, uint32_t index, CUmemGenericAllocationHandle handle, uint64_t bytes, int ordinal) {
+  const uint32_t device = device_of(e, (uint32_t)ordinal);
+  if (!is_free(e, index)) return CUDA_ERROR_INVALID_HANDLE;
+  if (device == e->device_count) return CUDA_ERROR_INVALID_DEVICE;
+  bind_memory(e, index, handle, bytes, device);
+  e->memories[index].imported = true;
   return 0;
 }
 
 static void release(orion_engine* e, memory_state* m) {
+  share_withdraw(e, &m->token);
   (void)e->driver.memory_release(m->handle);
-  atomic_fetch_sub_explicit(&e->devices[m->device].mapped_bytes, m->bytes, memory_order_relaxed);
+  if (!m->imported) {
+    atomic_fetch_sub_explicit(&e->devices[m->device].mapped_bytes, m->bytes, memory_order_relaxed);
+  }
   *m = (memory_state){0};
   e->frees_progressed = true;
 }
@@ -61,7 +83,7 @@ static device_state* slot_of(const orion_engine* e, uint64_t address, uint64_t b
 }
 
 static int32_t map(orion_engine* e, const orion_op_vmm_map* o) {
-  memory_state* m = memory_of(e, o->memory);
+  memory_state* m = vmm_memory(e, o->memory);
   if (!m) return CUDA_ERROR_INVALID_HANDLE;
   device_state* d = slot_of(e, o->device_address, o->size_bytes);
   if (!d || o->offset_bytes % ORION_CHUNK_BYTES || o->offset_bytes > m->bytes ||
@@ -136,7 +158,7 @@ static int32_t set_access(orion_engine* e, const orion_op* op) {
 }
 
 static int32_t release_op(orion_engine* e, const orion_op_vmm_release* o) {
-  memory_state* m = memory_of(e, o->memory);
+  memory_state* m = vmm_memory(e, o->memory);
   if (!m) return CUDA_ERROR_INVALID_HANDLE;
   if (m->mappings) return CUDA_ERROR_INVALID_VALUE;
   release(e, m);
@@ -144,7 +166,7 @@ static int32_t release_op(orion_engine* e, const orion_op_vmm_release* o) {
 }
 
 void vmm_simple(orion_engine* e, const orion_op* op) {
-  int32_t result = some_context(e);
+  int32_t result = vmm_some_context(e);
   if (!result) {
     switch (op->code) {
       case ORION_OP_VMM_MAP:

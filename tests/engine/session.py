@@ -113,6 +113,7 @@ class Session:
         null: bool = False,
         devices: int = 1,
         conflict: str = "",
+        image_fd: int = 0,
         output: tuple[int, int] | None = None,
         log_fd: int = 0,
     ) -> None:
@@ -122,6 +123,7 @@ class Session:
         config.libcuda_path = ffi.NULL if null else path
         config.null_engine = null
         config.transport = lib.ORION_ENGINE_SHM
+        config.image_fd = image_fd
         config.log_level = int(os.environ.get("ENGINE_TEST_LOG", "1"))
         config.log_fd = log_fd
         if output:

@@ -7,6 +7,7 @@
 #include "device_output.h"
 #include "export/context_storage.h"
 #include "memory.h"
+#include "share.h"
 
 #define CONTEXT_FLAGS 0xffu
 
@@ -132,6 +133,7 @@ static CUresult end_contents(orion_context* context, uint16_t code) {
   atomic_fetch_add_explicit(&context->epoch, 1, memory_order_acq_rel);
   orion_op_ctx_destroy op = {.op = {.code = code, .context = (uint16_t)context->entry.index}};
   const CUresult result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+  orion_context_imports_end(context);
   orion_context_memory_end(context);
   orion_context_streams_end(context);
   atomic_store(&context->peer_access, 0);

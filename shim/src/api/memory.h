@@ -13,6 +13,7 @@ enum orion_memory_kind {
   ORION_MEMORY_ADOPTED,       // the same, where its pages could become arena memory: an orion_adopted
   ORION_MEMORY_MAPPED,        // cuMemMap: an orion_mapping
   ORION_MEMORY_POOL,          // cuMemAllocAsync: an orion_pool_block
+  ORION_MEMORY_IMPORTED,      // cuIpcOpenMemHandle: an orion_imported
   ORION_MEMORY_MANAGED,       // cuMemAllocManaged: an orion_managed, in the host arena like pinned memory
 };
 
@@ -44,7 +45,7 @@ typedef struct orion_allocation {
 
 static inline bool orion_is_device(enum orion_memory_kind kind) {
   return kind == ORION_MEMORY_DEVICE || kind == ORION_MEMORY_GLOBAL || kind == ORION_MEMORY_MAPPED ||
-         kind == ORION_MEMORY_POOL;
+         kind == ORION_MEMORY_POOL || kind == ORION_MEMORY_IMPORTED;
 }
 
 /// The worker reads and writes it in place, and kernels find it at the program's address.

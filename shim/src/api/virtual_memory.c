@@ -55,6 +55,51 @@ CUresult orion_memory_create(orion_device_state* device, uint64_t bytes, const C
   return CUDA_SUCCESS;
 }
 
+CUresult orion_memory_import(orion_device_state* any, const uint64_t token[2], orion_memory** out) {
+  orion_session* session = any->info->session;
+  orion_memory* memory = orion_table_take(&orion_memories);
+  if (memory == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+  orion_op_share_import op = {
+      .op = {.code = ORION_OP_SHARE_IMPORT}, .memory = memory->entry.index, .token_0 = token[0], .token_1 = token[1]};
+  orion_reply_share_import reply = {0};
+  const CUresult result = orion_call(session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
+  if (result != CUDA_SUCCESS) {
+    orion_table_give(&orion_memories, memory);
+    if (result == CUDA_ERROR_INVALID_VALUE) {
+      orion_log(ORION_LOG_WARN,
+                "shared memory is not on this server for this group: freed since, of another server, "
+                "or of another host, user or ORION_GROUP_ID");
+    }
+    return result;
+  }
+  // The worker has refused memory of a device that the session does not have; CUDA_VISIBLE_DEVICES may hide it too.
+  // Then some device of the session stands in, to give the memory back.
+  bool visible = false;
+  orion_device_state* device = any;
+  for (uint32_t i = 0; i < orion_device_states() && !visible; i++) {
+    device = orion_device_state_at((CUdevice)i);
+    visible = device->info->session == session && device->info->remote_ordinal == reply.device;
+  }
+  memory->device = visible ? device : any;
+  memory->bytes = reply.size_bytes;
+  memory->block_id = orion_next_id();
+  memory->properties =
+      (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                            .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                            .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = (int)memory->device->ordinal}};
+  memory->references = 1;
+  memory->mappings = 0;
+  memory->handle = orion_table_publish(&orion_memories, memory);
+  if (!visible) {
+    orion_log(ORION_LOG_WARN, "shared memory lies on GPU %u of the server, which this process does not see",
+              reply.device);
+    (void)orion_memory_destroy(memory);
+    return CUDA_ERROR_INVALID_DEVICE;
+  }
+  *out = memory;
+  return CUDA_SUCCESS;
+}
+
 CUresult orion_memory_destroy(orion_memory* memory) {
   orion_session* session = memory->device->info->session;
   orion_op_vmm_release op = {.op = {.code = ORION_OP_VMM_RELEASE}, .memory = memory->entry.index};
@@ -170,6 +215,14 @@ ORION_API CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
   pthread_mutex_unlock(&orion_memory_mutex);
   ORION_REQUIRE(memory != NULL, CUDA_ERROR_INVALID_VALUE);
   return last ? orion_memory_destroy(memory) : CUDA_SUCCESS;
+}
+
+orion_memory* orion_memory_hold(CUmemGenericAllocationHandle handle) {
+  pthread_mutex_lock(&orion_memory_mutex);
+  orion_memory* memory = held(handle);
+  if (memory != NULL) memory->references++;
+  pthread_mutex_unlock(&orion_memory_mutex);
+  return memory;
 }
 
 ORION_API CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle* handle, void* address) {

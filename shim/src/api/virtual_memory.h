@@ -28,6 +28,11 @@ extern orion_table orion_memories;
 /// Memory of the device, with one reference. The only call that waits for the worker and can run out of memory.
 CUresult orion_memory_create(orion_device_state* device, uint64_t bytes, const CUmemAllocationProp* properties,
                              orion_memory** memory);
+/// Memory of another process, by its token, with one reference. CUDA_ERROR_INVALID_VALUE: the server of `any`, a
+/// device whose memory need not be meant, has no such.
+CUresult orion_memory_import(orion_device_state* any, const uint64_t token[2], orion_memory** memory);
+/// One more reference to what the handle names, which cuMemRelease gives back; NULL: nobody holds it.
+orion_memory* orion_memory_hold(CUmemGenericAllocationHandle handle);
 /// Under no lock, after the last reference and the last mapping went.
 CUresult orion_memory_destroy(orion_memory* memory);
 /// One-way: what the worker is told. The caller has checked everything and keeps the map.

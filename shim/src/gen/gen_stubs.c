@@ -115,12 +115,8 @@ ORION_API CUresult cuImportExternalMemory(CUexternalMemory *extMem_out,
                                           const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc) { return orion_not_implemented("cuImportExternalMemory"); }
 ORION_API CUresult cuImportExternalSemaphore(CUexternalSemaphore *extSem_out,
                                              const CUDA_EXTERNAL_SEMAPHORE_HANDLE_DESC *semHandleDesc) { return orion_not_implemented("cuImportExternalSemaphore"); }
-ORION_API CUresult cuIpcCloseMemHandle(CUdeviceptr dptr) { return orion_not_implemented("cuIpcCloseMemHandle"); }
 ORION_API CUresult cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) { return orion_not_implemented("cuIpcGetEventHandle"); }
-ORION_API CUresult cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr) { return orion_not_implemented("cuIpcGetMemHandle"); }
 ORION_API CUresult cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) { return orion_not_implemented("cuIpcOpenEventHandle"); }
-ORION_API CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags) { return orion_not_implemented("cuIpcOpenMemHandle"); }
-ORION_API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags) { return orion_not_implemented("cuIpcOpenMemHandle_v2"); }
 ORION_API CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices,
                                                         unsigned int flags) { return orion_not_implemented("cuLaunchCooperativeKernelMultiDevice"); }
 ORION_API CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize) { return orion_not_implemented("cuMemAlloc"); }
@@ -129,16 +125,12 @@ ORION_API CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pPitch, u
                                    unsigned int Height, unsigned int ElementSizeBytes) { return orion_not_implemented("cuMemAllocPitch"); }
 ORION_API CUresult cuMemBatchDecompressAsync(CUmemDecompressParams *paramsArray, size_t count, unsigned int flags,
                                              size_t *errorIndex, CUstream stream) { return orion_not_implemented("cuMemBatchDecompressAsync"); }
-ORION_API CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocationHandle handle,
-                                                CUmemAllocationHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemExportToShareableHandle"); }
 ORION_API CUresult cuMemFree(CUdeviceptr_v1 dptr) { return orion_not_implemented("cuMemFree"); }
 ORION_API CUresult cuMemGetAddressRange(CUdeviceptr_v1 *pbase, unsigned int *psize, CUdeviceptr_v1 dptr) { return orion_not_implemented("cuMemGetAddressRange"); }
 ORION_API CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr dptr, size_t size,
                                                  CUmemRangeHandleType handleType, unsigned long long flags) { return orion_not_implemented("cuMemGetHandleForAddressRange"); }
 ORION_API CUresult cuMemGetInfo(unsigned int *free, unsigned int *total) { return orion_not_implemented("cuMemGetInfo"); }
 ORION_API CUresult cuMemHostGetDevicePointer(CUdeviceptr_v1 *pdptr, void *p, unsigned int Flags) { return orion_not_implemented("cuMemHostGetDevicePointer"); }
-ORION_API CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle,
-                                                  CUmemAllocationHandleType shHandleType) { return orion_not_implemented("cuMemImportFromShareableHandle"); }
 ORION_API CUresult cuMemMapArrayAsync(CUarrayMapInfo *mapInfoList, unsigned int count, CUstream hStream) { return orion_not_implemented("cuMemMapArrayAsync"); }
 ORION_API CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr) { return orion_not_implemented("cuMemPoolExportPointer"); }
 ORION_API CUresult cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool,

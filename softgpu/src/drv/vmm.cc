@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <string>
 
 #include "api.h"
 
@@ -83,6 +85,18 @@ void forget_if_unused(Driver& driver, const MemoryHandle& object) {
   if (object.references == 0 && object.mappings == 0) driver.memory_handles.take(object.handle);
 }
 
+// The name of a memory's file ends with its device: it is all that an importer in another process learns of it.
+const char kMemoryName[] = "softgpu-";
+
+/// The device whose memory the file is, or -1.
+int device_of(int fd) {
+  char link[64] = {};
+  const std::string path = "/proc/self/fd/" + std::to_string(fd);
+  if (readlink(path.c_str(), link, sizeof link - 1) < 0) return -1;
+  int device = -1;
+  return sscanf(link, "/memfd:softgpu-%2d", &device) == 1 ? device : -1;
+}
+
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
 
 }  // namespace
@@ -140,7 +154,8 @@ SG_API cuMemCreate(CUmemGenericAllocationHandle* out, size_t bytes, const CUmemA
     memory->exportable = prop->requestedHandleTypes == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     memory->charged_to = arena;
     // Through syscall, because glibc has memfd_create only since 2.27.
-    memory->fd = static_cast<int>(syscall(SYS_memfd_create, "softgpu", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    const std::string name = kMemoryName + std::to_string(prop->location.id);
+    memory->fd = static_cast<int>(syscall(SYS_memfd_create, name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (memory->fd < 0 || ftruncate(memory->fd, static_cast<off_t>(bytes)) != 0 ||
         fcntl(memory->fd, F_ADD_SEALS, kSeals | F_SEAL_SEAL) != 0) {
       return CUDA_ERROR_OUT_OF_MEMORY;
@@ -329,6 +344,8 @@ SG_API cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* out, void* o
     memory->fd = fcntl(given, F_DUPFD_CLOEXEC, 0);
     if (memory->fd < 0) return CUDA_ERROR_OPERATING_SYSTEM;
     memory->size_bytes = static_cast<size_t>(status.st_size);
+    memory->device = device_of(given);
+    if (!driver.device(memory->device)) return CUDA_ERROR_INVALID_VALUE;
     memory->exportable = true;  // the exporter pays for it
     *out = add(driver, std::move(memory));
     return CUDA_SUCCESS;

@@ -9,6 +9,7 @@ from wire.spec.ops import (  # noqa: F401  (registration)
     event,
     host_memory,
     image,
+    ipc,
     launch,
     memory,
     module,

@@ -1,4 +1,4 @@
-"""Virtual memory, stream-ordered pools, IPC: codes 130 to 169.
+"""Virtual memory and stream-ordered pools: codes 130 to 134.
 
 Reservations are the client's business: the whole slot is reserved at bind. A pool is made of the same operations.
 """

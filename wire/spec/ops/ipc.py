@@ -1,0 +1,25 @@
+"""Memory that processes of one tenant share on one server: codes 135 to 149.
+
+A token stands for memory of a worker; orion-server keeps the memory's descriptor under it and gives it to workers of
+the same host, user and group. It ends with the memory that it stands for.
+"""
+
+from wire.spec.ops.definition import op
+
+op(
+    135,
+    "SHARE_EXPORT",
+    "memory:u32 pad:u32 device_address:u64",
+    "reply",
+    "a token for memory of VMM_CREATE or SHARE_IMPORT; memory 0: for the range of MEM_MAP that holds the address, "
+    "which lies offset_bytes behind its start",
+    reply="token_0:u64 token_1:u64 offset_bytes:u64 size_bytes:u64",
+)
+op(
+    136,
+    "SHARE_IMPORT",
+    "memory:u32 pad:u32 token_0:u64 token_1:u64",
+    "reply",
+    "binds a client-minted index to what a token stands for, as VMM_CREATE does; device: its ordinal on the server",
+    reply="size_bytes:u64 device:u32 pad:u32",
+)
