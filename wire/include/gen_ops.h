@@ -70,6 +70,8 @@ enum orion_op_code {
   ORION_OP_VMM_MAP = 132,
   ORION_OP_VMM_UNMAP = 133,
   ORION_OP_VMM_SET_ACCESS = 134,
+  ORION_OP_SHARE_EXPORT = 135,
+  ORION_OP_SHARE_IMPORT = 136,
   ORION_OP_HOST_COHERENT = 170,
   ORION_OP_HOST_PUBLISH = 171,
   ORION_OP_HOST_REGISTER_AT = 180,
@@ -809,6 +811,38 @@ typedef struct orion_op_vmm_set_access {
 } orion_op_vmm_set_access;
 _Static_assert(sizeof(orion_op_vmm_set_access) == 56, "orion_op_vmm_set_access");
 
+// a token for memory of VMM_CREATE or SHARE_IMPORT; memory 0: for the range of MEM_MAP that holds the address, which lies offset_bytes behind its start.
+typedef struct orion_op_share_export {
+  orion_op op;
+  uint32_t memory;
+  uint32_t pad;
+  uint64_t device_address;
+} orion_op_share_export;
+_Static_assert(sizeof(orion_op_share_export) == 48, "orion_op_share_export");
+typedef struct orion_reply_share_export {
+  uint64_t token_0;
+  uint64_t token_1;
+  uint64_t offset_bytes;
+  uint64_t size_bytes;
+} orion_reply_share_export;
+_Static_assert(sizeof(orion_reply_share_export) == 32, "orion_reply_share_export");
+
+// binds a client-minted index to what a token stands for, as VMM_CREATE does; device: its ordinal on the server.
+typedef struct orion_op_share_import {
+  orion_op op;
+  uint32_t memory;
+  uint32_t pad;
+  uint64_t token_0;
+  uint64_t token_1;
+} orion_op_share_import;
+_Static_assert(sizeof(orion_op_share_import) == 56, "orion_op_share_import");
+typedef struct orion_reply_share_import {
+  uint64_t size_bytes;
+  uint32_t device;
+  uint32_t pad;
+} orion_reply_share_import;
+_Static_assert(sizeof(orion_reply_share_import) == 16, "orion_reply_share_import");
+
 // over a network: from now on the worker keeps what the client knows of this registered range, until it is unregistered.
 typedef struct orion_op_host_coherent {
   orion_op op;
@@ -1278,6 +1312,8 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_VMM_MAP] = {"VMM_MAP", sizeof(orion_op_vmm_map), 0, 0},
     [ORION_OP_VMM_UNMAP] = {"VMM_UNMAP", sizeof(orion_op_vmm_unmap), 0, 0},
     [ORION_OP_VMM_SET_ACCESS] = {"VMM_SET_ACCESS", sizeof(orion_op_vmm_set_access), 0, 1},
+    [ORION_OP_SHARE_EXPORT] = {"SHARE_EXPORT", sizeof(orion_op_share_export), ORION_OPF_REPLY, 0},
+    [ORION_OP_SHARE_IMPORT] = {"SHARE_IMPORT", sizeof(orion_op_share_import), ORION_OPF_REPLY, 0},
     [ORION_OP_HOST_COHERENT] = {"HOST_COHERENT", sizeof(orion_op_host_coherent), 0, 0},
     [ORION_OP_HOST_PUBLISH] = {"HOST_PUBLISH", sizeof(orion_op_host_publish), ORION_OPF_STREAM, 0},
     [ORION_OP_HOST_REGISTER_AT] = {"HOST_REGISTER_AT", sizeof(orion_op_host_register_at), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
