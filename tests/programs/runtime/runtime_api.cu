@@ -12,8 +12,11 @@
 #include "harness.h"
 #include "images.h"
 #include "launches.h"
+#include "layers.h"
 #include "memory.h"
+#include "overlap.h"
 #include "streams.h"
+#include "techniques.h"
 
 #ifdef __CUDACC_RDC__
 // In separate.cu.
@@ -109,9 +112,24 @@ static const section SECTIONS[] = {
     {"streams", test_streams, 0},
     {"events", test_events, 0},
     {"threads", test_threads, 0},
+    {"overlap", test_overlap, 0},
+    {"many_streams", test_many_streams, 0},
     {"graphs", test_graphs, 0},
+    {"graph_nodes", test_graph_nodes, 0},
     {"textures", test_textures, 0},
+    {"cubemaps", test_cubemaps, 0},
+    {"levels", test_levels, 0},
+    {"texels", test_texels, 0},
     {"tensor_cores", test_tensor_cores, 0},
+    {"tiles", test_tiles, 0},
+    {"warps", test_warps, 0},
+    {"fence", test_fence, 0},
+    {"async_copies", test_async_copies, 0},
+    {"ptx", test_ptx, 0},
+    {"pointers", test_pointers, 0},
+    {"system_atomics", test_system_atomics, 0},
+    {"run_time_code", test_run_time_code, 0},
+    {"cache_hints", test_cache_hints, 0},
     {"limits", test_limits, 0},
     {"printf", test_printf, 0},
     {"out_of_memory", test_out_of_memory, 0},
@@ -121,6 +139,7 @@ static const section SECTIONS[] = {
     {"linked", test_linked, 0},
 #endif
     {"reset", test_reset, 0},
+    {"assert", test_assert, LAST},
     {"trap", test_trap, LAST},
     {"fault", test_fault, LAST},
 };
