@@ -126,8 +126,8 @@ uint64_t orion_coherent_push(orion_session* session, uint64_t offset, uint64_t b
 void orion_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes);
 
 /// Memory of the program that becomes part of the arena (cuMemHostRegister): afterwards it is what lies in the arena at
-/// arena_offset + address % page, and this layer reads and writes the program's where a call names the arena's. NULL, or
-/// why not; after orion_adopt has failed, orion_adopt_end undoes what it has done. False from that: the arena range,
+/// arena_offset + address % page, and this layer reads and writes the program's where a call names the arena's. NULL,
+/// or why not; after orion_adopt has failed, orion_adopt_end undoes what it has done. False from that: the arena range,
 /// whole pages, stays in use.
 const char* orion_adoptable(orion_session* session, uint64_t address, uint64_t bytes);
 const char* orion_adopt(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);

@@ -202,5 +202,5 @@ static void test_assertion(void) {
   TRUE(strstr(text, "a.cu:42: fail: block: [0,0,0], thread: [0,0,0] Assertion `n != ` failed.") != NULL);
 }
 
-SECTIONS({"waits", test_waits, 0}, {"callback", test_callback, 0}, {"end_of_a_context", test_end_of_a_context, OWN_CONTEXT},
-         {"assertion", test_assertion, LAST})
+SECTIONS({"waits", test_waits, 0}, {"callback", test_callback, 0},
+         {"end_of_a_context", test_end_of_a_context, OWN_CONTEXT}, {"assertion", test_assertion, LAST})
