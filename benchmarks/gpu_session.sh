@@ -8,6 +8,7 @@
 #   areas       every tests/programs/*_api.c (benchmarks.area_session): areas.json
 #   runtime     programs of the CUDA runtime (benchmarks.runtime_session): runtime.json
 #   frameworks  tests/programs/frameworks (benchmarks.framework_session): frameworks.json
+#   correctness areas, runtime and frameworks side by side (nothing in them is timed), a folder of OUT and a log each
 #   samples     a checkout of NVIDIA's cuda-samples, its path is the first option (benchmarks.cuda_samples): samples.json
 #
 # Uses what was built here before (build/shim, the engine module) and wheels from the folder WHEELS (default .whl) for
@@ -22,6 +23,20 @@ if [ -d "$wheels" ]; then
   site=$(mktemp -d)
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$wheels"/*.whl
   export PYTHONPATH="$site:$PWD"
+fi
+if [ "${1:-}" = correctness ]; then
+  failed=0
+  declare -A running=()
+  for mode in area runtime framework; do
+    mkdir -p "$out/$mode"
+    python3 -m "benchmarks.${mode}_session" --device nvidia --out "$out/$mode" > "$out/$mode.log" 2>&1 &
+    running[$mode]=$!
+  done
+  for mode in "${!running[@]}"; do
+    wait "${running[$mode]}" || failed=1
+    tail -n 25 "$out/$mode.log"
+  done
+  exit $failed
 fi
 case "${1:-}" in
   suite) program=suite_session ;;
