@@ -156,6 +156,7 @@ class Session:
             },
             "toolkit": self.toolkit.version(),
             "architecture": self.architecture,
+            "make_variables": options.make_variable,
             "not_built": {},
             "left_out": [],
             "programs": {},
@@ -173,7 +174,8 @@ class Session:
     def build(self, samples: list[Sample]) -> list[Built]:
         work = self.out / "work"
         mirror(self.checkout, work, samples)
-        builder = Builder(work, self.out / "logs", self.toolkit, self.architecture, self.options.build_timeout)
+        more = tuple(self.options.make_variable)
+        builder = Builder(work, self.out / "logs", self.toolkit, self.architecture, self.options.build_timeout, more)
         builder.prepare()
         done: dict[str, Built] = {}
         with self.report.counted("building", len(samples)) as advance, ThreadPoolExecutor(self.options.jobs) as pool:
@@ -339,6 +341,9 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, tuple[str, ...]]:
     parser.add_argument("--build-timeout", type=float, default=600, metavar="S", help="for each sample (default 600 s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="samples built at a time (default: CPUs)")
     parser.add_argument("--arch", help="90, or 80-virtual for PTX (default: the first GPU's; softgpu: 80-virtual)")
+    parser.add_argument("--make-variable", action="append", default=[], metavar="NAME=VALUE",
+                        help="for samples with a Makefile, may be repeated; older ones need "
+                             "'ALL_CCFLAGS=-m64 --threads 0 -std=c++17' with CUDA 13")  # fmt: skip
     parser.add_argument("--arguments", type=Path, metavar="FILE", help="default: test_args.json of the checkout")
     parser.add_argument("--build-only", action="store_true", help="build and stop; exit status 0 if anything was built")
     parser.add_argument("--resume", action="store_true", help="keep the rows that DIR has of this commit")

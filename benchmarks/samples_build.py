@@ -182,6 +182,7 @@ class Builder:
     toolkit: Toolkit
     architecture: str
     timeout_s: float
+    make_variables: tuple[str, ...] = ()  # NAME=VALUE, for Makefiles older than the toolkit
 
     @property
     def settings(self) -> Path:
@@ -210,7 +211,7 @@ class Builder:
             command.append(f"GENCODE_FLAGS=-gencode arch=compute_{number},code=compute_{number}")
         if self.toolkit.root is not None:
             command.append(f"CUDA_PATH={self.toolkit.root}")
-        return [command]
+        return [[*command, *self.make_variables]]
 
     def build(self, sample: Sample) -> Built:
         built, log = Built(sample), ""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.packaging.elf import exported_names, needed_versions
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).resolve().parents[2]
 GLIBC_FLOOR = (2, 17)
