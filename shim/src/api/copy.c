@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "capture.h"
+#include "copier.h"
 #include "device_output.h"
 #include "managed.h"
 
@@ -103,7 +104,7 @@ static CUresult push_pageable(orion_stream* stream, uint64_t destination, uint64
     uint64_t offset;
     CUresult result = orion_staging_take(stream->session, piece, &offset);
     if (result != CUDA_SUCCESS) return result;
-    memcpy(stream->session->host_base + offset, (const void*)(uintptr_t)source, piece);
+    orion_copy_bytes(stream->session->host_base + offset, (const void*)(uintptr_t)source, piece);
     result = submit_h2d(stream, destination, offset, piece, orion_push_host(stream->session, offset, piece));
     const CUresult given = orion_staging_give_behind(stream, offset);
     if (result == CUDA_SUCCESS) result = given;
@@ -126,7 +127,7 @@ static uint64_t rows_bytes(const orion_rows* rows) { return rows->width_bytes * 
 
 static void scatter(const orion_rows* rows, const uint8_t* from) {
   if (rows->rows == 1 || rows->pitch_bytes == rows->width_bytes) {
-    memcpy(rows->first, from, rows_bytes(rows));
+    orion_copy_bytes(rows->first, from, rows_bytes(rows));
     return;
   }
   for (uint64_t y = 0; y < rows->rows; y++) {

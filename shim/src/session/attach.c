@@ -11,6 +11,7 @@
 
 #include "../transport/transport.h"
 #include "attached.h"
+#include "copier.h"
 #include "internal.h"
 #include "stats.h"
 
@@ -66,6 +67,7 @@ static void after_fork_in_child(void) {
   const int before = atomic_load(&state);
   pthread_mutex_init(&attach_lock, NULL);
   orion_threads_after_fork();
+  orion_copier_after_fork();
   if (before == FAILED) atomic_store(&state, NEW);
   if (before != ATTACHED && before != EXITING) return;
   if (before == ATTACHED) atomic_store(&state, FORKED);

@@ -163,6 +163,7 @@ bool orion_config_read(orion_config* config) {
   uint64_t vgpu = 0;
   uint64_t ratio = 0;
   uint64_t spin = 50;
+  uint64_t copy_threads = 0;
   uint64_t timeout = 5000;
   uint64_t sync = 0;
   uint64_t selftest = 1;
@@ -171,6 +172,7 @@ bool orion_config_read(orion_config* config) {
       !read_number("ORION_GMEM", 1, 1u << 30, "device memory for each vGPU in MiB", &config->gmem_mib) ||
       !read_number("ORION_RATIO", 1, 100, "a share of compute in percent, 1 to 100", &ratio) ||
       !read_number("ORION_SPIN_US", 0, 1000000, "microseconds to spin before sleeping, 0 to 1000000", &spin) ||
+      !read_number("ORION_COPY_THREADS", 1, 16, "threads that share a large copy, 1 to 16", &copy_threads) ||
       !read_number("ORION_ATTACH_TIMEOUT_MS", 1, 3600000, "milliseconds, 1 to 3600000", &timeout) ||
       !read_number("ORION_DEVICE_PRINTF", 0, 1, "0 or 1", &device_printf) ||
       !read_number("ORION_SYNC", 0, 1, "0 or 1", &sync) ||
@@ -179,6 +181,7 @@ bool orion_config_read(orion_config* config) {
   config->vgpu_count = (uint32_t)vgpu;
   config->ratio_percent = (uint32_t)ratio;
   config->spin_us = (uint32_t)spin;
+  config->copy_threads = (uint32_t)copy_threads;
   config->attach_timeout_ms = (uint32_t)timeout;
   const uint32_t from[] = {ORION_OUTPUT_NEVER, ORION_OUTPUT_KEPT, ORION_OUTPUT_EXPECTED};
   config->device_output_from = from[device_printf];

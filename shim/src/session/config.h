@@ -19,6 +19,7 @@ typedef struct orion_config {
   uint32_t ratio_percent;  // 0: the server's default
   char group[256];
   uint32_t spin_us;
+  uint32_t copy_threads;  // 0: as many as suit the machine
   bool sync;
   uint32_t coherent;            // enum orion_coherent_wish
   uint32_t device_output_from;  // as in orion_session

@@ -5,7 +5,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "copier.h"
 #include "internal.h"
+
+enum { COPY_THREADS = 4 };
 
 static uint32_t usable_cpus(void) {
   cpu_set_t set;
@@ -19,7 +22,11 @@ orion_session_impl* orion_session_new(const orion_config* config) {
   if (posix_memalign((void**)&impl, 64, sizeof *impl) != 0) return NULL;
   memset(impl, 0, sizeof *impl);
   // On two CPUs a spinning waiter takes the time that the worker needs to answer.
-  impl->spin_us = usable_cpus() > 2 ? config->spin_us : 0;
+  const uint32_t cpus = usable_cpus();
+  impl->spin_us = cpus > 2 ? config->spin_us : 0;
+  // Half of the CPUs, and no more than saturate a bus; on two the worker needs the other one.
+  const uint32_t suitable = cpus <= 2 ? 1 : cpus / 2 < COPY_THREADS ? cpus / 2 : COPY_THREADS;
+  orion_copier_set(config->copy_threads != 0 ? config->copy_threads : suitable);
   impl->sync = config->sync;
   impl->base.device_output_from = config->device_output_from;
   impl->base.coherent = (enum orion_coherent_wish)config->coherent;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "fake_worker.h"
+#include "session/copier.h"
 #include "session/futex.h"
 
 void orion_api_after_fork(void) {}
@@ -356,6 +357,51 @@ static void test_sync(void) {
   }
 }
 
+// ------------------------------------------------------------------------------------------------- shared copies
+
+enum { COPY_ROUNDS = 40, COPY_BYTES_MAX = 3 << 20 };
+
+// Sizes around what is shared and what is not, at odd addresses; nothing beside the copy is touched.
+static void* copy_much(void* argument) {
+  uint32_t seed = (uint32_t)(uintptr_t)argument;
+  uint8_t* from = malloc(COPY_BYTES_MAX + 64);
+  uint8_t* to = malloc(COPY_BYTES_MAX + 64);
+  CHECK(from && to);
+  for (int round = 0; round < COPY_ROUNDS; round++) {
+    seed = seed * 1664525u + 1013904223u;
+    const size_t bytes = round % 4 == 0 ? 1 + seed % 70000 : (512u << 10) - 1 + seed % (2u << 20);
+    const size_t shift = seed >> 26;
+    for (size_t i = 0; i < bytes; i++) from[i] = (uint8_t)(i * 7 + seed);
+    memset(to, 0xEE, bytes + 64);
+    orion_copy_bytes(to + shift, from, bytes);
+    CHECK(memcmp(to + shift, from, bytes) == 0);
+    for (size_t i = 0; i < shift; i++) CHECK(to[i] == 0xEE);
+    for (size_t i = shift + bytes; i < bytes + 64; i++) CHECK(to[i] == 0xEE);
+  }
+  free(from);
+  free(to);
+  return NULL;
+}
+
+static void test_copies(void) {
+  orion_copier_set(4);
+  pthread_t threads[3];
+  for (uintptr_t i = 0; i < 3; i++) CHECK(pthread_create(&threads[i], NULL, copy_much, (void*)(i + 1)) == 0);
+  for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
+  const pid_t child = fork();  // has no helpers, and makes its own
+  CHECK(child >= 0);
+  if (child == 0) {
+#ifdef __SANITIZE_THREAD__
+    orion_copier_set(1);  // it forbids threads in a child of several
+#endif
+    copy_much((void*)(uintptr_t)9);
+    _exit(0);
+  }
+  int status = 1;
+  CHECK(waitpid(child, &status, 0) == child && status == 0);
+  copy_much((void*)(uintptr_t)10);
+}
+
 int main(int argc, char** argv) {
   static const struct {
     const char* name;
@@ -363,7 +409,8 @@ int main(int argc, char** argv) {
   } scenarios[] = {
       {"calls", test_calls},   {"full", test_full},         {"bounce", test_bounce}, {"staging", test_staging},
       {"errors", test_errors}, {"callback", test_callback}, {"death", test_death},   {"full_death", test_full_death},
-      {"fork", test_fork},     {"garbage", test_garbage},   {"sync", test_sync},     {"exit", NULL}};
+      {"fork", test_fork},     {"garbage", test_garbage},   {"sync", test_sync},     {"copies", test_copies},
+      {"exit", NULL}};
   if (argc != 3) return 2;
   atexit(after_exit_handlers);  // registered before attach, so it runs after the shim's own
   if (strcmp(argv[2], "sync") == 0) setenv("ORION_SYNC", "1", 1);
