@@ -132,7 +132,8 @@ void orion_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes)
 const char* orion_adoptable(orion_session* session, uint64_t address, uint64_t bytes);
 const char* orion_adopt(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
 bool orion_adopt_end(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
-extern const char orion_adopt_unmapped[];  // the one reason for which there is nothing to register at all
+// The reasons for which the driver registers nothing at all.
+extern const char orion_adopt_unmapped[], orion_adopt_unwritable[];
 
 /// For the start of a thread: it handles none of the program's signals but those of its own faults.
 void orion_block_signals(sigset_t* before);

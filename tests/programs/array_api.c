@@ -108,8 +108,8 @@ static void test_refused(void) {
   NOTE(cuArrayGetPlane(&plane, array, 0));
   CODE(1, cuArray3DGetDescriptor_v2(NULL, array));
   OK(cuArrayDestroy(array));
-  NOTE(cuArrayDestroy(array));
-  NOTE(cuArrayDestroy(NULL));
+  CODE(709, cuArrayDestroy(array));
+  CODE(400, cuArrayDestroy(NULL));
 }
 
 // ------------------------------------------------------------------------------------------------ copies
@@ -424,7 +424,7 @@ static void test_mipmaps(void) {
   OK(cuMemcpy2D_v2(&back));
   IS(8, out[7]);
   OK(cuMipmappedArrayDestroy(mipmap));
-  NOTE(cuMipmappedArrayDestroy(mipmap));
+  CODE(709, cuMipmappedArrayDestroy(mipmap));
   OK(cuMipmappedArrayCreate(&mipmap, &d, 100));  // as many as there can be
   OK(cuMipmappedArrayGetLevel(&again, mipmap, 5));
   CODE(1, cuMipmappedArrayGetLevel(&again, mipmap, 6));

@@ -350,17 +350,17 @@ static void test_errors(void) {
   OK(run(add_kernel, words, 1, stream));
   OK(cuEventRecord(event, stream));
   CODE(907, cuEventQuery(event));
-  NOTE(status_of(stream));
+  IS(2, status_of(stream));
   CODE(1, cuEventSynchronize(event));
   IS(2, status_of(stream));
   CODE(901, cuStreamEndCapture(stream, &graph));
   OK(cuStreamBeginCapture_v2(stream, RELAXED));
   OK(run(add_kernel, words, 1, stream));
   OK(cuEventRecord(event, stream));
-  NOTE(cuEventSynchronize(event));
-  NOTE(status_of(stream));
-  NOTE(cuStreamEndCapture(stream, &graph));
-  NOTE(cuEventSynchronize(event));
+  CODE(907, cuEventSynchronize(event));
+  IS(2, status_of(stream));
+  CODE(901, cuStreamEndCapture(stream, &graph));
+  CODE(1, cuEventSynchronize(event));
   OK(cuEventRecord(event, other));
   OK(cuEventSynchronize(event));
   // work outside the capture that it would depend on

@@ -349,7 +349,7 @@ static void test_refusals(void) {
   }
   request r = {.command = OPEN, .value = 0};
   memcpy(r.handle, &handle, sizeof handle);
-  NOTE(tell_with(p, r, -1).code);
+  IS(1, tell_with(p, r, -1).code);
   r.value = 2;
   IS(1, tell_with(p, r, -1).code);
   // what the exporter has freed cannot be opened any more
@@ -414,11 +414,10 @@ static void test_descriptors(void) {
   OK(cuMemExportToShareableHandle(&fd, memory, type, 0));
   TRUE(fd >= 0);
   TRUE(fcntl(fd, F_GETFD) >= 0);
-  CODE(1, cuMemExportToShareableHandle(NULL, memory, type, 0));
-  CODE(1, cuMemExportToShareableHandle(&fd, memory, type, 1));
-  CODE(1, cuMemExportToShareableHandle(&fd, 12345, type, 0));
-  OK(cuMemCreate(&private_memory, 2 * MIB, &closed, 0));
   int none = -1;
+  CODE(1, cuMemExportToShareableHandle(NULL, memory, type, 0));
+  CODE(1, cuMemExportToShareableHandle(&none, memory, type, 1));
+  OK(cuMemCreate(&private_memory, 2 * MIB, &closed, 0));
   CODE(1, cuMemExportToShareableHandle(&none, private_memory, type, 0));
   OK(cuMemRelease(private_memory));
 
@@ -468,35 +467,52 @@ static void test_descriptors(void) {
   IS(0, finish(q));
 }
 
+/// Natively a number that is no handle ends the process.
+static void test_no_handle(void) {
+  int none = -1;
+  CODE(1, cuMemExportToShareableHandle(&none, 12345, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+}
+
+static long long free_bytes(void) {
+  size_t bytes = 0, total = 0;
+  OK(cuMemGetInfo_v2(&bytes, &total));
+  return (long long)bytes;
+}
+
 static void test_used_once(void) {
   // imported memory is counted where it was made; nothing stays when everything is given back
-  size_t before, after, total;
-  CUdeviceptr memory;
-  CUipcMemHandle handle;
-  OK(cuMemAlloc_v2(&memory, 64 * MIB));
-  OK(cuIpcGetMemHandle(&handle, memory));
+  const long long size = 64 * MIB;
   const process p = start();
-  OK(cuMemGetInfo_v2(&before, &total));
-  const answer opened = open_in(p, &handle);
-  IS(0, opened.code);
-  OK(cuMemGetInfo_v2(&after, &total));
-  TRUE(before - after < 64 * MIB);
-  IS(0, TELL(p, CLOSE, opened.address).code);
-  IS(0, finish(p));
-  OK(cuMemFree_v2(memory));
-  // who keeps it beside us may hear of its end a moment later
-  for (int i = 0; i < 200; i++) {
-    OK(cuMemGetInfo_v2(&after, &total));
-    if (after >= before + 64 * MIB) break;
-    usleep(10000);
+  (void)TELL(p, RANGE, 0);  // its own context is there from now on, which takes memory too
+  int counted_once = 0, came_back = 0;
+  // Other programs may use the device too: they spoil a comparison, but not one after the other.
+  for (int round = 0; round < 20 && !(counted_once && came_back); round++) {
+    CUdeviceptr memory;
+    CUipcMemHandle handle;
+    OK(cuMemAlloc_v2(&memory, 64 * MIB));
+    OK(cuIpcGetMemHandle(&handle, memory));
+    const long long before = free_bytes();
+    const answer opened = open_in(p, &handle);
+    IS(0, opened.code);
+    counted_once |= before - free_bytes() < size;
+    IS(0, TELL(p, CLOSE, opened.address).code);
+    OK(cuMemFree_v2(memory));
+    // who keeps it beside us may hear of its end a moment later
+    for (int i = 0; i < 100 && !came_back; i++) {
+      came_back = free_bytes() >= before + size;
+      if (!came_back) usleep(10000);
+    }
   }
-  TRUE(after >= before + 64 * MIB);
+  TRUE(counted_once);
+  TRUE(came_back);
+  IS(0, finish(p));
 }
 
 static const section all[] = {
     {"memory", test_memory, DRIVER_TABLES},     {"small", test_small, DRIVER_TABLES},
     {"refusals", test_refusals, DRIVER_TABLES}, {"ends", test_ends, DRIVER_TABLES | NOT_NATIVE},
     {"descriptors", test_descriptors, 0},       {"used_once", test_used_once, DRIVER_TABLES},
+    {"no_handle", test_no_handle, NOT_NATIVE},
 };
 
 int main(int argc, char** argv) {

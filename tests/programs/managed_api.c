@@ -13,7 +13,8 @@
   X(cuStreamDestroy_v2, (CUstream)) X(cuStreamSynchronize, (CUstream)) \
   X( cuStreamAttachMemAsync, (CUstream, CUdeviceptr, size_t, unsigned)) \
   X(cuStreamWaitEvent, (CUstream, CUevent, unsigned)) \
-  X(cuStreamWriteValue32_v2, (CUstream, CUdeviceptr, cuuint32_t, unsigned)) X( cuEventCreate, (CUevent*, unsigned)) \
+  X(cuStreamWriteValue32_v2, (CUstream, CUdeviceptr, cuuint32_t, unsigned)) \
+  X(cuStreamWaitValue32_v2, (CUstream, CUdeviceptr, cuuint32_t, unsigned)) X( cuEventCreate, (CUevent*, unsigned)) \
   X(cuEventRecord, (CUevent, CUstream)) X(cuEventSynchronize, (CUevent)) X(cuEventDestroy_v2, (CUevent)) \
   X( cuMemAlloc_v2, (CUdeviceptr*, size_t)) X(cuMemFree_v2, (CUdeviceptr)) \
   X(cuMemAllocManaged, (CUdeviceptr*, size_t, unsigned)) X(cuMemHostAlloc, (void**, size_t, unsigned)) \
@@ -114,8 +115,9 @@ static void test_allocate(void) {
   IS(1000, bytes);
   unsigned flags = 0;
   CUdeviceptr mapped = 0;
-  NOTE(cuMemHostGetFlags(&flags, (void*)(uintptr_t)p));
-  NOTE(cuMemHostGetDevicePointer_v2(&mapped, (void*)(uintptr_t)p, 0));
+  OK(cuMemHostGetFlags(&flags, (void*)(uintptr_t)p));
+  NOTE(flags);
+  CODE(1, cuMemHostGetDevicePointer_v2(&mapped, (void*)(uintptr_t)p, 0));
   CODE(1, cuMemFree_v2(p + 8));
   CODE(1, cuMemFreeHost((void*)(uintptr_t)p));
   OK(cuMemFree_v2(p));
@@ -146,10 +148,10 @@ static void test_attributes(void) {
     IS(10000, size);
     OK(cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, p));
     IS(0, ordinal);
-    NOTE(cuPointerGetAttribute(&owner, CU_POINTER_ATTRIBUTE_CONTEXT, p));
-    NOTE(owner == context);
-    NOTE(cuPointerGetAttribute(&is_host_mapped, CU_POINTER_ATTRIBUTE_MAPPED, p));
-    NOTE(is_host_mapped & 1);
+    OK(cuPointerGetAttribute(&owner, CU_POINTER_ATTRIBUTE_CONTEXT, p));
+    TRUE(owner == context);
+    OK(cuPointerGetAttribute(&is_host_mapped, CU_POINTER_ATTRIBUTE_MAPPED, p));
+    IS(1, is_host_mapped & 1);
     OK(cuMemsetD8_v2(p, 3, 100));
     OK(cuCtxSynchronize());
   }
@@ -398,9 +400,11 @@ static void test_fills(void) {
   OK(cuStreamSynchronize(stream));
   IS(10, h[0]);
   IS(8, h[COUNT - 1]);
-  OK(cuStreamWriteValue32_v2(stream, ADDRESS(h), 77, 0));
+  // A stream neither writes nor awaits a value there.
+  CODE(1, cuStreamWriteValue32_v2(stream, ADDRESS(h), 77, 0));
+  CODE(1, cuStreamWaitValue32_v2(stream, ADDRESS(h), 10, CU_STREAM_WAIT_VALUE_EQ));
   OK(cuStreamSynchronize(stream));
-  IS(77, h[0]);
+  IS(10, h[0]);
   OK(cuMemFree_v2(ADDRESS(h)));
   OK(cuStreamDestroy_v2(stream));
 }
@@ -487,7 +491,7 @@ static void test_prefetch(void) {
   OK(cuStreamCreate(&stream, 1));
   OK(cuMemAlloc_v2(&d, PAGE));
   memset(h, 0x21, (size_t)PAGES * PAGE);
-  NOTE(cuMemPrefetchAsync(p, PAGES * PAGE, 0, stream));
+  OK(cuMemPrefetchAsync(p, PAGES * PAGE, 0, stream));
   OK(cuMemPrefetchAsync(p, PAGES * PAGE, -1, stream));
   IS(-1, RANGE(LAST_PREFETCH_LOCATION, p, PAGES * PAGE));
   IS(CU_MEM_LOCATION_TYPE_HOST, RANGE(LAST_PREFETCH_LOCATION_TYPE, p, PAGE));
@@ -503,11 +507,23 @@ static void test_prefetch(void) {
   OK(cuStreamAttachMemAsync(stream, p, PAGES * PAGE, CU_MEM_ATTACH_GLOBAL));
   OK(cuStreamAttachMemAsync(NULL, p, 0, CU_MEM_ATTACH_HOST));
   CODE(1, cuStreamAttachMemAsync(NULL, p, 0, CU_MEM_ATTACH_SINGLE));
-  NOTE(cuStreamAttachMemAsync(stream, p, PAGE, CU_MEM_ATTACH_SINGLE));
-  NOTE(cuStreamAttachMemAsync(stream, p, 0, 0));
-  NOTE(cuStreamAttachMemAsync(stream, d, 0, CU_MEM_ATTACH_GLOBAL));
+  CODE(1, cuStreamAttachMemAsync(stream, p, PAGE, CU_MEM_ATTACH_SINGLE));
   OK(cuStreamAttachMemAsync(stream, p, 0, CU_MEM_ATTACH_GLOBAL));
   OK(cuStreamSynchronize(stream));
+  OK(cuMemFree_v2(p));
+  OK(cuMemFree_v2(d));
+  OK(cuStreamDestroy_v2(stream));
+}
+
+/// Natively an unknown way of attaching ends the process.
+static void test_refused_attaching(void) {
+  const CUdeviceptr p = ADDRESS(managed(4096));
+  CUstream stream = NULL;
+  CUdeviceptr d = 0;
+  OK(cuStreamCreate(&stream, 1));
+  OK(cuMemAlloc_v2(&d, 4096));
+  CODE(1, cuStreamAttachMemAsync(stream, p, 0, 0));
+  CODE(1, cuStreamAttachMemAsync(stream, d, 0, CU_MEM_ATTACH_GLOBAL));
   OK(cuMemFree_v2(p));
   OK(cuMemFree_v2(d));
   OK(cuStreamDestroy_v2(stream));
@@ -599,5 +615,6 @@ static void test_context_end(void) {
 SECTIONS({"allocate", test_allocate, 0}, {"attributes", test_attributes, 0}, {"kernels", test_kernels, 0},
          {"hidden_pointers", test_hidden_pointers, 0}, {"system_calls", test_system_calls, 0}, {"order", test_order, 0},
          {"graph", test_graph, 0}, {"copies", test_copies, 0}, {"fills", test_fills, 0}, {"advice", test_advice, 0},
-         {"prefetch", test_prefetch, 0}, {"batches", test_batches, 0}, {"large", test_large, 0},
-         {"reuse", test_reuse, 0}, {"context_end", test_context_end, 0})
+         {"prefetch", test_prefetch, 0}, {"refused_attaching", test_refused_attaching, NOT_NATIVE},
+         {"batches", test_batches, 0}, {"large", test_large, 0}, {"reuse", test_reuse, 0},
+         {"context_end", test_context_end, 0})

@@ -5,6 +5,7 @@
   X(cuPointerGetAttribute, (void*, CUpointer_attribute, CUdeviceptr))                                     \
   X(cuPointerGetAttributes, (unsigned, CUpointer_attribute*, void**, CUdeviceptr))                        \
   X(cuPointerSetAttribute, (const void*, CUpointer_attribute, CUdeviceptr))                               \
+  X(cuIpcGetMemHandle, (CUipcMemHandle*, CUdeviceptr))                                                    \
   X(cuMemAlloc_v2, (CUdeviceptr*, size_t))                                                                \
   X(cuMemFree_v2, (CUdeviceptr))                                                                          \
   X(cuMemHostAlloc, (void**, size_t, unsigned))                                                           \
@@ -49,10 +50,13 @@ static void test_device(void) {
   TRUE(GET(BUFFER_ID, a) != GET(BUFFER_ID, b));
   IS(GET(BUFFER_ID, a), GET(BUFFER_ID, a + MIB));
   NOTE(GET(ALLOWED_HANDLE_TYPES, a));
-  NOTE(GET(IS_LEGACY_CUDA_IPC_CAPABLE, a));
-  NOTE(GET(MAPPING_SIZE, a));
-  NOTE(a - GET(MAPPING_BASE_ADDR, a));
-  NOTE(GET(MAPPING_SIZE, b));
+  CUipcMemHandle handle;
+  IS(cuIpcGetMemHandle(&handle, a) == CUDA_SUCCESS, GET(IS_LEGACY_CUDA_IPC_CAPABLE, a));
+  // What backs it: whole 2 MiB.
+  IS(4 * MIB, GET(MAPPING_SIZE, a));
+  IS(0, a - GET(MAPPING_BASE_ADDR, a));
+  IS(2 * MIB, GET(MAPPING_SIZE, b));
+  TRUE(b - GET(MAPPING_BASE_ADDR, b) < 2 * MIB);
   NOTE(GET(MEMORY_BLOCK_ID, a) == GET(MEMORY_BLOCK_ID, b));
   unsigned long long value = 0;
   CODE(CUDA_ERROR_INVALID_VALUE, cuPointerGetAttribute(&value, CU_POINTER_ATTRIBUTE_HOST_POINTER, a));
@@ -112,10 +116,10 @@ static void test_mapped(void) {
   IS(0, GET(MEMPOOL_HANDLE, a));
   IS(0, GET(ALLOWED_HANDLE_TYPES, a));
   NOTE(GET(CONTEXT, a) == (uintptr_t)context);
-  NOTE(GET(RANGE_START_ADDR, a + 5 * MIB) - a);
-  NOTE(GET(RANGE_SIZE, a + 5 * MIB));
-  NOTE(GET(MAPPING_BASE_ADDR, a + 5 * MIB) - a);
-  NOTE(GET(MAPPING_SIZE, a + 5 * MIB));
+  IS(a, GET(RANGE_START_ADDR, a + 5 * MIB));  // the reservation
+  IS(16 * MIB, GET(RANGE_SIZE, a + 5 * MIB));
+  IS(a + 4 * MIB, GET(MAPPING_BASE_ADDR, a + 5 * MIB));
+  IS(2 * MIB, GET(MAPPING_SIZE, a + 5 * MIB));
   // One physical allocation at two addresses.
   TRUE(GET(MEMORY_BLOCK_ID, a) == GET(MEMORY_BLOCK_ID, a + 6 * MIB));
   TRUE(GET(MEMORY_BLOCK_ID, a) != GET(MEMORY_BLOCK_ID, a + 4 * MIB));

@@ -146,7 +146,7 @@ static void test_attributes(void) {
   CODE(712, cuMemHostRegister_v2(words, 4096, 0));
   unsigned flags = 99;
   OK(cuMemHostGetFlags(&flags, words));
-  NOTE(flags);
+  IS(CU_MEMHOSTREGISTER_DEVICEMAP, flags);
   CUresult result = 0;
   const void* inside = (const char*)words + 5000;
   IS(CU_MEMORYTYPE_HOST, attribute(CU_POINTER_ATTRIBUTE_MEMORY_TYPE, inside, &result));
@@ -161,7 +161,9 @@ static void test_attributes(void) {
   NOTE(attribute(CU_POINTER_ATTRIBUTE_MAPPED, inside, &result) & 0xff);
   CUdeviceptr base = 0;
   size_t bytes = 0;
-  NOTE(cuMemGetAddressRange_v2(&base, &bytes, (CUdeviceptr)(uintptr_t)inside));
+  OK(cuMemGetAddressRange_v2(&base, &bytes, (CUdeviceptr)(uintptr_t)inside));
+  IS((uintptr_t)words, base);
+  IS(1 << 20, bytes);
   OK(cuMemHostUnregister(words));
   CODE(1, cuPointerGetAttribute(&flags, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (CUdeviceptr)(uintptr_t)words));
   CODE(713, cuMemHostUnregister(words));
@@ -171,13 +173,12 @@ static void test_attributes(void) {
   // Unaligned: what the driver says of the range, and whether the rest of its pages can be registered.
   char* odd = (char*)words + 100;
   OK(cuMemHostRegister_v2(odd, 5000, 0));
-  NOTE(attribute(CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, odd, &result) - (long long)(uintptr_t)words);
-  NOTE(attribute(CU_POINTER_ATTRIBUTE_RANGE_SIZE, odd, &result));
-  NOTE(cuPointerGetAttribute(&flags, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (CUdeviceptr)(uintptr_t)words));
-  const CUresult next = cuMemHostRegister_v2(odd + 5000, 5000, 0);
-  NOTE(next);
-  if (next == 0) OK(cuMemHostUnregister(odd + 5000));
-  NOTE(cuMemHostUnregister(odd + 8));
+  IS((uintptr_t)odd, attribute(CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, odd, &result));
+  IS(5000, attribute(CU_POINTER_ATTRIBUTE_RANGE_SIZE, odd, &result));
+  CODE(1, cuPointerGetAttribute(&flags, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (CUdeviceptr)(uintptr_t)words));
+  OK(cuMemHostRegister_v2(odd + 5000, 5000, 0));
+  OK(cuMemHostUnregister(odd + 5000));
+  CODE(1, cuMemHostUnregister(odd + 8));
   OK(cuMemHostUnregister(odd));
   munmap(words, 1 << 20);
 }
@@ -482,11 +483,11 @@ static void test_other_memory(void) {
   uint8_t* p = pages(65536);
   memset(p, 9, 65536);
   mprotect(p, 65536, PROT_READ);
-  const CUresult read_only = cuMemHostRegister_v2(p, 65536, 0);
-  NOTE(read_only);
-  if (read_only == 0) OK(cuMemHostUnregister(p));
-  NOTE(cuMemHostRegister_v2(p, 65536, CU_MEMHOSTREGISTER_READ_ONLY));
+  CODE(1, cuMemHostRegister_v2(p, 65536, 0));
+  const CUresult for_reading = cuMemHostRegister_v2(p, 65536, CU_MEMHOSTREGISTER_READ_ONLY);
+  NOTE(for_reading);
   IS(9, p[40000]);
+  if (for_reading == 0) OK(cuMemHostUnregister(p));
   munmap(p, 65536);
   CODE(1, cuMemHostRegister_v2(p, 65536, 0));  // nothing is there
   uint8_t on_stack[20000];

@@ -51,7 +51,6 @@ static void test_log(void) {
   OK(cuLogsRegisterCallback(ignore_log, &first, &second));
   TRUE(first != NULL && second != NULL && first != second);
   OK(cuLogsUnregisterCallback(first));
-  CODE(CUDA_ERROR_INVALID_VALUE, cuLogsUnregisterCallback(first));
   OK(cuLogsUnregisterCallback(second));
   CUlogIterator now = 77;
   OK(cuLogsCurrent(&now, 0));
@@ -97,13 +96,19 @@ static void test_core_dumps(void) {
   IS(1, on);
   bytes = sizeof name;
   OK(cuCoredumpGetAttributeGlobal(CU_COREDUMP_FILE, name, &bytes));
-  TRUE(strlen(name) > 0);
+  IS(0, strlen(name));  // cuda.h says core.cuda.HOSTNAME.PID
   char mine[] = "/tmp/mine";
   bytes = sizeof mine;
   OK(cuCoredumpSetAttributeGlobal(CU_COREDUMP_FILE, mine, &bytes));
+  // The context was there before.
+  strcpy(name, "untouched");
   bytes = sizeof name;
   OK(cuCoredumpGetAttribute(CU_COREDUMP_FILE, name, &bytes));
-  IS(0, strcmp(name, mine));
+  IS(0, strlen(name));
+  bytes = sizeof name;
+  OK(cuCoredumpGetAttributeGlobal(CU_COREDUMP_FILE, name, &bytes));
+  NOTE(strcmp(name, mine));
+  TRUE(strlen(name) == 0 || strcmp(name, mine) == 0);
   int flags = 2;
   bytes = sizeof flags;
   OK(cuCoredumpSetAttribute(CU_COREDUMP_GENERATION_FLAGS, &flags, &bytes));
@@ -114,18 +119,27 @@ static void test_core_dumps(void) {
   CODE(CUDA_ERROR_INVALID_VALUE, cuCoredumpGetAttribute(CU_COREDUMP_MAX, &on, &bytes));
   CODE(CUDA_ERROR_INVALID_VALUE, cuCoredumpGetAttribute(CU_COREDUMP_TRIGGER_HOST, NULL, NULL));
   bytes = 1;
-  NOTE(cuCoredumpSetAttribute(CU_COREDUMP_ENABLE_USER_TRIGGER, &on, &bytes));
+  CODE(CUDA_ERROR_INVALID_VALUE, cuCoredumpSetAttribute(CU_COREDUMP_ENABLE_USER_TRIGGER, &on, &bytes));
 }
 
 static void test_notifications(void) {
   CUasyncCallbackHandle handle = NULL;
   const CUresult result = cuDeviceRegisterAsyncNotification(device, ignore_notice, NULL, &handle);
   NOTE(result);
-  if (result == CUDA_SUCCESS) {
-    OK(cuDeviceUnregisterAsyncNotification(device, handle));
-    NOTE(cuDeviceUnregisterAsyncNotification(device, handle));
-  }
+  if (result == CUDA_SUCCESS) OK(cuDeviceUnregisterAsyncNotification(device, handle));
   CODE(CUDA_ERROR_INVALID_DEVICE, cuDeviceRegisterAsyncNotification(999, ignore_notice, NULL, &handle));
+}
+
+/// Natively a handle that was given back ends the process.
+static void test_stale_handles(void) {
+  CUlogsCallbackHandle log = NULL;
+  OK(cuLogsRegisterCallback(ignore_log, NULL, &log));
+  OK(cuLogsUnregisterCallback(log));
+  CODE(CUDA_ERROR_INVALID_VALUE, cuLogsUnregisterCallback(log));
+  CUasyncCallbackHandle notice = NULL;
+  OK(cuDeviceRegisterAsyncNotification(device, ignore_notice, NULL, &notice));
+  OK(cuDeviceUnregisterAsyncNotification(device, notice));
+  CODE(CUDA_ERROR_INVALID_VALUE, cuDeviceUnregisterAsyncNotification(device, notice));
 }
 
 static void test_switches(void) {
@@ -166,7 +180,7 @@ static void test_resources(void) {
     NOTE(whole.sm.minSmPartitionSize);
     NOTE(whole.sm.smCoscheduledAlignment);
   }
-  NOTE(cuCtxGetDevResource(NULL, &of_context, CU_DEV_RESOURCE_TYPE_SM));
+  CODE(CUDA_ERROR_INVALID_CONTEXT, cuCtxGetDevResource(NULL, &of_context, CU_DEV_RESOURCE_TYPE_SM));
   CODE(CUDA_ERROR_INVALID_VALUE, cuDeviceGetDevResource(device, NULL, CU_DEV_RESOURCE_TYPE_SM));
   CODE(CUDA_ERROR_INVALID_DEVICE, cuDeviceGetDevResource(999, &whole, CU_DEV_RESOURCE_TYPE_SM));
   CODE(CUDA_ERROR_INVALID_RESOURCE_TYPE, cuDeviceGetDevResource(device, &whole, CU_DEV_RESOURCE_TYPE_INVALID));
@@ -232,5 +246,6 @@ static void test_context_order(void) {
 }
 
 SECTIONS({"log", test_log, DRIVER_TABLES}, {"core_dumps", test_core_dumps, DRIVER_TABLES},
-         {"notifications", test_notifications, DRIVER_TABLES}, {"switches", test_switches, DRIVER_TABLES},
+         {"notifications", test_notifications, DRIVER_TABLES},
+         {"stale_handles", test_stale_handles, DRIVER_TABLES | NOT_NATIVE}, {"switches", test_switches, DRIVER_TABLES},
          {"resources", test_resources, 0}, {"context_order", test_context_order, OWN_CONTEXT | DRIVER_TABLES})

@@ -160,10 +160,16 @@ static CUresult end(orion_table* table, orion_array* array, uint16_t code) {
   return result;
 }
 
+/// As the driver has it: what was destroyed before is told apart from what never was.
+static CUresult find_to_destroy(orion_table* table, void* handle, orion_array** array) {
+  if (orion_table_has_ended(table, (uint64_t)(uintptr_t)handle)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+  return orion_object_find(table, handle, array);
+}
+
 ORION_API CUresult cuArrayDestroy(CUarray handle) {
   ORION_ENTER();
   orion_array* array;
-  const CUresult result = orion_array_of(handle, &array);
+  const CUresult result = find_to_destroy(&arrays, handle, &array);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE(!array->is_view, CUDA_ERROR_INVALID_HANDLE);
   return end(&arrays, array, ORION_OP_ARRAY_DESTROY);
@@ -322,7 +328,7 @@ ORION_API CUresult cuMipmappedArrayCreate(CUmipmappedArray* handle, const CUDA_A
 ORION_API CUresult cuMipmappedArrayDestroy(CUmipmappedArray handle) {
   ORION_ENTER();
   orion_array* mipmap;
-  const CUresult result = orion_mipmap_of(handle, &mipmap);
+  const CUresult result = find_to_destroy(&mipmaps, handle, &mipmap);
   return result == CUDA_SUCCESS ? end(&mipmaps, mipmap, ORION_OP_MIPMAP_DESTROY) : result;
 }
 

@@ -398,9 +398,10 @@ CUresult orion_capture_refuse_event(orion_event* event) {
   LOCK();
   const orion_event_capture* captured = atomic_load(&event->capture);
   orion_capture* capture = captured == NULL ? NULL : capture_by_id(captured->id);
-  if (capture != NULL) capture->is_invalid = true;
+  const bool is_open = capture != NULL && !capture->is_invalid;
+  if (is_open) capture->is_invalid = true;
   UNLOCK();
-  return CUDA_ERROR_INVALID_VALUE;
+  return is_open ? CUDA_ERROR_CAPTURED_EVENT : CUDA_ERROR_INVALID_VALUE;
 }
 
 void orion_capture_forget_stream(orion_stream* stream) {

@@ -26,7 +26,7 @@ CUresult orion_capture_record(orion_event* event, orion_stream* stream, uint32_t
 CUresult orion_capture_wait(orion_event* event, orion_stream* stream, uint32_t flags, bool* done);
 /// For calls about an event: 907 when it was last recorded in a capture.
 CUresult orion_capture_check_event(orion_event* event);
-/// For a wait of the host for such an event: 1, and the capture, if it is still open, is over.
+/// For a query or wait of the host for such an event: 907, and the capture is over; 1 when it was over before.
 CUresult orion_capture_refuse_event(orion_event* event);
 /// For calls that could end a capture elsewhere (cuda.h: potentially unsafe): 900 under the rules of the thread's mode.
 CUresult orion_capture_check_unsafe_slow(void);

@@ -149,9 +149,8 @@ ORION_API CUresult cuEventQuery(CUevent handle) {
   orion_event* event;
   CUresult result = orion_event_of(handle, &event);
   if (result != CUDA_SUCCESS) return result;
-  result = orion_capture_check_event(event);
-  if (result == CUDA_SUCCESS) result = orion_capture_check_unsafe();
-  if (result != CUDA_SUCCESS) return result;
+  if (orion_capture_check_event(event) != CUDA_SUCCESS) return orion_capture_refuse_event(event);
+  ORION_CAPTURE_SAFE();
   orion_session* session = event->context->session;
   result = orion_context_error(session, event->context->entry.index);
   if (result != CUDA_SUCCESS) return result;

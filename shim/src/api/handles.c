@@ -61,6 +61,15 @@ bool orion_table_retire(orion_table* table, void* entry_address, uint32_t genera
   return atomic_compare_exchange_strong(&entry->generation, &generation, generation + 1);
 }
 
+bool orion_table_has_ended(orion_table* table, uint64_t handle) {
+  if (handle >> 48 != (uint64_t)table->tag || (handle & 15) != 0) return false;
+  const orion_entry* entry = orion_table_at(table, (uint32_t)(handle >> 4) & 0xfffff);
+  if (entry == NULL) return false;
+  // Live generations are odd; the handle has the lower 24 bits of its own.
+  const uint32_t then = (uint32_t)(handle >> 24) & 0xffffff, now = atomic_load(&entry->generation) & 0xffffff;
+  return (then & 1) != 0 && now > then;
+}
+
 void orion_table_give(orion_table* table, void* entry_address) {
   orion_entry* entry = entry_address;
   pthread_mutex_lock(&table->mutex);

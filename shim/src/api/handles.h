@@ -65,6 +65,8 @@ void* orion_table_take_unused(orion_table* table);
 uint64_t orion_table_publish(orion_table* table, void* entry);
 /// Ends the handle's life. False when it was not live (lost a race with another destroy).
 bool orion_table_retire(orion_table* table, void* entry, uint32_t generation);
+/// Whether the table gave `handle` out once and it has ended since.
+bool orion_table_has_ended(orion_table* table, uint64_t handle);
 /// Gives the index of a retired (or never published) entry back.
 void orion_table_give(orion_table* table, void* entry);
 uint32_t orion_table_end(orion_table* table);  // all indices in use are below

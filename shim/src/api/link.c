@@ -23,6 +23,7 @@ typedef struct orion_link {
   pthread_mutex_t mutex;
   bool ready;       // the mutex is made
   bool completing;  // a thread awaits the result, without the mutex; the inputs are its own until then
+  bool failed;      // linked in vain: the state is good for nothing more
   bool ended;       // destroyed meanwhile: that thread gives the link back
   orion_jit jit;
   link_input *first, *last;
@@ -67,7 +68,7 @@ ORION_API CUresult cuLinkCreate_v2(unsigned int option_count, CUjit_option* opti
   link->context = context;
   link->epoch = atomic_load(&context->epoch);
   link->jit = jit;
-  link->completing = link->ended = false;
+  link->completing = link->failed = link->ended = false;
   *handle = (CUlinkState)(uintptr_t)orion_table_publish(&links, link);
   return CUDA_SUCCESS;
 }
@@ -185,12 +186,14 @@ ORION_API CUresult cuLinkComplete(CUlinkState handle, void** image, size_t* byte
   ORION_REQUIRE(orion_same_epoch(link->context, link->epoch), CUDA_ERROR_CONTEXT_IS_DESTROYED);
   pthread_mutex_lock(&link->mutex);
   CUresult result = link->first == NULL || link->completing ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+  if (link->failed) result = CUDA_ERROR_INVALID_SOURCE;
   const bool mine = result == CUDA_SUCCESS && link->image == NULL;
   link->completing |= mine;
   pthread_mutex_unlock(&link->mutex);
   if (mine) result = complete(link);
   pthread_mutex_lock(&link->mutex);
   if (mine) link->completing = false;
+  link->failed |= mine && result != CUDA_SUCCESS;
   const bool ended = mine && link->ended;
   if (ended) {
     result = CUDA_ERROR_INVALID_HANDLE;

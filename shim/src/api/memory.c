@@ -148,7 +148,7 @@ ORION_API CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* bytes, CUd
   ORION_ENTER_CONTEXT(context);
   (void)context;
   const orion_range range = orion_find_range(address, 1);
-  if (range.kind == ORION_MEMORY_PAGEABLE || orion_is_registered(range.kind)) return CUDA_ERROR_NOT_FOUND;
+  if (range.kind == ORION_MEMORY_PAGEABLE) return CUDA_ERROR_NOT_FOUND;
   if (base != NULL) *base = range.start;
   if (bytes != NULL) *bytes = range.bytes;
   return CUDA_SUCCESS;
@@ -300,7 +300,10 @@ ORION_API CUresult cuMemHostGetFlags(unsigned int* flags, void* address) {
   (void)context;
   ORION_REQUIRE(flags != NULL, CUDA_ERROR_INVALID_VALUE);
   const orion_range range = orion_find_range((uint64_t)(uintptr_t)address, 1);
-  ORION_REQUIRE(range.kind == ORION_MEMORY_PINNED || orion_is_registered(range.kind), CUDA_ERROR_INVALID_VALUE);
-  *flags = range.flags;
+  ORION_REQUIRE(
+      range.kind == ORION_MEMORY_PINNED || range.kind == ORION_MEMORY_MANAGED || orion_is_registered(range.kind),
+      CUDA_ERROR_INVALID_VALUE);
+  // Of managed memory it holds what these two say.
+  *flags = range.kind == ORION_MEMORY_MANAGED ? CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP : range.flags;
   return CUDA_SUCCESS;
 }

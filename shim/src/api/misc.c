@@ -21,8 +21,10 @@ ORION_API CUresult cuProfilerStop(void) {
 static CUresult check_value_address(CUdeviceptr address, uint32_t width_bytes) {
   if (address % width_bytes != 0) return CUDA_ERROR_INVALID_VALUE;
   const orion_range range = orion_find_range(address, width_bytes);
-  ORION_REQUIRE(range.whole && range.kind != ORION_MEMORY_REGISTERED, CUDA_ERROR_INVALID_VALUE);
-  return range.kind == ORION_MEMORY_MANAGED ? orion_managed_ready(range.context->session) : CUDA_SUCCESS;
+  // Managed memory is none that a stream reads or writes values in (cuda.h).
+  return range.whole && range.kind != ORION_MEMORY_REGISTERED && range.kind != ORION_MEMORY_MANAGED
+             ? CUDA_SUCCESS
+             : CUDA_ERROR_INVALID_VALUE;
 }
 
 static CUresult write_value(CUstream handle, CUdeviceptr address, uint64_t value, unsigned flags,

@@ -27,7 +27,7 @@ typedef struct orion_description {
   enum orion_memory_kind kind;
   const orion_context* context;  // NULL: bound to none
   const orion_device_state* device;
-  uint64_t start, bytes;                  // of the allocation
+  uint64_t start, bytes;                  // of the allocation, or of the reservation that memory is mapped in
   uint64_t mapping_start, mapping_bytes;  // of what backs it
   uint64_t buffer_id, block_id;
   uint64_t pool;
@@ -43,6 +43,17 @@ static void describe_mapping(orion_description* known, const orion_mapping* mapp
   known->block_id = mapping->memory->block_id;
   known->handle_types = (uint32_t)mapping->memory->properties.requestedHandleTypes;
   known->access = mapping->access[device];
+  const orion_extent* reserved = orion_reservation_around(known->start);
+  if (reserved == NULL) return;
+  known->start = reserved->start;
+  known->bytes = reserved->bytes;
+}
+
+/// What backs memory of cuMemAlloc: whole chunks.
+static void widen_to_chunks(orion_description* known) {
+  const uint64_t end = (known->start + known->bytes + ORION_CHUNK_BYTES - 1) & ~(ORION_CHUNK_BYTES - 1);
+  known->mapping_start = known->start & ~(ORION_CHUNK_BYTES - 1);
+  known->mapping_bytes = end - known->mapping_start;
 }
 
 static void describe_block(orion_description* known, orion_pool* pool, uint32_t device) {
@@ -92,6 +103,7 @@ static bool describe(uint64_t address, orion_description* known) {
       pool = ((const orion_pool_block*)found)->pool;
     } else if (orion_is_device(found->kind)) {
       known->access = plain_access(current, found->context);
+      if (found->kind == ORION_MEMORY_DEVICE) widen_to_chunks(known);
     } else {
       known->access = ACCESS_READ_WRITE;
     }
@@ -130,6 +142,7 @@ static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint6
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       return write_u32(data, known->device->ordinal);
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+      return write_bool(data, known->kind == ORION_MEMORY_DEVICE);
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
       return write_bool(data, false);

@@ -100,20 +100,20 @@ ORION_API CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned in
     return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
   }
   const char* why = shares_page ? "a page of it belongs to another registration too" : adopt(allocation);
-  const bool is_unmapped = why == orion_adopt_unmapped;
-  const bool stays = why == NULL || (!is_unmapped && (flags & CU_MEMHOSTREGISTER_DEVICEMAP) == 0);
+  const bool is_refused = why == orion_adopt_unmapped || why == orion_adopt_unwritable;
+  const bool stays = why == NULL || (!is_refused && (flags & CU_MEMHOSTREGISTER_DEVICEMAP) == 0);
   pthread_mutex_lock(&orion_memory_mutex);
   allocation->is_starting = false;
   if (!stays) orion_extent_remove(&orion_allocations, &allocation->extent);
   pthread_mutex_unlock(&orion_memory_mutex);
   if (why == NULL) return CUDA_SUCCESS;
-  if (!is_unmapped) {
+  if (!is_refused) {
     orion_log(ORION_LOG_WARN, "registered memory at %p (%zu bytes) stays pageable, and kernels cannot use it: %s",
               address, bytes, why);
   }
   if (stays) return CUDA_SUCCESS;
   free(allocation);
-  return is_unmapped ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_NOT_SUPPORTED;
+  return is_refused ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_NOT_SUPPORTED;
 }
 
 ORION_API CUresult cuMemHostRegister(void* address, size_t bytes, unsigned int flags) {
@@ -142,7 +142,11 @@ ORION_API CUresult cuMemHostUnregister(void* address) {
   ORION_CAPTURE_SAFE();
   ORION_REQUIRE(address != NULL, CUDA_ERROR_INVALID_VALUE);
   orion_allocation* allocation = orion_take_host(address, true);
-  return allocation == NULL ? CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED : orion_registered_end(allocation);
+  if (allocation != NULL) return orion_registered_end(allocation);
+  const orion_range range = orion_find_range((uint64_t)(uintptr_t)address, 1);
+  return orion_is_registered(range.kind) && range.start != (uint64_t)(uintptr_t)address
+             ? CUDA_ERROR_INVALID_VALUE
+             : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
 }
 
 uint64_t orion_program_address(const orion_session* session, uint64_t address) {

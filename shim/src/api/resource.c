@@ -39,6 +39,7 @@ ORION_API CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource* resour
 
 ORION_API CUresult cuCtxGetDevResource(CUcontext handle, CUdevResource* resource, CUdevResourceType type) {
   ORION_ENTER();
+  ORION_REQUIRE(handle != NULL, CUDA_ERROR_INVALID_CONTEXT);  // not the current one
   orion_context* context;
   const CUresult result = orion_context_of(handle, &context);
   if (result != CUDA_SUCCESS) return result;

@@ -251,8 +251,7 @@ ORION_API CUresult cuIpcGetMemHandle(CUipcMemHandle* handle, CUdeviceptr address
 ORION_API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr* address, CUipcMemHandle handle, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   ORION_CAPTURE_SAFE();
-  ORION_REQUIRE(address != NULL && (flags & ~(unsigned)CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS) == 0,
-                CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(address != NULL && flags == CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, CUDA_ERROR_INVALID_VALUE);
   orion_share share;
   memcpy(&share, &handle, sizeof share);
   ORION_REQUIRE(is_share(&share, ORION_SHARE_ALLOCATION), CUDA_ERROR_INVALID_VALUE);

@@ -82,7 +82,8 @@ static void remember(const map_key* key, uint64_t address, uint32_t address_at, 
   pthread_mutex_unlock(&cache_mutex);
 }
 
-/// The device to ask, and the context index to ask in. A map belongs to no context: without one, the first device.
+/// The device to ask, and the context index to ask in. A map belongs to no context: without one, the first device
+/// changes its address. To encode one the driver wants a current context.
 static CUresult place_of(orion_device_state** device, uint16_t* context_index) {
   orion_context* context;
   const CUresult result = orion_current(&context);
@@ -97,30 +98,30 @@ static CUresult place_of(orion_device_state** device, uint16_t* context_index) {
 }
 
 static CUresult encode(CUtensorMap* map, map_key* key, uint64_t address) {
-  orion_device_state* device;
-  uint16_t context_index;
-  const CUresult placed = place_of(&device, &context_index);
-  if (placed != CUDA_SUCCESS) return placed;
-  key->device = device->ordinal;
+  orion_context* context;
+  const CUresult current = orion_current(&context);
+  if (current != CUDA_SUCCESS) return current;
+  key->device = context->device->ordinal;
   if (recall(key, address, map)) return CUDA_SUCCESS;
-  orion_op_tensor_map_encode op = {.op = {.code = ORION_OP_TENSOR_MAP_ENCODE, .context = context_index},
-                                   .kind = key->kind,
-                                   .data_type = key->data_type,
-                                   .rank = key->rank,
-                                   .interleave = key->interleave,
-                                   .swizzle = key->swizzle,
-                                   .l2_promotion = key->l2_promotion,
-                                   .oob_fill = key->oob_fill,
-                                   .channels_per_pixel = key->channels_per_pixel,
-                                   .pixels_per_column = key->pixels_per_column,
-                                   .mode = key->mode,
-                                   .address = address};
+  orion_op_tensor_map_encode op = {
+      .op = {.code = ORION_OP_TENSOR_MAP_ENCODE, .context = (uint16_t)context->entry.index},
+      .kind = key->kind,
+      .data_type = key->data_type,
+      .rank = key->rank,
+      .interleave = key->interleave,
+      .swizzle = key->swizzle,
+      .l2_promotion = key->l2_promotion,
+      .oob_fill = key->oob_fill,
+      .channels_per_pixel = key->channels_per_pixel,
+      .pixels_per_column = key->pixels_per_column,
+      .mode = key->mode,
+      .address = address};
   struct {
     orion_reply_tensor_map_encode head;
     uint8_t map[sizeof(CUtensorMap)];
   } reply;
   uint32_t reply_bytes;
-  const CUresult result = orion_call(device->info->session, &op.op, sizeof op, &key->shape, sizeof key->shape, &reply,
+  const CUresult result = orion_call(context->session, &op.op, sizeof op, &key->shape, sizeof key->shape, &reply,
                                      sizeof reply, &reply_bytes);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE(reply_bytes == sizeof reply, CUDA_ERROR_UNKNOWN);

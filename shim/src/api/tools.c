@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "api.h"
 
@@ -106,7 +105,8 @@ typedef struct core_settings {
   uint32_t set;         // one bit for each attribute
   bool switches[CU_COREDUMP_MAX];
   int generation_flags;
-  char names[2][CORE_NAME_BYTES];  // CU_COREDUMP_FILE, CU_COREDUMP_PIPE
+  char names[2][CORE_NAME_BYTES];    // CU_COREDUMP_FILE, CU_COREDUMP_PIPE
+  uint64_t set_at[CU_COREDUMP_MAX];  // of all contexts': younger contexts begin with the value
 } core_settings;
 
 static pthread_mutex_t core_mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -120,14 +120,10 @@ static size_t core_bytes(unsigned id) {
   return id == CU_COREDUMP_GENERATION_FLAGS ? sizeof(int) : sizeof(bool);
 }
 
+/// Names are empty, as on a driver that has been told none: it makes them up when it writes.
 static void core_default(unsigned id, uint8_t* value) {
   memset(value, 0, core_bytes(id));
   if (id == CU_COREDUMP_TRIGGER_HOST) value[0] = 1;
-  if (!is_name(id)) return;
-  char host[256] = "";
-  (void)gethostname(host, sizeof host - 1);
-  snprintf((char*)value, CORE_NAME_BYTES, "%s.cuda.%s.%d", id == CU_COREDUMP_FILE ? "core" : "corepipe", host,
-           (int)getpid());
 }
 
 static void* core_place(core_settings* settings, unsigned id) {
@@ -157,7 +153,8 @@ static CUresult core_get(const orion_context* context, unsigned id, void* value,
   pthread_mutex_lock(&core_mutex);
   core_settings* own = context == NULL ? NULL : core_settings_of(context, false);
   core_settings* from = own != NULL && (own->set >> id & 1) != 0 ? own : &core_of_all;
-  if ((from->set >> id & 1) != 0) memcpy(found, core_place(from, id), bytes);
+  const bool holds = from == own || context == NULL || from->set_at[id] < context->id;
+  if (holds && (from->set >> id & 1) != 0) memcpy(found, core_place(from, id), bytes);
   pthread_mutex_unlock(&core_mutex);
   const size_t needed = is_name(id) ? strlen((const char*)found) + 1 : bytes;
   ORION_REQUIRE(*size_bytes >= needed, CUDA_ERROR_INVALID_VALUE);
@@ -192,6 +189,7 @@ static CUresult core_set(const orion_context* context, unsigned id, const void* 
       memcpy(core_place(to, id), value, bytes);
     }
     to->set |= 1u << id;
+    to->set_at[id] = orion_next_id();
   }
   pthread_mutex_unlock(&core_mutex);
   return to == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
@@ -209,9 +207,9 @@ ORION_API CUresult cuCoredumpGetAttributeGlobal(CUcoredumpSettings attribute, vo
 
 ORION_API CUresult cuCoredumpSetAttribute(CUcoredumpSettings attribute, void* value, size_t* size_bytes) {
   ORION_ENTER_CONTEXT(context);
-  // There is one pipe for the process.
-  ORION_REQUIRE(attribute != CU_COREDUMP_ENABLE_USER_TRIGGER && attribute != CU_COREDUMP_PIPE,
-                CUDA_ERROR_NOT_PERMITTED);
+  // There is one pipe for the process. cuda.h has 800 for both; the driver answers 1 to the first.
+  ORION_REQUIRE(attribute != CU_COREDUMP_ENABLE_USER_TRIGGER, CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(attribute != CU_COREDUMP_PIPE, CUDA_ERROR_NOT_PERMITTED);
   return core_set(context, attribute, value, size_bytes);
 }
 

@@ -367,6 +367,10 @@ static orion_mapping* whole_mappings(uint64_t address, uint64_t bytes) {
   return NULL;
 }
 
+const orion_extent* orion_reservation_around(uint64_t address) {
+  return orion_extent_containing(reservations, address);
+}
+
 /// Under the memory mutex.
 static bool is_reserved_and_free(uint64_t address, uint64_t bytes) {
   const orion_extent* reserved = orion_extent_containing(reservations, address);

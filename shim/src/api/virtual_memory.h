@@ -25,6 +25,9 @@ typedef struct orion_mapping {
 
 extern orion_table orion_memories;
 
+/// Under the memory mutex: the reservation of addresses in which this one lies, or NULL.
+const orion_extent* orion_reservation_around(uint64_t address);
+
 /// Memory of the device, with one reference. The only call that waits for the worker and can run out of memory.
 CUresult orion_memory_create(orion_device_state* device, uint64_t bytes, const CUmemAllocationProp* properties,
                              orion_memory** memory);

@@ -9,6 +9,7 @@
 #include "maps.h"
 
 const char orion_adopt_unmapped[] = "part of it is not mapped";
+const char orion_adopt_unwritable[] = "part of it is not writable";
 
 const char* orion_adoptable(orion_session* session, uint64_t address, uint64_t bytes) {
   return session->transport->adoptable(session, address, bytes);

@@ -166,6 +166,7 @@ static const char* can_move(uint64_t address, uint64_t bytes) {
 // ------------------------------------------------------------------------------------------------ what may move
 
 static const char* fault_of(const orion_mapping_line* line) {
+  if (line->permissions[1] != 'w') return orion_adopt_unwritable;
   const bool anonymous = line->inode == 0 && (line->name[0] == 0 || strcmp(line->name, "[heap]") == 0 ||
                                               strncmp(line->name, "[anon:", 6) == 0);
   if (!anonymous) return "it is not private anonymous memory (a file's, a stack, huge pages, or registered already)";

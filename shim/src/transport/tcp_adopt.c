@@ -51,7 +51,8 @@ void orion_tcp_put(tcp_state* state, uint64_t offset, const uint8_t* from, uint6
 }
 
 static const char* fault_of(const orion_mapping_line* line) {
-  if (line->permissions[0] != 'r' || line->permissions[1] != 'w') return "it is not readable and writable";
+  if (line->permissions[1] != 'w') return orion_adopt_unwritable;
+  if (line->permissions[0] != 'r') return "it is not readable";
   const bool is_memory = strncmp(line->name, "/dev/", 5) != 0 || strncmp(line->name, "/dev/shm/", 9) == 0 ||
                          strncmp(line->name, "/dev/zero", 9) == 0;
   return is_memory ? NULL : "it is a device's memory";

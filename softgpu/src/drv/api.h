@@ -81,4 +81,7 @@ uint64_t from_handle(T* handle) {
   return reinterpret_cast<uint64_t>(handle);
 }
 
+/// The reservation of addresses in which this one lies; false: none.
+bool reservation_around(uint64_t address, uint64_t* begin, uint64_t* end);
+
 }  // namespace sg

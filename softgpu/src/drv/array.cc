@@ -141,6 +141,7 @@ SG_API cuArrayCreate_v2(CUarray* out, const CUDA_ARRAY_DESCRIPTOR* d) {
 SG_API cuArrayDestroy(CUarray handle) {
   return with_context([&](Driver& driver, Context&) -> CUresult {
     auto array = driver.arrays.get(handle);
+    if (!array && driver.arrays.ever_issued(from_handle(handle))) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     if (!array || array->is_level || !driver.arrays.take(handle)) return CUDA_ERROR_INVALID_HANDLE;
     give_memory(driver, *array->context, array->level.address);
     return CUDA_SUCCESS;
@@ -234,7 +235,10 @@ SG_API cuMipmappedArrayCreate(CUmipmappedArray* out, const CUDA_ARRAY3D_DESCRIPT
 SG_API cuMipmappedArrayDestroy(CUmipmappedArray handle) {
   return with_context([&](Driver& driver, Context&) -> CUresult {
     auto mipmap = driver.mipmapped_arrays.take(handle);
-    if (!mipmap) return CUDA_ERROR_INVALID_HANDLE;
+    if (!mipmap) {
+      return driver.mipmapped_arrays.ever_issued(from_handle(handle)) ? CUDA_ERROR_CONTEXT_IS_DESTROYED
+                                                                      : CUDA_ERROR_INVALID_HANDLE;
+    }
     for (auto& level : mipmap->levels) driver.arrays.take(level->handle);
     give_memory(driver, *mipmap->context, mipmap->address);
     return CUDA_SUCCESS;

@@ -262,11 +262,6 @@ void check_capture_context(const Context& context) {
   if (unsafe) throw CaptureError{kUnsupported};
 }
 
-void check_captured_event(Event& event) {
-  std::lock_guard lock(event.mutex);
-  if (event.capture) throw CaptureError{kCapturedEvent};
-}
-
 void refuse_captured_event(Event& event) {
   std::shared_ptr<EventCapture> captured;
   {
@@ -275,10 +270,13 @@ void refuse_captured_event(Event& event) {
   }
   if (!captured) return;
   std::lock_guard lock(Graphs::get().mutex);
+  int code = CUDA_ERROR_INVALID_VALUE;
   for (const auto& capture : captures) {
-    if (capture->id == captured->id) capture->invalid = true;
+    if (capture->id != captured->id) continue;
+    if (!capture->invalid) code = kCapturedEvent;
+    capture->invalid = true;
   }
-  throw CaptureError{CUDA_ERROR_INVALID_VALUE};
+  throw CaptureError{code};
 }
 
 void capture_event(Event& event, const std::shared_ptr<Event>& shared, const std::shared_ptr<Stream>& stream,

@@ -38,9 +38,8 @@ void refuse_capture(const std::shared_ptr<Stream>& stream);
 void check_capture_safe();
 /// For waits for a whole context.
 void check_capture_context(const Context& context);
-/// For queries of an event last recorded in a capture: throws 907.
-void check_captured_event(Event& event);
-/// For the host's waits for one: throws 1 and invalidates its capture.
+/// For the host's queries of an event last recorded in a capture and waits for it: throws 907 and invalidates the
+/// capture, or throws 1 when that is over.
 void refuse_captured_event(Event& event);
 void capture_event(Event& event, const std::shared_ptr<Event>& shared, const std::shared_ptr<Stream>& stream,
                    bool external);

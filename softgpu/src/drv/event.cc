@@ -85,7 +85,7 @@ SG_API cuEventRecordWithFlags_ptsz(CUevent event, CUstream stream, unsigned flag
 
 SG_API cuEventQuery(CUevent handle) {
   return with_event(handle, [](Event& event) -> CUresult {
-    check_captured_event(event);
+    refuse_captured_event(event);
     check_capture_safe();
     auto record = event.record();
     if (record && !is_complete(*record)) return CUDA_ERROR_NOT_READY;

@@ -14,6 +14,6 @@ SG_API cuLibraryGetManaged(CUdeviceptr* address, size_t* bytes, CUlibrary handle
 SG_API cuLibraryGetUnifiedFunction(void** address, CUlibrary handle, const char* name) {
   return with_context([&](Driver& driver, Context&) -> CUresult {
     if (!address || !name) return CUDA_ERROR_INVALID_VALUE;
-    return driver.libraries.get(handle) ? CUDA_ERROR_NOT_FOUND : CUDA_ERROR_INVALID_HANDLE;
+    return driver.libraries.get(handle) ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE;  // not 500
   });
 }

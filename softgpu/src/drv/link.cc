@@ -84,6 +84,7 @@ SG_ALIAS(cuLinkAddFile, cuLinkAddFile_v2);
 SG_API cuLinkComplete(CUlinkState handle, void** image, size_t* bytes) {
   return with_link(handle, [&](Driver& driver, LinkState& link) -> CUresult {
     if (!image || link.texts.empty()) return CUDA_ERROR_INVALID_VALUE;
+    if (link.failed) return CUDA_ERROR_INVALID_SOURCE;
     JitOptions jit;
     jit.read(static_cast<unsigned>(link.options.size()), link.options.data(), link.option_values);
     // Linked here too, so that errors show now and in the log that the program gave to cuLinkCreate.
@@ -101,7 +102,8 @@ SG_API cuLinkComplete(CUlinkState handle, void** image, size_t* bytes) {
       driver.modules.take(trial->handle);
     }
     jit.finish(linked == CUDA_SUCCESS ? log : "", linked == CUDA_SUCCESS ? "" : log);
-    if (linked != CUDA_SUCCESS) return linked;
+    link.failed = linked != CUDA_SUCCESS;
+    if (link.failed) return linked;
     link.image = make_container(link.texts, driver.cc_major * 10 + driver.cc_minor);
     *image = link.image.data();
     if (bytes) *bytes = link.image.size();

@@ -227,8 +227,10 @@ SG_API cuMemHostGetDevicePointer_v2(CUdeviceptr* out, void* pointer, unsigned fl
 SG_API cuMemHostGetFlags(unsigned* flags, void* pointer) {
   return with_context([&](Driver& driver, Context&) -> CUresult {
     auto region = driver.map.find(reinterpret_cast<uint64_t>(pointer));
-    if (!flags || !region || !region->is_host()) return CUDA_ERROR_INVALID_VALUE;
-    *flags = region->flags;
+    if (!flags || !region) return CUDA_ERROR_INVALID_VALUE;
+    const bool managed = region->kind == RegionKind::managed;
+    if (!managed && !region->is_host()) return CUDA_ERROR_INVALID_VALUE;
+    *flags = managed ? unsigned{CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP} : region->flags;
     return CUDA_SUCCESS;
   });
 }

@@ -28,9 +28,11 @@ SG_API cuDeviceGetDevResource(CUdevice device, CUdevResource* resource, int type
   });
 }
 
-SG_API cuCtxGetDevResource(CUcontext, CUdevResource* resource, int type) {
-  return sg::with_context(
-      [&](sg::Driver& driver, sg::Context&) -> CUresult { return tell_multiprocessors(driver, resource, type); });
+SG_API cuCtxGetDevResource(CUcontext context, CUdevResource* resource, int type) {
+  return sg::with_driver([&](sg::Driver& driver) -> CUresult {
+    if (!driver.contexts.get(context)) return CUDA_ERROR_INVALID_CONTEXT;  // NULL is not the current one
+    return tell_multiprocessors(driver, resource, type);
+  });
 }
 
 /// No private interfaces: they belong to NVIDIA's own runtime and driver.

@@ -22,6 +22,21 @@ CUcontext owner(Driver& driver, const Region& region) {
   return nullptr;
 }
 
+using Range = std::pair<uint64_t, uint64_t>;  // begin, end
+
+/// The allocation; of mapped memory the whole reservation.
+Range range_of(const Region& region) {
+  Range range{region.begin, region.end};
+  if (region.kind == RegionKind::vmm) reservation_around(region.begin, &range.first, &range.second);
+  return range;
+}
+
+/// What backs the memory: that of cuMemAlloc lies in whole units.
+Range mapping_of(const Region& region) {
+  if (region.kind != RegionKind::device) return {region.begin, region.end};
+  return {region.begin & ~(kVmmGranularityBytes - 1), round_up(region.end, kVmmGranularityBytes)};
+}
+
 CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdeviceptr address, void* data) {
   switch (attribute) {
     case CU_POINTER_ATTRIBUTE_CONTEXT:
@@ -44,9 +59,9 @@ CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdev
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
       return give<bool>(data, false);
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-      return give<CUdeviceptr>(data, region.begin);
+      return give<CUdeviceptr>(data, range_of(region).first);
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
-      return give<size_t>(data, region.size_bytes());
+      return give<size_t>(data, range_of(region).second - range_of(region).first);
     case CU_POINTER_ATTRIBUTE_MAPPED:
       return give<bool>(data, true);
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
@@ -58,9 +73,9 @@ CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdev
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
       return give<uint64_t>(data, region.pool && driver.pools.get(region.pool->handle) ? region.pool->handle : 0);
     case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
-      return give<size_t>(data, region.size_bytes());
+      return give<size_t>(data, mapping_of(region).second - mapping_of(region).first);
     case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
-      return give<CUdeviceptr>(data, region.begin);
+      return give<CUdeviceptr>(data, mapping_of(region).first);
     case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID:
       return give<uint64_t>(data, region.physical ? region.physical->handle : region.buffer_id);
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:

@@ -124,6 +124,7 @@ struct LinkState {
   void** option_values = nullptr;  // the program keeps them alive until cuLinkDestroy, as the API asks
   std::vector<std::string> texts;
   std::vector<uint8_t> image;
+  bool failed = false;  // linked in vain: good for nothing more
 };
 
 struct MemoryPool {

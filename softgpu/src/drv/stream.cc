@@ -110,6 +110,8 @@ CUresult check(Driver& driver, const Context& context, const WordOp& op) {
   const size_t bytes = op.wide ? 8 : 4;
   if (op.wait && (op.flags & CU_STREAM_WAIT_VALUE_FLUSH)) return CUDA_ERROR_NOT_SUPPORTED;  // no remote writers
   if ((op.flags & ~known) != 0 || op.address % bytes != 0) return CUDA_ERROR_INVALID_VALUE;
+  auto region = driver.map.find(op.address);
+  if (region && region->kind == RegionKind::managed) return CUDA_ERROR_INVALID_VALUE;  // as cuda.h says
   return driver.map.covers(op.address, bytes, context.device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 

@@ -80,7 +80,7 @@ SG_API cuTensorMapEncodeTiled(TensorMap* map, uint32_t data_type, uint32_t rank,
                               const uint64_t* dimensions, const uint64_t* strides, const uint32_t* box,
                               const uint32_t* element_strides, uint32_t interleave, uint32_t swizzle,
                               uint32_t l2_promotion, uint32_t oob_fill) {
-  return with_driver([&](Driver&) -> CUresult {
+  return with_context([&](Driver&, Context&) -> CUresult {
     const Layout l{data_type,  rank,    from_handle(address), dimensions, strides, element_strides,
                    interleave, swizzle, l2_promotion,         oob_fill};
     if (!map || !box || !layout_ok(l, box[0])) return CUDA_ERROR_INVALID_VALUE;
@@ -98,7 +98,7 @@ SG_API cuTensorMapEncodeIm2col(TensorMap* map, uint32_t data_type, uint32_t rank
                                const uint64_t* dimensions, const uint64_t* strides, const int* lower, const int* upper,
                                uint32_t channels, uint32_t pixels, const uint32_t* element_strides, uint32_t interleave,
                                uint32_t swizzle, uint32_t l2_promotion, uint32_t oob_fill) {
-  return with_driver([&](Driver&) -> CUresult {
+  return with_context([&](Driver&, Context&) -> CUresult {
     const Layout l{data_type,  rank,    from_handle(address), dimensions, strides, element_strides,
                    interleave, swizzle, l2_promotion,         oob_fill};
     if (!map || !lower || !upper || rank < 3 || !layout_ok(l, channels)) return CUDA_ERROR_INVALID_VALUE;

@@ -31,6 +31,20 @@ Reservations& reservations() {
   return *all;
 }
 
+}  // namespace
+
+bool sg::reservation_around(uint64_t address, uint64_t* begin, uint64_t* end) {
+  auto& all = reservations();
+  std::lock_guard lock(all.mutex);
+  auto it = all.ranges.upper_bound(address);
+  if (it == all.ranges.begin() || address >= std::prev(it)->second) return false;
+  *begin = std::prev(it)->first;
+  *end = std::prev(it)->second;
+  return true;
+}
+
+namespace {
+
 bool granular(uint64_t value) { return value % kVmmGranularityBytes == 0; }
 
 /// Address space at `hint` if it is free there, else anywhere; nullptr if there is none.

@@ -226,19 +226,30 @@ static void test_host_functions() {
   OK(cudaStreamDestroy(stream));
 }
 
+/// By the runtime itself, or since it passes launches on unseen (13.0) by the driver.
+static bool is_refused(const char* name, cudaError_t code) {
+  SAY(name, code);
+  return code == cudaErrorInvalidConfiguration || code == cudaErrorInvalidValue;
+}
+
 static void test_invalid() {
   int* device = NULL;
   OK(cudaMalloc(&device, 4096));
   add_to_each<<<1, 2048>>>(device, 1, 1);
-  IS("invalid.threads", cudaErrorInvalidConfiguration, cudaGetLastError());
+  IS("invalid.threads_refused", 1, is_refused("invalid.threads", cudaGetLastError()));
   add_to_each<<<0, 32>>>(device, 1, 1);
-  IS("invalid.no_blocks", cudaErrorInvalidConfiguration, cudaGetLastError());
+  IS("invalid.no_blocks_refused", 1, is_refused("invalid.no_blocks", cudaGetLastError()));
   add_to_each<<<dim3(1, 70000), 32>>>(device, 1, 1);
   SAY("invalid.grid_y", cudaGetLastError());
   add_to_each<<<1, 32, 1 << 20>>>(device, 1, 1);
   IS("invalid.shared", cudaErrorInvalidValue, cudaGetLastError());
   cudaFuncAttributes attributes = {};
-  CODE("invalid.function", cudaErrorInvalidDeviceFunction, cudaFuncGetAttributes(&attributes, (const void*)&failures));
+  // What is no function's name is taken for a handle by runtimes that have handles.
+  const cudaError_t no_function = cudaFuncGetAttributes(&attributes, (const void*)&failures);
+  cudaGetLastError();
+  SAY("invalid.function", no_function);
+  IS("invalid.function_refused", 1,
+     no_function == cudaErrorInvalidDeviceFunction || no_function == cudaErrorInvalidResourceHandle);
   CODE("invalid.device", cudaErrorInvalidDevice, cudaSetDevice(1000));
   SAY_CODE("invalid.kind", cudaMemcpy(device, &failures, 4, (cudaMemcpyKind)77));
   CODE("invalid.free", cudaErrorInvalidValue, cudaFree((void*)0x10));
@@ -292,6 +303,7 @@ __device__ __noinline__ int deep(int n, int* values) {
 
 __global__ void recurse(int* values, int depth) { values[16] = deep(depth, values); }
 
+/// The first section: the heap keeps its size once code that allocates from it is loaded.
 static void test_limits() {
   int* out = NULL;
   size_t bytes = 0;
@@ -313,6 +325,7 @@ static void test_limits() {
   OK(cudaDeviceSynchronize());
   SAY("limits.recursion", device_digest(out, 17 * sizeof(int)));
   OK(cudaFree(out));
+  OK(cudaDeviceSetLimit(cudaLimitStackSize, 1024));
 }
 
 __global__ void write_anywhere(int* where) { *where = 1; }

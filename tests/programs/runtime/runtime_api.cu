@@ -97,6 +97,7 @@ static void test_device() {
 }
 
 static const section SECTIONS[] = {
+    {"limits", test_limits, 0},
     {"device", test_device, 0},
     {"memory", test_memory, 0},
     {"symbols", test_symbols, 0},
@@ -130,7 +131,6 @@ static const section SECTIONS[] = {
     {"system_atomics", test_system_atomics, 0},
     {"run_time_code", test_run_time_code, 0},
     {"cache_hints", test_cache_hints, 0},
-    {"limits", test_limits, 0},
     {"printf", test_printf, 0},
     {"out_of_memory", test_out_of_memory, 0},
     {"invalid", test_invalid, 0},
