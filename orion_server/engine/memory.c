@@ -455,6 +455,7 @@ bool memory_device_ok(const orion_engine* e, uint64_t address, uint64_t bytes) {
     const global_state* g = &e->globals[i];
     if (address >= g->address && address - g->address <= g->bytes) return bytes <= g->bytes - (address - g->address);
   }
+  if (variable_contains(e, address, bytes)) return true;
   uint64_t offset;
   return alias_offset(e, address, &offset) && memory_host_ok(e, offset, bytes);
 }

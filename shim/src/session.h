@@ -132,6 +132,10 @@ void orion_coherent_end(orion_session* session, uint64_t offset, uint64_t bytes)
 const char* orion_adoptable(orion_session* session, uint64_t address, uint64_t bytes);
 const char* orion_adopt(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
 bool orion_adopt_end(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
+/// Pages at an address where the program has nothing: they stand for that range of the arena. NULL, or why not. The
+/// arena's range must be zero.
+const char* orion_place_pages(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
+void orion_unplace_pages(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
 extern const char orion_adopt_unmapped[];  // the one reason for which there is nothing to register at all
 
 /// For the start of a thread: it handles none of the program's signals but those of its own faults.
