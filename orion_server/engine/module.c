@@ -184,7 +184,7 @@ void module_get_global(orion_engine* e, const orion_op* op) {
   if (!result && !remember_global(e, o->module, address, bytes)) result = CUDA_ERROR_OUT_OF_MEMORY;
   // The driver answers "not managed" by an error too, and then nothing is.
   orion_reply_module_get_global reply = {.device_address = address, .size_bytes = bytes};
-  uint8_t managed = 0;
+  unsigned int managed = 0;
   if (!result && e->driver.pointer_attribute(&managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, address) == 0 && managed) {
     const uint32_t owner = m->library ? variable_owner_library(m->library - 1) : variable_owner_module(o->module);
     result = variable_told(e, owner, address, bytes);

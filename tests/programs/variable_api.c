@@ -45,6 +45,7 @@ static const char ptx[] =
     ".visible .global .attribute(.managed) .align 8 .u64 single = 77;\n"
     ".visible .global .attribute(.managed) .align 4 .b8 large[1200000];\n"
     ".visible .global .align 4 .u32 plain = 5;\n"
+    ".visible .global .align 4 .u32 behind_plain = 6;\n"
     ".visible .entry add(.param .u32 v)\n"
     "{ .reg .u64 %rd<4>; .reg .u32 %r<4>;\n"
     "  ld.param.u32 %r1, [v]; mov.u32 %r2, %tid.x; mov.u64 %rd1, values;\n"
@@ -157,7 +158,7 @@ static void test_lookup(void) {
 static void test_attributes(void) {
   load_kernels();
   const CUdeviceptr p = address_of(values);
-  unsigned char is_managed = 9;
+  unsigned is_managed = 9;
   unsigned type = 0;
   CUdeviceptr device_pointer = 0, start = 0;
   void* host_pointer = NULL;
@@ -192,6 +193,13 @@ static void test_globals(void) {
   unsigned plain = 0;
   OK(cuMemcpyDtoH_v2(&plain, address, 4));
   IS(5, plain);
+  // It may begin where the other ends.
+  OK(cuModuleGetGlobal_v2(&address, &bytes, module, "behind_plain"));
+  plain = 8;
+  OK(cuMemcpyHtoD_v2(address, &plain, 4));
+  plain = 0;
+  OK(cuMemcpyDtoH_v2(&plain, address, 4));
+  IS(8, plain);
   OK(cuLibraryUnload(lib));
 }
 
@@ -212,7 +220,7 @@ static void test_module(void) {
     IS(0, differs(round + 1));
     OK(cuModuleUnload(module));
   }
-  unsigned char is_managed = 0;
+  unsigned is_managed = 0;
   CODE(1, cuPointerGetAttribute(&is_managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, address));
 }
 
@@ -230,7 +238,7 @@ static void test_context_end(void) {
     OK(add(1, NULL));
     OK(cuCtxDestroy_v2(own));
     OK(cuCtxSetCurrent(context));
-    unsigned char is_managed = 0;
+    unsigned is_managed = 0;
     CODE(1, cuPointerGetAttribute(&is_managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, address));
   }
   OK(cuCtxSynchronize());
@@ -245,7 +253,7 @@ static void test_unload(void) {
     OK(add(round, NULL));
     if (round % 2) OK(cuCtxSynchronize());
     OK(cuLibraryUnload(lib));
-    unsigned char is_managed = 0;
+    unsigned is_managed = 0;
     CODE(1, cuPointerGetAttribute(&is_managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, address));
     CODE(400, cuLibraryGetManaged(&(CUdeviceptr){0}, NULL, lib, "values"));
   }

@@ -130,7 +130,7 @@ static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint6
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:
       return write_u64(data, known->buffer_id);
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
-      return write_bool(data, is_managed(known));
+      return write_u32(data, is_managed(known));  // the runtime reads an int
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       return write_u32(data, known->device->ordinal);
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
@@ -180,9 +180,9 @@ static void write_unknown(void* data, CUpointer_attribute attribute) {
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
       (void)write_u32(data, 0);
       break;
-    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
