@@ -107,6 +107,9 @@
     (CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, size_t bytes, CUstream stream))   \
   X(copy_3d, "cuMemcpy3DAsync_v2", 1, (const CUDA_MEMCPY3D* copy, CUstream stream))                                    \
   X(copy_3d_peer, "cuMemcpy3DPeerAsync", 0, (const CUDA_MEMCPY3D_PEER* copy, CUstream stream))                         \
+  X(pointer_attribute, "cuPointerGetAttribute", 0, (void* data, int attribute, CUdeviceptr address))                   \
+  X(device_attribute, "cuDeviceGetAttribute", 0, (int* value, int attribute, CUdevice device))                         \
+  X(launch_host_function, "cuLaunchHostFunc", 0, (CUstream stream, CUhostFn function, void* data))                     \
   X(set_d8, "cuMemsetD8Async", 1, (CUdeviceptr to, unsigned char value, size_t count, CUstream stream))                \
   X(set_d16, "cuMemsetD16Async", 1, (CUdeviceptr to, unsigned short value, size_t count, CUstream stream))             \
   X(set_d32, "cuMemsetD32Async", 1, (CUdeviceptr to, unsigned int value, size_t count, CUstream stream))               \

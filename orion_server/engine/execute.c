@@ -322,6 +322,13 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
     case ORION_OP_HOST_PUBLISH:
       coherent_publish(e, op);
       break;
+    case ORION_OP_HOST_VARIABLE:
+      return variable_map(e, op);
+    case ORION_OP_HOST_VARIABLE_END:
+      return variable_end(e, op);
+    case ORION_OP_HOST_PULL:
+      variable_pull(e, op);
+      break;
     case ORION_OP_COPY_H2D:
     case ORION_OP_COPY_D2H:
     case ORION_OP_COPY_D2D:

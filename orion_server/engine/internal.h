@@ -162,11 +162,20 @@ typedef struct host_range {
   uint64_t alias;  // of registered ranges: the program's address, where the same pages are mapped too; 0: none
 } host_range;
 
-// Part of the arena of which the client's knowledge is kept (coherent.c).
+// Part of the arena of which the client's knowledge is kept (coherent.c). With a mirror (variable.c) it stands for
+// memory of the driver's, and its own bytes are what the client has.
+struct mirror;
 typedef struct coherent_range {
   uint64_t offset, bytes;
   uint8_t* known;
+  struct mirror* mirror;  // it owns `known`; NULL: none
 } coherent_range;
+
+/// A managed variable of a module or library, as the driver has told it.
+typedef struct variable_state {
+  uint64_t address, bytes;
+  uint32_t owner;
+} variable_state;
 
 // A ticket: work of many streams. Reached when every pair is.
 typedef struct ticket_part {
@@ -276,6 +285,9 @@ struct orion_engine {
   uint32_t pinned_count, pinned_capacity;
   coherent_range* coherent;  // sorted by offset, disjoint
   uint32_t coherent_count, coherent_capacity;
+  variable_state* variables;
+  uint32_t variable_count, variable_capacity;
+  uint32_t mirror_count;     // coherent ranges that have one
   uint32_t current_context;  // index that is current in the driver, 0: none
 
   // parking
@@ -516,7 +528,7 @@ enum step share_execute(orion_engine* e, const orion_op* op, parked_op* node);
 void share_withdraw(orion_engine* e, share_token* token);
 void share_free_all(orion_engine* e);
 
-// ---- coherent.c: host memory that kernels use over a network
+// ---- coherent.c: host memory that kernels use over a network, and managed variables
 void coherent_add(orion_engine* e, const orion_op* op);
 void coherent_publish(orion_engine* e, const orion_op* op);
 /// The client knows these bytes now: it has sent them or they have been sent to it.
@@ -524,6 +536,34 @@ void coherent_known(orion_engine* e, uint64_t offset, const uint8_t* from, uint6
 /// What the client knows of [offset, +bytes); NULL when that is not part of one coherent range.
 uint8_t* coherent_copy(const orion_engine* e, uint64_t offset, uint64_t bytes);
 void coherent_drop(orion_engine* e, uint64_t offset, uint64_t bytes);
+/// The client has sent these bytes, which are in the arena: it knows them, and a mirror gets them too.
+void coherent_arrived(orion_engine* e, uint64_t offset, const uint8_t* from, uint64_t bytes);
+/// Where kernels write what the arena has at `offset`: there, or in the mirror of its coherent range.
+const uint8_t* coherent_source(const orion_engine* e, uint64_t offset);
+/// Exactly this range; NULL: there is none.
+coherent_range* coherent_find(const orion_engine* e, uint64_t offset, uint64_t bytes);
+/// 0 or a CUresult: 1 where it touches another.
+int32_t coherent_insert(orion_engine* e, const coherent_range* range);
+
+// ---- variable.c: managed variables of modules and libraries
+static inline uint32_t variable_owner_library(uint32_t library) { return library + 1; }
+static inline uint32_t variable_owner_module(uint32_t module) { return (module + 1) | 1u << 31; }
+/// The driver has told a managed variable: the client may ask for its pages. 0 or a CUresult.
+int32_t variable_told(orion_engine* e, uint32_t owner, uint64_t address, uint64_t bytes);
+/// Before the owner's memory goes.
+void variable_forget(orion_engine* e, uint32_t owner);
+bool variable_contains(const orion_engine* e, uint64_t address, uint64_t bytes);
+enum step variable_map(orion_engine* e, const orion_op* op);
+enum step variable_end(orion_engine* e, const orion_op* op);
+void variable_pull(orion_engine* e, const orion_op* op);
+/// All of them: a host function of the client, which may have changed any, has returned.
+void variable_pull_all(orion_engine* e);
+/// Over shared memory: what the stream's work so far has written is in the arena before its next marker. 0 or a
+/// CUresult.
+int32_t variable_publish(orion_engine* e, stream_state* stream, struct mirror* mirror);
+uint8_t* variable_memory(const struct mirror* mirror);
+/// Nothing uses the mirror's memory from here on, not even what is queued already.
+void variable_mirror_end(struct mirror* mirror);
 
 void copy_linear(orion_engine* e, const orion_op* op);
 void copy_3d(orion_engine* e, const orion_op* op);

@@ -111,6 +111,7 @@ static void load(orion_engine* e, const orion_op* op) {
 static void close_library(orion_engine* e, uint32_t index) {
   struct library_table* t = e->libraries;
   library_state* l = &t->libraries[index];
+  variable_forget(e, variable_owner_library(index));
   for (uint32_t i = 0; i < e->module_high; i++) {
     if (e->modules[i].alive && e->modules[i].library == index + 1) module_close(e, i);
   }
@@ -304,7 +305,9 @@ static void kernel_set(orion_engine* e, const orion_op* op) {
 
 static void lookup(orion_engine* e, const orion_op* op) {
   const orion_op_library_lookup* o = (const orion_op_library_lookup*)op;
-  const library_state* l = use_context(e, op) ? library_of(e, op, o->library) : NULL;
+  // A managed variable has one address for all contexts, and its library is asked without any.
+  const bool bound = o->kind != 0 || op->context != 0;
+  const library_state* l = !bound || use_context(e, op) ? library_of(e, op, o->library) : NULL;
   if (!l) return;
   char name[ORION_OP_MAX_BYTES + 1];
   orion_reply_library_lookup reply = {0};
@@ -314,6 +317,7 @@ static void lookup(orion_engine* e, const orion_op* op) {
     size_t bytes = 0;
     result = (int32_t)e->driver.library_managed(&address, &bytes, l->handle, name);
     reply = (orion_reply_library_lookup){address, bytes};
+    if (!result) result = variable_told(e, variable_owner_library(o->library), address, bytes);
   } else if (o->kind == 1 && read_name(op, name)) {
     void* address = NULL;
     result = (int32_t)e->driver.library_unified(&address, l->handle, name);

@@ -453,8 +453,11 @@ bool memory_device_ok(const orion_engine* e, uint64_t address, uint64_t bytes) {
   }
   for (uint32_t i = 0; i < e->global_count; i++) {
     const global_state* g = &e->globals[i];
-    if (address >= g->address && address - g->address <= g->bytes) return bytes <= g->bytes - (address - g->address);
+    // Another one may begin where this ends.
+    const uint64_t at = address - g->address;
+    if (address >= g->address && at <= g->bytes && bytes <= g->bytes - at) return true;
   }
+  if (variable_contains(e, address, bytes)) return true;
   uint64_t offset;
   return alias_offset(e, address, &offset) && memory_host_ok(e, offset, bytes);
 }

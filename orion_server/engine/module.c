@@ -131,6 +131,7 @@ void module_close(orion_engine* e, uint32_t index) {
     if (e->globals[i].module != index) e->globals[kept++] = e->globals[i];
   }
   e->global_count = kept;
+  if (!m->library) variable_forget(e, variable_owner_module(index));
   // A library's module goes with its library.
   if (!m->library) (void)answer_check(e, m->context, (int32_t)e->driver.module_unload(m->handle));
   *m = (module_state){0};
@@ -181,7 +182,14 @@ void module_get_global(orion_engine* e, const orion_op* op) {
     result = answer_check(e, op->context, (int32_t)e->driver.module_global(&address, &bytes, m->handle, name));
   }
   if (!result && !remember_global(e, o->module, address, bytes)) result = CUDA_ERROR_OUT_OF_MEMORY;
-  const orion_reply_module_get_global reply = {address, bytes};
+  // The driver answers "not managed" by an error too, and then nothing is.
+  orion_reply_module_get_global reply = {.device_address = address, .size_bytes = bytes};
+  unsigned int managed = 0;
+  if (!result && e->driver.pointer_attribute(&managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, address) == 0 && managed) {
+    const uint32_t owner = m->library ? variable_owner_library(m->library - 1) : variable_owner_module(o->module);
+    result = variable_told(e, owner, address, bytes);
+    reply.managed = 1;
+  }
   answer_reply(e, op, result, &reply, sizeof reply);
 }
 

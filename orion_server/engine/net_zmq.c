@@ -215,7 +215,8 @@ static bool next_piece(const orion_engine* e, out_copy* c, uint64_t most, uint64
     length = c->rows.width - column;
   } else if (c->kind == OUT_CHANGED) {
     const uint8_t* known = coherent_copy(e, c->offset, c->bytes);
-    if (!known || !orion_next_difference(e->arena + c->offset, known, c->bytes, &c->sent, &length)) return false;
+    const uint8_t* written = coherent_source(e, c->offset);
+    if (!known || !orion_next_difference(written, known, c->bytes, &c->sent, &length)) return false;
     *offset = c->offset + c->sent;
   }
   *bytes = length < most ? length : most;
@@ -227,7 +228,7 @@ static uint64_t fill_frame(orion_engine* e, out_copy* c, uint8_t* to) {
   uint64_t used = 0, offset, bytes;
   while (ORION_BULK_BYTES - used > sizeof(orion_run) + 64 &&
          next_piece(e, c, (ORION_BULK_BYTES - used - sizeof(orion_run)) & ~7ull, &offset, &bytes)) {
-    used += orion_run_put(to + used, offset, e->arena + offset, (uint32_t)bytes);
+    used += orion_run_put(to + used, offset, coherent_source(e, offset), (uint32_t)bytes);
     // What was read, not what is there by now: a kernel may go on writing.
     coherent_known(e, offset, to + used - orion_run_room(bytes) + sizeof(orion_run), bytes);
     c->sent += bytes;
@@ -546,7 +547,7 @@ static void take_runs(orion_engine* e, const orion_frame* head, const uint8_t* b
   int more = head->sequence > e->bulk_arrived ? 1 : -1;
   while (more > 0 && (more = orion_run_get(body, head->bytes, e->arena_bytes, &at, &run, &from)) > 0) {
     memcpy(e->arena + run.offset, from, run.bytes);
-    coherent_known(e, run.offset, from, run.bytes);
+    coherent_arrived(e, run.offset, from, run.bytes);
   }
   if (more < 0) {
     malformed(e, "runs outside the arena or out of sequence");
@@ -568,7 +569,7 @@ static void take_bulk(orion_engine* e, const orion_frame* head, const uint8_t* b
     return;
   }
   if (head->bytes) memcpy(e->arena + head->a, body, head->bytes);
-  if (e->coherent_count) coherent_known(e, head->a, body, head->bytes);
+  if (e->coherent_count) coherent_arrived(e, head->a, body, head->bytes);
   e->bulk_arrived = head->sequence;
   STAT_ADD(e, stat_in, head->bytes);
 }

@@ -84,6 +84,7 @@ static bool behind_parked(orion_engine* e, const orion_op* op, const parked_op* 
     }
     case ORION_OP_MEM_FREE:
     case ORION_OP_HOST_UNREGISTER:
+    case ORION_OP_HOST_VARIABLE_END:
     case ORION_OP_LIBRARY_UNLOAD:
       return true;  // anything parked may still use the memory, or a kernel of the library in some context
     default:

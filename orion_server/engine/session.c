@@ -295,6 +295,7 @@ void orion_engine_free(orion_engine* e) {
   free(e->globals);
   free(e->pinned);
   free(e->coherent);
+  free(e->variables);
   if (e->net) net_free(e);
   pthread_mutex_destroy(&e->reason_lock);
   free(e);

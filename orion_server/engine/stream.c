@@ -177,6 +177,7 @@ enum step stream_host_function(orion_engine* e, const orion_op* op, parked_op* n
   }
   if (e->contexts[op->context].sticky ||
       atomic_load_explicit(&e->segment->client_words[o->callback], memory_order_acquire) >= o->generation) {
+    variable_pull_all(e);
     answer_result(e, op, 0);
     return STEP_DONE;
   }

@@ -134,6 +134,10 @@ const char* orion_adopt(orion_session* session, uint64_t address, uint64_t bytes
 bool orion_adopt_end(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
 // The reasons for which the driver registers nothing at all.
 extern const char orion_adopt_unmapped[], orion_adopt_unwritable[];
+/// Pages at an address where the program has nothing: they stand for that range of the arena. NULL, or why not. The
+/// arena's range must be zero.
+const char* orion_place_pages(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
+void orion_unplace_pages(orion_session* session, uint64_t address, uint64_t bytes, uint64_t arena_offset);
 
 /// For the start of a thread: it handles none of the program's signals but those of its own faults.
 void orion_block_signals(sigset_t* before);

@@ -52,6 +52,9 @@ class AddressSpace {
   /// Memory for a module's globals and constants, zeroed, at least 256-byte aligned; nullptr when out of memory.
   virtual void* allocate_module_memory(size_t bytes) = 0;
   virtual void free_module_memory(void* address) = 0;
+  /// The same for managed variables, which the host and every device reach. Without it they are the module's own.
+  virtual void* allocate_managed_memory(size_t bytes) { return allocate_module_memory(bytes); }
+  virtual void free_managed_memory(void* address) { free_module_memory(address); }
   /// What a texture or surface handle means. False for one that means nothing here.
   virtual bool texture(uint64_t handle, Texture* out) const {
     (void)handle, (void)out;
@@ -86,6 +89,7 @@ struct Global {
   std::string name;
   uint64_t address = 0;
   size_t size_bytes = 0;
+  bool is_managed = false;
 };
 
 /// Grid, block and parameters of a launch. `params` has kernel.param_bytes bytes and stays valid during run().
@@ -110,6 +114,8 @@ class Program {
   virtual ~Program() = default;
   virtual const std::vector<Global>& globals() const = 0;
   virtual const std::vector<std::string>& kernel_names() const = 0;
+  /// Where the managed variables lie; nullptr: there are none.
+  virtual void* managed_memory() const = 0;
   /// Decodes the kernel at first use. nullptr with *error set ("line 12: unsupported instruction wgmma...") if it
   /// cannot; *code is then a CUresult (218 INVALID_PTX, 500 NOT_FOUND). Thread-safe.
   virtual const Kernel* kernel(std::string_view name, std::string* error, int* code) = 0;
@@ -122,8 +128,8 @@ class Program {
 
 /// Parses and links PTX texts. On failure returns nullptr, sets *code to a CUresult (218 INVALID_PTX, 209
 /// NO_BINARY_FOR_GPU, 2 OUT_OF_MEMORY, 222 UNSUPPORTED_PTX_VERSION, 302 for a missing extern...) and *log to what a
-/// user can act on.
+/// user can act on. `managed`: memory of another program of the same texts, whose managed variables are this one's too.
 std::unique_ptr<Program> link_ptx(const std::vector<std::string_view>& texts, AddressSpace& memory, std::string* log,
-                                  int* code);
+                                  int* code, void* managed = nullptr);
 
 }  // namespace sg

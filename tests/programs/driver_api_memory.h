@@ -386,7 +386,7 @@ static void test_pointers(void) {
   CUcontext owner = NULL;
   int ordinal = -1;
   unsigned long long id = 0, id_2 = 0;
-  unsigned char flag = 9;
+  unsigned flag = 9;
   size_t range_bytes = 0;
   OK(cuMemAlloc_v2(&p, 5000));
   OK(cuMemHostAlloc(&h, 5000, 0));

@@ -126,7 +126,7 @@ static void test_allocate(void) {
 
 static void test_attributes(void) {
   const CUdeviceptr p = ADDRESS(managed(10000));
-  unsigned char is_managed = 9;
+  unsigned is_managed = 9;
   unsigned type = 0, is_host_mapped = 0;
   CUdeviceptr device_pointer = 0, start = 0;
   void* host_pointer = NULL;
@@ -607,7 +607,7 @@ static void test_context_end(void) {
   OK(cuCtxSynchronize());
   OK(cuCtxDestroy_v2(own));
   OK(cuCtxSetCurrent(context));
-  unsigned char is_managed = 0;
+  unsigned is_managed = 0;
   CODE(1, cuPointerGetAttribute(&is_managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, used));
   CODE(1, cuPointerGetAttribute(&is_managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, unused));
 }

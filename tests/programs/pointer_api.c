@@ -160,7 +160,7 @@ static void test_unknown(void) {
   int ordinal = 9;
   void* owner = &on_stack;
   void* device_pointer = &on_stack;
-  unsigned char managed = 9;
+  unsigned managed = 9;
   void* data[] = {&type, &ordinal, &owner, &device_pointer, &managed};
   CUpointer_attribute which[] = {CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
                                  CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_POINTER,

@@ -74,6 +74,9 @@ enum orion_op_code {
   ORION_OP_SHARE_IMPORT = 136,
   ORION_OP_HOST_COHERENT = 170,
   ORION_OP_HOST_PUBLISH = 171,
+  ORION_OP_HOST_VARIABLE = 172,
+  ORION_OP_HOST_VARIABLE_END = 173,
+  ORION_OP_HOST_PULL = 174,
   ORION_OP_HOST_REGISTER_AT = 180,
   ORION_OP_TENSOR_MAP_ENCODE = 190,
   ORION_OP_TENSOR_MAP_REPLACE_ADDRESS = 191,
@@ -544,8 +547,10 @@ _Static_assert(sizeof(orion_op_module_get_global) == 40, "orion_op_module_get_gl
 typedef struct orion_reply_module_get_global {
   uint64_t device_address;
   uint64_t size_bytes;
+  uint32_t managed;
+  uint32_t pad;
 } orion_reply_module_get_global;
-_Static_assert(sizeof(orion_reply_module_get_global) == 16, "orion_reply_module_get_global");
+_Static_assert(sizeof(orion_reply_module_get_global) == 24, "orion_reply_module_get_global");
 
 // cuFuncSetAttribute.
 typedef struct orion_op_function_set_attribute {
@@ -851,13 +856,38 @@ typedef struct orion_op_host_coherent {
 } orion_op_host_coherent;
 _Static_assert(sizeof(orion_op_host_coherent) == 48, "orion_op_host_coherent");
 
-// over a network: when the stream's earlier work is done, what it has changed in this coherent range is sent, ahead of every later completion word.
+// over a network, and of variables: when the stream's earlier work is done, what it has changed in this coherent range is sent (or stored in the arena), ahead of every later completion word.
 typedef struct orion_op_host_publish {
   orion_op op;
   uint64_t arena_off;
   uint64_t size_bytes;
 } orion_op_host_publish;
 _Static_assert(sizeof(orion_op_host_publish) == 48, "orion_op_host_publish");
+
+// whole pages of the arena stand for those of a managed variable at `address`, as LIBRARY_LOOKUP or MODULE_GET_GLOBAL has told it: a coherent range whose bytes kernels find there; the reply comes behind its content.
+typedef struct orion_op_host_variable {
+  orion_op op;
+  uint64_t arena_off;
+  uint64_t size_bytes;
+  uint64_t address;
+} orion_op_host_variable;
+_Static_assert(sizeof(orion_op_host_variable) == 56, "orion_op_host_variable");
+
+// ends a HOST_VARIABLE, after all that was parked before it.
+typedef struct orion_op_host_variable_end {
+  orion_op op;
+  uint64_t arena_off;
+  uint64_t size_bytes;
+} orion_op_host_variable_end;
+_Static_assert(sizeof(orion_op_host_variable_end) == 48, "orion_op_host_variable_end");
+
+// over shared memory: what the client has changed in the arena's pages of a variable goes to where kernels find it.
+typedef struct orion_op_host_pull {
+  orion_op op;
+  uint64_t arena_off;
+  uint64_t size_bytes;
+} orion_op_host_pull;
+_Static_assert(sizeof(orion_op_host_pull) == 48, "orion_op_host_pull");
 
 // like HOST_REGISTER, and the worker has the same pages at `address` too, where the program has them and where kernels find them; 208 when something else lies there; HOST_UNREGISTER ends both.
 typedef struct orion_op_host_register_at {
@@ -1204,7 +1234,7 @@ typedef struct orion_op_kernel_set_cache_config {
 } orion_op_kernel_set_cache_config;
 _Static_assert(sizeof(orion_op_kernel_set_cache_config) == 48, "orion_op_kernel_set_cache_config");
 
-// kind 0: cuLibraryGetManaged, 1: cuLibraryGetUnifiedFunction. Tail: name, not terminated.
+// kind 0: cuLibraryGetManaged, which needs no context; 1: cuLibraryGetUnifiedFunction. Tail: name, not terminated.
 typedef struct orion_op_library_lookup {
   orion_op op;
   uint32_t library;
@@ -1316,6 +1346,9 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_SHARE_IMPORT] = {"SHARE_IMPORT", sizeof(orion_op_share_import), ORION_OPF_REPLY, 0},
     [ORION_OP_HOST_COHERENT] = {"HOST_COHERENT", sizeof(orion_op_host_coherent), 0, 0},
     [ORION_OP_HOST_PUBLISH] = {"HOST_PUBLISH", sizeof(orion_op_host_publish), ORION_OPF_STREAM, 0},
+    [ORION_OP_HOST_VARIABLE] = {"HOST_VARIABLE", sizeof(orion_op_host_variable), ORION_OPF_REPLY, 0},
+    [ORION_OP_HOST_VARIABLE_END] = {"HOST_VARIABLE_END", sizeof(orion_op_host_variable_end), ORION_OPF_REPLY, 0},
+    [ORION_OP_HOST_PULL] = {"HOST_PULL", sizeof(orion_op_host_pull), 0, 0},
     [ORION_OP_HOST_REGISTER_AT] = {"HOST_REGISTER_AT", sizeof(orion_op_host_register_at), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_TENSOR_MAP_ENCODE] = {"TENSOR_MAP_ENCODE", sizeof(orion_op_tensor_map_encode), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},
     [ORION_OP_TENSOR_MAP_REPLACE_ADDRESS] = {"TENSOR_MAP_REPLACE_ADDRESS", sizeof(orion_op_tensor_map_replace_address), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 1},

@@ -12,10 +12,11 @@ typedef struct candidate {
   orion_session* session;  // NULL: unused
   uint64_t address, offset, bytes;
   bool active;
-  bool always;  // managed: used by every launch
+  bool always;    // managed: used by every launch
+  bool variable;  // used by all work: orion_coherent_before_work
 } candidate;
 
-_Atomic uint32_t orion_coherent_candidates;
+_Atomic uint32_t orion_coherent_candidates, orion_coherent_variables;
 
 // Lock order: a stream's mutex, then this one. Operations are submitted under it, so that a range's HOST_COHERENT
 // stands before whatever relies on it.
@@ -71,6 +72,7 @@ void orion_coherent_remove(orion_session* session, uint64_t arena_offset) {
     if (candidates[i].active) orion_coherent_end(session, arena_offset, candidates[i].bytes);
     candidates[i].session = NULL;
     if (candidates[i].always) atomic_fetch_sub(&always_count, 1);
+    if (candidates[i].variable) atomic_fetch_sub(&orion_coherent_variables, 1);
     atomic_fetch_sub(&orion_coherent_candidates, 1);
   }
   pthread_mutex_unlock(&mutex);
@@ -108,6 +110,50 @@ bool orion_coherent_add_managed(orion_session* session, uint64_t arena_offset, u
   return active;
 }
 
+CUresult orion_coherent_add_variable(orion_session* session, uint64_t address, uint64_t arena_offset, uint64_t bytes) {
+  const candidate fresh = {
+      .session = session, .address = address, .offset = arena_offset, .bytes = bytes, .variable = true};
+  orion_op_host_variable op = {
+      .op = {.code = ORION_OP_HOST_VARIABLE}, .arena_off = arena_offset, .size_bytes = bytes, .address = address};
+  pthread_mutex_lock(&mutex);
+  candidate* c = add(&fresh);
+  CUresult result = c == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+  if (c != NULL) {
+    // Before the content comes, so that it is not taken for the program's own.
+    c->active = !orion_over_network(session) || orion_coherent_begin(session, arena_offset, bytes, true);
+    result = c->active ? orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL) : CUDA_ERROR_OUT_OF_MEMORY;
+    if (result == CUDA_SUCCESS) {
+      atomic_fetch_add(&orion_coherent_variables, 1);
+    } else {
+      if (c->active) orion_coherent_end(session, arena_offset, bytes);
+      c->session = NULL;
+      atomic_fetch_sub(&orion_coherent_candidates, 1);
+    }
+  }
+  pthread_mutex_unlock(&mutex);
+  return result;
+}
+
+uint64_t orion_coherent_before_work(orion_stream* stream, orion_op* op) {
+  uint64_t seen = 0;
+  pthread_mutex_lock(&mutex);
+  for (uint32_t i = 0; i < count; i++) {
+    const candidate* c = &candidates[i];
+    if (!c->variable || c->session != stream->session) continue;
+    seen |= bit_of(i);
+    if (orion_over_network(c->session)) {
+      const uint64_t sequence = orion_coherent_push(c->session, c->offset, c->bytes);
+      if (sequence > op->bulk_seq) op->bulk_seq = sequence;
+    } else {
+      orion_op_host_pull pull = {.op = {.code = ORION_OP_HOST_PULL}, .arena_off = c->offset, .size_bytes = c->bytes};
+      (void)orion_submit(c->session, &pull.op, sizeof pull, NULL, 0);
+    }
+  }
+  pthread_mutex_unlock(&mutex);
+  if (seen != 0) atomic_fetch_or(&stream->coherent, seen);
+  return seen;
+}
+
 /// Under the mutex: what the range's bytes need before an operation of `stream`.
 static uint64_t touch(uint32_t index, orion_stream* stream, orion_op* op) {
   candidate* c = &candidates[index];
@@ -124,7 +170,8 @@ uint64_t orion_coherent_always(orion_stream* stream, orion_op* op) {
   uint64_t seen = 0;
   pthread_mutex_lock(&mutex);
   for (uint32_t i = 0; i < count; i++) {
-    if (candidates[i].session == stream->session && (all || candidates[i].always)) seen |= touch(i, stream, op);
+    const candidate* c = &candidates[i];
+    if (c->session == stream->session && (all || c->always) && !c->variable) seen |= touch(i, stream, op);
   }
   pthread_mutex_unlock(&mutex);
   if (seen != 0) atomic_fetch_or(&stream->coherent, seen);
@@ -149,7 +196,7 @@ uint64_t orion_coherent_params(orion_stream* stream, orion_op* op, const void* p
     if (last < count && candidates[last].session == stream->session && contains(&candidates[last], value)) continue;
     for (uint32_t i = 0; i < count; i++) {
       if (candidates[i].session != stream->session || !contains(&candidates[i], value)) continue;
-      if (!candidates[i].always) seen |= touch(i, stream, op);
+      if (!candidates[i].always && !candidates[i].variable) seen |= touch(i, stream, op);
       last = i;
     }
   }

@@ -1,4 +1,5 @@
-// Host memory that kernels use over a network: which of it an operation may touch, and when its bytes travel.
+// Memory that the program and kernels use and of which both ends hold copies: host memory over a network, and managed
+// variables over any transport: which of it an operation may touch, and when its bytes travel.
 //
 // Before an operation that may read such memory, what the program has changed is sent, and the operation waits for it.
 // Behind one that may write it, the next marker of the stream (a wait, a record, a host function) is preceded by
@@ -24,6 +25,16 @@ void orion_coherent_flush(orion_session* session);
 /// orion_coherent_add for managed memory, which every launch may use, whatever its parameters are. Nothing of it has
 /// travelled: it is zero on the worker's side. False: out of memory.
 bool orion_coherent_add_managed(orion_session* session, uint64_t arena_offset, uint64_t bytes, uint32_t context);
+
+/// The arena's pages stand for those of a managed variable, which the worker has at `address` and the program has too;
+/// they are zero, and have the variable's content when this returns. All work of the session may use it.
+CUresult orion_coherent_add_variable(orion_session* session, uint64_t address, uint64_t arena_offset, uint64_t bytes);
+
+/// How many there are. 0: the next function has nothing to do.
+extern _Atomic uint32_t orion_coherent_variables;
+/// Before any operation that is work of `stream`: variables have what the program has written. The result goes into
+/// stream->coherent behind it.
+uint64_t orion_coherent_before_work(orion_stream* stream, orion_op* op);
 
 /// What every launch of `stream` may use, and what `params` point to. Once for each operation, and once for each of the
 /// kernels in it.

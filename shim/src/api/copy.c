@@ -8,6 +8,7 @@
 #include "copier.h"
 #include "device_output.h"
 #include "managed.h"
+#include "variable.h"
 
 #define INLINE_BYTES 4096ull
 // Pieces beyond a thread's first that may hold staging while it waits for more: bounded below the staging's size, so
@@ -32,11 +33,13 @@ CUresult orion_place_device(uint64_t address, uint64_t bytes, bool unified, orio
     const CUresult result = orion_managed_ready(range.context->session);
     if (result != CUDA_SUCCESS) return result;
   }
+  const bool is_variable = range.kind == ORION_MEMORY_VARIABLE;
   *place = (orion_place){.side = pinned ? ORION_SIDE_HOST : ORION_SIDE_DEVICE,
                          .address = address,
                          .arena_shift = range.arena_shift,
                          .pinned = pinned,
-                         .context = range.context};
+                         .is_variable = is_variable,
+                         .context = is_variable ? orion_variable_context(&range) : range.context};
   return CUDA_SUCCESS;
 }
 
@@ -50,7 +53,8 @@ orion_place orion_place_host(const void* address, uint64_t bytes) {
     place.context = range.context;
   } else if (orion_is_device(range.kind) && range.whole) {
     place.side = ORION_SIDE_DEVICE;  // unified addresses: the name of the call does not bind
-    place.context = range.context;
+    place.is_variable = range.kind == ORION_MEMORY_VARIABLE;
+    place.context = place.is_variable ? orion_variable_context(&range) : range.context;
   }
   return place;
 }
@@ -314,14 +318,15 @@ CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place s
     stream = &device_side->null_stream;
   }
   CUresult result;
+  const bool sees = destination.is_variable || source.is_variable;  // the program may look at once, or write anew
   if (to_device && from_device) {
     result = submit_d2d(stream, destination, source, bytes);
-    wait = false;
+    wait = wait && sees;
   } else if (to_device) {
     const bool in_place = source.pinned && source.context->session == stream->session;
     result = in_place ? push_in_place(stream, destination.address, &source, bytes)
                       : push_pageable(stream, destination.address, source.address, bytes);
-    wait = wait && in_place;  // from pageable memory the bytes are taken already
+    wait = wait && (in_place || sees);  // from pageable memory the bytes are taken already
   } else {
     const bool in_place = destination.pinned && destination.context->session == stream->session;
     result = in_place ? pull_pinned(stream, &destination, source.address, bytes)

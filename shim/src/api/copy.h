@@ -12,6 +12,7 @@ typedef struct orion_place {
   uint64_t address;
   uint64_t arena_shift;  // of pinned memory: its address plus this is the arena's
   bool pinned;
+  bool is_variable;        // device memory that the program reads and writes itself
   orion_context* context;  // of device and pinned memory
 } orion_place;
 

@@ -124,8 +124,10 @@ static CUresult copy_volume(orion_stream* stream, const orion_region* to, const 
   if (elsewhere || (!to_device && !from_device) || (v->width_bytes > ORION_COPY_PIECE_BYTES && !is_captured)) {
     return copy_by_row(stream, to, from, v, wait);
   }
+  const bool sees = wait && (to->place.is_variable || from->place.is_variable);
   if (to_device && from_device) {
-    return submit_volume(stream, to, to->place.address, 2, from, from->place.address, 2, v, 0);
+    const CUresult result = submit_volume(stream, to, to->place.address, 2, from, from->place.address, 2, v, 0);
+    return result == CUDA_SUCCESS && sees ? orion_copy_wait(stream) : result;
   }
   const orion_place* host = to_device ? &from->place : &to->place;
   // Over a network each slice is noted by itself: very many go through staging.
@@ -134,8 +136,9 @@ static CUresult copy_volume(orion_stream* stream, const orion_region* to, const 
       host->pinned && host->context->session == stream->session && (noted || !orion_over_network(stream->session));
   if (is_captured && !in_place) return capture_rows(stream, to, from, v);
   if (in_place) return copy_pinned(stream, to, from, v, wait);
-  return to_device ? orion_push_rows(stream, from, v, submit_pushed, to)
-                   : orion_pull_rows(stream, to, v, submit_pulled, from);
+  const CUresult result = to_device ? orion_push_rows(stream, from, v, submit_pushed, to)
+                                    : orion_pull_rows(stream, to, v, submit_pulled, from);
+  return result == CUDA_SUCCESS && sees ? orion_copy_wait(stream) : result;
 }
 
 static CUresult copy_ends(const orion_copy_end* to_end, const orion_copy_end* from_end, const orion_volume* v,

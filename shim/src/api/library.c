@@ -7,6 +7,7 @@
 
 #include "kernel.h"
 #include "upload.h"
+#include "variable.h"
 
 static orion_table libraries = ORION_TABLE(ORION_TAG_LIBRARY, orion_library, 65536, 16);
 
@@ -168,6 +169,7 @@ ORION_API CUresult cuLibraryUnload(CUlibrary handle) {
     if (library->modules[i] != NULL) (void)orion_module_unload(library->modules[i]);
   }
   orion_kernels_end(library);
+  orion_variables_end(library->handle);
   for (uint32_t i = 0; i < orion_device_states(); i++) {
     if ((library->loaded & 1ull << i) == 0) continue;
     orion_op_library_unload op = {.op = {.code = ORION_OP_LIBRARY_UNLOAD}, .library = library->entry.index};
@@ -240,38 +242,43 @@ ORION_API CUresult cuLibraryGetGlobal(CUdeviceptr* address, size_t* bytes, CUlib
 
 enum { LOOKUP_MANAGED = 0, LOOKUP_UNIFIED = 1 };
 
-static CUresult lookup(CUlibrary handle, const char* name, uint32_t kind, orion_reply_library_lookup* reply) {
-  orion_context* context;
-  CUresult result = orion_current(&context);
-  if (result != CUDA_SUCCESS) return result;
+/// In a context, or (NULL) without any.
+static CUresult lookup(CUlibrary handle, const char* name, uint32_t kind, const orion_context* context,
+                       orion_reply_library_lookup* reply) {
+  orion_session* session = context != NULL ? context->session : orion_library_session();
   orion_library* library = orion_library_find(handle, NULL);
   ORION_REQUIRE(library != NULL, CUDA_ERROR_INVALID_HANDLE);
   const size_t name_bytes = strlen(name);
   ORION_REQUIRE(name_bytes != 0 && name_bytes <= ORION_NAME_LIMIT_BYTES, CUDA_ERROR_NOT_FOUND);
-  result = orion_library_load_on(library, context->session);
+  const CUresult result = orion_library_load_on(library, session);
   if (result != CUDA_SUCCESS) return result;
-  orion_op_library_lookup op = {.op = {.code = ORION_OP_LIBRARY_LOOKUP, .context = (uint16_t)context->entry.index},
-                                .library = library->entry.index,
-                                .kind = kind};
-  return orion_call(context->session, &op.op, sizeof op, name, (uint32_t)name_bytes, reply, sizeof *reply, NULL);
+  const uint16_t index = context != NULL ? (uint16_t)context->entry.index : 0;
+  orion_op_library_lookup op = {
+      .op = {.code = ORION_OP_LIBRARY_LOOKUP, .context = index}, .library = library->entry.index, .kind = kind};
+  return orion_call(session, &op.op, sizeof op, name, (uint32_t)name_bytes, reply, sizeof *reply, NULL);
 }
 
 ORION_API CUresult cuLibraryGetManaged(CUdeviceptr* address, size_t* bytes, CUlibrary handle, const char* name) {
   ORION_ENTER();
   ORION_REQUIRE(name != NULL && (address != NULL || bytes != NULL), CUDA_ERROR_INVALID_VALUE);
   orion_reply_library_lookup reply = {0};
-  const CUresult result = lookup(handle, name, LOOKUP_MANAGED, &reply);
+  CUresult result = lookup(handle, name, LOOKUP_MANAGED, NULL, &reply);
   if (result != CUDA_SUCCESS) return result;
-  // Its address would be one of the worker's process, which this one does not share.
-  orion_log(ORION_LOG_WARN, "cuLibraryGetManaged: %.200s is a __managed__ variable, which is not supported", name);
-  return CUDA_ERROR_NOT_SUPPORTED;
+  result = orion_variable_add(orion_library_session(), (uint64_t)(uintptr_t)handle, NULL, name, reply.address,
+                              reply.size_bytes);
+  if (result != CUDA_SUCCESS) return result;
+  if (address != NULL) *address = reply.address;
+  if (bytes != NULL) *bytes = reply.size_bytes;
+  return CUDA_SUCCESS;
 }
 
 ORION_API CUresult cuLibraryGetUnifiedFunction(void** address, CUlibrary handle, const char* name) {
   ORION_ENTER();
   ORION_REQUIRE(address != NULL && name != NULL, CUDA_ERROR_INVALID_VALUE);
   orion_reply_library_lookup reply = {0};
-  const CUresult result = lookup(handle, name, LOOKUP_UNIFIED, &reply);
+  orion_context* context;
+  CUresult result = orion_current(&context);
+  if (result == CUDA_SUCCESS) result = lookup(handle, name, LOOKUP_UNIFIED, context, &reply);
   if (result == CUDA_SUCCESS) *address = (void*)(uintptr_t)reply.address;  // NOLINT(performance-no-int-to-ptr)
   return result;
 }

@@ -18,7 +18,8 @@ static const orion_advice no_advice = {.preferred = {CU_MEM_LOCATION_TYPE_INVALI
 /// Under the memory mutex: the managed allocation that holds the whole range. NULL: there is none.
 static orion_managed* managed_of(uint64_t address, uint64_t bytes) {
   const orion_extent* found = orion_extent_containing(orion_allocations, address);
-  if (found == NULL || ((const orion_allocation*)found)->kind != ORION_MEMORY_MANAGED) return NULL;
+  const enum orion_memory_kind kind = found == NULL ? ORION_MEMORY_PAGEABLE : ((const orion_allocation*)found)->kind;
+  if (kind != ORION_MEMORY_MANAGED && kind != ORION_MEMORY_VARIABLE) return NULL;
   const bool whole = bytes != 0 && bytes <= found->bytes - (address - found->start);
   return whole ? (orion_managed*)(uintptr_t)found : NULL;
 }
@@ -271,7 +272,8 @@ ORION_API CUresult cuStreamAttachMemAsync(CUstream handle, CUdeviceptr address, 
                 CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE(flags != CU_MEM_ATTACH_SINGLE || stream->wire_index != 0, CUDA_ERROR_INVALID_VALUE);
   const orion_range range = orion_find_range(address, 1);
-  ORION_REQUIRE(range.kind == ORION_MEMORY_MANAGED && (bytes == 0 || bytes == range.bytes), CUDA_ERROR_INVALID_VALUE);
+  const bool is_managed = range.kind == ORION_MEMORY_MANAGED || range.kind == ORION_MEMORY_VARIABLE;
+  ORION_REQUIRE(is_managed && (bytes == 0 || bytes == range.bytes), CUDA_ERROR_INVALID_VALUE);
   return CUDA_SUCCESS;
 }
 

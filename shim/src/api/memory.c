@@ -7,6 +7,7 @@
 #include "capture.h"
 #include "coherent.h"
 #include "managed.h"
+#include "variable.h"
 #include "virtual_memory.h"
 
 #define PAGE_BYTES 4096ull
@@ -265,6 +266,7 @@ ORION_API CUresult cuMemFreeHost(void* address) {
 }
 
 void orion_context_pinned_end(orion_context* context) {
+  orion_variables_end_in(context);
   for (uint64_t above = 0;;) {
     pthread_mutex_lock(&orion_memory_mutex);
     orion_allocation* found;

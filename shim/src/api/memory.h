@@ -15,6 +15,7 @@ enum orion_memory_kind {
   ORION_MEMORY_POOL,          // cuMemAllocAsync: an orion_pool_block
   ORION_MEMORY_IMPORTED,      // cuIpcOpenMemHandle: an orion_imported
   ORION_MEMORY_MANAGED,       // cuMemAllocManaged: an orion_managed, in the host arena like pinned memory
+  ORION_MEMORY_VARIABLE,      // `__managed__`: an orion_variable, for copies device memory of any context
 };
 
 /// What [address, +bytes) is. `whole` is false when the range leaves its allocation.
@@ -45,7 +46,7 @@ typedef struct orion_allocation {
 
 static inline bool orion_is_device(enum orion_memory_kind kind) {
   return kind == ORION_MEMORY_DEVICE || kind == ORION_MEMORY_GLOBAL || kind == ORION_MEMORY_MAPPED ||
-         kind == ORION_MEMORY_POOL || kind == ORION_MEMORY_IMPORTED;
+         kind == ORION_MEMORY_POOL || kind == ORION_MEMORY_IMPORTED || kind == ORION_MEMORY_VARIABLE;
 }
 
 /// The worker reads and writes it in place, and kernels find it at the program's address.

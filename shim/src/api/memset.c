@@ -84,7 +84,11 @@ static CUresult submit_fill(const fill* f, CUstream handle, bool waits) {
   }
   // Memory of another device than the stream's: its NULL stream does the work, after what the stream has so far.
   const bool elsewhere = !orion_is_captured(stream) && place.context->device != stream->context->device;
-  if (!elsewhere) return submit(f, stream);
+  if (!elsewhere) {
+    result = submit(f, stream);
+    const bool sees = place.is_variable && waits && !orion_is_captured(stream);
+    return result == CUDA_SUCCESS && sees ? orion_copy_wait(stream) : result;
+  }
   result = orion_stream_synchronize(stream);
   stream = &place.context->null_stream;
   if (result == CUDA_SUCCESS) result = submit(f, stream);

@@ -7,6 +7,7 @@
 #include "library.h"
 #include "memory.h"
 #include "upload.h"
+#include "variable.h"
 
 #define NAME_LIMIT_BYTES 32768u
 #define FILE_LIMIT_BYTES (1ull << 32)
@@ -158,6 +159,7 @@ CUresult orion_module_unload(CUmodule handle) {
       orion_remove_global(module->context, global->address);
     }
     pthread_mutex_unlock(&module->mutex);
+    orion_variables_end(module->handle);
     orion_op_module_unload op = {
         .op = {.code = ORION_OP_MODULE_UNLOAD, .context = (uint16_t)module->context->entry.index},
         .module = module->entry.index};
@@ -281,6 +283,11 @@ CUresult orion_module_global(orion_module* module, const char* name, uint64_t* a
     orion_reply_module_get_global reply = {0};
     result =
         orion_call(module->context->session, &op.op, sizeof op, name, (uint32_t)name_bytes, &reply, sizeof reply, NULL);
+    if (result == CUDA_SUCCESS && reply.managed != 0) {
+      const uint64_t owner = module->library != 0 ? module->library : module->handle;
+      orion_context* bound = module->library != 0 ? NULL : module->context;
+      result = orion_variable_add(module->context->session, owner, bound, name, reply.device_address, reply.size_bytes);
+    }
     if (result == CUDA_SUCCESS) {
       global = calloc(1, sizeof *global);
       char* copy = strdup(name);
@@ -291,7 +298,7 @@ CUresult orion_module_global(orion_module* module, const char* name, uint64_t* a
       } else {
         *global = (orion_global){copy, reply.device_address, reply.size_bytes, module->globals};
         module->globals = global;
-        orion_add_global(module->context, reply.device_address, reply.size_bytes);
+        if (reply.managed == 0) orion_add_global(module->context, reply.device_address, reply.size_bytes);
       }
     }
   }

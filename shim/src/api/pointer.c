@@ -101,7 +101,7 @@ static bool describe(uint64_t address, orion_description* known) {
       describe_mapping(known, (const orion_mapping*)found, device);
     } else if (found->kind == ORION_MEMORY_POOL) {
       pool = ((const orion_pool_block*)found)->pool;
-    } else if (orion_is_device(found->kind)) {
+    } else if (orion_is_device(found->kind) && found->kind != ORION_MEMORY_VARIABLE) {
       known->access = plain_access(current, found->context);
       if (found->kind == ORION_MEMORY_DEVICE) widen_to_chunks(known);
     } else {
@@ -118,6 +118,10 @@ static bool is_host(const orion_description* known) {
   return known->kind == ORION_MEMORY_PINNED || orion_is_registered(known->kind);
 }
 
+static bool is_managed(const orion_description* known) {
+  return known->kind == ORION_MEMORY_MANAGED || known->kind == ORION_MEMORY_VARIABLE;
+}
+
 static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint64_t address,
                                 const orion_description* known) {
   switch (attribute) {
@@ -129,7 +133,7 @@ static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint6
       if (known->kind == ORION_MEMORY_REGISTERED) return CUDA_ERROR_INVALID_VALUE;
       return write_u64(data, address);
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
-      if (!is_host(known) && known->kind != ORION_MEMORY_MANAGED) return CUDA_ERROR_INVALID_VALUE;
+      if (!is_host(known) && !is_managed(known)) return CUDA_ERROR_INVALID_VALUE;
       return write_u64(data, address);
     case CU_POINTER_ATTRIBUTE_P2P_TOKENS:
       return CUDA_ERROR_NOT_SUPPORTED;
@@ -138,7 +142,7 @@ static CUresult write_attribute(void* data, CUpointer_attribute attribute, uint6
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:
       return write_u64(data, known->buffer_id);
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
-      return write_bool(data, known->kind == ORION_MEMORY_MANAGED);
+      return write_u32(data, is_managed(known));  // the runtime reads an int
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       return write_u32(data, known->device->ordinal);
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
@@ -189,9 +193,9 @@ static void write_unknown(void* data, CUpointer_attribute attribute) {
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
       (void)write_u32(data, 0);
       break;
-    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:

@@ -42,7 +42,13 @@ CUresult orion_stream_submit(orion_stream* stream, orion_op* op, uint32_t head_b
   if (orion_is_captured(stream)) return orion_capture_operation(stream, op, head_bytes, tail, tail_bytes);
   op->context = (uint16_t)stream->context->entry.index;
   op->stream = stream->wire_index;
+  uint64_t seen = 0;
+  if (__builtin_expect(atomic_load_explicit(&orion_coherent_variables, memory_order_relaxed) != 0, 0) &&
+      (ORION_OP_INFO[op->code].flags & ORION_OPF_WORK) != 0) {
+    seen = orion_coherent_before_work(stream, op);
+  }
   const CUresult result = orion_submit(stream->session, op, head_bytes, tail, tail_bytes);
+  orion_coherent_after(stream, seen);
   atomic_store_explicit(&stream->dirty, 1, memory_order_release);
   return result;
 }

@@ -16,6 +16,9 @@ static inline orion_page_range orion_pages_of(uint64_t address, uint64_t bytes) 
   return (orion_page_range){first, end - first};
 }
 
+/// Maps pages where nothing is. NULL, or why not.
+const char* orion_map_free(uint64_t address, uint64_t bytes, int flags, int fd, uint64_t offset);
+
 /// Looks at all mappings of the pages: the first fault, or NULL.
 const char* orion_examine_pages(orion_page_range pages, const char* (*fault)(const orion_mapping_line* line));
 

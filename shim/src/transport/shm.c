@@ -93,6 +93,15 @@ static bool shm_adopt_end(orion_session* session, uint64_t address, uint64_t byt
   return orion_pages_return(&state_of(session)->arena, address, bytes, offset);
 }
 
+static const char* shm_place(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset) {
+  return orion_pages_place(&state_of(session)->arena, address, bytes, offset);
+}
+
+static void shm_unplace(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset) {
+  (void)session, (void)offset;
+  munmap((void*)(uintptr_t)address, bytes);  // NOLINT(performance-no-int-to-ptr): shm_place has mapped it
+}
+
 static void shm_close(orion_session* session) {
   const int fd = atomic_exchange(&state_of(session)->socket_fd, -1);
   if (fd >= 0) close(fd);
@@ -116,6 +125,8 @@ static const orion_transport shm_transport = {
     .adoptable = shm_adoptable,
     .adopt = shm_adopt,
     .adopt_end = shm_adopt_end,
+    .place = shm_place,
+    .unplace = shm_unplace,
     .client_word = shm_client_word,
     .drop_pages = shm_drop_pages,
     .close = shm_close,

@@ -239,6 +239,16 @@ const char* orion_pages_move(const orion_page_source* source, uint64_t address, 
   return why;
 }
 
+const char* orion_pages_place(const orion_page_source* source, uint64_t address, uint64_t bytes, uint64_t offset) {
+  pthread_once(&fork_once, register_fork_handlers);
+  if (!has_fork_handlers) return "out of memory";
+  pthread_mutex_lock(&mutex);
+  any_moved = true;
+  const char* why = orion_map_free(address, bytes, MAP_SHARED, source->fd, offset);
+  pthread_mutex_unlock(&mutex);
+  return why;
+}
+
 static bool is_of(const orion_page_source* source, const orion_mapping_line* line) {
   return line->inode == source->inode && makedev(line->device_major, line->device_minor) == source->device;
 }

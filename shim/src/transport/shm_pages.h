@@ -18,6 +18,8 @@ bool orion_pages_source(int fd, uint8_t* base, orion_page_source* source);
 const char* orion_pages_movable(uint64_t address, uint64_t bytes);
 /// Moves them to `offset` of the source. NULL, or why not; then some may have moved, and orion_pages_return undoes it.
 const char* orion_pages_move(const orion_page_source* source, uint64_t address, uint64_t bytes, uint64_t offset);
+/// Maps pages of the source where nothing is. NULL, or why not. A forked child gets copies of them too.
+const char* orion_pages_place(const orion_page_source* source, uint64_t address, uint64_t bytes, uint64_t offset);
 /// Gives the program private pages with the same content, where it still has ours. False when some stay.
 bool orion_pages_return(const orion_page_source* source, uint64_t address, uint64_t bytes, uint64_t offset);
 

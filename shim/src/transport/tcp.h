@@ -147,6 +147,8 @@ void orion_tcp_store(tcp_state* state, uint64_t offset, const uint8_t* from, uin
 const char* orion_tcp_adoptable(orion_session* session, uint64_t address, uint64_t bytes);
 const char* orion_tcp_adopt(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
 bool orion_tcp_adopt_end(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
+const char* orion_tcp_place(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
+void orion_tcp_unplace(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
 /// Under the lock: where the bytes of an arena range are which is adopted as a whole or not at all.
 uint8_t* orion_tcp_memory(const tcp_state* state, uint64_t offset);
 /// Under the lock: stores into the arena.

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "../session/adopt.h"
 #include "../session/internal.h"
@@ -98,4 +99,17 @@ bool orion_tcp_adopt_end(orion_session* session, uint64_t address, uint64_t byte
   }
   pthread_mutex_unlock(&state->lock);
   return true;
+}
+
+const char* orion_tcp_place(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset) {
+  const char* why = orion_map_free(address, bytes, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (why == NULL && (why = orion_tcp_adopt(session, address, bytes, offset)) != NULL) {
+    munmap((void*)(uintptr_t)address, bytes);  // NOLINT(performance-no-int-to-ptr): mapped above
+  }
+  return why;
+}
+
+void orion_tcp_unplace(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset) {
+  (void)orion_tcp_adopt_end(session, address, bytes, offset);
+  munmap((void*)(uintptr_t)address, bytes);  // NOLINT(performance-no-int-to-ptr): orion_tcp_place has mapped it
 }

@@ -25,6 +25,8 @@ typedef struct orion_transport {
   const char* (*adoptable)(orion_session* session, uint64_t address, uint64_t bytes);
   const char* (*adopt)(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
   bool (*adopt_end)(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
+  const char* (*place)(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
+  void (*unplace)(orion_session* session, uint64_t address, uint64_t bytes, uint64_t offset);
   /// client_words[callback] = generation has been stored.
   void (*client_word)(orion_session* session, uint32_t callback, uint64_t generation);
   /// Gives the pages of an arena range back to the system; its content becomes zero.

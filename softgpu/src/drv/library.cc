@@ -13,7 +13,7 @@ CUresult Library::module_in(const std::shared_ptr<Context>& context, std::shared
   std::lock_guard lock(mutex);
   auto& slot = modules[{context->id, context->generation.load()}];
   if (!slot) {
-    const CUresult made = make_module(context, texts, &slot, log);
+    const CUresult made = make_module(context, texts, &slot, log, outline->managed_memory());
     if (made != CUDA_SUCCESS) return made;
     slot->owned_by_library = true;
   }
@@ -27,7 +27,7 @@ using namespace sg;
 
 namespace {
 
-/// Memory for a program that is only looked at, never run.
+/// Memory for a program that is only looked at, never run. Its managed variables are those of the library's modules.
 class OutlineSpace : public AddressSpace {
  public:
   bool find(uint64_t, Range*) const override { return false; }
@@ -41,6 +41,14 @@ class OutlineSpace : public AddressSpace {
     return memory;
   }
   void free_module_memory(void* address) override { std::free(address); }
+  void* allocate_managed_memory(size_t bytes) override {
+    return allocate_managed(Driver::get(), bytes, {0, 0, CU_MEM_ATTACH_GLOBAL});
+  }
+  void free_managed_memory(void* address) override {
+    Driver& driver = Driver::get();
+    const auto region = driver.map.remove(reinterpret_cast<uint64_t>(address));
+    if (region) driver.release_regions({*region});
+  }
 };
 
 CUresult load_library(CUlibrary* out, const void* code, unsigned count, const CUjit_option* options, void** values) {

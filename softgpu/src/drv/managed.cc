@@ -28,6 +28,25 @@ struct ManagedAdvice {
   std::map<uint64_t, Advice> from;
 };
 
+void* allocate_managed(Driver& driver, size_t bytes, const ManagedOwner& owner) {
+  if (bytes > SIZE_MAX - kPageBytes) return nullptr;
+  // More than the device has is allowed, and untouched pages cost nothing.
+  void* address = mmap(nullptr, round_up(bytes, kPageBytes), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (address == MAP_FAILED) return nullptr;
+  Region region;
+  region.begin = reinterpret_cast<uint64_t>(address);
+  region.end = region.begin + bytes;
+  region.kind = RegionKind::managed;
+  region.device = owner.device;
+  region.context_id = owner.context_id;
+  region.flags = owner.flags;
+  region.buffer_id = driver.map.next_buffer_id();
+  region.advice = std::make_shared<ManagedAdvice>();
+  driver.map.insert(std::move(region));
+  return address;
+}
+
 }  // namespace sg
 
 using namespace sg;
@@ -247,22 +266,9 @@ SG_API cuMemAllocManaged(CUdeviceptr* out, size_t bytes, unsigned flags) {
     check_capture_safe();
     if (!out || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST) return CUDA_ERROR_INVALID_VALUE;
-    if (bytes > SIZE_MAX - kPageBytes) return CUDA_ERROR_OUT_OF_MEMORY;
-    // More than the device has is allowed, and untouched pages cost nothing.
-    void* address = mmap(nullptr, round_up(bytes, kPageBytes), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (address == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
-    Region region;
-    region.begin = reinterpret_cast<uint64_t>(address);
-    region.end = region.begin + bytes;
-    region.kind = RegionKind::managed;
-    region.device = context.device;
-    region.context_id = context.id;
-    region.flags = flags;
-    region.buffer_id = driver.map.next_buffer_id();
-    region.advice = std::make_shared<ManagedAdvice>();
-    *out = region.begin;
-    driver.map.insert(std::move(region));
+    const void* address = allocate_managed(driver, bytes, {context.device, context.id, flags});
+    if (!address) return CUDA_ERROR_OUT_OF_MEMORY;
+    *out = reinterpret_cast<uint64_t>(address);
     return CUDA_SUCCESS;
   });
 }

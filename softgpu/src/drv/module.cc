@@ -45,13 +45,13 @@ CUresult Module::function(const char* name, std::shared_ptr<Function>* out) {
 }
 
 CUresult make_module(const std::shared_ptr<Context>& context, const std::vector<std::string>& texts,
-                     std::shared_ptr<Module>* out, std::string* log) {
+                     std::shared_ptr<Module>* out, std::string* log, void* managed) {
   auto module = std::make_shared<Module>();
   module->context = context;
   module->space = context->space;
   const std::vector<std::string_view> views(texts.begin(), texts.end());
   int code = CUDA_ERROR_INVALID_PTX;
-  module->program = link_ptx(views, *module->space, log, &code);
+  module->program = link_ptx(views, *module->space, log, &code, managed);
   if (!module->program) return code;
   Driver::get().modules.add(module);
   *out = std::move(module);

@@ -53,7 +53,7 @@ CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdev
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:
       return give<uint64_t>(data, region.buffer_id);
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
-      return give<bool>(data, region.kind == RegionKind::managed);
+      return give<unsigned>(data, region.kind == RegionKind::managed);  // the runtime reads an int
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       return give<int>(data, region.device);
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
@@ -95,12 +95,12 @@ CUresult attribute_of_unknown(int attribute, void* data) {
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       return give<int>(data, -2);  // CU_DEVICE_INVALID
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
       return give<unsigned>(data, 0);
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
       return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
-    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_MAPPED:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:

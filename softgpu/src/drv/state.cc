@@ -238,6 +238,10 @@ void* ContextSpace::allocate_module_memory(size_t bytes) {
   return reinterpret_cast<void*>(region.begin);
 }
 
+void* ContextSpace::allocate_managed_memory(size_t bytes) {
+  return allocate_managed(Driver::get(), bytes, {device_, context_id_, CU_MEM_ATTACH_GLOBAL});
+}
+
 void ContextSpace::free_module_memory(void* address) {
   Driver& driver = Driver::get();
   auto region = driver.map.remove(reinterpret_cast<uint64_t>(address));

@@ -41,6 +41,7 @@ class ContextSpace : public AddressSpace {
   bool texture(uint64_t handle, Texture* out) const override;
   void* allocate_module_memory(size_t bytes) override;
   void free_module_memory(void* address) override;
+  void* allocate_managed_memory(size_t bytes) override;
   std::atomic<uint32_t> peer_mask{0};
 
  private:
@@ -288,8 +289,16 @@ std::shared_ptr<Context> current_context();
 CUresult resolve_function(Driver& driver, const std::shared_ptr<Context>& context, CUfunction handle,
                           std::shared_ptr<Function>* out);
 
-/// Loads PTX texts into a context.
+/// Loads PTX texts into a context. `managed`: memory of their managed variables, where that is there already.
 CUresult make_module(const std::shared_ptr<Context>& context, const std::vector<std::string>& texts,
-                     std::shared_ptr<Module>* out, std::string* log);
+                     std::shared_ptr<Module>* out, std::string* log, void* managed = nullptr);
+
+struct ManagedOwner {
+  int device = 0;
+  uint64_t context_id = 0;  // 0: bound to no context
+  unsigned flags = 0;
+};
+/// managed.cc: memory in reach of the host and of every device. nullptr: out of memory.
+void* allocate_managed(Driver& driver, size_t bytes, const ManagedOwner& owner);
 
 }  // namespace sg

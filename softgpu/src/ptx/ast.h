@@ -74,6 +74,7 @@ struct Variable {
   bool unsized = false;         // name[]
   uint32_t register_count = 0;  // %r<n>
   bool external = false, weak = false, visible = false;
+  bool managed = false;
   std::vector<Initializer> init;
 
   uint64_t element_bytes() const { return uint64_t{bytes_of(type)} * vector_width; }

@@ -183,6 +183,7 @@ class Parser {
         expect('(');
         while (!eat(')')) {
           if (cur().kind == Tok::end) unexpected("')'");
+          if (is_dot("managed")) v->managed = true;
           advance();
         }
       } else if (t == "ptr") {

@@ -20,7 +20,7 @@ std::string str(std::string_view s) { return std::string(s.substr(0, 200)); }
 struct Placed {
   const Variable* variable;
   uint32_t module;
-  uint64_t offset;
+  uint64_t offset;  // in the memory of its kind
 };
 
 class Linker {
@@ -78,9 +78,10 @@ class Linker {
       if (v.space == Space::param) throw Error(v.line, ".param variable at module scope");
       if (v.external) continue;
       if (v.unsized) throw Error(v.line, "variable " + str(v.name) + " has no size");
-      uint64_t at = (bytes_ + v.alignment() - 1) / v.alignment() * v.alignment();
-      bytes_ = at + v.size_bytes();
-      if (bytes_ > kMaxModuleBytes) throw Error(v.line, "variables of the module are too large", kOutOfMemory);
+      uint64_t& bytes = v.managed ? managed_bytes_ : bytes_;
+      uint64_t at = (bytes + v.alignment() - 1) / v.alignment() * v.alignment();
+      bytes = at + v.size_bytes();
+      if (bytes > kMaxModuleBytes) throw Error(v.line, "variables of the module are too large", kOutOfMemory);
       s.address = placed_.size();  // until place() knows better
       define_name(m, v.name, v.visible, v.weak, s, v.line);
       placed_.push_back({&v, m, at});
@@ -117,10 +118,14 @@ class Linker {
       out_.memory = memory_.allocate_module_memory(bytes_);
       if (!out_.memory) throw Error(1, "out of memory for the module's variables", kOutOfMemory);
     }
-    uint64_t base = reinterpret_cast<uint64_t>(out_.memory);
+    if (managed_bytes_ && !out_.managed) {
+      out_.managed = memory_.allocate_managed_memory(managed_bytes_);
+      if (!out_.managed) throw Error(1, "out of memory for the module's managed variables", kOutOfMemory);
+      out_.owns_managed = true;
+    }
     for (auto& names : out_.names) {
       for (auto& [name, s] : names) {
-        if (s.kind == Symbol::Kind::variable) s.address = base + placed_[s.address].offset;
+        if (s.kind == Symbol::Kind::variable) s.address = reinterpret_cast<uint64_t>(place_of(placed_[s.address]));
       }
     }
     std::unordered_set<std::string_view> named;
@@ -131,9 +136,14 @@ class Linker {
       // visible one before another of the same name.
       auto it = visible_.find(v.name);
       if (it != visible_.end() ? it->second.symbol.variable == &v : named.insert(v.name).second) {
-        out_.globals.push_back({std::string(v.name), base + p.offset, v.size_bytes()});
+        out_.globals.push_back(
+            {std::string(v.name), reinterpret_cast<uint64_t>(place_of(p)), v.size_bytes(), v.managed});
       }
     }
+  }
+
+  uint8_t* place_of(const Placed& p) const {
+    return static_cast<uint8_t*>(p.variable->managed ? out_.managed : out_.memory) + p.offset;
   }
 
   uint64_t address_of(uint32_t m, const Initializer& e) {
@@ -153,7 +163,8 @@ class Linker {
 
   void initialize(const Placed& p) {
     const Variable& v = *p.variable;
-    uint8_t* to = static_cast<uint8_t*>(out_.memory) + p.offset;
+    if (v.managed && !out_.owns_managed) return;  // their owner has done so, and kernels may have changed them
+    uint8_t* to = place_of(p);
     uint32_t bytes = ptx::bytes_of(v.type);
     bool real = v.type == Type::f32 || v.type == Type::f64;
     for (const Initializer& e : v.init) {
@@ -182,7 +193,7 @@ class Linker {
   Linked& out_;
   std::unordered_map<std::string_view, Visible> visible_;
   std::vector<Placed> placed_;
-  uint64_t bytes_ = 0;
+  uint64_t bytes_ = 0, managed_bytes_ = 0;
 };
 
 }  // namespace

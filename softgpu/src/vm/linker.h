@@ -24,10 +24,12 @@ struct Linked {
   std::vector<Global> globals;
   uint32_t const_bytes = 0;
   void* memory = nullptr;
+  void* managed = nullptr;    // where the managed variables lie
+  bool owns_managed = false;  // they are this program's, and not another's
 };
 
 /// Fills `out` from out->texts. Throws ptx::Error, whose code() is a CUresult. out->memory, if set, belongs to the
-/// caller, also after an error.
+/// caller, also after an error; so does out->managed, if out->owns_managed.
 void link(AddressSpace& memory, Linked* out);
 
 }  // namespace sg::vm

@@ -132,9 +132,11 @@ class ProgramImpl : public Program {
     images_.clear();
     for (uint64_t p : heap_.allocations) memory_.free_module_memory(reinterpret_cast<void*>(p));
     if (linked_.memory) memory_.free_module_memory(linked_.memory);
+    if (linked_.owns_managed) memory_.free_managed_memory(linked_.managed);
   }
 
-  void load(const std::vector<std::string_view>& texts) {
+  void load(const std::vector<std::string_view>& texts, void* managed) {
+    linked_.managed = managed;
     for (std::string_view t : texts) linked_.texts.emplace_back(t);
     link(memory_, &linked_);
     for (const auto& module : linked_.modules) {
@@ -145,6 +147,7 @@ class ProgramImpl : public Program {
   }
 
   const std::vector<Global>& globals() const override { return linked_.globals; }
+  void* managed_memory() const override { return linked_.managed; }
   const std::vector<std::string>& kernel_names() const override { return names_; }
 
   const Kernel* kernel(std::string_view name, std::string* error, int* code) override {
@@ -349,10 +352,10 @@ class ProgramImpl : public Program {
 namespace sg {
 
 std::unique_ptr<Program> link_ptx(const std::vector<std::string_view>& texts, AddressSpace& memory, std::string* log,
-                                  int* code) {
+                                  int* code, void* managed) {
   auto program = std::make_unique<vm::ProgramImpl>(memory);
   try {
-    program->load(texts);
+    program->load(texts, managed);
   } catch (const ptx::Error& e) {
     if (log) *log = e.what();
     if (code) *code = e.code();

@@ -15,8 +15,30 @@ op(
     "HOST_PUBLISH",
     "arena_off:u64 size_bytes:u64",
     "stream",
-    "over a network: when the stream's earlier work is done, what it has changed in this coherent range is sent, ahead "
-    "of every later completion word",
+    "over a network, and of variables: when the stream's earlier work is done, what it has changed in this coherent "
+    "range is sent (or stored in the arena), ahead of every later completion word",
+)
+op(
+    172,
+    "HOST_VARIABLE",
+    "arena_off:u64 size_bytes:u64 address:u64",
+    "reply",
+    "whole pages of the arena stand for those of a managed variable at `address`, as LIBRARY_LOOKUP or "
+    "MODULE_GET_GLOBAL has told it: a coherent range whose bytes kernels find there; the reply comes behind its content",
+)
+op(
+    173,
+    "HOST_VARIABLE_END",
+    "arena_off:u64 size_bytes:u64",
+    "reply",
+    "ends a HOST_VARIABLE, after all that was parked before it",
+)
+op(
+    174,
+    "HOST_PULL",
+    "arena_off:u64 size_bytes:u64",
+    "",
+    "over shared memory: what the client has changed in the arena's pages of a variable goes to where kernels find it",
 )
 op(
     180,

@@ -121,7 +121,7 @@ op(
     "LIBRARY_LOOKUP",
     "library:u32 kind:u32",
     "reply",
-    "kind 0: cuLibraryGetManaged, 1: cuLibraryGetUnifiedFunction",
+    "kind 0: cuLibraryGetManaged, which needs no context; 1: cuLibraryGetUnifiedFunction",
     tail="name, not terminated",
     reply="address:u64 size_bytes:u64",
 )

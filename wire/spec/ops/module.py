@@ -28,7 +28,7 @@ op(
     "reply",
     "cuModuleGetGlobal",
     tail="name, not terminated",
-    reply="device_address:u64 size_bytes:u64",
+    reply="device_address:u64 size_bytes:u64 managed:u32 pad:u32",
 )
 op(64, "FUNCTION_SET_ATTRIBUTE", "function:u32 attribute:i32 value:i32 pad:u32", "reply", "cuFuncSetAttribute")
 op(65, "FUNCTION_SET_CACHE_CONFIG", "function:u32 config:u32", "", "cuFuncSetCacheConfig")
