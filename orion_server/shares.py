@@ -1,10 +1,10 @@
 """Device memory and events that one tenant's processes share, by token: descriptors of memory that workers have
 exported, and the driver's handles of events.
 
-A worker runs a tenant's kernels, so what it says is hostile. A token is 128 random bits made here; it opens something only
-for workers whose clients have the same host, user and group as the exporter's. A descriptor is kept until its worker
-takes it back or ends; what somebody has imported lives on in the driver. A handle of an event goes to the workers of
-one tenant only, but what its bytes name is for the driver to judge: a worker could have called it itself.
+A worker runs a tenant's kernels, so what it says is hostile. A token is 128 random bits made here; it opens something
+only for workers whose clients have the same host, user and group as the exporter's. A descriptor is kept until its
+worker takes it back or ends; what somebody has imported lives on in the driver. What a handle's bytes name is for the
+driver to judge: whoever could make them up could open them too.
 """
 
 from __future__ import annotations
