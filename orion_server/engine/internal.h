@@ -645,6 +645,8 @@ void net_rows_out(orion_engine* e, const net_rows* rows, uint32_t track_index, u
 void net_publish(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value);
 /// True while copies out wait to be sent. The caller's reply then goes behind them with net_after_copies.
 bool net_copies_wait(const orion_engine* e);
+/// Sends copies out that are complete by now. False: the lane is full and one of them is left.
+bool net_copies_sent(orion_engine* e);
 /// The next reply is taken by the client when everything sent so far has arrived.
 void net_after_copies(orion_engine* e);
 /// Bytes that the CPU wrote into the arena and that the next reply speaks of.

@@ -97,13 +97,16 @@ void event_keep(orion_engine* e, uint32_t index) {
   event_state* v = &e->events[index];
   // Waits behind a parked record of our own mean that one, and stay in its order.
   if (!v->alive || park_holds_record(e, v)) return;
-  uint32_t users = 0, others = 0;
-  for (parked_op* node = e->first_parked; node; node = node->next) {
+  uint32_t users = 0;
+  bool others = false;
+  const parked_op* end = NULL;  // a record that an export precedes: later waits mean that one
+  for (const parked_op* node = e->first_parked; node && !end; node = node->next) {
     if (park_event_of(&node->op) != index) continue;
     if (node->op.code == ORION_OP_STREAM_WAIT_EVENT) {
       users++;
     } else {
-      others++;
+      others = true;
+      if (node->op.code != ORION_OP_EVENT_ISSUED && node->op.code != ORION_OP_EVENT_EXPORT) end = node;
     }
   }
   if (!users || !make_current(e, v)) return;
@@ -117,7 +120,7 @@ void event_keep(orion_engine* e, uint32_t index) {
   }
   e->events[spare] = (event_state){
       .handle = fresh, .flags = CU_EVENT_DISABLE_TIMING, .users = users, .context = v->context, .alive = true};
-  for (parked_op* node = e->first_parked; node; node = node->next) {
+  for (parked_op* node = e->first_parked; node != end; node = node->next) {
     if (park_event_of(&node->op) == index && node->op.code == ORION_OP_STREAM_WAIT_EVENT) {
       *event_field(&node->op) = spare;
     }
@@ -192,6 +195,11 @@ static bool event_query_try(orion_engine* e, const orion_op* op, uint64_t deadli
                                      : answer_check(e, op->context, (int32_t)e->driver.event_query(v->handle));
   }
   if (result == CUDA_ERROR_NOT_READY && o->wait && engine_now_ns() < deadline_ns) return false;
+  if (result == 0 && e->net) {
+    // The other process's record may stand behind a copy out of ours, whose bytes then come first.
+    if (!net_copies_sent(e)) return false;
+    net_after_copies(e);
+  }
   answer_reply(e, op, result, NULL, 0);
   return true;
 }

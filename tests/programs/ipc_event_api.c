@@ -366,6 +366,47 @@ static void test_ends(void) {
   gates_close();
 }
 
+static void test_bytes(void) {
+  // a copy of ours is behind the other's record, which stands behind ours
+  CUevent event, back;
+  CUipcEventHandle handle;
+  CUdeviceptr memory;
+  unsigned* host;
+  OK(gates_open());
+  OK(cuMemAlloc_v2(&memory, 8 * MIB));
+  OK(cuMemAllocHost_v2((void**)&host, 8 * MIB));
+  const process p = start();
+  const CUdeviceptr there = shared_event(p, &event, &handle);
+  const answer made = TELL(p, EVENT_MAKE);
+  IS(0, made.code);
+  memcpy(&handle, made.handle, sizeof handle);
+  OK(cuIpcOpenEventHandle(&back, handle));
+  for (unsigned i = 1; i <= 10; i++) {
+    OK(hold(0));
+    OK(cuMemsetD32Async(memory, i, 2 * MIB, gates.streams[0]));
+    OK(cuMemcpyDtoHAsync_v2(host, memory, 8 * MIB, gates.streams[0]));
+    OK(cuEventRecord(event, gates.streams[0]));
+    IS(0, TELL(p, EVENT_WAIT, there).code);
+    IS(0, TELL(p, EVENT_RECORD, made.address).code);
+    CODE(NOT_READY, cuEventQuery(back));
+    OK(go(0));
+    if (i % 2) {
+      OK(cuEventSynchronize(back));
+    } else {
+      while (cuEventQuery(back) == NOT_READY) usleep(100);
+    }
+    IS(i, host[0]);
+    IS(i, host[2 * MIB - 1]);
+  }
+  OK(cuStreamSynchronize(gates.streams[0]));
+  OK(cuEventDestroy_v2(back));
+  OK(cuEventDestroy_v2(event));
+  IS(0, finish(p));
+  OK(cuMemFree_v2(memory));
+  OK(cuMemFreeHost(host));
+  gates_close();
+}
+
 static void test_memory(void) {
   // memory whose bytes are ordered by events alone
   CUdeviceptr memory;
@@ -415,11 +456,8 @@ static void test_memory(void) {
 }
 
 static const section all[] = {
-    {"order", test_order, 0},
-    {"waits", test_waits, 0},
-    {"refusals", test_refusals, 0},
-    {"ends", test_ends, NOT_NATIVE},
-    {"memory", test_memory, DRIVER_TABLES},
+    {"order", test_order, 0},        {"waits", test_waits, 0}, {"refusals", test_refusals, 0},
+    {"ends", test_ends, NOT_NATIVE}, {"bytes", test_bytes, 0}, {"memory", test_memory, DRIVER_TABLES},
 };
 
 int main(int argc, char** argv) {
