@@ -269,7 +269,9 @@ class ImageDesk:
             elif kind == _ASK_PROOF:
                 self._start_or_miss(tag, self._prove(tag, digest, size_bytes, extra_bytes))
             elif kind >= shares.FIRST_KIND and self._shares is not None:
-                if self._shares.handle(kind, size_bytes, digest, fd, functools.partial(self._answer_share, tag)):
+                if self._shares.handle(
+                    kind, size_bytes, digest + extra_bytes, fd, functools.partial(self._answer_share, tag)
+                ):
                     fd = -1
         if fd >= 0:
             os.close(fd)
@@ -294,9 +296,9 @@ class ImageDesk:
         with contextlib.suppress(OSError):
             socket.send_fds(self._socket, [packet], [fd] if fd >= 0 else [])
 
-    def _answer_share(self, tag: int, kind: int, size_bytes: int, token: bytes, fd: int) -> None:
+    def _answer_share(self, tag: int, kind: int, size_bytes: int, body: bytes, fd: int) -> None:
         with contextlib.suppress(OSError):  # as above
-            packet = _PACKET.pack(kind, tag, size_bytes, token, _NOTHING)
+            packet = _PACKET.pack(kind, tag, size_bytes, body[:32], body[32:])
             socket.send_fds(self._socket, [packet], [fd] if fd >= 0 else [])
 
     async def _look_up(self, tag: int, digest: bytes, size_bytes: int) -> None:

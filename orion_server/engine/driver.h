@@ -78,6 +78,9 @@
   X(event_destroy, "cuEventDestroy_v2", 1, (CUevent event))                                                            \
   X(event_record, "cuEventRecordWithFlags", 1, (CUevent event, CUstream stream, unsigned int flags))                   \
   X(event_elapsed, "cuEventElapsedTime", 1, (float* milliseconds, CUevent start, CUevent end))                         \
+  X(event_query, "cuEventQuery", 1, (CUevent event))                                                                   \
+  X(event_export, "cuIpcGetEventHandle", 0, (CUipcEventHandle * handle, CUevent event))                                \
+  X(event_import, "cuIpcOpenEventHandle", 0, (CUevent * event, CUipcEventHandle handle))                               \
   X(address_reserve, "cuMemAddressReserve", 1,                                                                         \
     (CUdeviceptr * address, size_t bytes, size_t alignment, CUdeviceptr hint, unsigned long long flags))               \
   X(address_free, "cuMemAddressFree", 1, (CUdeviceptr address, size_t bytes))                                          \

@@ -231,7 +231,7 @@ static bool work_once(orion_engine* e) {
   moved |= engine_drain_express(e, LOOP_BATCH) > 0;
   moved |= drain_main(e) > 0;
   moved |= park_pass(e) > 0;
-  if (e->first_query) moved |= stream_query_pass(e);
+  if (e->first_query) moved |= query_pass(e);
   if (atomic_load_explicit(&e->graph_signal, memory_order_relaxed)) graph_publish(e);
   if (e->first_batch || e->maps_first) moved |= memory_reclaim(e, !moved);
   answer_flush(e);

@@ -113,10 +113,8 @@ void context_create(orion_engine* e, const orion_op* op) {
 static void release_ledger(orion_engine* e, uint32_t index) {
   graph_drop_context(e, index);
   for (uint32_t i = 0; i < e->event_high; i++) {
-    event_state* v = &e->events[i];
-    if (!v->alive || v->context != index) continue;
-    (void)e->driver.event_destroy(v->handle);
-    *v = (event_state){0};
+    const event_state* v = &e->events[i];
+    if (v->alive && v->context == index) (void)event_close(e, i);
   }
   event_drop_spares(e, index);
   for (uint32_t i = 1; i < e->stream_high; i++) {
@@ -278,7 +276,8 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
     case ORION_OP_HOST_FUNCTION:
       return stream_host_function(e, op, node);
     case ORION_OP_STREAM_QUERY:
-      stream_query(e, op);
+    case ORION_OP_EVENT_QUERY:
+      query_start(e, op);
       break;
     case ORION_OP_EVENT_CREATE:
       event_create(e, op);
@@ -288,6 +287,9 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       break;
     case ORION_OP_EVENT_RECORD:
       event_record(e, op);
+      break;
+    case ORION_OP_EVENT_ISSUED:
+      event_issued(e, op);
       break;
     case ORION_OP_EVENT_ELAPSED:
       return event_elapsed(e, op, node);
@@ -303,6 +305,8 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       break;
     case ORION_OP_SHARE_EXPORT:
     case ORION_OP_SHARE_IMPORT:
+    case ORION_OP_EVENT_EXPORT:
+    case ORION_OP_EVENT_IMPORT:
       return share_execute(e, op, node);
     case ORION_OP_MEM_FREE:
       memory_free(e, op);

@@ -69,8 +69,14 @@ typedef struct stream_state {
   bool full;              // reached STREAM_DEPTH and not yet fallen below STREAM_DEPTH_RESUME
 } stream_state;
 
+/// What orion-server calls exported memory or an exported event. Zero: nothing.
+typedef struct share_token {
+  uint64_t words[2];
+} share_token;
+
 typedef struct event_state {
   CUevent handle;
+  share_token* token;     // NULL: not exported
   uint32_t record_epoch;  // == engine->epoch: a record (or creation, or destruction) is parked
   uint32_t use_epoch;     // == engine->epoch: a wait is parked
   uint32_t flags;         // of its creation
@@ -80,6 +86,7 @@ typedef struct event_state {
   bool alive;
   bool recorded;
   bool in_graph;  // a graph names its handle, which therefore stays
+  bool shared;    // other processes name it, or have made it
 } event_state;
 
 typedef struct module_state {
@@ -114,11 +121,6 @@ typedef struct context_state {
   bool alive;
   bool primary;
 } context_state;
-
-/// What orion-server calls exported memory. Zero: nothing.
-typedef struct share_token {
-  uint64_t words[2];
-} share_token;
 
 typedef struct range {
   uint64_t base, bytes;
@@ -308,7 +310,7 @@ struct orion_engine {
   uint64_t maps_until;    // main ring position up to which frees may still help the last waiting allocation
   bool frees_progressed;  // something was reclaimed since the waiting maps were last tried
 
-  parked_op* first_query;  // STREAM_QUERY operations that wait for their marker
+  parked_op* first_query;  // STREAM_QUERY that wait for their marker, EVENT_QUERY that wait for their event
   uint32_t query_count;
   struct graph_table* graphs;
   _Atomic uint32_t graph_signal;  // set by the driver's threads: a host node waits for the client
@@ -423,6 +425,10 @@ void order_sweep(orion_engine* e);
 /// and what it touches is blocked for later operations of this pass.
 bool park_try(orion_engine* e, const orion_op* op, parked_op* node);
 void park_append(orion_engine* e, const orion_op* op);
+/// True when a record of the event, its creation or its end, is parked.
+static inline bool park_holds_record(const orion_engine* e, const event_state* v) {
+  return e->any_epoch == e->epoch && v->record_epoch == e->epoch;
+}
 bool park_has_room(const orion_engine* e);
 /// One ordered look at all parked operations, if anything they wait for has changed. Returns how many ran.
 uint32_t park_pass(orion_engine* e);
@@ -469,18 +475,27 @@ enum step stream_host_function(orion_engine* e, const orion_op* op, parked_op* n
 void event_create(orion_engine* e, const orion_op* op);
 void event_destroy(orion_engine* e, const orion_op* op);
 void event_record(orion_engine* e, const orion_op* op);
+void event_issued(orion_engine* e, const orion_op* op);
+/// Binds a driver event to a free index of the operation's context, which is current.
+void event_bind(orion_engine* e, const orion_op* op, uint32_t index, CUevent handle, uint32_t flags);
+/// The event's end: of its driver event, and of its token.
+int32_t event_close(orion_engine* e, uint32_t index);
 enum step event_elapsed(orion_engine* e, const orion_op* op, parked_op* node);
 
 // ---- pending.c: events whose operations are parked, and queries
 /// Gives the event a driver event of its own, apart from what parked operations before `until` (NULL: all) mean by it.
 /// False: it cannot be.
 bool event_detach(orion_engine* e, uint32_t index, const parked_op* until);
+/// Parked waits for a shared event get an event of their own, complete when its last record so far is: another process
+/// may record it again before they are issued.
+void event_keep(orion_engine* e, uint32_t index);
 /// A parked operation that named a spare event is done.
 void event_let_go(orion_engine* e, uint32_t index);
 void event_drop_spares(orion_engine* e, uint32_t context);
-void stream_query(orion_engine* e, const orion_op* op);
-bool stream_query_pass(orion_engine* e);
-void stream_query_free(orion_engine* e);
+/// STREAM_QUERY and EVENT_QUERY.
+void query_start(orion_engine* e, const orion_op* op);
+bool query_pass(orion_engine* e);
+void query_free(orion_engine* e);
 
 int memory_bind_device(orion_engine* e, uint32_t index);
 void memory_release_device(orion_engine* e, uint32_t index);
@@ -522,9 +537,9 @@ memory_state* vmm_memory(orion_engine* e, uint32_t index);  // NULL: no such mem
 /// The calls of virtual memory belong to no context, but the driver may want one to be current.
 int32_t vmm_some_context(orion_engine* e);
 
-// ---- share.c: memory of other workers
+// ---- share.c: memory and events of other workers
 enum step share_execute(orion_engine* e, const orion_op* op, parked_op* node);
-/// The memory goes: nobody can import it any more.
+/// The memory or event goes: nobody can import it any more.
 void share_withdraw(orion_engine* e, share_token* token);
 void share_free_all(orion_engine* e);
 
@@ -670,6 +685,8 @@ void net_rows_out(orion_engine* e, const net_rows* rows, uint32_t track_index, u
 void net_publish(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value);
 /// True while copies out wait to be sent. The caller's reply then goes behind them with net_after_copies.
 bool net_copies_wait(const orion_engine* e);
+/// Sends copies out that are complete by now. False: the lane is full and one of them is left.
+bool net_copies_sent(orion_engine* e);
 /// The next reply is taken by the client when everything sent so far has arrived.
 void net_after_copies(orion_engine* e);
 /// Bytes that the CPU wrote into the arena and that the next reply speaks of.

@@ -363,6 +363,8 @@ void net_publish(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t trac
              (out_copy){.kind = OUT_CHANGED, .offset = offset, .bytes = bytes, .track = track_index, .value = value});
 }
 
+bool net_copies_sent(orion_engine* e) { return send_copies(e); }
+
 bool net_copies_wait(const orion_engine* e) { return e->net->copies.first != NULL; }
 
 void net_after_copies(orion_engine* e) { queue_frame(e, ORION_FRAME_WORDS, e->net->bulk_sent, 0, 0, NULL, 0); }

@@ -87,6 +87,16 @@ static CUresult event_record(CUevent event, CUstream stream, unsigned int flags)
   (void)event, (void)stream, (void)flags;
   return (CUresult)0;
 }
+static CUresult event_export(CUipcEventHandle* handle, CUevent event) {
+  memset(handle, 0, sizeof *handle);
+  memcpy(handle, &event, sizeof event);
+  return (CUresult)0;
+}
+static CUresult event_import(CUevent* event, CUipcEventHandle handle) {
+  (void)handle;
+  *event = HANDLE(CUevent);
+  return (CUresult)0;
+}
 static CUresult event_elapsed(float* milliseconds, CUevent start, CUevent end) {
   (void)start, (void)end;
   *milliseconds = 0.0f;
@@ -308,6 +318,9 @@ void orion_driver_null(orion_driver* driver) {
       .event_destroy = ok_event,
       .event_record = event_record,
       .event_elapsed = event_elapsed,
+      .event_query = ok_event,
+      .event_export = event_export,
+      .event_import = event_import,
       .address_reserve = address_reserve,
       .address_free = ok_range,
       .memory_create = memory_create,

@@ -24,6 +24,12 @@ uint32_t park_event_of(const orion_op* op) {
       return ((const orion_op_event_record*)op)->event;
     case ORION_OP_STREAM_WAIT_EVENT:
       return ((const orion_op_stream_wait_event*)op)->event;
+    case ORION_OP_EVENT_ISSUED:
+      return ((const orion_op_event_issued*)op)->event;
+    case ORION_OP_EVENT_EXPORT:
+      return ((const orion_op_event_export*)op)->event;
+    case ORION_OP_EVENT_IMPORT:
+      return ((const orion_op_event_import*)op)->event;
     default:
       return ORION_EVENTS;
   }
@@ -65,8 +71,9 @@ static bool behind_parked(orion_engine* e, const orion_op* op, const parked_op* 
   const uint32_t event = park_event_of(op);
   if (event != ORION_EVENTS && event < EVENT_TABLE) {
     const event_state* v = &e->events[event];
-    const bool is_wait = op->code == ORION_OP_STREAM_WAIT_EVENT;
-    if (v->record_epoch == epoch || (!is_wait && v->use_epoch == epoch)) {
+    // An export does not stand behind waits: it keeps what they mean (event_keep).
+    const bool is_use = op->code == ORION_OP_STREAM_WAIT_EVENT || op->code == ORION_OP_EVENT_EXPORT;
+    if (v->record_epoch == epoch || (!is_use && v->use_epoch == epoch)) {
       const bool renews = op->code == ORION_OP_EVENT_RECORD || op->code == ORION_OP_EVENT_DESTROY;
       if (!renews || event >= ORION_EVENTS || !event_detach(e, event, node)) return true;
     }
@@ -110,7 +117,8 @@ static void block(orion_engine* e, const orion_op* op) {
   }
   const uint32_t event = park_event_of(op);
   if (event != ORION_EVENTS && event < EVENT_TABLE) {
-    if (op->code == ORION_OP_STREAM_WAIT_EVENT) {
+    if (op->code == ORION_OP_STREAM_WAIT_EVENT || op->code == ORION_OP_EVENT_EXPORT ||
+        op->code == ORION_OP_EVENT_ISSUED) {
       e->events[event].use_epoch = epoch;
     } else {
       e->events[event].record_epoch = epoch;
@@ -231,6 +239,10 @@ void park_append(orion_engine* e, const orion_op* op) {
   if (gives_memory_back(op)) e->parked_frees++;
   STAT_ADD(e, stat_parked, 1);
   STAT_SET(e, stat_parked_now, e->parked_count);
+  if (op->code == ORION_OP_STREAM_WAIT_EVENT) {
+    const uint32_t event = park_event_of(op);
+    if (event < ORION_EVENTS && e->events[event].shared) event_keep(e, event);
+  }
 }
 
 static bool cause_holds(const orion_engine* e, const cause* c) {

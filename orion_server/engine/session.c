@@ -268,7 +268,7 @@ void orion_engine_free(orion_engine* e) {
   watcher_stop(e);
   graph_end(e);
   park_free_all(e);
-  stream_query_free(e);
+  query_free(e);
   if (e->bound) {
     for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
       if (e->contexts[i].alive) context_close(e, i);

@@ -1,7 +1,7 @@
-// Memory shared between workers. An exported memory's descriptor goes to orion-server, which names it by a token that
-// cannot be guessed and gives it to whoever of the same tenant shows that token. Neither side's client ever sees the
-// descriptor. Once imported it is memory like that of VMM_CREATE, which lives on when its exporter has ended; it is
-// counted as used by the exporter alone.
+// Memory and events shared between workers. An exported memory's descriptor goes to orion-server, which names it by a
+// token that cannot be guessed and gives it to whoever of the same tenant shows that token. Neither side's client ever
+// sees the descriptor; of an event the driver's handle travels in its place. Once imported it is memory like that of
+// VMM_CREATE, which lives on when its exporter has ended; it is counted as used by the exporter alone.
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,7 +12,7 @@
 #define ANSWER_POLL_NS 100000u
 
 // orion_server/shares.py: what is asked, and what is answered.
-enum { GIVE_SHARE = 16, TAKE_SHARE = 17, DROP_SHARE = 18 };
+enum { GIVE_SHARE = 16, TAKE_SHARE = 17, DROP_SHARE = 18, GIVE_EVENT = 19, TAKE_EVENT = 20 };
 enum { SHARE_REFUSED = 16, SHARE_HERE = 17 };
 
 /// What a parked operation awaits; a reply slot belongs to one operation at a time.
@@ -80,7 +80,7 @@ static bool has_answer(orion_engine* e, const question* q, parked_op* node) {
   const uint64_t now_ns = engine_now_ns();
   if (node && !node->deadline_ns) node->deadline_ns = now_ns + ANSWER_TIMEOUT_NS;
   if (node && now_ns >= node->deadline_ns) {
-    engine_log(e, ENGINE_LOG_WARN, "orion-server did not answer about shared memory");
+    engine_log(e, ENGINE_LOG_WARN, "orion-server did not answer about shared memory or a shared event");
     return true;
   }
   park_cause(e, CAUSE_TIME, 0, node ? now_ns + ANSWER_POLL_NS : 0, NULL);
@@ -158,8 +158,9 @@ void share_withdraw(orion_engine* e, share_token* token) {
   desk_packet p = {.kind = DROP_SHARE};
   memcpy(p.hash, token->words, sizeof token->words);
   *token = (share_token){0};
-  // Without it the memory would stay with orion-server until this worker ends.
-  if (!desk_send_surely(e, &p)) engine_log(e, ENGINE_LOG_WARN, "orion-server could not be told that memory is gone");
+  // Without it the memory or event would stay with orion-server until this worker ends.
+  if (!desk_send_surely(e, &p))
+    engine_log(e, ENGINE_LOG_WARN, "orion-server could not be told that memory or an event is gone");
 }
 
 // ------------------------------------------------------------------------------------------------ import
@@ -208,10 +209,98 @@ static enum step import_memory(orion_engine* e, const orion_op* op, parked_op* n
   return STEP_DONE;
 }
 
+// ------------------------------------------------------------------------------------------------ events
+_Static_assert(offsetof(desk_packet, extra) == offsetof(desk_packet, hash) + 32, "a handle fills both");
+_Static_assert(sizeof(CUipcEventHandle) == 64, "CUipcEventHandle");
+
+static int32_t ask_to_keep_event(orion_engine* e, const orion_op* op, uint32_t index) {
+  event_state* v = &e->events[index];
+  CUipcEventHandle handle;
+  const int32_t result = answer_check(e, op->context, (int32_t)e->driver.event_export(&handle, v->handle));
+  if (result) return result;
+  event_keep(e, index);
+  v->shared = true;
+  desk_packet p = {.kind = GIVE_EVENT};
+  memcpy(p.hash, &handle, sizeof p.hash);
+  memcpy(p.extra, (const uint8_t*)&handle + sizeof p.hash, sizeof p.extra);
+  return ask(e, op, &p, -1);
+}
+
+static int32_t keep_token(event_state* v, const question* q) {
+  v->token = malloc(sizeof *v->token);
+  if (!v->token) return CUDA_ERROR_OUT_OF_MEMORY;
+  memcpy(v->token->words, q->answer.hash, sizeof v->token->words);
+  return 0;
+}
+
+static enum step export_event(orion_engine* e, const orion_op* op, parked_op* node) {
+  const orion_op_event_export* o = (const orion_op_event_export*)op;
+  if (!use_context(e, op)) return STEP_DONE;
+  event_state* v = o->event < ORION_EVENTS ? &e->events[o->event] : NULL;
+  int32_t result =
+      v && v->alive && v->context == op->context && v->flags & CU_EVENT_INTERPROCESS ? 0 : CUDA_ERROR_INVALID_HANDLE;
+  question* q = asked_by(e, op);
+  if (!result && !v->token) {
+    if (!q) {
+      result = ask_to_keep_event(e, op, o->event);
+      q = asked_by(e, op);
+    }
+    if (!result && !has_answer(e, q, node)) return STEP_AGAIN;
+    if (!result) result = verdict(q);
+    if (!result) result = keep_token(v, q);
+  }
+  if (q) forget(q);
+  orion_reply_event_export reply = {0};
+  if (!result) reply = (orion_reply_event_export){v->token->words[0], v->token->words[1]};
+  answer_reply(e, op, result, &reply, result ? 0 : sizeof reply);
+  return STEP_DONE;
+}
+
+static int32_t adopt_event(orion_engine* e, const orion_op* op, const question* q) {
+  CUipcEventHandle given;
+  memcpy(&given, q->answer.hash, sizeof q->answer.hash);
+  memcpy((uint8_t*)&given + sizeof q->answer.hash, q->answer.extra, sizeof q->answer.extra);
+  CUevent handle = NULL;
+  const int32_t result = answer_check(e, op->context, (int32_t)e->driver.event_import(&handle, given));
+  if (result) return result;
+  const uint32_t index = ((const orion_op_event_import*)op)->event;
+  event_bind(e, op, index, handle, CU_EVENT_DISABLE_TIMING);
+  e->events[index].shared = true;
+  return 0;
+}
+
+static enum step import_event(orion_engine* e, const orion_op* op, parked_op* node) {
+  const orion_op_event_import* o = (const orion_op_event_import*)op;
+  if (!use_context(e, op)) return STEP_DONE;
+  question* q = asked_by(e, op);
+  int32_t result = o->event >= ORION_EVENTS || e->events[o->event].alive ? CUDA_ERROR_INVALID_VALUE : 0;
+  if (!result && !q) {
+    desk_packet p = {.kind = TAKE_EVENT};
+    memcpy(p.hash, &o->token_0, sizeof(share_token));
+    result = ask(e, op, &p, -1);
+    q = asked_by(e, op);
+  }
+  if (!result && !has_answer(e, q, node)) return STEP_AGAIN;
+  if (!result) result = verdict(q);
+  if (!result) result = adopt_event(e, op, q);
+  if (q) forget(q);
+  answer_reply(e, op, result, NULL, 0);
+  return STEP_DONE;
+}
+
 enum step share_execute(orion_engine* e, const orion_op* op, parked_op* node) {
   if (op->reply_slot == ORION_NO_REPLY) {  // what it gives could not be told
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return STEP_DONE;
   }
-  return op->code == ORION_OP_SHARE_EXPORT ? export_memory(e, op, node) : import_memory(e, op, node);
+  switch (op->code) {
+    case ORION_OP_SHARE_EXPORT:
+      return export_memory(e, op, node);
+    case ORION_OP_SHARE_IMPORT:
+      return import_memory(e, op, node);
+    case ORION_OP_EVENT_EXPORT:
+      return export_event(e, op, node);
+    default:
+      return import_event(e, op, node);
+  }
 }

@@ -1,4 +1,6 @@
 // Streams, markers, events and host functions.
+#include <stdlib.h>
+
 #include "internal.h"
 
 // ------------------------------------------------------------------------------------------------ markers
@@ -186,6 +188,17 @@ enum step stream_host_function(orion_engine* e, const orion_op* op, parked_op* n
 }
 
 // ------------------------------------------------------------------------------------------------ events
+void event_bind(orion_engine* e, const orion_op* op, uint32_t index, CUevent handle, uint32_t flags) {
+  event_state* v = &e->events[index];
+  *v = (event_state){.handle = handle,
+                     .record_epoch = v->record_epoch,
+                     .use_epoch = v->use_epoch,
+                     .flags = flags,
+                     .context = op->context,
+                     .alive = true};
+  if (index >= e->event_high) e->event_high = index + 1;
+}
+
 void event_create(orion_engine* e, const orion_op* op) {
   const orion_op_event_create* o = (const orion_op_event_create*)op;
   if (!use_context(e, op)) return;
@@ -193,28 +206,30 @@ void event_create(orion_engine* e, const orion_op* op) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }
-  event_state* v = &e->events[o->event];
   CUevent handle = NULL;
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.event_create(&handle, o->event_flags));
-  if (!result) {
-    v->handle = handle;
-    v->flags = o->event_flags;
-    v->context = op->context;
-    v->alive = true;
-    v->recorded = false;
-    v->in_graph = false;
-    if (o->event >= e->event_high) e->event_high = o->event + 1;
-  }
+  if (!result) event_bind(e, op, o->event, handle, o->event_flags);
   answer_result(e, op, result);
+}
+
+int32_t event_close(orion_engine* e, uint32_t index) {
+  event_state* v = &e->events[index];
+  if (v->token) share_withdraw(e, v->token);
+  free(v->token);
+  const int32_t result = (int32_t)e->driver.event_destroy(v->handle);
+  *v = (event_state){.record_epoch = v->record_epoch, .use_epoch = v->use_epoch};
+  return result;
 }
 
 void event_destroy(orion_engine* e, const orion_op* op) {
   const orion_op_event_destroy* o = (const orion_op_event_destroy*)op;
   if (!use_context(e, op)) return;
-  event_state* v = event_at(e, op, o->event);
-  if (!v) return;
-  v->alive = false;
-  answer_result(e, op, answer_check(e, op->context, (int32_t)e->driver.event_destroy(v->handle)));
+  if (event_at(e, op, o->event)) answer_result(e, op, answer_check(e, op->context, event_close(e, o->event)));
+}
+
+// Ring order and parking have done what was asked for.
+void event_issued(orion_engine* e, const orion_op* op) {
+  if (event_at(e, op, ((const orion_op_event_issued*)op)->event)) answer_result(e, op, 0);
 }
 
 void event_record(orion_engine* e, const orion_op* op) {

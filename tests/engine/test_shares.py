@@ -40,8 +40,8 @@ class Desk:
             self.fd = fds[0]
         return kind, tag, size, token[:16]
 
-    def quiet(self) -> bool:
-        return not select.select([self.socket], [], [], 0.05)[0]
+    def quiet(self, timeout_s: float = 0.05) -> bool:
+        return not select.select([self.socket], [], [], timeout_s)[0]
 
     def answer(self, kind: int, tag: int, size: int = 0, token: bytes = b"", fd: int = -1) -> None:
         packet = PACKET.pack(kind, tag, size, token.ljust(32, b"\0"), bytes(32))

@@ -1,5 +1,4 @@
-// Two processes that share device memory: CUDA IPC and exported memory handles. The second process is this program
-// again, started by fork and exec, and does what it is told over a socket; all checks are made in the first.
+// Two processes that share device memory: CUDA IPC and exported memory handles.
 #include "cuda_types.h"
 
 #define CALLS(X)                                                                                          \
@@ -31,71 +30,14 @@
   X(cuPointerGetAttribute, (void*, CUpointer_attribute, CUdeviceptr))                                     \
   X(cuCtxSynchronize, (void))
 
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-
 #include "area.h"
+#include "processes.h"
 
 #define MIB ((size_t)1 << 20)
 #define INVALID_CONTEXT 201
 
 // ------------------------------------------------------------------------------------------------ the other process
-enum command { OPEN, CLOSE, READ, FILL, ALLOCATE, FREE, IMPORT, UNMAP, RANGE, END };
-
-typedef struct request {
-  enum command command;
-  CUdeviceptr address;
-  size_t bytes;
-  unsigned value;
-  char handle[64];
-} request;
-
-typedef struct answer {
-  CUresult code;
-  CUdeviceptr address;
-  size_t bytes;
-  unsigned value;
-  char handle[64];
-} answer;
-
-static void send_packet(int to, const void* data, size_t bytes, int fd) {
-  union {
-    struct cmsghdr head;
-    char space[CMSG_SPACE(sizeof(int))];
-  } control;
-  memset(&control, 0, sizeof control);
-  struct iovec part = {(void*)data, bytes};
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-  if (fd >= 0) {
-    message.msg_control = &control;
-    message.msg_controllen = sizeof control;
-    struct cmsghdr* c = CMSG_FIRSTHDR(&message);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof fd);
-    memcpy(CMSG_DATA(c), &fd, sizeof fd);
-  }
-  if (sendmsg(to, &message, MSG_NOSIGNAL) != (ssize_t)bytes) perror("sendmsg");
-}
-
-static ssize_t receive_packet(int from, void* data, size_t bytes, int* fd) {
-  union {
-    struct cmsghdr head;
-    char space[CMSG_SPACE(sizeof(int))];
-  } control;
-  struct iovec part = {data, bytes};
-  struct msghdr message = {
-      .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-  *fd = -1;
-  const ssize_t got = recvmsg(from, &message, 0);
-  for (struct cmsghdr* c = got > 0 ? CMSG_FIRSTHDR(&message) : NULL; c; c = CMSG_NXTHDR(&message, c)) {
-    if (c->cmsg_type == SCM_RIGHTS) memcpy(fd, CMSG_DATA(c), sizeof *fd);
-  }
-  return got;
-}
+enum command { OPEN = 1, CLOSE, READ, FILL, ALLOCATE, FREE, IMPORT, UNMAP, RANGE };
 
 /// Maps memory at an address of its own, for all that the device may do.
 static CUresult map_memory(CUmemGenericAllocationHandle memory, size_t bytes, CUdeviceptr* address) {
@@ -110,6 +52,8 @@ static CUresult unmap_memory(CUdeviceptr address, size_t bytes) {
   const CUresult code = cuMemUnmap(address, bytes);
   return code != 0 ? code : cuMemAddressFree(address, bytes);
 }
+
+static CUresult begin(void) { return 0; }
 
 static void serve(const request* r, int fd, answer* a) {
   CUmemGenericAllocationHandle memory;
@@ -151,88 +95,15 @@ static void serve(const request* r, int fd, answer* a) {
     case RANGE:
       a->code = cuMemGetAddressRange_v2(&a->address, &a->bytes, r->address);
       break;
-    case END:
+    default:
       break;
   }
 }
-
-static int child_main(int from) {
-  library = dlopen("libcuda.so.1", RTLD_NOW);
-  if (library == NULL) return 2;
-  AREA_BASE(AREA_LOAD)
-  CALLS(AREA_LOAD)
-  if (failures || cuInit(0) || cuDeviceGet(&device, 0) || cuDevicePrimaryCtxRetain(&context, device) ||
-      cuCtxSetCurrent(context)) {
-    return 2;
-  }
-  for (;;) {
-    request r;
-    int fd;
-    if (receive_packet(from, &r, sizeof r, &fd) != (ssize_t)sizeof r) return 0;
-    answer a;
-    memset(&a, 0, sizeof a);
-    serve(&r, fd, &a);
-    if (fd >= 0) close(fd);
-    send_packet(from, &a, sizeof a, -1);
-    if (r.command == END) return 0;
-  }
-}
-
-typedef struct process {
-  pid_t pid;
-  int socket;
-} process;
-
-static process start(void) {
-  int ends[2];
-  process p = {0};
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) != 0) perror("socketpair");
-  fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-  p.socket = ends[0];
-  p.pid = fork();
-  if (p.pid == 0) {
-    char number[16];
-    snprintf(number, sizeof number, "%d", ends[1]);
-    execl("/proc/self/exe", "ipc_api", "--child", number, (char*)NULL);
-    _exit(3);
-  }
-  close(ends[1]);
-  return p;
-}
-
-static answer tell_with(process p, request r, int fd) {
-  answer a;
-  int none;
-  memset(&a, 0, sizeof a);
-  a.code = (CUresult)-1;
-  send_packet(p.socket, &r, sizeof r, fd);
-  if (receive_packet(p.socket, &a, sizeof a, &none) != (ssize_t)sizeof a) {
-    printf("FAIL the other process has ended\n");
-    failures++;
-  }
-  return a;
-}
-
-#define TELL(p, ...) tell_with(p, (request){__VA_ARGS__}, -1)
 
 static answer open_in(process p, const CUipcMemHandle* handle) {
   request r = {.command = OPEN, .value = CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS};
   memcpy(r.handle, handle, sizeof r.handle);
   return tell_with(p, r, -1);
-}
-
-static int finish(process p) {
-  int status = 0;
-  (void)TELL(p, .command = END);
-  close(p.socket);
-  waitpid(p.pid, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static void end_at_once(process p) {
-  kill(p.pid, SIGKILL);
-  waitpid(p.pid, NULL, 0);
-  close(p.socket);
 }
 
 static unsigned value_at(CUdeviceptr address) {

@@ -31,6 +31,8 @@ enum orion_op_code {
   ORION_OP_EVENT_DESTROY = 31,
   ORION_OP_EVENT_RECORD = 32,
   ORION_OP_EVENT_ELAPSED = 33,
+  ORION_OP_EVENT_ISSUED = 34,
+  ORION_OP_EVENT_QUERY = 35,
   ORION_OP_MEM_MAP = 40,
   ORION_OP_MEM_FREE = 41,
   ORION_OP_MEM_INFO = 42,
@@ -72,6 +74,8 @@ enum orion_op_code {
   ORION_OP_VMM_SET_ACCESS = 134,
   ORION_OP_SHARE_EXPORT = 135,
   ORION_OP_SHARE_IMPORT = 136,
+  ORION_OP_EVENT_EXPORT = 137,
+  ORION_OP_EVENT_IMPORT = 138,
   ORION_OP_HOST_COHERENT = 170,
   ORION_OP_HOST_PUBLISH = 171,
   ORION_OP_HOST_VARIABLE = 172,
@@ -366,6 +370,22 @@ typedef struct orion_reply_event_elapsed {
   float milliseconds;
 } orion_reply_event_elapsed;
 _Static_assert(sizeof(orion_reply_event_elapsed) == 4, "orion_reply_event_elapsed");
+
+// answered when the driver has every record of and wait for the event that precede it in the ring.
+typedef struct orion_op_event_issued {
+  orion_op op;
+  uint32_t event;
+  uint32_t pad;
+} orion_op_event_issued;
+_Static_assert(sizeof(orion_op_event_issued) == 40, "orion_op_event_issued");
+
+// cuEventQuery in the driver, for events that other processes record too; wait != 0: an incomplete event is not answered at once, but within a second.
+typedef struct orion_op_event_query {
+  orion_op op;
+  uint32_t event;
+  uint32_t wait;
+} orion_op_event_query;
+_Static_assert(sizeof(orion_op_event_query) == 40, "orion_op_event_query");
 
 // backs [device_address, +size_bytes), both multiples of 2 MiB, with memory of header.context's device.
 typedef struct orion_op_mem_map {
@@ -848,6 +868,29 @@ typedef struct orion_reply_share_import {
 } orion_reply_share_import;
 _Static_assert(sizeof(orion_reply_share_import) == 16, "orion_reply_share_import");
 
+// a token for an event that was created for several processes; answered when its earlier records are issued.
+typedef struct orion_op_event_export {
+  orion_op op;
+  uint32_t event;
+  uint32_t pad;
+} orion_op_event_export;
+_Static_assert(sizeof(orion_op_event_export) == 40, "orion_op_event_export");
+typedef struct orion_reply_event_export {
+  uint64_t token_0;
+  uint64_t token_1;
+} orion_reply_event_export;
+_Static_assert(sizeof(orion_reply_event_export) == 16, "orion_reply_event_export");
+
+// binds a client-minted index to the event that a token stands for, as EVENT_CREATE does.
+typedef struct orion_op_event_import {
+  orion_op op;
+  uint32_t event;
+  uint32_t pad;
+  uint64_t token_0;
+  uint64_t token_1;
+} orion_op_event_import;
+_Static_assert(sizeof(orion_op_event_import) == 56, "orion_op_event_import");
+
 // over a network: from now on the worker keeps what the client knows of this registered range, until it is unregistered.
 typedef struct orion_op_host_coherent {
   orion_op op;
@@ -1303,6 +1346,8 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_EVENT_DESTROY] = {"EVENT_DESTROY", sizeof(orion_op_event_destroy), ORION_OPF_STREAM, 0},
     [ORION_OP_EVENT_RECORD] = {"EVENT_RECORD", sizeof(orion_op_event_record), ORION_OPF_STREAM, 0},
     [ORION_OP_EVENT_ELAPSED] = {"EVENT_ELAPSED", sizeof(orion_op_event_elapsed), ORION_OPF_REPLY, 0},
+    [ORION_OP_EVENT_ISSUED] = {"EVENT_ISSUED", sizeof(orion_op_event_issued), ORION_OPF_REPLY, 0},
+    [ORION_OP_EVENT_QUERY] = {"EVENT_QUERY", sizeof(orion_op_event_query), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_MEM_MAP] = {"MEM_MAP", sizeof(orion_op_mem_map), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_MEM_FREE] = {"MEM_FREE", sizeof(orion_op_mem_free), 0, 0},
     [ORION_OP_MEM_INFO] = {"MEM_INFO", sizeof(orion_op_mem_info), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
@@ -1344,6 +1389,8 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_VMM_SET_ACCESS] = {"VMM_SET_ACCESS", sizeof(orion_op_vmm_set_access), 0, 1},
     [ORION_OP_SHARE_EXPORT] = {"SHARE_EXPORT", sizeof(orion_op_share_export), ORION_OPF_REPLY, 0},
     [ORION_OP_SHARE_IMPORT] = {"SHARE_IMPORT", sizeof(orion_op_share_import), ORION_OPF_REPLY, 0},
+    [ORION_OP_EVENT_EXPORT] = {"EVENT_EXPORT", sizeof(orion_op_event_export), ORION_OPF_REPLY, 0},
+    [ORION_OP_EVENT_IMPORT] = {"EVENT_IMPORT", sizeof(orion_op_event_import), ORION_OPF_REPLY, 0},
     [ORION_OP_HOST_COHERENT] = {"HOST_COHERENT", sizeof(orion_op_host_coherent), 0, 0},
     [ORION_OP_HOST_PUBLISH] = {"HOST_PUBLISH", sizeof(orion_op_host_publish), ORION_OPF_STREAM, 0},
     [ORION_OP_HOST_VARIABLE] = {"HOST_VARIABLE", sizeof(orion_op_host_variable), ORION_OPF_REPLY, 0},

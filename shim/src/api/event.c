@@ -3,6 +3,10 @@
 // An event that only streams wait for costs no marker. The first host query asks for one, and from then on each record
 // carries it. A record without marker has the ticket (word, next value): the first marker placed after it, whoever
 // places it, shows it complete. That can be late by the work in between, never early.
+//
+// A shared event is one whose handle was given out or came from another process. The driver has its state: each record
+// and wait has reached the driver when its call returns, since the program may then tell the other process so; waits
+// are always the driver's; a query asks the driver once this process's own last record is complete.
 #include "api.h"
 #include "capture.h"
 #include "device_output.h"
@@ -23,18 +27,23 @@ static bool reached(const orion_event* event, uint64_t ticket) {
   return orion_word(event->context->session, TICKET_WORD(ticket)) >= TICKET_VALUE(ticket);
 }
 
-CUresult orion_event_create(orion_context* context, uint32_t flags, orion_event** out) {
+static bool is_shared(const orion_event* event) {
+  return __builtin_expect(atomic_load_explicit(&event->shared, memory_order_acquire), 0);
+}
+
+static orion_event* take(orion_context* context, uint32_t flags, bool shared) {
   orion_event* event = orion_object_take(&orion_events);
-  ORION_REQUIRE(event != NULL, CUDA_ERROR_OUT_OF_MEMORY);
+  if (event == NULL) return NULL;
   event->context = context;
   event->epoch = atomic_load(&context->epoch);
   event->flags = flags;
   atomic_store(&event->ticket, 0);
+  atomic_store(&event->shared, shared);
   orion_capture_leave_event(event);
-  orion_op_event_create op = {.op = {.code = ORION_OP_EVENT_CREATE, .context = (uint16_t)context->entry.index},
-                              .event = event->entry.index,
-                              .event_flags = flags};
-  const CUresult result = orion_submit(context->session, &op.op, sizeof op, NULL, 0);
+  return event;
+}
+
+static CUresult give(orion_event* event, CUresult result, orion_event** out) {
   if (result != CUDA_SUCCESS) {
     orion_table_give(&orion_events, event);
     return result;
@@ -44,13 +53,54 @@ CUresult orion_event_create(orion_context* context, uint32_t flags, orion_event*
   return CUDA_SUCCESS;
 }
 
+CUresult orion_event_create(orion_context* context, uint32_t flags, orion_event** out) {
+  orion_event* event = take(context, flags, false);
+  ORION_REQUIRE(event != NULL, CUDA_ERROR_OUT_OF_MEMORY);
+  orion_op_event_create op = {.op = {.code = ORION_OP_EVENT_CREATE, .context = (uint16_t)context->entry.index},
+                              .event = event->entry.index,
+                              .event_flags = flags};
+  // Whether there are events for several processes is the driver's to say; others do not fail.
+  const CUresult result = (flags & CU_EVENT_INTERPROCESS) != 0
+                              ? orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL)
+                              : orion_submit(context->session, &op.op, sizeof op, NULL, 0);
+  return give(event, result, out);
+}
+
+CUresult orion_event_import(orion_context* context, const uint64_t token[2], orion_event** out) {
+  orion_event* event = take(context, CU_EVENT_DISABLE_TIMING, true);
+  ORION_REQUIRE(event != NULL, CUDA_ERROR_OUT_OF_MEMORY);
+  orion_op_event_import op = {.op = {.code = ORION_OP_EVENT_IMPORT, .context = (uint16_t)context->entry.index},
+                              .event = event->entry.index,
+                              .token_0 = token[0],
+                              .token_1 = token[1]};
+  return give(event, orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL), out);
+}
+
+/// Returns when the driver has the records and waits of a shared event that were submitted.
+static CUresult await_issue(orion_event* event) {
+  orion_op_event_issued op = {.op = {.code = ORION_OP_EVENT_ISSUED, .context = (uint16_t)event->context->entry.index},
+                              .event = event->entry.index};
+  return orion_call(event->context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+}
+
+/// What the driver says of a shared event. `wait`: only when it is complete, or wrong.
+static CUresult ask(orion_event* event, bool wait) {
+  orion_op_event_query op = {.op = {.code = ORION_OP_EVENT_QUERY, .context = (uint16_t)event->context->entry.index},
+                             .event = event->entry.index,
+                             .wait = wait};
+  CUresult result;
+  do {
+    result = orion_call(event->context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+  } while (wait && result == CUDA_ERROR_NOT_READY);
+  return result;
+}
+
 ORION_API CUresult cuEventCreate(CUevent* handle, unsigned int flags) {
   ORION_ENTER_CONTEXT(context);
   const unsigned known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
   ORION_REQUIRE(handle != NULL && (flags & ~known) == 0, CUDA_ERROR_INVALID_VALUE);
   ORION_REQUIRE((flags & CU_EVENT_INTERPROCESS) == 0 || (flags & CU_EVENT_DISABLE_TIMING) != 0,
                 CUDA_ERROR_INVALID_VALUE);
-  ORION_REQUIRE((flags & CU_EVENT_INTERPROCESS) == 0, CUDA_ERROR_NOT_SUPPORTED);
   orion_event* event;
   const CUresult result = orion_event_create(context, flags, &event);
   if (result == CUDA_SUCCESS) *handle = (CUevent)(uintptr_t)event->handle;
@@ -104,7 +154,7 @@ CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t f
   // program submitted after the record, and that work may wait for the host.
   const CUresult result = orion_stream_submit_marked(stream, &op.op, sizeof op, &op.word, &op.value);
   atomic_store_explicit(&event->ticket, (uint64_t)op.word << 48 | op.value, memory_order_release);
-  return result;
+  return result == CUDA_SUCCESS && is_shared(event) ? await_issue(event) : result;
 }
 
 ORION_API CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream_handle, unsigned int flags) {
@@ -129,19 +179,25 @@ CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t fla
     if (result != CUDA_SUCCESS || done) return result;
   }
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
-  if (ticket == 0 || reached(event, ticket)) return CUDA_SUCCESS;
-  if (atomic_load_explicit(&orion_pools_used, memory_order_relaxed)) {
+  const bool shared = is_shared(event), own_done = ticket == 0 || reached(event, ticket);
+  if (own_done && !shared) return CUDA_SUCCESS;
+  if (!own_done && atomic_load_explicit(&orion_pools_used, memory_order_relaxed)) {
     const uint32_t next = atomic_fetch_add_explicit(&stream->waited_next, 1, memory_order_relaxed);
     atomic_store_explicit(&stream->waited[next % ORION_WAITS_KEPT], ticket, memory_order_relaxed);
   }
   if (event->context->session != stream->session) {
     // Two servers share no clock and no event: the client holds the order.
-    return orion_wait_word(event->context->session, TICKET_WORD(ticket), TICKET_VALUE(ticket),
-                           event->context->entry.index);
+    CUresult result = CUDA_SUCCESS;
+    if (!own_done) {
+      result = orion_wait_word(event->context->session, TICKET_WORD(ticket), TICKET_VALUE(ticket),
+                               event->context->entry.index);
+    }
+    return result == CUDA_SUCCESS && shared ? ask(event, true) : result;
   }
   orion_op_stream_wait_event op = {
       .op = {.code = ORION_OP_STREAM_WAIT_EVENT}, .event = event->entry.index, .wait_flags = flags};
-  return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
+  const CUresult result = orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
+  return result == CUDA_SUCCESS && shared ? await_issue(event) : result;
 }
 
 ORION_API CUresult cuEventQuery(CUevent handle) {
@@ -155,8 +211,9 @@ ORION_API CUresult cuEventQuery(CUevent handle) {
   result = orion_context_error(session, event->context->entry.index);
   if (result != CUDA_SUCCESS) return result;
   const uint64_t ticket = atomic_load_explicit(&event->ticket, memory_order_acquire);
-  if (ticket == 0 || reached(event, ticket)) return orion_take_late_error(session);
-  return CUDA_ERROR_NOT_READY;
+  if (ticket != 0 && !reached(event, ticket)) return CUDA_ERROR_NOT_READY;
+  if (is_shared(event)) result = ask(event, false);
+  return result == CUDA_SUCCESS ? orion_take_late_error(session) : result;
 }
 
 ORION_API CUresult cuEventSynchronize(CUevent handle) {
@@ -172,6 +229,7 @@ ORION_API CUresult cuEventSynchronize(CUevent handle) {
   if (ticket != 0 && !reached(event, ticket)) {
     result = orion_wait_word(session, TICKET_WORD(ticket), TICKET_VALUE(ticket), context);
   }
+  if (result == CUDA_SUCCESS && is_shared(event)) result = ask(event, true);
   orion_pools_synchronized();
   if (result == CUDA_SUCCESS) result = orion_context_error(session, context);
   if (result == CUDA_SUCCESS) result = orion_take_late_error(session);

@@ -1,5 +1,5 @@
-// CUDA IPC and exported memory handles. The memory goes from one worker to the other through orion-server; what the
-// program passes on is a token (see orion_share).
+// CUDA IPC and exported memory handles. Memory and events go from one worker to the other through orion-server; what
+// the program passes on is a token (see orion_share).
 //
 // An allocation of cuMemAlloc is exported with the whole range that the worker has mapped for it, because the driver
 // knows no smaller unit, and an importer maps that range whole.
@@ -323,4 +323,44 @@ void orion_context_imports_end(orion_context* context) {
     if (found == NULL) return;
     free(found);
   }
+}
+
+// ------------------------------------------------------------------------------------------------ events
+ORION_API CUresult cuIpcGetEventHandle(CUipcEventHandle* handle, CUevent event_handle) {
+  ORION_ENTER();
+  ORION_REQUIRE(handle != NULL, CUDA_ERROR_INVALID_VALUE);
+  orion_event* event;
+  CUresult result = orion_event_of(event_handle, &event);
+  if (result != CUDA_SUCCESS) return result;
+  ORION_REQUIRE((event->flags & CU_EVENT_INTERPROCESS) != 0, CUDA_ERROR_INVALID_HANDLE);
+  orion_share share = {.magic = SHARE_MAGIC, .kind = ORION_SHARE_EVENT};
+  result = process_number(&share.process);
+  if (result != CUDA_SUCCESS) return result;
+  // Before the handle is there: a record by another thread must not be believed issued when it is not.
+  atomic_store(&event->shared, true);
+  orion_op_event_export op = {.op = {.code = ORION_OP_EVENT_EXPORT, .context = (uint16_t)event->context->entry.index},
+                              .event = event->entry.index};
+  orion_reply_event_export reply = {0};
+  result = orion_call(event->context->session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
+  if (result != CUDA_SUCCESS) return result;
+  share.token[0] = reply.token_0;
+  share.token[1] = reply.token_1;
+  memcpy(handle, &share, sizeof share);
+  return CUDA_SUCCESS;
+}
+
+ORION_API CUresult cuIpcOpenEventHandle(CUevent* event_handle, CUipcEventHandle handle) {
+  ORION_ENTER_CONTEXT(context);
+  ORION_REQUIRE(event_handle != NULL, CUDA_ERROR_INVALID_VALUE);
+  orion_share share;
+  memcpy(&share, &handle, sizeof share);
+  ORION_REQUIRE(is_share(&share, ORION_SHARE_EVENT), CUDA_ERROR_INVALID_VALUE);
+  uint64_t own;
+  CUresult result = process_number(&own);
+  if (result != CUDA_SUCCESS) return result;
+  ORION_REQUIRE(share.process != own, CUDA_ERROR_INVALID_CONTEXT);  // as with memory
+  orion_event* event;
+  result = orion_event_import(context, share.token, &event);
+  if (result == CUDA_SUCCESS) *event_handle = (CUevent)(uintptr_t)event->handle;
+  return result;
 }

@@ -1,13 +1,13 @@
-// Memory shared between processes of one server: handles that a program may pass on, and what it opened.
+// Memory and events shared between processes of one server: handles that a program may pass on, and what it opened.
 #ifndef ORION_SHIM_SHARE_H
 #define ORION_SHIM_SHARE_H
 
 #include "virtual_memory.h"
 
-enum orion_share_kind { ORION_SHARE_ALLOCATION = 1, ORION_SHARE_MEMORY };
+enum orion_share_kind { ORION_SHARE_ALLOCATION = 1, ORION_SHARE_MEMORY, ORION_SHARE_EVENT };
 
-/// What a CUipcMemHandle or a file descriptor carries. Whoever has it can open the memory, if it is a process of the
-/// same host, user and group.
+/// What a CUipcMemHandle, a CUipcEventHandle or a file descriptor carries. Whoever has it can open what it names, if it
+/// is a process of the same host, user and group.
 typedef struct orion_share {
   uint32_t magic;
   uint32_t kind;

@@ -135,6 +135,8 @@ typedef struct orion_event {
   struct orion_event_capture* _Atomic capture;  // last recorded in a capture; NULL: the ticket counts
   // Ticket of the last record: word << 48 | value; 0: never recorded.
   _Atomic uint64_t ticket;
+  // Other processes may record it too: then the ticket is only what this one did, and the driver is asked besides.
+  _Atomic bool shared;
 } orion_event;
 
 typedef struct orion_global {
@@ -265,6 +267,8 @@ void orion_context_streams_end(orion_context* context);  // the worker has dropp
 // event.c
 CUresult orion_event_create(orion_context* context, uint32_t flags, orion_event** out);
 CUresult orion_event_of(CUevent handle, orion_event** event);
+/// The event that a token stands for (EVENT_EXPORT).
+CUresult orion_event_import(orion_context* context, const uint64_t token[2], orion_event** out);
 CUresult orion_event_record(orion_event* event, orion_stream* stream, uint32_t flags);
 /// The event counts as recorded where the stream reaches `value`.
 void orion_event_set_ticket(orion_event* event, const orion_stream* stream, uint64_t value);

@@ -115,8 +115,6 @@ ORION_API CUresult cuImportExternalMemory(CUexternalMemory *extMem_out,
                                           const CUDA_EXTERNAL_MEMORY_HANDLE_DESC *memHandleDesc) { return orion_not_implemented("cuImportExternalMemory"); }
 ORION_API CUresult cuImportExternalSemaphore(CUexternalSemaphore *extSem_out,
                                              const CUDA_EXTERNAL_SEMAPHORE_HANDLE_DESC *semHandleDesc) { return orion_not_implemented("cuImportExternalSemaphore"); }
-ORION_API CUresult cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) { return orion_not_implemented("cuIpcGetEventHandle"); }
-ORION_API CUresult cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) { return orion_not_implemented("cuIpcOpenEventHandle"); }
 ORION_API CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices,
                                                         unsigned int flags) { return orion_not_implemented("cuLaunchCooperativeKernelMultiDevice"); }
 ORION_API CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytesize) { return orion_not_implemented("cuMemAlloc"); }

@@ -77,6 +77,9 @@ struct CUdevprop {
 
 enum : unsigned { CU_CTX_SCHED_MASK = 0x07, CU_CTX_MAP_HOST = 0x08, CU_CTX_FLAGS_MASK = 0xff };
 enum : unsigned { CU_STREAM_NON_BLOCKING = 1 };
+struct CUipcEventHandle {
+  char reserved[64];
+};
 enum : unsigned { CU_EVENT_DISABLE_TIMING = 2, CU_EVENT_INTERPROCESS = 4, CU_EVENT_FLAGS_MASK = 7 };
 enum : unsigned { CU_MEM_ATTACH_GLOBAL = 1, CU_MEM_ATTACH_HOST = 2 };
 enum : unsigned {

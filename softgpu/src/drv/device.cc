@@ -68,6 +68,7 @@ const std::unordered_map<int, int>& fixed_attributes() {
       {115, 1},  // memory pools
       {122, 1},
       {123, 1},
+      {125, 1},   // events of several processes
       {134, -1},  // host NUMA id
       {131, -1},  // NUMA id
   };

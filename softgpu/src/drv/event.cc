@@ -23,9 +23,17 @@ CUresult record_event(CUevent handle, CUstream stream_handle, bool per_thread, u
       return CUDA_SUCCESS;
     }
     if (flags == 1) return CUDA_ERROR_INVALID_VALUE;  // external nodes exist in captures only
-    auto record = std::make_shared<EventRecord>();
     StreamOp op;
     op.even_after_fault = true;
+    if (event->shared) {
+      const uint64_t number = event->shared->begin_record();
+      op.run = [shared = event->shared, number] { shared->end_record(number); };
+      std::lock_guard lock(event->mutex);
+      event->capture = nullptr;
+      context.submit(stream, std::move(op));
+      return CUDA_SUCCESS;
+    }
+    auto record = std::make_shared<EventRecord>();
     op.run = [record] {
       record->time_ns = now_ns();
       record->reached = true;
@@ -51,18 +59,28 @@ CUresult with_event(CUevent handle, F f) {
 
 bool is_complete(const EventRecord& record) { return record.ticket.stream->is_complete(record.ticket.sequence); }
 
+bool is_complete(const SharedEvent& event) { return event.is_complete(event.last_record()); }
+
+CUevent add_event(Driver& driver, Context& context, unsigned flags, std::shared_ptr<SharedEvent> shared) {
+  auto event = std::make_shared<Event>();
+  event->context = context.shared_from_this();
+  event->flags = flags;
+  event->shared = std::move(shared);
+  return to_handle<CUevent>(driver.events.add(std::move(event)));
+}
+
 }  // namespace
 
 SG_API cuEventCreate(CUevent* out, unsigned flags) {
   return with_context([&](Driver& driver, Context& context) -> CUresult {
     if (!out || (flags & ~unsigned{CU_EVENT_FLAGS_MASK}) != 0) return CUDA_ERROR_INVALID_VALUE;
+    std::shared_ptr<SharedEvent> shared;
     if (flags & CU_EVENT_INTERPROCESS) {
-      return flags & CU_EVENT_DISABLE_TIMING ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
+      if (!(flags & CU_EVENT_DISABLE_TIMING)) return CUDA_ERROR_INVALID_VALUE;
+      shared = SharedEvent::create();
+      if (!shared) return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    auto event = std::make_shared<Event>();
-    event->context = context.shared_from_this();
-    event->flags = flags;
-    *out = to_handle<CUevent>(driver.events.add(std::move(event)));
+    *out = add_event(driver, context, flags, std::move(shared));
     return CUDA_SUCCESS;
   });
 }
@@ -88,7 +106,7 @@ SG_API cuEventQuery(CUevent handle) {
     refuse_captured_event(event);
     check_capture_safe();
     auto record = event.record();
-    if (record && !is_complete(*record)) return CUDA_ERROR_NOT_READY;
+    if (event.shared ? !is_complete(*event.shared) : record && !is_complete(*record)) return CUDA_ERROR_NOT_READY;
     return event.context->fault.load();
   });
 }
@@ -97,6 +115,7 @@ SG_API cuEventSynchronize(CUevent handle) {
   return with_event(handle, [](Event& event) -> CUresult {
     refuse_captured_event(event);
     check_capture_safe();
+    if (event.shared) event.shared->wait(event.shared->last_record(), *event.context);
     if (auto record = event.record()) record->ticket.stream->wait(record->ticket.sequence, true);
     Driver::get().trim_pools();
     return event.context->fault.load();
@@ -121,3 +140,24 @@ SG_API cuEventElapsedTime(float* milliseconds, CUevent start_handle, CUevent end
   });
 }
 SG_ALIAS(cuEventElapsedTime_v2, cuEventElapsedTime);
+
+SG_API cuIpcGetEventHandle(CUipcEventHandle* out, CUevent handle) {
+  return with_driver([&](Driver& driver) -> CUresult {
+    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    auto event = driver.events.get(handle);
+    if (!event || !event->shared) return CUDA_ERROR_INVALID_HANDLE;
+    *out = event->shared->handle();
+    return CUDA_SUCCESS;
+  });
+}
+
+SG_API cuIpcOpenEventHandle(CUevent* out, CUipcEventHandle handle) {
+  return with_context([&](Driver& driver, Context& context) -> CUresult {
+    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    std::shared_ptr<SharedEvent> shared;
+    const CUresult opened = SharedEvent::open(handle, &shared);
+    if (opened != CUDA_SUCCESS) return opened;
+    *out = add_event(driver, context, CU_EVENT_DISABLE_TIMING, std::move(shared));
+    return CUDA_SUCCESS;
+  });
+}

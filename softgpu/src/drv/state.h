@@ -17,6 +17,7 @@
 #include "cuda_types.h"
 #include "handle.h"
 #include "sg.h"
+#include "shared_event.h"
 #include "stream.h"
 
 namespace sg {
@@ -63,6 +64,7 @@ struct Event {
   std::mutex mutex;
   std::shared_ptr<EventRecord> last;             // null: never recorded
   std::shared_ptr<struct EventCapture> capture;  // last recorded in a capture
+  std::shared_ptr<SharedEvent> shared;           // of several processes: this, not `last`, tells its records
 
   std::shared_ptr<EventRecord> record() {
     std::lock_guard lock(mutex);

@@ -210,6 +210,14 @@ CUresult wait_event(CUstream handle, bool per_thread, CUevent event_handle, unsi
     auto event = driver.events.get(event_handle);
     if (!event) return CUDA_ERROR_INVALID_HANDLE;
     if (capture_wait(event, stream, flags == 1)) return CUDA_SUCCESS;
+    if (event->shared) {
+      const uint64_t number = event->shared->last_record();
+      if (event->shared->is_complete(number)) return CUDA_SUCCESS;
+      StreamOp op;
+      op.run = [&context, shared = event->shared, number] { shared->wait(number, context); };
+      context.submit(stream, std::move(op));
+      return CUDA_SUCCESS;
+    }
     auto record = event->record();
     if (!record || record->ticket.stream->is_complete(record->ticket.sequence)) return CUDA_SUCCESS;
     StreamOp op;

@@ -19,3 +19,18 @@ op(
     "cuEventElapsedTime; 600 just after the marker is retried in the engine",
     reply="milliseconds:f32",
 )
+op(
+    34,
+    "EVENT_ISSUED",
+    "event:u32 pad:u32",
+    "reply",
+    "answered when the driver has every record of and wait for the event that precede it in the ring",
+)
+op(
+    35,
+    "EVENT_QUERY",
+    "event:u32 wait:u32",
+    "reply express",
+    "cuEventQuery in the driver, for events that other processes record too; wait != 0: an incomplete event is not "
+    "answered at once, but within a second",
+)
