@@ -105,6 +105,7 @@ static CUresult make_function(orion_module* module, const char* name, uint32_t n
   function->param_offsets = function->param_sizes = NULL;
   function->param_count = function->param_bytes = 0;
   function->layout_known = false;
+  atomic_store(&function->kernel, 0);
   atomic_store(&function->cooperative_key, 0);
   const CUresult result =
       function->name == NULL ? CUDA_ERROR_OUT_OF_MEMORY : ask_worker(module, function, name, name_bytes, kernel);

@@ -453,6 +453,7 @@ static CUresult give_kernel(orion_node* node, CUDA_KERNEL_NODE_PARAMS* out) {
                                    .blockDimZ = op->block_z,
                                    .sharedMemBytes = op->dynamic_shared_bytes,
                                    .kernelParams = list,
+                                   .kern = (CUkernel)(uintptr_t)atomic_load(&function->kernel),
                                    .ctx = (CUcontext)(uintptr_t)node->context->handle};
   return CUDA_SUCCESS;
 }

@@ -187,6 +187,7 @@ static CUresult function_in(orion_kernel* kernel, orion_context* context, orion_
     if (orion_function_attribute(*function, i) == value) continue;
     (void)orion_function_set_attribute(*function, (CUfunction_attribute)i, value);
   }
+  atomic_store(&(*function)->kernel, kernel->handle);
   atomic_store_explicit(known, (*function)->handle, memory_order_release);
   return CUDA_SUCCESS;
 }

@@ -166,6 +166,7 @@ typedef struct orion_function {
   orion_module* module;
   uint64_t module_handle;
   uint64_t handle;
+  _Atomic uint64_t kernel;  // handle of the library's kernel that it stands for; 0: none
   char* name;
   uint32_t attribute_mask;
   _Atomic int32_t attributes[ORION_FUNCTION_ATTRIBUTES];
