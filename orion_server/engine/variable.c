@@ -1,5 +1,5 @@
-// Managed variables (`__managed__`). The driver places one where both this process and every kernel reach it. The client
-// has pages at the same address, which are arena memory on this side: its own copy of the variable.
+// Managed variables (`__managed__`). The driver places one where both this process and every kernel reach it. The
+// client has pages at the same address, which are arena memory on this side: its own copy of the variable.
 //
 // Over shared memory both copies lie here. What the client has changed is stored in the variable before a launch
 // (HOST_PULL), and what kernels have changed is stored in the arena by a function of the stream before its next marker

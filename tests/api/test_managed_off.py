@@ -15,7 +15,11 @@ cuda = c.CDLL("libcuda.so.1")
 context, address, value = c.c_void_p(), c.c_uint64(), c.c_int(9)
 codes = [cuda.cuInit(0), cuda.cuDevicePrimaryCtxRetain(c.byref(context), 0), cuda.cuCtxSetCurrent(context)]
 codes.append(cuda.cuDeviceGetAttribute(c.byref(value), 83, 0))
-print(codes, value.value, cuda.cuMemAllocManaged(c.byref(address), c.c_size_t(4096), 1))
+ptx = b".version 7.0 .target sm_70 .address_size 64 .visible .global .attribute(.managed) .u32 v;"
+library = c.c_void_p()
+codes.append(cuda.cuLibraryLoadData(c.byref(library), ptx, None, None, 0, None, None, 0))
+found = cuda.cuLibraryGetManaged(c.byref(address), None, library, b"v")
+print(codes, value.value, cuda.cuMemAllocManaged(c.byref(address), c.c_size_t(4096), 1), found)
 """
 
 
@@ -29,7 +33,8 @@ def run(server: PrivateServer, transport: str) -> str:
 
 def test_off() -> None:
     with PrivateServer("softgpu") as server:
-        assert run(server, "shm") == "[0, 0, 0, 0] 1 0"
+        assert run(server, "shm") == "[0, 0, 0, 0, 0] 1 0 0"
         refused = run(server, "tcp")
-        assert refused.startswith("[0, 0, 0, 0] 0 801")
+        assert refused.startswith("[0, 0, 0, 0, 0] 0 801 801")
         assert "no managed memory over tcp with ORION_COHERENT=off" in refused
+        assert "the __managed__ variable v at 0x" in refused

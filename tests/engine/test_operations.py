@@ -97,7 +97,8 @@ def test_module_launch_and_global() -> None:
         attributes, params = s.function(b"add", 1)
         assert attributes[0] == 1024 and params == [(0, 8), (8, 4)]
         result, payload = s.call("MODULE_GET_GLOBAL", b"total", module=1)
-        address, size = struct.unpack("<QQ", payload)
+        address, size, managed = struct.unpack_from("<QQI", payload)
+        assert managed == 0
         assert (result, size) == (0, 4)
         s.push("MEMSET", device_dst=a, width=1, height=1, element_bytes=4)
         s.push("MEMSET", device_dst=address, width=1, height=1, value=5, element_bytes=4)

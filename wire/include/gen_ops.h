@@ -907,7 +907,7 @@ typedef struct orion_op_host_publish {
 } orion_op_host_publish;
 _Static_assert(sizeof(orion_op_host_publish) == 48, "orion_op_host_publish");
 
-// whole pages of the arena stand for those of a managed variable at `address`, as LIBRARY_LOOKUP or MODULE_GET_GLOBAL has told it: a coherent range whose bytes kernels find there; the reply comes behind its content.
+// whole pages of the arena stand for those of a managed variable at `address`, as LIBRARY_LOOKUP or MODULE_GET_GLOBAL has told it: a coherent range whose bytes kernels find there; its content precedes the reply.
 typedef struct orion_op_host_variable {
   orion_op op;
   uint64_t arena_off;

@@ -107,7 +107,16 @@ static orion_variable* find(uint64_t owner, uint64_t address) {
   return v;
 }
 
-static const char* add(orion_session* session, uint64_t owner, orion_context* context, uint64_t address,
+/// A library's variables belong to no context: they are known under the primary one of a device.
+static orion_context* first_primary(const orion_session* session) {
+  for (uint32_t i = 0; i < orion_device_states(); i++) {
+    orion_device_state* device = orion_device_state_at((CUdevice)i);
+    if (device->info->session == session) return orion_primary_of(device);
+  }
+  return NULL;
+}
+
+static const char* add(orion_session* session, uint64_t owner, orion_context* context, bool is_bound, uint64_t address,
                        uint64_t bytes) {
   const uint64_t first = first_page(address), end = page_end(address, bytes);
   if (bytes == 0 || end <= first || end - first > ORION_HOST_ARENA_BYTES) return "its address makes no sense";
@@ -118,21 +127,16 @@ static const char* add(orion_session* session, uint64_t owner, orion_context* co
     free(v);
     return why;
   }
-  orion_context* primary = NULL;
-  for (uint32_t i = 0; i < orion_device_states() && primary == NULL; i++) {
-    orion_device_state* device = orion_device_state_at((CUdevice)i);
-    if (device->info->session == session) primary = orion_primary_of(device);
-  }
   v->owner = owner;
-  v->is_bound = context != NULL;
+  v->is_bound = is_bound;
   v->managed.allocation = (orion_allocation){.extent = {.start = address, .bytes = bytes},
                                              .kind = ORION_MEMORY_VARIABLE,
-                                             .context = context != NULL ? context : primary,
+                                             .context = context,
                                              .reserved_bytes = bytes,
                                              .flags = CU_MEM_ATTACH_GLOBAL,
                                              .buffer_id = orion_next_id()};
   pthread_mutex_lock(&orion_memory_mutex);
-  const bool is_free = v->managed.allocation.context != NULL && !orion_overlaps(address, bytes);
+  const bool is_free = !orion_overlaps(address, bytes);
   if (is_free) orion_extent_insert(&orion_allocations, &v->managed.allocation.extent);
   pthread_mutex_unlock(&orion_memory_mutex);
   if (!is_free) {
@@ -148,9 +152,12 @@ static const char* add(orion_session* session, uint64_t owner, orion_context* co
 CUresult orion_variable_add(orion_session* session, uint64_t owner, orion_context* context, const char* name,
                             uint64_t address, uint64_t bytes) {
   const char* why = "over tcp with ORION_COHERENT=off there is no managed memory";
+  const bool is_bound = context != NULL;
+  if (!is_bound) context = first_primary(session);  // before the mutex, which a context's end takes under its own
+  if (context == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   if (orion_managed_offered(session)) {
     pthread_mutex_lock(&mutex);
-    why = find(owner, address) != NULL ? NULL : add(session, owner, context, address, bytes);
+    why = find(owner, address) != NULL ? NULL : add(session, owner, context, is_bound, address, bytes);
     pthread_mutex_unlock(&mutex);
   }
   if (why == NULL) return CUDA_SUCCESS;

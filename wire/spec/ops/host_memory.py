@@ -24,7 +24,7 @@ op(
     "arena_off:u64 size_bytes:u64 address:u64",
     "reply",
     "whole pages of the arena stand for those of a managed variable at `address`, as LIBRARY_LOOKUP or "
-    "MODULE_GET_GLOBAL has told it: a coherent range whose bytes kernels find there; the reply comes behind its content",
+    "MODULE_GET_GLOBAL has told it: a coherent range whose bytes kernels find there; its content precedes the reply",
 )
 op(
     173,
