@@ -233,8 +233,8 @@ typedef struct net_rows {
 typedef struct output_state {
   uint64_t taken[2];  // bytes that the client has been given
   uint64_t freed[2];
-  uint64_t flushes;
-  uint32_t may_print;  // what ORION_WORD_DEVICE_OUTPUT says
+  uint64_t flushes, awaited[ORION_CONTEXTS];  // values of the word done[0]
+  uint32_t may_print;                         // what ORION_WORD_DEVICE_OUTPUT says
   CUstream streams[ORION_CONTEXTS];
 } output_state;
 

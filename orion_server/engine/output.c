@@ -14,7 +14,7 @@
 
 #include "internal.h"
 
-#define WAIT_NS 2000000ull        // the loop stands still meanwhile; what comes later is told by the next wait
+#define WAIT_NS 2000000ull        // the loop stands still meanwhile; then the client asks again
 #define UNREAD_MAX (64ull << 20)  // of a client that never asks
 #define PUNCH_BYTES (1ull << 20)
 #define SCAN_PLAIN_MAX (64ull << 20)
@@ -99,33 +99,40 @@ void output_bound(orion_engine* e) {
 
 // ------------------------------------------------------------------------------------------------ the driver's part
 /// Makes the driver write what has been printed: a wait on a stream of ours, which nothing of the client can hold for
-/// long. It has work, so that the wait is one.
-static void flush_driver(orion_engine* e, uint32_t index) {
+/// long. It has work, so that the wait is one. False: the GPU, busy with others, has not come to it yet.
+static bool flush_driver(orion_engine* e, uint32_t index) {
   context_state* c = &e->contexts[index];
-  if (!c->alive || e->config.null_engine) return;
+  if (!c->alive || e->config.null_engine) return true;
   if (e->current_context != index) {
-    if (answer_check(e, index, (int32_t)e->driver.context_set_current(c->handle))) return;
+    if (answer_check(e, index, (int32_t)e->driver.context_set_current(c->handle))) return true;
     e->current_context = index;
   }
   if (c->sticky) {  // nothing runs any more: this tells the fault and what belongs to it
     (void)e->driver.context_synchronize();
-    return;
+    return true;
   }
   CUstream* stream = &e->output.streams[index];
-  if (!*stream && e->driver.stream_create(stream, CU_STREAM_NON_BLOCKING, 0)) return;
-  const uint64_t value = ++e->output.flushes;
-  if (answer_check(e, index, (int32_t)e->driver.write_value64(*stream, e->done_device, value, 0))) return;
+  if (!*stream && e->driver.stream_create(stream, CU_STREAM_NON_BLOCKING, 0)) return true;
+  // Work of an earlier question that is still there serves as well: the driver writes when it is waited for.
+  uint64_t value = e->output.awaited[index];
+  if (atomic_load_explicit(&e->done[0], memory_order_acquire) >= value) {
+    value = ++e->output.flushes;
+    if (answer_check(e, index, (int32_t)e->driver.write_value64(*stream, e->done_device, value, 0))) return true;
+    e->output.awaited[index] = value;
+  }
   const uint64_t until_ns = engine_now_ns() + WAIT_NS;
   while (atomic_load_explicit(&e->done[0], memory_order_acquire) < value) {
-    if (engine_now_ns() > until_ns) return;
+    if (engine_now_ns() > until_ns) return false;
     engine_pause(32);
   }
   (void)answer_check(e, index, (int32_t)e->driver.stream_synchronize(*stream));
+  return true;
 }
 
 void output_drop_context(orion_engine* e, uint32_t index) {
   if (e->output.streams[index]) (void)e->driver.stream_destroy(e->output.streams[index]);
   e->output.streams[index] = NULL;
+  e->output.awaited[index] = 0;
 }
 
 void output_take(orion_engine* e, const orion_op* op) {
@@ -134,14 +141,14 @@ void output_take(orion_engine* e, const orion_op* op) {
     return;
   }
   const orion_op_device_output* o = (const orion_op_device_output*)op;
-  if (o->flush && op->context) flush_driver(e, op->context);
+  const bool written = !o->flush || !op->context || flush_driver(e, op->context);
   (void)fflush(stdout);
   uint8_t payload[ORION_REPLY_BYTES];
   orion_reply_device_output reply = {0};
   const uint32_t room = sizeof payload - sizeof reply;
   reply.stdout_bytes = take(e, 0, payload + sizeof reply, room);
   reply.stderr_bytes = take(e, 1, payload + sizeof reply + reply.stdout_bytes, room - reply.stdout_bytes);
-  reply.more = unread(e, 0) || unread(e, 1);
+  reply.more = !written ? 2 : unread(e, 0) || unread(e, 1);
   memcpy(payload, &reply, sizeof reply);
   answer_reply(e, op, 0, payload, (uint32_t)sizeof reply + reply.stdout_bytes + reply.stderr_bytes);
 }

@@ -88,6 +88,7 @@ static void test_contexts(void) {
   TRUE(id != id_2);
   OK(cuCtxGetFlags(&flags));
   IS(0, flags & 7);
+  IS(8, flags & 8);  // memory can be mapped in every context
   OK(cuMemAlloc_v2(&p, 16));
   OK(cuStreamCreate(&stream, 0));
   int least = 9, greatest = 9;

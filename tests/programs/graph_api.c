@@ -334,6 +334,7 @@ static void test_errors(void) {
   CODE(401, cuStreamBeginCapture_v2(stream, GLOBAL));
   CODE(900, cuStreamSynchronize(stream));
   IS(2, status_of(stream));
+  CODE(900, cuStreamSynchronize(stream));
   CODE(901, run(add_kernel, words, 1, stream));
   CODE(901, cuStreamEndCapture(stream, &graph));
   TRUE(graph == NULL);

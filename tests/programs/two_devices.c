@@ -126,7 +126,7 @@ static void check_peer_kernels(CUcontext* contexts) {
   CODE(705, cuCtxDisablePeerAccess(contexts[0]));
   OK(cuCtxEnablePeerAccess(contexts[0], 0));
   CODE(704, cuCtxEnablePeerAccess(contexts[0], 0));
-  CODE(201, cuCtxEnablePeerAccess(contexts[1], 0));
+  CODE(217, cuCtxEnablePeerAccess(contexts[1], 0));
   CODE(1, cuCtxEnablePeerAccess(contexts[0], 1));
   OK(cuCtxSetCurrent(contexts[0]));
   OK(cuMemAlloc_v2(&after, 64u << 20));  // memory that is mapped after access was enabled

@@ -145,7 +145,7 @@ typedef struct orion_op_detach {
 } orion_op_detach;
 _Static_assert(sizeof(orion_op_detach) == 32, "orion_op_detach");
 
-// what kernels of finished work have printed; flush != 0 makes the driver write what the header's context has first. The bytes follow the reply, stdout's first; more != 0: there are others.
+// what kernels of finished work have printed; flush != 0 makes the driver write what the header's context has first. The bytes follow the reply, stdout's first; more = 1: there are others, 2: the driver has not written yet.
 typedef struct orion_op_device_output {
   orion_op op;
   uint32_t flush;

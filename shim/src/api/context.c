@@ -386,7 +386,7 @@ ORION_API CUresult cuCtxGetDevice(CUdevice* device) { return cuCtxGetDevice_v2(d
 ORION_API CUresult cuCtxGetFlags(unsigned int* flags) {
   ORION_ENTER_CONTEXT(context);
   ORION_REQUIRE(flags != NULL, CUDA_ERROR_INVALID_VALUE);
-  *flags = context->flags;
+  *flags = context->flags | CU_CTX_MAP_HOST;  // of every context since CUDA 3.2
   return CUDA_SUCCESS;
 }
 
@@ -521,7 +521,8 @@ static CUresult change_peer_access(CUcontext handle, bool enable) {
   ORION_ENTER_CONTEXT(context);
   orion_context* other = find_context(handle, NULL);
   if (other == NULL || !atomic_load(&other->active)) return CUDA_ERROR_INVALID_CONTEXT;
-  ORION_REQUIRE(other != context, CUDA_ERROR_INVALID_CONTEXT);
+  // cuda.h says 201; an H100 looks at what the device can do first.
+  ORION_REQUIRE(other != context, CUDA_ERROR_PEER_ACCESS_UNSUPPORTED);
   const uint64_t bit = 1ull << other->entry.index;
   const bool enabled = (atomic_load(&context->peer_access) & bit) != 0;
   if (enable && enabled) return CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;

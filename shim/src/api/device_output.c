@@ -5,7 +5,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "futex.h"
+
+// A GPU that others keep busy comes to it within its time slices. Longer, only the program's own work can hold it.
+#define PATIENCE_NS 500000000ull
+
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;  // one thread at a time: the pieces stay in order
+
+enum { NOT_WRITTEN = 2 };  // of orion_reply_device_output.more
 
 static void write_all(int fd, const uint8_t* text, size_t bytes) {
   while (bytes != 0) {
@@ -24,10 +31,11 @@ void orion_device_output_write(orion_session* session, uint32_t context) {
   }
   uint8_t payload[ORION_REPLY_BYTES];
   orion_reply_device_output reply = {0};
-  bool first = true;
+  bool flush = true;
   pthread_mutex_lock(&mutex);
+  const uint64_t until_ns = orion_now_ns() + PATIENCE_NS;
   do {
-    orion_op_device_output op = {.op = {.code = ORION_OP_DEVICE_OUTPUT, .context = (uint16_t)context}, .flush = first};
+    orion_op_device_output op = {.op = {.code = ORION_OP_DEVICE_OUTPUT, .context = (uint16_t)context}, .flush = flush};
     uint32_t bytes = 0;
     const CUresult result = orion_call(session, &op.op, sizeof op, NULL, 0, payload, sizeof payload, &bytes);
     if (result != CUDA_SUCCESS || bytes < sizeof reply) break;
@@ -42,8 +50,8 @@ void orion_device_output_write(orion_session* session, uint32_t context) {
       funlockfile(stdout);
     }
     write_all(STDERR_FILENO, payload + sizeof reply + reply.stdout_bytes, reply.stderr_bytes);
-    first = false;
-  } while (reply.more != 0);
+    flush = flush && reply.more == NOT_WRITTEN;
+  } while (reply.more != 0 && (reply.more != NOT_WRITTEN || orion_now_ns() < until_ns));
   pthread_mutex_unlock(&mutex);
   errno = saved;
 }

@@ -126,8 +126,11 @@ ORION_API CUresult cuMemAllocPitch_v2(CUdeviceptr* address, size_t* pitch, size_
 ORION_API CUresult cuMemFree_v2(CUdeviceptr address) {
   ORION_ENTER();
   ORION_CAPTURE_SAFE();
+  orion_context* current;  // the memory knows its own: none needs to be current, but a fault of this one is told
+  CUresult result = orion_current_any(&current);
+  if (result == CUDA_SUCCESS) result = orion_context_error(current->session, current->entry.index);
+  if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_CONTEXT) return result;
   if (address == 0) return CUDA_SUCCESS;
-  CUresult result;
   if (orion_graph_memory_free(address, &result) || orion_managed_free(address, &result)) return result;
   return orion_device_free(address);
 }

@@ -186,9 +186,15 @@ CUresult orion_stream_synchronize(orion_stream* stream) {
   return orion_waited(stream->context, finish(stream->context, result));
 }
 
+/// 900 also where the capture is over already (901 elsewhere), as an H100 answers.
+static CUresult refuse_in_capture(orion_stream* stream) {
+  const CUresult result = orion_capture_refuse(stream);
+  return result == CUDA_ERROR_STREAM_CAPTURE_INVALIDATED ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : result;
+}
+
 ORION_API CUresult cuStreamSynchronize(CUstream handle) {
   ORION_ENTER_STREAM(stream, handle);
-  if (orion_is_captured(stream)) return orion_capture_refuse(stream);
+  if (orion_is_captured(stream)) return refuse_in_capture(stream);
   ORION_CAPTURE_SAFE();
   return orion_stream_synchronize(stream);
 }
@@ -211,7 +217,7 @@ static CUresult ask(orion_context* context, uint32_t word, uint64_t value, bool*
 
 ORION_API CUresult cuStreamQuery(CUstream handle) {
   ORION_ENTER_STREAM(stream, handle);
-  if (orion_is_captured(stream)) return orion_capture_refuse(stream);
+  if (orion_is_captured(stream)) return refuse_in_capture(stream);
   ORION_CAPTURE_SAFE();
   CUresult result;
   bool pending;

@@ -232,6 +232,14 @@ void refuse_capture(const std::shared_ptr<Stream>& stream) {
   if (auto state = usable(*stream)) invalidate(*state->capture, kUnsupported);
 }
 
+void refuse_wait_in_capture(const std::shared_ptr<Stream>& stream) {
+  try {
+    refuse_capture(stream);
+  } catch (const CaptureError& error) {
+    throw CaptureError{error.code == kInvalidated ? kUnsupported : error.code};
+  }
+}
+
 void check_capture_safe() {
   if (capture_count.load() == 0) return;
   const ThreadState* thread = &thread_state();

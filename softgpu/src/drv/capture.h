@@ -34,6 +34,8 @@ CUresult capture_allocation(const std::shared_ptr<Stream>& stream, size_t bytes,
 CUresult capture_free(const std::shared_ptr<Stream>& stream, CUdeviceptr address);
 /// For waits and queries: throws 900 or 906 when the stream captures.
 void refuse_capture(const std::shared_ptr<Stream>& stream);
+/// 900 also where the capture is over already (901 elsewhere), as an H100 answers.
+void refuse_wait_in_capture(const std::shared_ptr<Stream>& stream);
 /// For potentially unsafe calls: throws 900 under the rules of the thread's mode.
 void check_capture_safe();
 /// For waits for a whole context.

@@ -296,9 +296,7 @@ SG_API cuCtxEnablePeerAccess(CUcontext peer_handle, unsigned flags) {
   return with_context([&](Driver& driver, Context& context) -> CUresult {
     std::shared_ptr<Context> peer;
     if (flags != 0) return CUDA_ERROR_INVALID_VALUE;
-    if (lookup(driver, peer_handle, &peer) != CUDA_SUCCESS || peer.get() == &context) {
-      return CUDA_ERROR_INVALID_CONTEXT;
-    }
+    if (lookup(driver, peer_handle, &peer) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
     if (peer->device == context.device) return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
     const uint32_t bit = 1u << peer->device;
     return context.space->peer_mask.fetch_or(bit) & bit ? CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED : CUDA_SUCCESS;

@@ -30,7 +30,7 @@ bool all_complete(const std::vector<Ticket>& tickets) {
 
 CUresult synchronize_stream(CUstream handle, bool per_thread) {
   return with_stream(handle, per_thread, [&](Driver& driver, Context& context, const auto& stream) -> CUresult {
-    refuse_capture(stream);
+    refuse_wait_in_capture(stream);
     check_capture_safe();
     Context::wait(context.tickets(stream));
     driver.trim_pools();
@@ -40,7 +40,7 @@ CUresult synchronize_stream(CUstream handle, bool per_thread) {
 
 CUresult query_stream(CUstream handle, bool per_thread) {
   return with_stream(handle, per_thread, [&](Driver&, Context& context, const auto& stream) -> CUresult {
-    refuse_capture(stream);
+    refuse_wait_in_capture(stream);
     check_capture_safe();
     if (!all_complete(context.tickets(stream))) return CUDA_ERROR_NOT_READY;
     return context.fault.load();

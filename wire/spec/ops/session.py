@@ -11,6 +11,6 @@ op(
     "flush:u32 pad:u32",
     "reply express",
     "what kernels of finished work have printed; flush != 0 makes the driver write what the header's context has first."
-    " The bytes follow the reply, stdout's first; more != 0: there are others",
+    " The bytes follow the reply, stdout's first; more = 1: there are others, 2: the driver has not written yet",
     reply="stdout_bytes:u32 stderr_bytes:u32 more:u32 pad:u32",
 )
