@@ -18,8 +18,8 @@ enum {
   NAP_US = 1000000,
 };
 
-// One copy at a time. `claim` is generation << 32 | chunks << 16 | next chunk. Who advances it by a compare-and-swap owns
-// that chunk, and has read the fields of the same generation: they change only when all chunks are done.
+// One copy at a time. `claim` is generation << 32 | chunks << 16 | next chunk. Who advances it by a compare-and-swap
+// owns that chunk, and has read the fields of the same generation: they change only when all chunks are done.
 static struct {
   _Atomic bool taken;
   _Atomic uint64_t claim;

@@ -1,4 +1,5 @@
-// Large copies between the program's memory and staging, by several threads: one core moves about 8 GB/s, a GPU's bus 50.
+// Large copies between the program's memory and staging, by several threads: one core moves about 8 GB/s, a GPU's
+// bus 50.
 #ifndef ORION_SHIM_COPIER_H
 #define ORION_SHIM_COPIER_H
 
