@@ -5,7 +5,8 @@
     python3 -m benchmarks.runtime_session --device nvidia --out DIR --programs FOLDER   runs what was built elsewhere
 
 DIR gets runtime.json. `failed`: promises of CUDA that were broken. `different`: lines `name value` that are not the
-native ones. Exit status 0: nothing failed, and everything is equal to native everywhere.
+native ones; `deliberate`: those that the client changes on purpose (DELIBERATE), each with its reason, which count as
+equal. Exit status 0: nothing failed, and everything is equal to native everywhere.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -41,6 +43,24 @@ VARIANTS: dict[str, list[str]] = {
     "ptx": PTX_ONLY,
 }
 MOST_LINES = 60
+EVERYWHERE, NETWORK = ("shm", "tcp"), ("tcp",)
+NOT_CARRIED = "a facility that the client does not carry, so it is reported as absent"
+NETWORK_MANAGED = "over a network nothing travels while a kernel runs"
+# Values that the client changes on purpose: name -> (places, what it says there, reason). Nothing else is excused.
+DELIBERATE: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "attribute.89": (NETWORK, "0", NETWORK_MANAGED),
+    "managed.concurrent": (NETWORK, "0", NETWORK_MANAGED),
+    "attribute.110": (EVERYWHERE, "0", f"GPUDirect RDMA: {NOT_CARRIED}"),
+    "attribute.113": (EVERYWHERE, "0", f"read-only registration of host memory: {NOT_CARRIED}"),
+    "attribute.114": (EVERYWHERE, "0", f"timeline semaphores: {NOT_CARRIED}"),
+    "attribute.116": (EVERYWHERE, "0", f"GPUDirect RDMA: {NOT_CARRIED}"),
+    "attribute.119": (EVERYWHERE, "0", f"memory pools shared between processes: {NOT_CARRIED}"),
+    "attribute.124": (EVERYWHERE, "0", f"DMA buffers: {NOT_CARRIED}"),
+    "attribute.128": (EVERYWHERE, "0", f"fabric handles: {NOT_CARRIED}"),
+    "attribute.141": (EVERYWHERE, "0", f"virtual memory on a NUMA node of the host: {NOT_CARRIED}"),
+    "attribute.144": (EVERYWHERE, "0", f"memory pools on the host: {NOT_CARRIED}"),
+    "attribute.145": (EVERYWHERE, "0", f"virtual memory on the host: {NOT_CARRIED}"),
+}
 
 
 def find_nvcc() -> str | None:
@@ -92,17 +112,33 @@ class Run:
             elif not line.startswith("failures "):
                 self.lines.setdefault(section_name, []).append(line)
 
-    def differences(self, native: Run) -> dict[str, list[str]]:
-        """For each section the lines that only native (-) or only this place (+) has."""
+    def deliberate(self, native: Run, place: str) -> dict[str, str]:
+        """The names with a deliberate difference here, each with its reason."""
+        out = {}
+        for section, lines in self.lines.items():
+            there = dict(line.split(" ", 1) for line in native.lines.get(section, []) if " " in line)
+            for line in lines:
+                name, _, value = line.partition(" ")
+                places, said, reason = DELIBERATE.get(name, ((), "", ""))
+                if place in places and value == said and there.get(name, value) != value:
+                    out[name] = reason
+        return out
+
+    def differences(self, native: Run, excused: Collection[str] = ()) -> dict[str, list[str]]:
+        """For each section the lines that only native (-) or only this place (+) has, without the names excused."""
+
+        def judged(lines: list[str]) -> list[str]:
+            return [line for line in lines if line.partition(" ")[0] not in excused]
+
         out = {}
         for section in sorted(self.lines.keys() | native.lines.keys()):
-            delta = difflib.ndiff(native.lines.get(section, []), self.lines.get(section, []))
+            delta = difflib.ndiff(judged(native.lines.get(section, [])), judged(self.lines.get(section, [])))
             changed = [line for line in delta if line.startswith(("- ", "+ "))]
             if changed:
                 out[section] = changed[:MOST_LINES]
         return out
 
-    def record(self, native: Run | None) -> dict[str, Any]:
+    def record(self, native: Run | None, place: str = NATIVE) -> dict[str, Any]:
         kept: dict[str, Any] = {
             "sections": len(self.lines),
             "values": sum(map(len, self.lines.values())),
@@ -112,7 +148,8 @@ class Run:
         if native is None:
             kept["lines"] = self.lines
         else:
-            kept["different"] = self.differences(native)
+            kept["deliberate"] = self.deliberate(native, place)
+            kept["different"] = self.differences(native, kept["deliberate"])
         return kept
 
 
@@ -155,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
 
                 for ran, outcome in outcomes(possible(sections, arguments.device, place), process, arguments.each):
                     run.take(ran, outcome)
-                record = run.record(runs.get(NATIVE) if place != NATIVE else None)
+                record = run.record(runs.get(NATIVE) if place != NATIVE else None, place)
                 answer["variants"].setdefault(variant, {})[place] = record
                 different = record.get("different", {})
                 good &= not record["failed"] and not different

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.places import Outcome
-from benchmarks.runtime_session import VARIANTS, Run, build, find_nvcc
+from benchmarks.runtime_session import DELIBERATE, VARIANTS, Run, build, find_nvcc
 from benchmarks.sections import Section, listed
 
 SECTIONS = [Section("one"), Section("two")]
@@ -34,6 +34,26 @@ def test_each_changed_missing_and_added_line_is_told() -> None:
 def test_a_broken_promise_or_a_crash_is_a_failure() -> None:
     assert run("-- two\nFAIL line 3 b: expected 1, got 2\n", 1).failed == {"two": ["FAIL line 3 b: expected 1, got 2"]}
     assert "no end in" in run("-- one\n", None).failed["one"][0]
+
+
+def test_only_deliberate_differences_are_excused_and_only_where_they_belong() -> None:
+    native = run("-- one\nattribute.110 1\nattribute.89 1\nattribute.111 1\n-- two\nb 2\n")
+    there = run("-- one\nattribute.110 0\nattribute.89 0\nattribute.111 0\n-- two\nb 2\n")
+    shm, tcp = there.record(native, "shm"), there.record(native, "tcp")
+    assert shm["deliberate"] == {"attribute.110": DELIBERATE["attribute.110"][2]}
+    assert shm["different"] == {
+        "one": ["- attribute.89 1", "+ attribute.89 0", "- attribute.111 1", "+ attribute.111 0"]
+    }
+    assert tcp["deliberate"].keys() == {"attribute.110", "attribute.89"}
+    assert tcp["different"] == {"one": ["- attribute.111 1", "+ attribute.111 0"]}
+
+
+def test_another_value_a_missing_line_or_an_equal_one_is_not_deliberate() -> None:
+    native = run("-- one\nattribute.110 1\nattribute.113 0\n")
+    for text in ("-- one\nattribute.110 2\nattribute.113 0\n", "-- one\nattribute.113 0\n"):
+        record = run(text).record(native, "tcp")
+        assert record["deliberate"] == {} and "- attribute.110 1" in record["different"]["one"]
+    assert all(reason for _, _, reason in DELIBERATE.values())
 
 
 @pytest.mark.slow

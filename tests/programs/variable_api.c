@@ -255,8 +255,14 @@ static void test_unload(void) {
     OK(cuLibraryUnload(lib));
     unsigned is_managed = 0;
     CODE(1, cuPointerGetAttribute(&is_managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, address));
-    CODE(400, cuLibraryGetManaged(&(CUdeviceptr){0}, NULL, lib, "values"));
   }
+}
+
+/// A handle of an unloaded library; natively its use is undefined.
+static void test_unloaded(void) {
+  load_kernels();
+  OK(cuLibraryUnload(lib));
+  CODE(400, cuLibraryGetManaged(&(CUdeviceptr){0}, NULL, lib, "values"));
 }
 
 /// Two libraries with variables of the same names.
@@ -553,7 +559,7 @@ static void test_large(void) {
 
 SECTIONS({"lookup", test_lookup, OWN_CONTEXT}, {"attributes", test_attributes, 0}, {"globals", test_globals, 0},
          {"module", test_module, 0}, {"context_end", test_context_end, 0}, {"unload", test_unload, 0},
-         {"two_libraries", test_two_libraries, 0}, {"waits", test_waits, 0}, {"rounds", test_rounds, 0},
-         {"both_sides", test_both_sides, 0}, {"streams", test_streams, 0}, {"host_function", test_host_function, 0},
-         {"graph", test_graph, 0}, {"copies", test_copies, 0}, {"fills", test_fills, 0}, {"advice", test_advice, 0},
-         {"large", test_large, 0})
+         {"unloaded", test_unloaded, NOT_NATIVE}, {"two_libraries", test_two_libraries, 0}, {"waits", test_waits, 0},
+         {"rounds", test_rounds, 0}, {"both_sides", test_both_sides, 0}, {"streams", test_streams, 0},
+         {"host_function", test_host_function, 0}, {"graph", test_graph, 0}, {"copies", test_copies, 0},
+         {"fills", test_fills, 0}, {"advice", test_advice, 0}, {"large", test_large, 0})

@@ -144,6 +144,7 @@ static void test_create(void) {
   CODE(CUDA_ERROR_INVALID_VALUE, cuMemRelease(0));
 }
 
+/// Needs a GPU that no other program uses meanwhile: it compares what is free before and after.
 static void test_out_of_memory(void) {
   const size_t g = granularity();
   const CUmemAllocationProp p = properties();

@@ -95,7 +95,7 @@ ORION_API CUresult cuMemExportToShareableHandle(void* shareable, CUmemGenericAll
   CUresult result = CUDA_SUCCESS;
   if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
     result = CUDA_ERROR_NOT_SUPPORTED;
-  } else if (memory->properties.requestedHandleTypes != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
+  } else if (!memory->exportable) {
     result = CUDA_ERROR_INVALID_VALUE;
   }
   if (result == CUDA_SUCCESS) {
@@ -354,13 +354,15 @@ ORION_API CUresult cuIpcOpenEventHandle(CUevent* event_handle, CUipcEventHandle 
   ORION_REQUIRE(event_handle != NULL, CUDA_ERROR_INVALID_VALUE);
   orion_share share;
   memcpy(&share, &handle, sizeof share);
-  ORION_REQUIRE(is_share(&share, ORION_SHARE_EVENT), CUDA_ERROR_INVALID_VALUE);
+  ORION_REQUIRE(is_share(&share, ORION_SHARE_EVENT), CUDA_ERROR_MAP_FAILED);
   uint64_t own;
   CUresult result = process_number(&own);
   if (result != CUDA_SUCCESS) return result;
   ORION_REQUIRE(share.process != own, CUDA_ERROR_INVALID_CONTEXT);  // as with memory
   orion_event* event;
   result = orion_event_import(context, share.token, &event);
+  // The worker's words for a handle that nobody has given out, or whose event is gone; the driver's is this one.
+  if (result == CUDA_ERROR_INVALID_VALUE || result == CUDA_ERROR_INVALID_HANDLE) result = CUDA_ERROR_MAP_FAILED;
   if (result == CUDA_SUCCESS) *event_handle = (CUevent)(uintptr_t)event->handle;
   return result;
 }

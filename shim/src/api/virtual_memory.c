@@ -30,6 +30,7 @@ CUresult orion_memory_create(orion_device_state* device, uint64_t bytes, const C
   memory->bytes = bytes;
   memory->block_id = orion_next_id();
   memory->properties = *properties;
+  memory->exportable = properties->requestedHandleTypes == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
   memory->references = 1;
   memory->mappings = 0;
   orion_op_vmm_create op = {.op = {.code = ORION_OP_VMM_CREATE},
@@ -85,8 +86,8 @@ CUresult orion_memory_import(orion_device_state* any, const uint64_t token[2], o
   memory->block_id = orion_next_id();
   memory->properties =
       (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
-                            .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
                             .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = (int)memory->device->ordinal}};
+  memory->exportable = true;
   memory->references = 1;
   memory->mappings = 0;
   memory->handle = orion_table_publish(&orion_memories, memory);

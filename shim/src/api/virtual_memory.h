@@ -11,6 +11,7 @@ typedef struct orion_memory {
   uint64_t block_id;  // never reused
   uint64_t handle;
   CUmemAllocationProp properties;
+  bool exportable;  // an imported one is, though its properties, as natively, name no types of handles
   // Under the memory mutex. The worker's memory goes when both are 0: a released handle lives on in its mappings.
   uint32_t references, mappings;
 } orion_memory;

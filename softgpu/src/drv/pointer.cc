@@ -65,7 +65,7 @@ CUresult attribute_of(Driver& driver, const Region& region, int attribute, CUdev
     case CU_POINTER_ATTRIBUTE_MAPPED:
       return give<bool>(data, true);
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
-      return give<uint64_t>(data, region.physical && region.physical->exportable ? 1 : 0);
+      return give<uint64_t>(data, region.physical && region.physical->exportable && !region.physical->imported ? 1 : 0);
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
       return give<bool>(data, false);
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:

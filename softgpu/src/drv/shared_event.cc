@@ -67,11 +67,11 @@ std::shared_ptr<SharedEvent> SharedEvent::create() {
 CUresult SharedEvent::open(const CUipcEventHandle& handle, std::shared_ptr<SharedEvent>* out) {
   Name name;
   memcpy(&name, &handle, sizeof name);
-  if (name.magic != kMagic || name.process <= 0 || name.fd < 0) return CUDA_ERROR_INVALID_HANDLE;
+  if (name.magic != kMagic || name.process <= 0 || name.fd < 0) return CUDA_ERROR_MAP_FAILED;
   if (name.process == getpid()) return CUDA_ERROR_INVALID_CONTEXT;
   const std::string path = "/proc/" + std::to_string(name.process) + "/fd/" + std::to_string(name.fd);
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return CUDA_ERROR_INVALID_HANDLE;
+  if (fd < 0) return CUDA_ERROR_MAP_FAILED;
   struct stat status{};
   const int seals = fcntl(fd, F_GET_SEALS);
   void* at = MAP_FAILED;
@@ -80,12 +80,12 @@ CUresult SharedEvent::open(const CUipcEventHandle& handle, std::shared_ptr<Share
   }
   if (at == MAP_FAILED) {
     close(fd);
-    return CUDA_ERROR_INVALID_HANDLE;
+    return CUDA_ERROR_MAP_FAILED;
   }
   auto* page = static_cast<Page*>(at);
   std::shared_ptr<SharedEvent> opened(new SharedEvent(fd, page));
   if (page->magic != kMagic || memcmp(page->number, name.number, sizeof name.number) != 0) {
-    return CUDA_ERROR_INVALID_HANDLE;  // the descriptor has become another event's
+    return CUDA_ERROR_MAP_FAILED;  // the descriptor has become another event's
   }
   *out = std::move(opened);
   return CUDA_SUCCESS;

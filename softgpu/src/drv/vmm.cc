@@ -320,8 +320,9 @@ SG_API cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp* prop, CUmemGe
     if (!prop || !object) return CUDA_ERROR_INVALID_VALUE;
     *prop = CUmemAllocationProp{};
     prop->type = CU_MEM_ALLOCATION_TYPE_PINNED;
-    prop->requestedHandleTypes =
-        object->memory->exportable ? CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR : CU_MEM_HANDLE_TYPE_NONE;
+    prop->requestedHandleTypes = object->memory->exportable && !object->memory->imported
+                                     ? CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+                                     : CU_MEM_HANDLE_TYPE_NONE;
     prop->location = {CU_MEM_LOCATION_TYPE_DEVICE, object->memory->device};
     return CUDA_SUCCESS;
   });
@@ -360,7 +361,7 @@ SG_API cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* out, void* o
     memory->size_bytes = static_cast<size_t>(status.st_size);
     memory->device = device_of(given);
     if (!driver.device(memory->device)) return CUDA_ERROR_INVALID_VALUE;
-    memory->exportable = true;  // the exporter pays for it
+    memory->exportable = memory->imported = true;  // the exporter pays for it
     *out = add(driver, std::move(memory));
     return CUDA_SUCCESS;
   });

@@ -144,6 +144,7 @@ struct PhysicalMemory {
   size_t size_bytes = 0;
   int device = 0;
   bool exportable = false;
+  bool imported = false;  // exportable too, but as with the real driver its properties do not say so
   DeviceArena* charged_to = nullptr;
   ~PhysicalMemory();
 };
