@@ -109,6 +109,16 @@ uint8_t* coherent_copy(const orion_engine* e, uint64_t offset, uint64_t bytes) {
   return r->known + (offset - r->offset);
 }
 
+bool coherent_settled(orion_engine* e) {
+  if (!e->net) return true;
+  if (net_copies_wait(e)) {
+    park_cause(e, CAUSE_TIME, 0, engine_now_ns() + 50000, NULL);
+    return false;
+  }
+  net_after_copies(e);
+  return true;
+}
+
 void coherent_publish(orion_engine* e, const orion_op* op) {
   const orion_op_host_publish* o = (const orion_op_host_publish*)op;
   stream_state* s = use_stream(e, op);

@@ -550,6 +550,9 @@ void coherent_publish(orion_engine* e, const orion_op* op);
 void coherent_known(orion_engine* e, uint64_t offset, const uint8_t* from, uint64_t bytes);
 /// What the client knows of [offset, +bytes); NULL when that is not part of one coherent range.
 uint8_t* coherent_copy(const orion_engine* e, uint64_t offset, uint64_t bytes);
+/// Over a network: what has been published and copied out is on its way ahead of the next answer. False: the operation
+/// has been given a cause to be looked at again.
+bool coherent_settled(orion_engine* e);
 void coherent_drop(orion_engine* e, uint64_t offset, uint64_t bytes);
 /// The client has sent these bytes, which are in the arena: it knows them, and a mirror gets them too.
 void coherent_arrived(orion_engine* e, uint64_t offset, const uint8_t* from, uint64_t bytes);

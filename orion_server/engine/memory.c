@@ -412,15 +412,9 @@ enum step memory_host_unregister(orion_engine* e, const orion_op* op) {
     answer_reply(e, op, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, NULL, 0);
     return STEP_DONE;
   }
-  if (e->net) {
-    // All work is done; what it brought must be with the client before the memory is the client's alone.
-    if (net_copies_wait(e)) {
-      park_cause(e, CAUSE_TIME, 0, engine_now_ns() + 50000, NULL);
-      return STEP_AGAIN;
-    }
-    net_after_copies(e);
-    coherent_drop(e, o->arena_off, o->size_bytes);
-  }
+  // All work is done; what it brought must be with the client before the memory is the client's alone.
+  if (!coherent_settled(e)) return STEP_AGAIN;
+  coherent_drop(e, o->arena_off, o->size_bytes);
   const host_range ended = e->pinned[i];
   memmove(&e->pinned[i], &e->pinned[i + 1], (e->pinned_count - i - 1) * sizeof *e->pinned);
   e->pinned_count--;

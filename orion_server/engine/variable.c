@@ -218,13 +218,7 @@ enum step variable_map(orion_engine* e, const orion_op* op) {
   // There already: this is the second look, at whether its content has been sent.
   const bool is_open = r && r->mirror && (uint64_t)(uintptr_t)r->mirror->memory == o->address;
   const int32_t result = is_open ? 0 : open_range(e, o);
-  if (!result && e->net) {
-    if (net_copies_wait(e)) {
-      park_cause(e, CAUSE_TIME, 0, engine_now_ns() + 50000, NULL);
-      return STEP_AGAIN;
-    }
-    net_after_copies(e);
-  }
+  if (!result && !coherent_settled(e)) return STEP_AGAIN;
   answer_reply(e, op, result, NULL, 0);
   return STEP_DONE;
 }
@@ -236,14 +230,8 @@ enum step variable_end(orion_engine* e, const orion_op* op) {
     answer_reply(e, op, CUDA_ERROR_INVALID_VALUE, NULL, 0);
     return STEP_DONE;
   }
-  if (e->net) {
-    // What is on its way must be with the client before it uses that part of the arena for something else.
-    if (net_copies_wait(e)) {
-      park_cause(e, CAUSE_TIME, 0, engine_now_ns() + 50000, NULL);
-      return STEP_AGAIN;
-    }
-    net_after_copies(e);
-  }
+  // What is on its way must be with the client before it uses that part of the arena for something else.
+  if (!coherent_settled(e)) return STEP_AGAIN;
   coherent_drop(e, o->arena_off, o->size_bytes);
   // The client's next allocation there is zero on its side.
   if (e->net) (void)madvise(e->arena + o->arena_off, o->size_bytes, MADV_DONTNEED);
