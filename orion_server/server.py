@@ -251,7 +251,7 @@ class Server:
         socket_path = str(self._socket_dir / f"{session_id}.sock") if "shm" in transports else ""
         prepared = await worker.request(
             {"type": "prepare", "token": token, "uid": request.uid, "shm_socket": socket_path,
-             "tcp": "tcp" in transports},
+             "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes},
             self._settings.bind_timeout_s,
         )  # fmt: skip
         if not prepared.get("ok"):

@@ -61,6 +61,8 @@ class Attach(_Message, tag="attach", kw_only=True):
     host: Text = ""
     program: Text = ""
     transports: Annotated[list[Transport], Meta(min_length=1, max_length=8)]
+    # Kinds of tcp lanes that the client knows, best first: "raw" (plain sockets), "zmq".
+    lanes: Annotated[list[Annotated[str, Meta(max_length=16)]], Meta(max_length=8)] = []
     vgpu: Annotated[int, Meta(ge=0, le=64)] = 0
     gmem_mib: U31 = 0
     ratio: Annotated[int, Meta(ge=0, le=100)] = 0

@@ -54,7 +54,7 @@ typedef struct orion_engine_stats {
   uint64_t bytes_in;          // over tcp: bulk received
   uint64_t bytes_out;         // over tcp: bulk sent
   uint64_t image_bytes;       // images: received from this client
-  uint64_t lanes;             // over tcp: lanes on which the client has shown the token; 2: it is connected
+  uint64_t lanes;             // over tcp: lanes on which the client has shown the token; 2 or more: it is connected
   uint64_t commit_gaps;       // times that a producer left its reserved slots uncommitted for over 100 ms
   uint64_t fatal_result;      // 0, or the CUresult after which this worker must be replaced
   uint64_t mapped_bytes[64];  // per bound device
@@ -76,10 +76,11 @@ void orion_engine_reserve_addresses(void);
 int orion_engine_new(const orion_engine_config* config, orion_engine** engine);
 // Hands over a primary context that the worker (pycuda) holds. Without it the engine retains the primary itself.
 int orion_engine_set_primary(orion_engine* engine, uint32_t ordinal, uint64_t context);
-// tcp: opens both lanes on 127.0.0.1 and writes their endpoints (at least 64 bytes each). `token` is what the client
-// must send first on each lane.
-int orion_engine_tcp_listen(orion_engine* engine, const uint8_t* token, uint32_t token_bytes, char* ops_endpoint,
-                            char* bulk_endpoint);
+// tcp: opens the lanes on 127.0.0.1 and writes their endpoints (at least 64 bytes each; plain TCP has one, and an empty
+// second). `token` is what the client must send first on each connection.
+enum orion_engine_lanes { ORION_ENGINE_LANES_ZMQ, ORION_ENGINE_LANES_RAW };
+int orion_engine_tcp_listen(orion_engine* engine, int lanes, const uint8_t* token, uint32_t token_bytes,
+                            char* ops_endpoint, char* bulk_endpoint);
 // 0: bound. -1: an address range is taken; *conflicts has bit 0 for the host arena, bit 1 + i for devices[i], and the
 // call may be repeated with other addresses. Otherwise a CUresult.
 int orion_engine_bind(orion_engine* engine, const orion_engine_bind_request* request, uint64_t* conflicts);

@@ -550,6 +550,8 @@ void coherent_publish(orion_engine* e, const orion_op* op);
 void coherent_known(orion_engine* e, uint64_t offset, const uint8_t* from, uint64_t bytes);
 /// What the client knows of [offset, +bytes); NULL when that is not part of one coherent range.
 uint8_t* coherent_copy(const orion_engine* e, uint64_t offset, uint64_t bytes);
+/// Whether a byte of [offset, +bytes) is in a coherent range.
+bool coherent_touches(const orion_engine* e, uint64_t offset, uint64_t bytes);
 /// Over a network: what has been published and copied out is on its way ahead of the next answer. False: the operation
 /// has been given a cause to be looked at again.
 bool coherent_settled(orion_engine* e);
@@ -671,7 +673,7 @@ void output_scan(orion_engine* e, const uint8_t* image, uint64_t bytes);
 bool watcher_start(orion_engine* e);
 void watcher_stop(orion_engine* e);
 
-// ---- net_zmq.c (tcp only; e->net is NULL over shm)
+// ---- net.c (tcp only; e->net is NULL over shm)
 /// Receives and sends what can be without waiting. Returns whether anything moved.
 bool net_pump(orion_engine* e);
 /// Waits for frames, at most this long.

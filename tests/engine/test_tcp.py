@@ -55,7 +55,7 @@ class Remote:
         assert lib.orion_engine_new(config, made) == 0
         self.engine = made[0]
         ends = [ffi.new("char[64]"), ffi.new("char[64]")]
-        assert lib.orion_engine_tcp_listen(self.engine, TOKEN, len(TOKEN), *ends) == 0
+        assert lib.orion_engine_tcp_listen(self.engine, lib.ORION_ENGINE_LANES_ZMQ, TOKEN, len(TOKEN), *ends) == 0
         self.endpoints = [ffi.string(end).decode() for end in ends]
         row = ffi.new("orion_engine_device *", {"ordinal": 0, "base": SLOT_BASE, "bytes": SLOT_BYTES})
         request = ffi.new("orion_engine_bind_request *")
