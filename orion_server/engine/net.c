@@ -216,6 +216,10 @@ void net_after_copies(orion_engine* e) { net_queue_frame(e, ORION_FRAME_WORDS, e
 void net_bytes_out(orion_engine* e, uint64_t offset, uint64_t bytes) {
   struct orion_net* n = e->net;
   queue_copy(e, &n->urgent, (out_copy){.offset = offset, .bytes = bytes});
+  // Where bulk shares a lane with the frame below it must not stand behind it.
+  n->is_urgent = true;
+  (void)send_list(e, &n->urgent);
+  n->is_urgent = false;
   uint64_t pieces = n->pending_bytes != 0;
   for (const out_copy* c = n->urgent.first; c; c = c->next) {
     pieces += (c->bytes - c->sent + ORION_BULK_BYTES - 1) / ORION_BULK_BYTES;

@@ -85,6 +85,7 @@ struct orion_net {
   size_t queued_bytes;
   copy_list urgent;  // written by the CPU, awaited by a reply: sent before all others, so that their number is known
   copy_list copies;
+  bool is_urgent;  // what is sent at this moment must go to lane 0, whatever waits for it
   uint64_t bulk_sent;
   uint8_t* pending;  // a frame of runs that the lane has not taken yet
   uint64_t pending_bytes;

@@ -293,12 +293,13 @@ static void flush(orion_engine* e) {
 
 // Large copies of memory that no kernel goes on writing are sent from where they are.
 static bool is_striped(const orion_engine* e, const out_copy* c) {
-  return c && c->kind == OUT_WHOLE && c->bytes >= ORION_STRIPE_MIN_BYTES && net_raw_of(e)->stripe_count &&
+  return c && !e->net->is_urgent && c->kind == OUT_WHOLE && c->bytes >= ORION_STRIPE_MIN_BYTES && net_raw_of(e)->stripe_count &&
          !coherent_touches(e, c->offset, c->bytes);
 }
 
 static bool has_room(orion_engine* e, const out_copy* copy) {
-  return is_striped(e, copy) ? net_stripes_room(net_raw_of(e)) : e->net->queued_bytes < INLINE_QUEUE_BYTES;
+  if (is_striped(e, copy)) return net_stripes_room(net_raw_of(e));
+  return e->net->is_urgent || e->net->queued_bytes < INLINE_QUEUE_BYTES;
 }
 
 static bool send_numbered(orion_engine* e, const out_copy* copy, uint16_t type, uint64_t a, const uint8_t* body,
