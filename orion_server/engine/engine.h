@@ -51,13 +51,18 @@ typedef struct orion_engine_stats {
   uint64_t frees_pending;
   uint64_t maps_waiting;  // allocations that wait for pending frees
   uint64_t pinned_bytes;
-  uint64_t bytes_in;          // over tcp: bulk received
-  uint64_t bytes_out;         // over tcp: bulk sent
-  uint64_t image_bytes;       // images: received from this client
-  uint64_t lanes;             // over tcp: lanes on which the client has shown the token; 2: it is connected
-  uint64_t commit_gaps;       // times that a producer left its reserved slots uncommitted for over 100 ms
-  uint64_t fatal_result;      // 0, or the CUresult after which this worker must be replaced
-  uint64_t mapped_bytes[64];  // per bound device
+  uint64_t bytes_in;           // over tcp: bulk received
+  uint64_t bytes_out;          // over tcp: bulk sent
+  uint64_t image_bytes;        // images: received from this client
+  uint64_t lanes;              // over tcp: lanes on which the client has shown the token; 2: it is connected
+  uint64_t commit_gaps;        // times that a producer left its reserved slots uncommitted for over 100 ms
+  uint64_t fatal_result;       // 0, or the CUresult after which this worker must be replaced
+  uint64_t busy_ns;            // of the thread inside run: in passes that found something to do
+  uint64_t looking_ns;         // in passes that found nothing, and between them
+  uint64_t asleep_ns;          // waiting in the system
+  uint64_t launches_timed;     // one launch in 64
+  uint64_t launches_timed_ns;  // that those spent inside the driver
+  uint64_t mapped_bytes[64];   // per bound device
 } orion_engine_stats;
 
 // What ended orion_engine_run.

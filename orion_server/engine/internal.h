@@ -39,6 +39,11 @@
 #define SLOT_MAX_BYTES (1ull << 40)
 #define MAPS_WAITING_MAX 256u
 
+#define LAUNCH_TIMED_EVERY 64u  // launches of which one is timed
+
+/// What the loop's thread is at.
+enum engine_state { ENGINE_BUSY, ENGINE_LOOKING, ENGINE_ASLEEP, ENGINE_STATES };
+
 // CUresults that are not CUDA's business: what a handler tells the loop.
 enum step {
   STEP_DONE,   // executed (or refused: the answer has been given)
@@ -343,6 +348,7 @@ struct orion_engine {
   _Atomic uint64_t stat_operations, stat_launches, stat_work, stat_replies, stat_late, stat_parked, stat_parked_now;
   _Atomic uint64_t stat_frees, stat_frees_done, stat_maps, stat_pinned, stat_in, stat_out, stat_lanes, stat_fatal,
       stat_gaps, stat_image_bytes;
+  _Atomic uint64_t stat_time[ENGINE_STATES], stat_launches_timed, stat_launches_timed_ns;
 
   // Operations just copied out of the rings. Two, because express operations run between a main one's pop and its turn.
   _Alignas(64) uint8_t popped[ORION_OP_MAX_BYTES + 64];

@@ -58,6 +58,8 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
                      CU_LAUNCH_PARAM_END};
   void** extra = param_bytes ? buffers : NULL;
   const bool cooperative = !extended && (o->launch_flags & 1);
+  const bool timed = atomic_load_explicit(&e->stat_launches, memory_order_relaxed) % LAUNCH_TIMED_EVERY == 0;
+  const uint64_t started_ns = timed ? engine_now_ns() : 0;
   CUresult code;
   if (!extended && !cooperative) {
     code = e->driver.launch(f->handle, o->grid_x, o->grid_y, o->grid_z, o->block_x, o->block_y, o->block_z,
@@ -86,6 +88,10 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
                                    .attrs = count ? attributes : NULL,
                                    .numAttrs = count};
     code = e->driver.launch_ex(&config, f->handle, NULL, extra);
+  }
+  if (timed) {
+    STAT_ADD(e, stat_launches_timed, 1);
+    STAT_ADD(e, stat_launches_timed_ns, engine_now_ns() - started_ns);
   }
   const int32_t result = answer_check(e, op->context, (int32_t)code);
   if (!result) order_issued(e, s);

@@ -120,6 +120,15 @@ class Engine:
             "late_errors": stats.late_errors,
             "bytes_in": stats.bytes_in,
             "bytes_out": stats.bytes_out,
+            "engine": {
+                "busy_ns": stats.busy_ns,
+                "looking_ns": stats.looking_ns,
+                "asleep_ns": stats.asleep_ns,
+                "operations": stats.operations,
+                "launches": stats.launches,
+                "launches_timed": stats.launches_timed,
+                "launches_timed_ns": stats.launches_timed_ns,
+            },
         }
 
     def _make(self, transport: int) -> None:
