@@ -2,7 +2,8 @@
 
     python3 -m benchmarks.launch_facts [--out FILE]    one JSON object; exit 1 when a counter lacks a launch
 
-Runs natively (NVIDIA's or softgpu's libcuda; softgpu is a check of the path, never a GPU timing). The rows are measured
+Runs natively (NVIDIA's or softgpu's libcuda; softgpu is a check of the path, never a GPU timing), and through Orion's
+client, where the rows show what a program sees (`--only threads_4_own_stream`). The rows are measured
 by a C program, compiled with gcc, so that they are the driver's costs and not Python's; --build PATH only compiles it,
 --program PATH runs one that was compiled elsewhere. Times are nanoseconds for each launch or node: `issue_ns` until the
 calls had returned, `total_ns` until the device had finished. `predictions` apply them to programs (launch_model).
@@ -41,13 +42,14 @@ def build(program: Path) -> None:
     subprocess.run([*command, "-lpthread", "-ldl"], check=True)
 
 
-def measure(program: Path, samples: int | None) -> dict[str, Any]:
-    command = [str(program.resolve()), *([str(samples)] if samples else [])]
+def measure(program: Path, samples: int, only: str) -> dict[str, Any]:
+    command = [str(program.resolve()), str(samples), only]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{command[0]} ended with {done.returncode}")
     facts: dict[str, Any] = json.loads(done.stdout)
-    return {"machine": describe("benchmarks.launch_facts"), **facts, "predictions": predictions(facts["rows"])}
+    predicted = [] if only else predictions(facts["rows"])
+    return {"machine": describe("benchmarks.launch_facts"), **facts, "predictions": predicted}
 
 
 def text_of(facts: dict[str, Any]) -> str:
@@ -71,7 +73,8 @@ def text_of(facts: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there, and a summary to stdout")
-    parser.add_argument("--samples", type=int, help="of each row (default 31; 3 on softgpu)")
+    parser.add_argument("--samples", type=int, default=0, help="of each row (default 31; 3 on softgpu)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose names contain it; no predictions then")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--build", type=Path, metavar="PATH", help="compile the program there and stop")
     chosen.add_argument("--program", type=Path, metavar="PATH", help="run this one: no gcc is needed")
@@ -83,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         program = arguments.program or Path(folder) / "launch_facts"
         if not arguments.program:
             build(program)
-        facts = measure(program, arguments.samples)
+        facts = measure(program, arguments.samples, arguments.only)
     if arguments.out:
         arguments.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(text_of(facts))

@@ -2,7 +2,7 @@
 // one stream and on several, graphs with and without updated parameters, markers, events. Prints one JSON object; exit
 // 1 when the counters do not show every launch. benchmarks/launch_facts.py compiles and runs it.
 //
-//   launch_facts [samples]
+//   launch_facts [samples, 0: as many as usual] [only rows whose names contain this]
 #define _GNU_SOURCE
 #include "launch_facts.h"
 
@@ -26,6 +26,7 @@ static uint64_t* words;
 static CUdeviceptr words_device;
 static CUevent event;
 static uint32_t samples = 31;
+static const char* only = "";
 static uint64_t counted, digest;
 static bool good = true, first_row = true;
 static uint64_t spin_cycles = 100;
@@ -108,6 +109,7 @@ CUcontext facts_context(void) {
 
 void facts_row(const char* name, plan p, sample_function take) {
   double issue[SAMPLES_MAX], total[SAMPLES_MAX], more[SAMPLES_MAX];
+  if (!strstr(name, only)) return;
   p.expected = counted = 0;
   CHECK(cu.memory_set(facts_counter, 0, 4));
   CHECK(cu.context_synchronize());
@@ -370,6 +372,12 @@ static void thread_rows(kernel* k, kernel* slow, uint32_t burst) {
       if (sharing == HANDED_OVER) p.more = NULL;
       snprintf(name, sizeof name, "threads_%u_%s", threads, kinds[sharing]);
       facts_row(name, p, threads_sample);
+      if (sharing == OWN_STREAM) {
+        p.count = burst * threads * 16;
+        snprintf(name, sizeof name, "threads_%u_own_stream_unbroken", threads);
+        facts_row(name, p, threads_sample);
+        p.count = burst * threads;
+      }
       if (sharing == OWN_CONTEXT || sharing == ONE_STREAM) continue;
       p.kernel = slow;
       snprintf(name, sizeof name, "threads_%u_%s_3us", threads, kinds[sharing]);
@@ -410,7 +418,8 @@ int main(int argc, char** argv) {
   } else if (!cu.device_attribute(&clock_khz, CLOCK_RATE_ATTRIBUTE, 0)) {
     spin_cycles = (uint64_t)(clock_khz * 1e-6 * KERNEL_NS);
   }
-  if (argc > 1) samples = (uint32_t)atoi(argv[1]);
+  if (argc > 1 && atoi(argv[1])) samples = (uint32_t)atoi(argv[1]);
+  if (argc > 2) only = argv[2];
   if (samples < 1 || samples > SAMPLES_MAX) samples = SAMPLES_MAX;
   CHECK(cu.memory_allocate(&facts_counter, 256));
   for (int i = 0; i < 8; i++) CHECK(cu.stream_create(&facts_streams[i], 1));
