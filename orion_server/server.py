@@ -44,6 +44,7 @@ _ENGINE_COUNTERS = (
     "launches",
     "launches_timed",
     "launches_timed_ns",
+    "launches_handed",
 )
 
 

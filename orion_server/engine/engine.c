@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "launcher.h"
 
 #define LOOP_BATCH 64u              // main operations between two looks at everything else
 #define SLEEP_IDLE_NS 100000000ull  // nothing outstanding: only a wake can bring work
@@ -234,6 +235,7 @@ static bool work_once(orion_engine* e) {
   if (e->first_query) moved |= query_pass(e);
   if (atomic_load_explicit(&e->graph_signal, memory_order_relaxed)) graph_publish(e);
   if (e->first_batch || e->maps_first) moved |= memory_reclaim(e, !moved);
+  if (e->launchers) launcher_collect(e);
   answer_flush(e);
   order_check_faults(e, engine_now_ns());
   answer_flush(e);
@@ -251,6 +253,9 @@ int orion_engine_run(orion_engine* e) {
   if (!e->bound) return ORION_END_FAILED;
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   output_begin(e);
+  if (e->config.launchers > 0 && !launcher_start(e, (uint32_t)e->config.launchers)) {
+    engine_log(e, ENGINE_LOG_WARN, "no launchers could be started");
+  }
   e->current_context = 0;  // another thread may have bound; this one has no current context yet
   uint64_t busy_at_ns = engine_now_ns(), seen_ns = busy_at_ns;
   while (!e->end) {
@@ -280,6 +285,7 @@ int orion_engine_run(orion_engine* e) {
     }
     account(e, ENGINE_ASLEEP, &seen_ns);
   }
+  launcher_stop(e);
   if (e->net) net_close(e);
   answer_flush(e);
   output_end(e);
@@ -327,6 +333,7 @@ void orion_engine_get_stats(orion_engine* e, orion_engine_stats* stats) {
       .asleep_ns = atomic_load(&e->stat_time[ENGINE_ASLEEP]),
       .launches_timed = atomic_load(&e->stat_launches_timed),
       .launches_timed_ns = atomic_load(&e->stat_launches_timed_ns),
+      .launches_handed = atomic_load(&e->stat_handed),
   };
   for (uint32_t i = 0; i < ORION_DEVICES; i++) stats->mapped_bytes[i] = atomic_load(&e->devices[i].mapped_bytes);
 }

@@ -18,6 +18,8 @@ typedef struct orion_engine_config {
   int null_engine;           // 1: no driver at all; work is validated and dropped, markers are written at once
   int transport;             // enum orion_engine_transport
   int cpu_count;             // CPUs that this process may use; 0: ask the system
+  int launchers;             // threads that launch for programs with several busy streams (launcher.h); 0: none
+  int launchers_always;      // 1: they get every launch that they may, not only where that is faster. For tests
   int spin_us;               // how long to spin before sleeping; ignored (no spinning) with two CPUs or fewer
   int image_fd;              // socket of packets to orion-server's image cache; 0 or less: none
   int stdout_fd, stderr_fd;  // files that are this process's stdout and stderr, for the client; 0 or less: none
@@ -62,6 +64,7 @@ typedef struct orion_engine_stats {
   uint64_t asleep_ns;          // waiting in the system
   uint64_t launches_timed;     // one launch in 64
   uint64_t launches_timed_ns;  // that those spent inside the driver
+  uint64_t launches_handed;    // to launchers
   uint64_t mapped_bytes[64];   // per bound device
 } orion_engine_stats;
 

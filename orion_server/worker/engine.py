@@ -128,6 +128,7 @@ class Engine:
                 "launches": stats.launches,
                 "launches_timed": stats.launches_timed,
                 "launches_timed_ns": stats.launches_timed_ns,
+                "launches_handed": stats.launches_handed,
             },
         }
 
@@ -142,6 +143,8 @@ class Engine:
         config.transport = transport
         config.cpu_count = len(os.sched_getaffinity(0))
         config.spin_us = _SPIN_US
+        config.launchers = int(os.environ.get("ORION_ENGINE_LAUNCHERS", "0"))
+        config.launchers_always = os.environ.get("ORION_ENGINE_LAUNCHERS_ALWAYS") == "1"
         config.image_fd = self._image_fd
         config.stdout_fd, config.stderr_fd, config.log_fd = self._files
         config.log_level = self._log_level

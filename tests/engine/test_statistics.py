@@ -50,8 +50,8 @@ def test_one_launch_in_64_is_timed() -> None:
         for _ in range(65):
             s.launch(1, struct.pack("<QI", counter, 1))
         s.sync()
-        assert (s.stats().launches, s.stats().launches_timed) == (128, 2)
-        assert 0 < s.stats().launches_timed_ns <= s.stats().busy_ns + s.stats().looking_ns
+        assert (s.stats().launches, s.stats().launches_timed, s.stats().launches_handed) == (128, 2, 0)
+        assert s.stats().launches_timed_ns > 0
 
 
 if __name__ == "__main__":
