@@ -162,6 +162,8 @@ class SessionStats(msgspec.Struct, kw_only=True):
     used_bytes: Bytes63
     since: float
     used_by_device: dict[Ordinal, Bytes63] = {}
+    # Counters of the worker's engine, by name with their unit (docs/statistics.md).
+    engine: Annotated[dict[Annotated[str, Meta(max_length=64)], Bytes63], Meta(max_length=64)] = {}
 
 
 class ImageStats(msgspec.Struct, kw_only=True):

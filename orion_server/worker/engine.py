@@ -121,6 +121,16 @@ class Engine:
             "late_errors": stats.late_errors,
             "bytes_in": stats.bytes_in,
             "bytes_out": stats.bytes_out,
+            "engine": {
+                "busy_ns": stats.busy_ns,
+                "looking_ns": stats.looking_ns,
+                "asleep_ns": stats.asleep_ns,
+                "operations": stats.operations,
+                "launches": stats.launches,
+                "launches_timed": stats.launches_timed,
+                "launches_timed_ns": stats.launches_timed_ns,
+                "launches_handed": stats.launches_handed,
+            },
         }
 
     def _make(self, transport: int) -> None:
@@ -134,6 +144,8 @@ class Engine:
         config.transport = transport
         config.cpu_count = len(os.sched_getaffinity(0))
         config.spin_us = _SPIN_US
+        config.launchers = int(os.environ.get("ORION_ENGINE_LAUNCHERS", "0"))
+        config.launchers_always = os.environ.get("ORION_ENGINE_LAUNCHERS_ALWAYS") == "1"
         config.image_fd = self._image_fd
         config.stdout_fd, config.stderr_fd, config.log_fd = self._files
         config.log_level = self._log_level
