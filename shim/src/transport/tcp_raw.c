@@ -284,11 +284,16 @@ static void watch_lane(raw_lanes* raw, bool io_thread_does) {
   epoll_ctl(raw->io_fd, EPOLL_CTL_MOD, raw->all_fd, &event);
 }
 
-// The I/O thread sleeps: from here on a producer wakes it, and what came meanwhile does so at once.
+// Whoever has moved bytes for itself leaves them to the I/O thread. Where that sleeps, a producer wakes it from here on,
+// and what came meanwhile does so at once.
 static void hand_over(raw_lanes* raw) {
+  if (atomic_load(&raw->io_awake)) {
+    // Pairs with sleep_beside: either it sees that nobody moves, or this sees that it sleeps.
+    atomic_store(&raw->moving, 0);
+    if (atomic_load(&raw->io_awake) || !try_move(raw)) return;
+  }
   set_parked(raw, 1);
   const bool work = has_work(raw) || raw->delayed_first || raw->blocked;
-  watch_lane(raw, true);
   end_move(raw);
   const uint64_t one = 1;
   if (work && write(raw->state->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
@@ -326,6 +331,7 @@ enum orion_help orion_tcp_raw_help(orion_session* session, bool (*ready)(void* a
     }
     sleep_moving(raw, until_ns);
   }
+  if (!watched) watch_lane(raw, true);
   hand_over(raw);
   pthread_setcancelstate(cancel_state, NULL);
   return result;
@@ -347,11 +353,14 @@ static void sleep_until_needed(raw_lanes* raw) {
   const uint64_t until_ns = next_due_ns(raw, orion_now_ns() + IDLE_NS);
   set_parked(raw, 1);
   const bool work = has_work(raw) || atomic_load(&raw->state->stop);
+  atomic_store(&raw->io_awake, work);
   end_move(raw);
-  if (work) return;
-  struct pollfd fd = {raw->io_fd, POLLIN, 0};
-  const struct timespec timeout = time_left(until_ns);
-  if (ppoll(&fd, 1, &timeout, NULL) > 0) drain_wakes(raw);
+  if (!work) {
+    struct pollfd fd = {raw->io_fd, POLLIN, 0};
+    const struct timespec timeout = time_left(until_ns);
+    if (ppoll(&fd, 1, &timeout, NULL) > 0) drain_wakes(raw);
+  }
+  atomic_store(&raw->io_awake, true);
 }
 
 static bool is_drained(const raw_lanes* raw) {
@@ -376,19 +385,37 @@ static void run_to_the_end(raw_lanes* raw) {
   while (!moving && orion_now_ns() < until_ns) moving = try_move(raw);
 }
 
+// Another thread moves the bytes: the I/O thread sleeps until that one hands over, or wakes it.
+static void sleep_beside(raw_lanes* raw) {
+  atomic_store(&raw->io_awake, false);
+  if (atomic_load(&raw->moving)) {
+    struct pollfd fd = {raw->io_fd, POLLIN, 0};
+    (void)poll(&fd, 1, IDLE_NS / 1000000);
+  }
+  atomic_store(&raw->io_awake, true);
+}
+
 static void run(tcp_state* state) {
   raw_lanes* raw = orion_raw_of(state);
   const uint64_t spin_ns = orion_impl(state->session)->spin_us * 1000ull;
   uint64_t busy_at_ns = orion_now_ns();
+  bool was_beside = false;
+  atomic_store(&raw->io_awake, true);
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   while (!atomic_load(&state->stop) && !atomic_load(&state->session->lost)) {
     if (!try_move(raw)) {
-      // Somebody who waits moves the bytes, and hands over when he is done.
-      struct pollfd fd = {raw->io_fd, POLLIN, 0};
-      (void)poll(&fd, 1, IDLE_NS / 1000000);
-      busy_at_ns = 0;
+      // Somebody who waits moves the bytes. Programs that wait often are served best by a thread that is awake when they
+      // go on.
+      const bool soon = spin_ns && orion_now_ns() - busy_at_ns < spin_ns;
+      if (soon)
+        orion_cpu_relax();
+      else
+        sleep_beside(raw);
+      was_beside = true;
       continue;
     }
+    if (was_beside) busy_at_ns = orion_now_ns();
+    was_beside = false;
     set_parked(raw, 0);
     if (move_once(raw)) {
       busy_at_ns = orion_now_ns();

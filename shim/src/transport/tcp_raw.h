@@ -34,6 +34,7 @@ typedef struct raw_lanes {
   // One thread at a time moves bytes: the I/O thread, or one that waits anyway. While the latter does, the I/O thread's
   // descriptor tells it nothing.
   _Atomic uint32_t moving;
+  _Atomic bool io_awake;  // the I/O thread will look by itself
   int all_fd;         // epoll: lane 0 and wake_fd
   int io_fd;          // epoll: all_fd
   bool watches_room;  // all_fd also waits for room in lane 0
