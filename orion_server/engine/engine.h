@@ -2,8 +2,8 @@
 // tests see of it.
 //
 // Life: new -> (set_primary) -> [tcp_listen] -> bind (again after a conflict) -> run -> free.
-// Threads: `run` belongs to one thread and makes every driver call of the session. `stop`, `client_lost`, `get_stats`
-// and `reason` may be called from any other thread meanwhile. Nothing else may.
+// Threads: `run` belongs to one thread and makes every driver call of the session (but see `launchers`). `stop`,
+// `client_lost`, `get_stats` and `reason` may be called from any other thread meanwhile. Nothing else may.
 #ifndef ORION_ENGINE_H
 #define ORION_ENGINE_H
 

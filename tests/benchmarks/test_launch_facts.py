@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.launch_facts import text_of
 from benchmarks.launch_model import MIXES, Costs, Mix, predict
+from benchmarks.launcher_session import main as launcher_session
 from orion_client import libraries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,17 @@ def test_a_driver_that_runs_nothing_is_found_out(tmp_path: Path) -> None:
     code, told = facts(tmp_path, SOFTGPU_RECORD="1")
     assert code == 1 and not told["good"] and told["digest"] == 0
     assert "LAUNCHES ARE MISSING" in text_of(told)
+
+
+def test_threads_with_own_streams_natively_and_with_launchers(tmp_path: Path) -> None:
+    arguments = ["--device", "softgpu", "--out", str(tmp_path), "--launchers", "0,2", "--samples", "1"]
+    assert launcher_session(arguments) == 0
+    kept = json.loads((tmp_path / "launchers.json").read_text())
+    assert list(kept["rows"]) == ["native", "shm, 0", "shm, 2"]
+    # One sample and two before it, of 16 times 16 launches of each of eight threads.
+    assert {rows["threads_8_own_stream_unbroken"]["counted"] for rows in kept["rows"].values()} == {3 * 256 * 8}
+    assert "launches went to 2 launchers" in (tmp_path / "server.2.log").read_text()
+    assert "launchers" not in (tmp_path / "server.0.log").read_text()
 
 
 def test_a_program_that_the_engine_does_not_hold_up_gains_nothing() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import struct
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from isolated import isolated, main
-from session import ADD_PTX, CHUNK, MIB, WORD_CONTEXT_ERROR, WORD_STREAMS, Session
+from session import ADD_PTX, CHUNK, MIB, ROOT, WORD_CONTEXT_ERROR, WORD_STREAMS, Session, libcuda_path
 
 # The last store wins, and a link of a chain does nothing unless the one before it has run: so order shows.
 STORE_PTX = b""".version 7.0
@@ -173,6 +177,32 @@ def test_a_free_waits_for_launches_that_are_on_the_way() -> None:
         for stream in several:
             s.sync(stream)
         assert s.word(WORD_CONTEXT_ERROR + 1) == 0
+
+
+@isolated
+def test_what_is_not_issued_yet_is_not_done() -> None:
+    """The driver finds a stream idle between two launches of a slow launcher; its work is not done for that."""
+    real = Path(libcuda_path())
+    slow = ROOT / "build" / "engine_tests" / "libslow.so"
+    source = Path(__file__).with_name("slow_launch.c")
+    flags = ["-shared", "-fPIC", "-D_GNU_SOURCE", f"-I{ROOT}/wire/include", f"-Wl,--no-as-needed,-rpath,{real.parent}"]
+    subprocess.run(["gcc", *flags, str(source), str(real), "-o", str(slow), "-ldl"], check=True)
+    os.environ["SOFTGPU_LIBCUDA"] = str(slow)
+    with Session(launchers=1) as s:
+        memory = prepared(s)
+        streams(s, 1)
+        for round_ in range(1, 6):
+            for _ in range(20):
+                s.launch(1, struct.pack("<QI", memory, 1), stream=1)
+            time.sleep(0.01)  # some looks for faults
+            s.sync(1)
+            assert ctypes.c_uint32.from_address(memory).value == 20 * round_
+            for _ in range(20):
+                s.launch(1, struct.pack("<QI", memory + 64, 1), stream=1)
+            word, value = s.mark(1)
+            if s.call("STREAM_QUERY", stream=1, word=word, value=value)[0] != 0:
+                s.sync(1)
+            assert ctypes.c_uint32.from_address(memory + 64).value == 20 * round_
 
 
 @isolated
