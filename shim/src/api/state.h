@@ -169,6 +169,7 @@ typedef struct orion_function {
   _Atomic uint64_t kernel;  // handle of the library's kernel that it stands for; 0: none
   char* name;
   uint32_t attribute_mask;
+  _Atomic uint32_t set_mask;  // attributes that the driver has taken from this process as they are here
   _Atomic int32_t attributes[ORION_FUNCTION_ATTRIBUTES];
   uint32_t param_count, param_bytes;
   bool layout_known;
