@@ -138,7 +138,7 @@ static CUresult find_function(CUfunction handle, CUstream stream_handle, orion_s
 }
 
 static CUresult after_launch(orion_stream* stream, CUresult result) {
-  const bool waits = orion_launch_blocking() && !orion_is_captured(stream);
+  const bool waits = orion_launch_is_blocking && !orion_is_captured(stream);
   return result == CUDA_SUCCESS && waits ? orion_stream_synchronize(stream) : result;
 }
 
