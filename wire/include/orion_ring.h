@@ -64,9 +64,11 @@ static inline bool orion_ring_reserve(orion_ring ring, uint32_t count, uint64_t*
 }
 
 /// Pushes one operation of head->bytes bytes: `head_bytes` of header and fields at `head`, the rest at `tail`.
-/// Returns false, with nothing changed, when the ring has no room.
+/// Returns false, with nothing changed, when the ring has no room. One copy for each slot where the rest lies behind the
+/// header's part in memory.
 static inline bool orion_ring_push(orion_ring ring, const orion_op* head, uint32_t head_bytes, const void* tail) {
   const uint32_t bytes = head->bytes;
+  if (tail == (const uint8_t*)head + head_bytes) head_bytes = bytes;
   const uint32_t count = orion_slots_for(bytes);
   const uint64_t mask = ring.slot_count - 1;
   uint64_t position;
