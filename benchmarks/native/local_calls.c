@@ -32,54 +32,54 @@
 typedef int (*function)();
 
 // Each name loaded once, before anything is measured.
-#define FUNCTIONS(_)                                                                                              \
-  _(cuInit)                                                                                                       \
-  _(cuDevicePrimaryCtxRetain)                                                                                     \
-  _(cuDevicePrimaryCtxGetState)                                                                                   \
-  _(cuCtxSetCurrent)                                                                                              \
-  _(cuCtxGetCurrent)                                                                                              \
-  _(cuCtxGetDevice)                                                                                               \
-  _(cuCtxGetDevice_v2)                                                                                            \
-  _(cuCtxGetLimit)                                                                                                \
-  _(cuCtxSynchronize)                                                                                             \
-  _(cuModuleLoadData)                                                                                             \
-  _(cuModuleGetFunction)                                                                                          \
-  _(cuLibraryLoadData)                                                                                            \
-  _(cuLibraryGetKernel)                                                                                           \
-  _(cuKernelGetFunction)                                                                                          \
-  _(cuKernelGetAttribute)                                                                                         \
-  _(cuKernelSetAttribute)                                                                                         \
-  _(cuFuncGetAttribute)                                                                                           \
-  _(cuFuncSetAttribute)                                                                                           \
-  _(cuMemAlloc_v2)                                                                                                \
-  _(cuMemHostAlloc)                                                                                               \
-  _(cuMemGetAddressRange_v2)                                                                                      \
-  _(cuMemGetAllocationGranularity)                                                                                \
-  _(cuMemsetD8Async)                                                                                              \
-  _(cuMemcpyDtoDAsync_v2)                                                                                         \
-  _(cuMemcpyHtoDAsync_v2)                                                                                         \
-  _(cuLaunchKernel)                                                                                               \
-  _(cuLaunchKernelEx)                                                                                             \
-  _(cuStreamCreate)                                                                                               \
-  _(cuStreamIsCapturing)                                                                                          \
-  _(cuStreamQuery)                                                                                                \
-  _(cuStreamSynchronize)                                                                                          \
-  _(cuStreamWaitEvent)                                                                                            \
-  _(cuThreadExchangeStreamCaptureMode)                                                                            \
-  _(cuEventCreate)                                                                                                \
-  _(cuEventRecord)                                                                                                \
-  _(cuEventQuery)                                                                                                 \
-  _(cuEventSynchronize)                                                                                           \
-  _(cuPointerGetAttribute)                                                                                        \
-  _(cuPointerGetAttributes)                                                                                       \
-  _(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags)                                                         \
-  _(cuDeviceGet)                                                                                                  \
-  _(cuDeviceGetCount)                                                                                             \
-  _(cuDeviceGetName)                                                                                              \
-  _(cuDeviceTotalMem_v2)                                                                                          \
-  _(cuDeviceGetAttribute)                                                                                         \
-  _(cuDriverGetVersion)                                                                                           \
-  _(cuGetErrorString)                                                                                             \
+#define FUNCTIONS(_)                                      \
+  _(cuInit)                                               \
+  _(cuDevicePrimaryCtxRetain)                             \
+  _(cuDevicePrimaryCtxGetState)                           \
+  _(cuCtxSetCurrent)                                      \
+  _(cuCtxGetCurrent)                                      \
+  _(cuCtxGetDevice)                                       \
+  _(cuCtxGetDevice_v2)                                    \
+  _(cuCtxGetLimit)                                        \
+  _(cuCtxSynchronize)                                     \
+  _(cuModuleLoadData)                                     \
+  _(cuModuleGetFunction)                                  \
+  _(cuLibraryLoadData)                                    \
+  _(cuLibraryGetKernel)                                   \
+  _(cuKernelGetFunction)                                  \
+  _(cuKernelGetAttribute)                                 \
+  _(cuKernelSetAttribute)                                 \
+  _(cuFuncGetAttribute)                                   \
+  _(cuFuncSetAttribute)                                   \
+  _(cuMemAlloc_v2)                                        \
+  _(cuMemHostAlloc)                                       \
+  _(cuMemGetAddressRange_v2)                              \
+  _(cuMemGetAllocationGranularity)                        \
+  _(cuMemsetD8Async)                                      \
+  _(cuMemcpyDtoDAsync_v2)                                 \
+  _(cuMemcpyHtoDAsync_v2)                                 \
+  _(cuLaunchKernel)                                       \
+  _(cuLaunchKernelEx)                                     \
+  _(cuStreamCreate)                                       \
+  _(cuStreamIsCapturing)                                  \
+  _(cuStreamQuery)                                        \
+  _(cuStreamSynchronize)                                  \
+  _(cuStreamWaitEvent)                                    \
+  _(cuThreadExchangeStreamCaptureMode)                    \
+  _(cuEventCreate)                                        \
+  _(cuEventRecord)                                        \
+  _(cuEventQuery)                                         \
+  _(cuEventSynchronize)                                   \
+  _(cuPointerGetAttribute)                                \
+  _(cuPointerGetAttributes)                               \
+  _(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags) \
+  _(cuDeviceGet)                                          \
+  _(cuDeviceGetCount)                                     \
+  _(cuDeviceGetName)                                      \
+  _(cuDeviceTotalMem_v2)                                  \
+  _(cuDeviceGetAttribute)                                 \
+  _(cuDriverGetVersion)                                   \
+  _(cuGetErrorString)                                     \
   _(cuGetExportTable)
 
 #define DECLARE(name) static function name;
@@ -115,52 +115,53 @@ static int nothing(void) { return 0; }
 
 #define LAUNCH(f, where, p, e) cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, where, p, e)
 // name, whether it puts work into the ring, the call
-#define CALLS(_)                                                                                                  \
-  _(loop, 0, nothing())                                                                                           \
-  _(launch_0, 1, LAUNCH(plain, NULL, NULL, NULL))                                                                 \
-  _(launch_2, 1, LAUNCH(two, NULL, params, NULL))                                                                 \
-  _(launch_10, 1, LAUNCH(ten, NULL, params, NULL))                                                                \
-  _(launch_10_stream, 1, LAUNCH(ten, stream, params, NULL))                                                       \
-  _(launch_extra_64, 1, LAUNCH(plain, NULL, NULL, extra))                                                         \
-  _(launch_ex_10, 1, cuLaunchKernelEx(&config, ten, params, NULL))                                                \
-  _(cuMemsetD8Async, 1, cuMemsetD8Async(device_memory, 0, (size_t)256, stream))                                   \
-  _(cuMemcpyDtoDAsync, 1, cuMemcpyDtoDAsync_v2(device_memory, device_memory + 4096, (size_t)256, stream))         \
-  _(cuMemcpyHtoDAsync_pinned, 1, cuMemcpyHtoDAsync_v2(device_memory, pinned, (size_t)256, stream))                \
-  _(cuEventRecord, 1, cuEventRecord(event, stream))                                                               \
-  _(cuCtxGetDevice, 0, cuCtxGetDevice(&number))                                                                   \
-  _(cuCtxGetDevice_v2, 0, cuCtxGetDevice_v2(&number, context))                                                    \
-  _(cuCtxGetCurrent, 0, cuCtxGetCurrent(&pointer))                                                                \
-  _(cuCtxSetCurrent, 0, cuCtxSetCurrent(context))                                                                 \
-  _(cuCtxGetLimit, 0, cuCtxGetLimit(&size, 0))                                                                    \
-  _(cuDevicePrimaryCtxGetState, 0, cuDevicePrimaryCtxGetState(0, &flags, &number))                                \
-  _(cuDeviceGet, 0, cuDeviceGet(&number, 0))                                                                      \
-  _(cuDeviceGetCount, 0, cuDeviceGetCount(&number))                                                               \
-  _(cuDeviceGetName, 0, cuDeviceGetName(text, (int)sizeof text, 0))                                               \
-  _(cuDeviceTotalMem, 0, cuDeviceTotalMem_v2(&size, 0))                                                           \
-  _(cuDeviceGetAttribute, 0, cuDeviceGetAttribute(&number, 16, 0))                                                \
-  _(cuDriverGetVersion, 0, cuDriverGetVersion(&number))                                                           \
-  _(cuGetErrorString, 0, cuGetErrorString(0, &pointer))                                                           \
-  _(cuKernelGetAttribute, 0, cuKernelGetAttribute(&number, 0, kernel, 0))                                         \
-  _(cuKernelSetAttribute_same, 0, cuKernelSetAttribute(8, 1024, kernel, 0))                                       \
-  _(cuKernelGetFunction, 0, cuKernelGetFunction(&pointer, kernel))                                                \
-  _(cuFuncGetAttribute, 0, cuFuncGetAttribute(&number, 0, ten))                                                   \
-  _(cuFuncSetAttribute_same, 0, cuFuncSetAttribute(ten, 8, 1024))                                                 \
-  _(cuModuleGetFunction, 0, cuModuleGetFunction(&pointer, module, "ten_params_10"))                               \
-  _(cuLibraryGetKernel, 0, cuLibraryGetKernel(&pointer, library, "ten_params_10"))                                \
-  _(cuOccupancyMaxActiveBlocks, 0, cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(&number, ten, 128, (size_t)0, 0)) \
-  _(cuStreamIsCapturing, 0, cuStreamIsCapturing(stream, &number))                                                 \
-  _(cuThreadExchangeStreamCaptureMode, 0, cuThreadExchangeStreamCaptureMode(&mode))                               \
-  _(cuEventQuery_done, 0, cuEventQuery(event))                                                                    \
-  _(cuEventSynchronize_done, 0, cuEventSynchronize(event))                                                        \
-  _(cuStreamWaitEvent_done, 0, cuStreamWaitEvent(stream, event, 0))                                               \
-  _(cuStreamQuery_idle, 0, cuStreamQuery(stream))                                                                 \
-  _(cuStreamSynchronize_idle, 0, cuStreamSynchronize(stream))                                                     \
-  _(cuCtxSynchronize_idle, 0, cuCtxSynchronize())                                                                 \
-  _(cuPointerGetAttribute, 0, cuPointerGetAttribute(&number, 2, device_memory))                                   \
-  _(cuPointerGetAttribute_host, 0, cuPointerGetAttribute(&number, 2, pinned) * 0)                                 \
-  _(cuPointerGetAttribute_unknown, 0, cuPointerGetAttribute(&number, 2, text) * 0)                                \
-  _(cuMemGetAddressRange, 0, cuMemGetAddressRange_v2(&address, &size, device_memory))                             \
-  _(cuMemGetAllocationGranularity, 0, cuMemGetAllocationGranularity(&size, granularity, 0))                       \
+#define CALLS(_)                                                                                          \
+  _(loop, 0, nothing())                                                                                   \
+  _(launch_0, 1, LAUNCH(plain, NULL, NULL, NULL))                                                         \
+  _(launch_2, 1, LAUNCH(two, NULL, params, NULL))                                                         \
+  _(launch_10, 1, LAUNCH(ten, NULL, params, NULL))                                                        \
+  _(launch_10_stream, 1, LAUNCH(ten, stream, params, NULL))                                               \
+  _(launch_extra_64, 1, LAUNCH(plain, NULL, NULL, extra))                                                 \
+  _(launch_ex_10, 1, cuLaunchKernelEx(&config, ten, params, NULL))                                        \
+  _(cuMemsetD8Async, 1, cuMemsetD8Async(device_memory, 0, (size_t)256, stream))                           \
+  _(cuMemcpyDtoDAsync, 1, cuMemcpyDtoDAsync_v2(device_memory, device_memory + 4096, (size_t)256, stream)) \
+  _(cuMemcpyHtoDAsync_pinned, 1, cuMemcpyHtoDAsync_v2(device_memory, pinned, (size_t)256, stream))        \
+  _(cuEventRecord, 1, cuEventRecord(event, stream))                                                       \
+  _(cuCtxGetDevice, 0, cuCtxGetDevice(&number))                                                           \
+  _(cuCtxGetDevice_v2, 0, cuCtxGetDevice_v2(&number, context))                                            \
+  _(cuCtxGetCurrent, 0, cuCtxGetCurrent(&pointer))                                                        \
+  _(cuCtxSetCurrent, 0, cuCtxSetCurrent(context))                                                         \
+  _(cuCtxGetLimit, 0, cuCtxGetLimit(&size, 0))                                                            \
+  _(cuDevicePrimaryCtxGetState, 0, cuDevicePrimaryCtxGetState(0, &flags, &number))                        \
+  _(cuDeviceGet, 0, cuDeviceGet(&number, 0))                                                              \
+  _(cuDeviceGetCount, 0, cuDeviceGetCount(&number))                                                       \
+  _(cuDeviceGetName, 0, cuDeviceGetName(text, (int)sizeof text, 0))                                       \
+  _(cuDeviceTotalMem, 0, cuDeviceTotalMem_v2(&size, 0))                                                   \
+  _(cuDeviceGetAttribute, 0, cuDeviceGetAttribute(&number, 16, 0))                                        \
+  _(cuDriverGetVersion, 0, cuDriverGetVersion(&number))                                                   \
+  _(cuGetErrorString, 0, cuGetErrorString(0, &pointer))                                                   \
+  _(cuKernelGetAttribute, 0, cuKernelGetAttribute(&number, 0, kernel, 0))                                 \
+  _(cuKernelSetAttribute_same, 0, cuKernelSetAttribute(8, 1024, kernel, 0))                               \
+  _(cuKernelGetFunction, 0, cuKernelGetFunction(&pointer, kernel))                                        \
+  _(cuFuncGetAttribute, 0, cuFuncGetAttribute(&number, 0, ten))                                           \
+  _(cuFuncSetAttribute_same, 0, cuFuncSetAttribute(ten, 8, 1024))                                         \
+  _(cuModuleGetFunction, 0, cuModuleGetFunction(&pointer, module, "ten_params_10"))                       \
+  _(cuLibraryGetKernel, 0, cuLibraryGetKernel(&pointer, library, "ten_params_10"))                        \
+  _(cuOccupancyMaxActiveBlocks, 0,                                                                        \
+    cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(&number, ten, 128, (size_t)0, 0))                \
+  _(cuStreamIsCapturing, 0, cuStreamIsCapturing(stream, &number))                                         \
+  _(cuThreadExchangeStreamCaptureMode, 0, cuThreadExchangeStreamCaptureMode(&mode))                       \
+  _(cuEventQuery_done, 0, cuEventQuery(event))                                                            \
+  _(cuEventSynchronize_done, 0, cuEventSynchronize(event))                                                \
+  _(cuStreamWaitEvent_done, 0, cuStreamWaitEvent(stream, event, 0))                                       \
+  _(cuStreamQuery_idle, 0, cuStreamQuery(stream))                                                         \
+  _(cuStreamSynchronize_idle, 0, cuStreamSynchronize(stream))                                             \
+  _(cuCtxSynchronize_idle, 0, cuCtxSynchronize())                                                         \
+  _(cuPointerGetAttribute, 0, cuPointerGetAttribute(&number, 2, device_memory))                           \
+  _(cuPointerGetAttribute_host, 0, cuPointerGetAttribute(&number, 2, pinned) * 0)                         \
+  _(cuPointerGetAttribute_unknown, 0, cuPointerGetAttribute(&number, 2, text) * 0)                        \
+  _(cuMemGetAddressRange, 0, cuMemGetAddressRange_v2(&address, &size, device_memory))                     \
+  _(cuMemGetAllocationGranularity, 0, cuMemGetAllocationGranularity(&size, granularity, 0))               \
   _(storage_get, 0, storage_get(&pointer, NULL, text) * 0)
 
 static int number, mode = 1;
@@ -172,11 +173,11 @@ static char text[256];
 // A CUmemAllocationProp: pinned device memory of device 0.
 static int granularity[8] = {1, 0, 1, 0};
 
-#define DEFINE(name, works, call)                     \
-  static int run_##name(unsigned count) {             \
-    int failed = 0;                                   \
+#define DEFINE(name, works, call)                        \
+  static int run_##name(unsigned count) {                \
+    int failed = 0;                                      \
     for (unsigned i = 0; i < count; i++) failed |= call; \
-    return failed;                                    \
+    return failed;                                       \
   }
 CALLS(DEFINE)
 #undef DEFINE
@@ -198,11 +199,11 @@ static void prepare(void) {
     fprintf(stderr, "%s\n", dlerror());
     exit(1);
   }
-#define LOAD(name)                            \
-  name = (function)dlsym(cuda, #name);        \
-  if (!name) {                                \
-    fprintf(stderr, "no %s\n", #name);        \
-    exit(1);                                  \
+#define LOAD(name)                     \
+  name = (function)dlsym(cuda, #name); \
+  if (!name) {                         \
+    fprintf(stderr, "no %s\n", #name); \
+    exit(1);                           \
   }
   FUNCTIONS(LOAD)
 #undef LOAD

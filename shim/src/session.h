@@ -95,8 +95,7 @@ CUresult orion_wait_word(orion_session* session, uint32_t word, uint64_t value, 
 CUresult orion_context_error_slow(orion_session* session, uint32_t context);
 static inline CUresult orion_context_error(orion_session* session, uint32_t context) {
   const _Atomic uint64_t* words = session->segment->words;
-  if (__builtin_expect(context < ORION_CONTEXTS &&
-                           atomic_load_explicit(&session->lost, memory_order_relaxed) == 0 &&
+  if (__builtin_expect(context < ORION_CONTEXTS && atomic_load_explicit(&session->lost, memory_order_relaxed) == 0 &&
                            atomic_load_explicit(&words[ORION_WORD_SESSION_ERROR], memory_order_acquire) == 0 &&
                            atomic_load_explicit(&words[ORION_WORD_CONTEXT_ERROR + context], memory_order_acquire) == 0,
                        1)) {

@@ -44,8 +44,8 @@ static inline void orion_slot_fetch(const orion_slot* slot) {
 static inline bool orion_ring_reserve(orion_ring ring, uint32_t count, uint64_t* at) {
   orion_ring_control* control = ring.control;
   uint64_t position = atomic_load_explicit(&control->tail, memory_order_relaxed);
-  // The consumer writes `head` for each operation, so that reading it costs a cache miss; what was read last lies beside
-  // `tail` and is enough until the ring has gone round.
+  // The consumer writes `head` for each operation, so that reading it costs a cache miss; what was read last lies
+  // beside `tail` and is enough until the ring has gone round.
   uint64_t consumed = atomic_load_explicit(&control->seen_head, memory_order_acquire);
   do {
     while (__builtin_expect(position + count - consumed > ring.slot_count, 0)) {
@@ -64,8 +64,8 @@ static inline bool orion_ring_reserve(orion_ring ring, uint32_t count, uint64_t*
 }
 
 /// Pushes one operation of head->bytes bytes: `head_bytes` of header and fields at `head`, the rest at `tail`.
-/// Returns false, with nothing changed, when the ring has no room. One copy for each slot where the rest lies behind the
-/// header's part in memory.
+/// Returns false, with nothing changed, when the ring has no room. One copy for each slot where the rest lies behind
+/// the header's part in memory.
 static inline bool orion_ring_push(orion_ring ring, const orion_op* head, uint32_t head_bytes, const void* tail) {
   const uint32_t bytes = head->bytes;
   if (tail == (const uint8_t*)head + head_bytes) head_bytes = bytes;

@@ -167,7 +167,7 @@ static inline void fill(orion_op_launch* op, uint16_t code, const orion_function
 }
 
 static inline CUresult launch(CUfunction handle, const launch_shape* shape, CUstream stream_handle, void** params,
-                       void** extra, uint32_t flags) {
+                              void** extra, uint32_t flags) {
   orion_stream* stream;
   orion_function* function;
   orion_thread* thread;

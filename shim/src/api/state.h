@@ -241,8 +241,8 @@ static inline CUresult orion_current_any(orion_context** context) {
   const orion_thread* thread = orion_self;
   if (__builtin_expect(thread == NULL || thread->depth == 0, 0)) return CUDA_ERROR_INVALID_CONTEXT;
   const orion_context_ref* top = &thread->stack[thread->depth - 1];
-  if (__builtin_expect(
-          atomic_load_explicit(&top->context->entry.generation, memory_order_acquire) != top->generation, 0)) {
+  if (__builtin_expect(atomic_load_explicit(&top->context->entry.generation, memory_order_acquire) != top->generation,
+                       0)) {
     return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   }
   *context = top->context;
