@@ -87,9 +87,12 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
                                    .numAttrs = count};
     code = e->driver.launch_ex(&config, f->handle, NULL, extra);
   }
-  const int32_t result = answer_check(e, op->context, (int32_t)code);
-  if (!result) order_issued(e, s);
-  answer_result(e, op, result);
+  if (code) {
+    answer_result(e, op, answer_check(e, op->context, (int32_t)code));
+    return;
+  }
+  order_issued(e, s);
+  if (op->reply_slot != ORION_NO_REPLY) answer_result(e, op, 0);
 }
 
 // ------------------------------------------------------------------------------------------------ functions

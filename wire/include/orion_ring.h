@@ -40,6 +40,15 @@ static inline void orion_slot_fetch(const orion_slot* slot) {
 #endif
 }
 
+/// Copies at most a slot's payload. Most slots are full, and a length that the compiler knows takes few instructions.
+static inline void orion_slot_copy(void* to, const void* from, uint32_t bytes) {
+  if (bytes == ORION_SLOT_PAYLOAD) {
+    memcpy(to, from, ORION_SLOT_PAYLOAD);
+  } else {
+    memcpy(to, from, bytes);
+  }
+}
+
 /// Reserves `count` slots. False when the ring has no room.
 static inline bool orion_ring_reserve(orion_ring ring, uint32_t count, uint64_t* at) {
   orion_ring_control* control = ring.control;
@@ -89,8 +98,8 @@ static inline bool orion_ring_push(orion_ring ring, const orion_op* head, uint32
     orion_slot* slot = &ring.slots[(position + i) & mask];
     const uint32_t piece = left < ORION_SLOT_PAYLOAD ? left : ORION_SLOT_PAYLOAD;
     const uint32_t of_head = piece < left_head ? piece : left_head;
-    if (of_head) memcpy(slot->payload, from, of_head);
-    if (piece > of_head) memcpy(slot->payload + of_head, from_tail, piece - of_head);
+    if (of_head) orion_slot_copy(slot->payload, from, of_head);
+    if (piece > of_head) orion_slot_copy(slot->payload + of_head, from_tail, piece - of_head);
     from += of_head;
     left_head -= of_head;
     from_tail += piece - of_head;
@@ -119,15 +128,20 @@ static inline enum orion_ring_state orion_ring_pop(orion_ring ring, uint64_t* po
   const uint32_t count = orion_slots_for(bytes);
   uint8_t* to = (uint8_t*)out + sizeof *out;
   uint32_t left = bytes - (uint32_t)sizeof *out;
-  uint32_t piece = left < ORION_SLOT_PAYLOAD - sizeof *out ? left : ORION_SLOT_PAYLOAD - (uint32_t)sizeof *out;
-  memcpy(to, first->payload + sizeof *out, piece);
+  const uint32_t first_most = ORION_SLOT_PAYLOAD - (uint32_t)sizeof *out;
+  uint32_t piece = left < first_most ? left : first_most;
+  if (piece == first_most) {
+    memcpy(to, first->payload + sizeof *out, ORION_SLOT_PAYLOAD - sizeof *out);
+  } else {
+    memcpy(to, first->payload + sizeof *out, piece);
+  }
   to += piece;
   left -= piece;
   for (uint32_t i = 1; i < count; i++) {
     orion_slot* slot = &ring.slots[(*position + i) & mask];
     if (atomic_load_explicit(&slot->sequence, memory_order_relaxed) != *position + i + 1) return ORION_RING_BROKEN;
     piece = left < ORION_SLOT_PAYLOAD ? left : ORION_SLOT_PAYLOAD;
-    memcpy(to, slot->payload, piece);
+    orion_slot_copy(to, slot->payload, piece);
     to += piece;
     left -= piece;
   }
