@@ -111,13 +111,17 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
   if (e->launchers && launcher_take(e, s, f, op)) return;
   const bool timed = atomic_load_explicit(&e->stat_launches, memory_order_relaxed) % LAUNCH_TIMED_EVERY == 0;
   const uint64_t started_ns = timed ? engine_now_ns() : 0;
-  const int32_t result = answer_check(e, op->context, launch_call(&e->driver, op, f->handle, s->handle));
+  const int32_t code = (int32_t)launch_call(&e->driver, op, f->handle, s->handle);
   if (timed) {
     STAT_ADD(e, stat_launches_timed, 1);
     STAT_ADD(e, stat_launches_timed_ns, engine_now_ns() - started_ns);
   }
-  if (!result) order_issued(e, s);
-  answer_result(e, op, result);
+  if (code) {
+    answer_result(e, op, answer_check(e, op->context, code));
+    return;
+  }
+  order_issued(e, s);
+  if (op->reply_slot != ORION_NO_REPLY) answer_result(e, op, 0);
 }
 
 // ------------------------------------------------------------------------------------------------ functions

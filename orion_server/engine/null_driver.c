@@ -217,7 +217,13 @@ static CUresult module_function_count(unsigned int* count, CUmodule module) {
 }
 static CUresult module_function(CUfunction* function, CUmodule module, const char* name) {
   (void)module;
-  *function = HANDLE(CUfunction);
+  // "..._params_N": a kernel of N parameters of 8 bytes each, for measuring what they cost.
+  const char* end = strstr(name, "_params_");
+  uint64_t params = 0;
+  for (const char* digit = end ? end + 8 : ""; *digit >= '0' && *digit <= '9' && params < 64; digit++) {
+    params = params * 10 + (uint64_t)(*digit - '0');
+  }
+  *function = (CUfunction)(uintptr_t)(0x1000 + params);
   return (CUresult)(name[0] ? 0 : 500);
 }
 static CUresult module_global(CUdeviceptr* address, size_t* bytes, CUmodule module, const char* name) {
@@ -239,10 +245,47 @@ static CUresult function_set_cache_config(CUfunction function, unsigned int conf
   (void)function, (void)config;
   return (CUresult)0;
 }
-// It knows no kernels, so it cannot tell their layouts; parameters of any size pass.
+// It knows no kernels, so it cannot tell the layouts of most; parameters of any size pass there.
 static CUresult function_param(CUfunction function, size_t index, size_t* offset, size_t* bytes) {
-  (void)function, (void)index, (void)offset, (void)bytes;
-  return (CUresult)801;
+  const uint64_t params = (uint64_t)(uintptr_t)function - 0x1000;
+  if (params == 0) return CUDA_ERROR_NOT_SUPPORTED;
+  if (index >= params) return CUDA_ERROR_INVALID_VALUE;
+  *offset = index * 8;
+  *bytes = 8;
+  return (CUresult)0;
+}
+static CUresult library_load(CUlibrary* library, const void* code, CUjit_option* options, void** values,
+                             unsigned int option_count, CUlibraryOption* library_options, void** library_values,
+                             unsigned int library_option_count) {
+  (void)code, (void)options, (void)values, (void)option_count, (void)library_options, (void)library_values;
+  (void)library_option_count;
+  *library = HANDLE(CUlibrary);
+  return (CUresult)0;
+}
+static CUresult library_unload(CUlibrary library) {
+  (void)library;
+  return (CUresult)0;
+}
+static CUresult library_kernel(CUkernel* kernel, CUlibrary library, const char* name) {
+  (void)library;
+  return module_function((CUfunction*)kernel, NULL, name);
+}
+static CUresult library_module(CUmodule* module, CUlibrary library) {
+  (void)library;
+  *module = HANDLE(CUmodule);
+  return (CUresult)0;
+}
+static CUresult kernel_function(CUfunction* function, CUkernel kernel) {
+  *function = (CUfunction)kernel;
+  return (CUresult)0;
+}
+static CUresult kernel_attribute(int* value, int attribute, CUkernel kernel, CUdevice device) {
+  (void)device;
+  return function_attribute(value, attribute, (CUfunction)kernel);
+}
+static CUresult kernel_set_attribute(int attribute, int value, CUkernel kernel, CUdevice device) {
+  (void)attribute, (void)value, (void)kernel, (void)device;
+  return (CUresult)0;
 }
 static CUresult occupancy_blocks(int* blocks, CUfunction function, int block_size, size_t shared_bytes,
                                  unsigned int flags) {
@@ -353,6 +396,13 @@ void orion_driver_null(orion_driver* driver) {
       .function_set_attribute = function_set_attribute,
       .function_set_cache_config = function_set_cache_config,
       .function_param = function_param,
+      .library_load = library_load,
+      .library_unload = library_unload,
+      .library_kernel = library_kernel,
+      .library_module = library_module,
+      .kernel_function = kernel_function,
+      .kernel_attribute = kernel_attribute,
+      .kernel_set_attribute = kernel_set_attribute,
       .occupancy_blocks = occupancy_blocks,
       .occupancy_shared = occupancy_shared,
       .link_create = link_create,

@@ -56,13 +56,24 @@ CUresult orion_attach(void);
 /// True between a successful orion_attach and exit, in this process (not in a forked child).
 bool orion_attached(void);
 /// CUDA_SUCCESS, or why no call can be served: 3 before cuInit and in forked children, 4 once exit has begun.
-CUresult orion_ready(void);
+CUresult orion_ready_slow(void);
+#define ORION_STATE_ATTACHED 1
+extern _Atomic int orion_attach_state;  // attach.c's
+static inline CUresult orion_ready(void) {
+  const int state = atomic_load_explicit(&orion_attach_state, memory_order_acquire);
+  return __builtin_expect(state == ORION_STATE_ATTACHED, 1) ? CUDA_SUCCESS : orion_ready_slow();
+}
 /// Devices after CUDA_VISIBLE_DEVICES, in CUDA's order.
 uint32_t orion_device_count(void);
 orion_device* orion_device_at(uint32_t ordinal);  // NULL when out of range
 
 /// Dense index of the calling thread, for op.thread. Made at first use; given back at thread exit.
-uint16_t orion_thread_index(void);
+uint16_t orion_thread_index_take(void);
+extern _Thread_local uint32_t orion_thread_index_plus_one __attribute__((tls_model("initial-exec")));
+static inline uint16_t orion_thread_index(void) {
+  const uint32_t known = orion_thread_index_plus_one;
+  return __builtin_expect(known != 0, 1) ? (uint16_t)(known - 1) : orion_thread_index_take();
+}
 
 /// Pushes one-way: stages nothing, blocks only while the ring is full. `op` is complete but for `thread`, `reply_*`;
 /// op->bytes = head_bytes + tail_bytes is set here. Chooses the ring from ORION_OP_INFO. ORION_SYNC=1 makes it wait.
@@ -80,8 +91,18 @@ static inline uint64_t orion_word(const orion_session* session, uint32_t word) {
 /// Waits until words[word] >= value. Returns CUDA_SUCCESS, the sticky error of `context`, or the session's error.
 /// Spins briefly (never on <= 2 cores), then parks.
 CUresult orion_wait_word(orion_session* session, uint32_t word, uint64_t value, uint32_t context);
-/// The sticky error of a context index, or the session's error; CUDA_SUCCESS if none. One or two loads.
-CUresult orion_context_error(orion_session* session, uint32_t context);
+/// The sticky error of a context index, or the session's error; CUDA_SUCCESS if none. Three loads.
+CUresult orion_context_error_slow(orion_session* session, uint32_t context);
+static inline CUresult orion_context_error(orion_session* session, uint32_t context) {
+  const _Atomic uint64_t* words = session->segment->words;
+  if (__builtin_expect(context < ORION_CONTEXTS && atomic_load_explicit(&session->lost, memory_order_relaxed) == 0 &&
+                           atomic_load_explicit(&words[ORION_WORD_SESSION_ERROR], memory_order_acquire) == 0 &&
+                           atomic_load_explicit(&words[ORION_WORD_CONTEXT_ERROR + context], memory_order_acquire) == 0,
+                       1)) {
+    return CUDA_SUCCESS;
+  }
+  return orion_context_error_slow(session, context);
+}
 /// The late error of the calling thread, told once (CUDA_SUCCESS if none). Logs op name and code.
 CUresult orion_take_late_error(orion_session* session);
 

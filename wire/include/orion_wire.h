@@ -103,6 +103,7 @@ typedef struct orion_slot {
 
 typedef struct orion_ring_control {
   _Alignas(64) _Atomic uint64_t tail;             // next position to reserve (producers)
+  _Atomic uint64_t seen_head;                     // what producers last read of `head`; never beyond it
   _Alignas(64) _Atomic uint64_t head;             // next position to consume (consumer); all before are free
   _Alignas(64) _Atomic uint32_t consumer_parked;  // 1: the consumer sleeps on `wake`
   _Atomic uint32_t wake;                          // futex

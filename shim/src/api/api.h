@@ -11,7 +11,7 @@
 
 /// What a NULL stream means inside the current call: 0 or CU_STREAM_PER_THREAD. The `_ptds` and `_ptsz` variants set it
 /// around the call of the base function.
-extern _Thread_local uintptr_t orion_default_stream_override;
+extern _Thread_local uintptr_t orion_default_stream_override __attribute__((tls_model("initial-exec")));
 /// What batches refuse: the NULL stream of the program's own choice.
 static inline bool orion_is_legacy(CUstream stream) {
   return stream == CU_STREAM_LEGACY || (stream == NULL && orion_default_stream_override == 0);
@@ -21,7 +21,9 @@ static inline bool orion_is_legacy(CUstream stream) {
 const void* orion_lookup_symbol(const char* name, int cuda_version, uint64_t flags, int* status);
 
 /// Why no call can be served now: not initialised, forked, exiting, or inside a host function.
-CUresult orion_enter(void);
+static inline CUresult orion_enter(void) {
+  return __builtin_expect(orion_in_host_function, 0) ? CUDA_ERROR_NOT_PERMITTED : orion_ready();
+}
 
 #define ORION_ENTER()                              \
   ORION_COUNTED();                                 \

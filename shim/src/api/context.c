@@ -29,27 +29,6 @@ static CUresult unknown_context(CUcontext handle) {
   return CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
-static CUresult usable(orion_context* context) {
-  if (!atomic_load_explicit(&context->active, memory_order_acquire)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  return orion_context_error(context->session, context->entry.index);
-}
-
-CUresult orion_current_any(orion_context** context) {
-  const orion_thread* thread = orion_self;
-  if (thread == NULL || thread->depth == 0) return CUDA_ERROR_INVALID_CONTEXT;
-  const orion_context_ref* top = &thread->stack[thread->depth - 1];
-  if (atomic_load_explicit(&top->context->entry.generation, memory_order_acquire) != top->generation) {
-    return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  }
-  *context = top->context;
-  return CUDA_SUCCESS;
-}
-
-CUresult orion_current(orion_context** context) {
-  const CUresult result = orion_current_any(context);
-  return result == CUDA_SUCCESS ? usable(*context) : result;
-}
-
 CUresult orion_context_of(CUcontext handle, orion_context** context) {
   if (handle == NULL) return orion_current_any(context);
   *context = find_context(handle, NULL);
@@ -429,7 +408,7 @@ ORION_API CUresult cuCtxSynchronize_v2(CUcontext handle) {
   ORION_ENTER();
   orion_context* context;
   CUresult result = orion_context_of(handle, &context);
-  if (result == CUDA_SUCCESS) result = usable(context);
+  if (result == CUDA_SUCCESS) result = orion_usable(context);
   if (result == CUDA_SUCCESS) result = orion_capture_check_context(context);
   return result == CUDA_SUCCESS ? orion_context_synchronize(context) : result;
 }

@@ -102,6 +102,7 @@ static CUresult make_function(orion_module* module, const char* name, uint32_t n
   function->module_handle = module->handle;
   function->name = strdup(name);
   function->attribute_mask = 0;
+  atomic_store(&function->set_mask, 0);
   function->param_offsets = function->param_sizes = NULL;
   function->param_count = function->param_bytes = 0;
   function->layout_known = false;
@@ -145,15 +146,22 @@ CUresult orion_function_get_attribute(const orion_function* function, CUfunction
   return CUDA_SUCCESS;
 }
 
+/// Libraries set the same value before every launch: only one that the driver has not taken yet travels.
 CUresult orion_function_set_attribute(orion_function* function, CUfunction_attribute attribute, int value) {
+  const bool kept = (unsigned)attribute < ORION_FUNCTION_ATTRIBUTES;
+  if (kept && (atomic_load_explicit(&function->set_mask, memory_order_acquire) & 1u << attribute) != 0 &&
+      orion_function_attribute(function, (uint32_t)attribute) == value) {
+    return orion_context_error(function->context->session, function->context->entry.index);
+  }
   orion_op_function_set_attribute op = {
       .op = {.code = ORION_OP_FUNCTION_SET_ATTRIBUTE, .context = (uint16_t)function->context->entry.index},
       .function = function->entry.index,
       .attribute = (int32_t)attribute,
       .value = value};
   const CUresult result = orion_call(function->context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
-  if (result == CUDA_SUCCESS && (unsigned)attribute < ORION_FUNCTION_ATTRIBUTES) {
+  if (result == CUDA_SUCCESS && kept) {
     atomic_store_explicit(&function->attributes[attribute], value, memory_order_relaxed);
+    atomic_fetch_or_explicit(&function->set_mask, 1u << attribute, memory_order_release);
     atomic_store(&function->cooperative_key, 0);
     atomic_fetch_add(&function->settings, 1);
   }

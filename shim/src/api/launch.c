@@ -1,4 +1,7 @@
 // Launches: validated against the snapshot, packed into this thread's scratch, pushed. No lock, no allocation.
+//
+// The scratch holds the operation as it will stand in the ring, fields and tail in one piece, and nothing that the
+// program owns is read after the ring's slots are reserved: its memory may fault.
 #include <string.h>
 
 #include "api.h"
@@ -24,16 +27,20 @@ static bool registers_fit(const orion_function* function, uint64_t threads) {
   return (threads + 31) / 32 * per_warp <= (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK];
 }
 
-static CUresult check_shape(const orion_function* function, const launch_shape* shape) {
+/// 1 to `limit`, in one comparison: 0 wraps round.
+static inline bool within(uint32_t value, int32_t limit) { return value - 1 < (uint32_t)limit; }
+
+static inline CUresult check_shape(const orion_function* function, const launch_shape* shape) {
   const int32_t* limit = function->context->device->info->attributes;
-  uint64_t threads = 1;
-  for (int i = 0; i < 3; i++) {
-    if (shape->grid[i] == 0 || shape->grid[i] > (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X + i] ||
-        shape->block[i] == 0 || shape->block[i] > (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X + i]) {
-      return CUDA_ERROR_INVALID_VALUE;
-    }
-    threads *= shape->block[i];
+  if (!within(shape->grid[0], limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X]) ||
+      !within(shape->grid[1], limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y]) ||
+      !within(shape->grid[2], limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z]) ||
+      !within(shape->block[0], limit[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X]) ||
+      !within(shape->block[1], limit[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y]) ||
+      !within(shape->block[2], limit[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z])) {
+    return CUDA_ERROR_INVALID_VALUE;
   }
+  const uint64_t threads = (uint64_t)shape->block[0] * shape->block[1] * shape->block[2];
   if (threads > (uint32_t)limit[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK]) return CUDA_ERROR_INVALID_VALUE;
   if (shape->dynamic_shared_bytes >
       (uint32_t)orion_function_attribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)) {
@@ -65,14 +72,17 @@ static CUresult pack_extra(void** extra, const void** buffer, uint32_t* bytes) {
   return CUDA_SUCCESS;
 }
 
-static CUresult pack_params(const orion_function* function, void** params, uint8_t* to) {
+static inline CUresult pack_params(const orion_function* function, void* const* params, uint8_t* to) {
   if (params == NULL) return CUDA_ERROR_INVALID_VALUE;
-  for (uint32_t i = 0; i < function->param_count; i++) {
+  // In locals, since for the compiler a store through `to` may change the function.
+  const uint32_t count = function->param_count;
+  const uint32_t *offsets = function->param_offsets, *sizes = function->param_sizes;
+  for (uint32_t i = 0; i < count; i++) {
     const void* from = params[i];
-    if (from == NULL) return CUDA_ERROR_INVALID_VALUE;
-    uint8_t* at = to + function->param_offsets[i];
-    const uint32_t bytes = function->param_sizes[i];
-    if (bytes == 8) {
+    if (__builtin_expect(from == NULL, 0)) return CUDA_ERROR_INVALID_VALUE;
+    uint8_t* at = to + offsets[i];
+    const uint32_t bytes = sizes[i];
+    if (__builtin_expect(bytes == 8, 1)) {
       memcpy(at, from, 8);
     } else if (bytes == 4) {
       memcpy(at, from, 4);
@@ -83,10 +93,8 @@ static CUresult pack_params(const orion_function* function, void** params, uint8
   return CUDA_SUCCESS;
 }
 
-/// Behind `reserve` bytes of scratch, or in place for `extra` when nothing has to stand before it.
-static CUresult pack(const orion_function* function, void** params, void** extra, uint8_t* scratch, uint32_t reserve,
-                     const void** tail, uint32_t* param_bytes) {
-  *tail = scratch;
+static inline CUresult pack(const orion_function* function, void** params, void** extra, uint8_t* to,
+                            uint32_t* param_bytes) {
   if (extra != NULL) {
     if (params != NULL) return CUDA_ERROR_INVALID_VALUE;
     const void* buffer;
@@ -94,16 +102,12 @@ static CUresult pack(const orion_function* function, void** params, void** extra
     if (result != CUDA_SUCCESS) return result;
     if (function->layout_known && *param_bytes < function->param_bytes) return CUDA_ERROR_INVALID_VALUE;
     if (function->layout_known) *param_bytes = function->param_bytes;
-    if (reserve == 0) {
-      *tail = buffer;
-    } else {
-      memcpy(scratch + reserve, buffer, *param_bytes);
-    }
+    if (*param_bytes != 0) memcpy(to, buffer, *param_bytes);
     return CUDA_SUCCESS;
   }
   *param_bytes = function->param_bytes;
   if (!function->layout_known) return CUDA_ERROR_NOT_SUPPORTED;
-  return function->param_count == 0 ? CUDA_SUCCESS : pack_params(function, params, scratch + reserve);
+  return function->param_count == 0 ? CUDA_SUCCESS : pack_params(function, params, to);
 }
 
 /// All blocks of a cooperative launch must run at once. The limit is asked for once for each configuration in turn.
@@ -138,40 +142,49 @@ static CUresult find_function(CUfunction handle, CUstream stream_handle, orion_s
 }
 
 static CUresult after_launch(orion_stream* stream, CUresult result) {
-  const bool waits = orion_launch_blocking() && !orion_is_captured(stream);
+  const bool waits = orion_launch_is_blocking && !orion_is_captured(stream);
   return result == CUDA_SUCCESS && waits ? orion_stream_synchronize(stream) : result;
 }
 
-static CUresult launch(CUfunction handle, const launch_shape* shape, CUstream stream_handle, void** params,
-                       void** extra, uint32_t flags) {
+/// `second`: the launch's flags, or the count of its attributes.
+static inline void fill(orion_op_launch* op, uint16_t code, const orion_function* function, uint32_t second,
+                        const launch_shape* shape, uint32_t param_bytes) {
+  _Static_assert(sizeof(orion_op_launch_ex) == sizeof *op &&
+                     offsetof(orion_op_launch_ex, attribute_count) == offsetof(orion_op_launch, launch_flags) &&
+                     offsetof(orion_op_launch_ex, param_bytes) == offsetof(orion_op_launch, param_bytes),
+                 "LAUNCH_EX differs in the meaning of one field");
+  *op = (orion_op_launch){.op = {.code = code},
+                          .function = function->entry.index,
+                          .launch_flags = second,
+                          .grid_x = shape->grid[0],
+                          .grid_y = shape->grid[1],
+                          .grid_z = shape->grid[2],
+                          .block_x = shape->block[0],
+                          .block_y = shape->block[1],
+                          .block_z = shape->block[2],
+                          .dynamic_shared_bytes = shape->dynamic_shared_bytes,
+                          .param_bytes = param_bytes};
+}
+
+static inline CUresult launch(CUfunction handle, const launch_shape* shape, CUstream stream_handle, void** params,
+                              void** extra, uint32_t flags) {
   orion_stream* stream;
   orion_function* function;
   orion_thread* thread;
   CUresult result = find_function(handle, stream_handle, &stream, &function, &thread);
   if (result == CUDA_SUCCESS) result = check_shape(function, shape);
   if (result != CUDA_SUCCESS) return result;
-  const void* tail;
+  orion_op_launch* op = (orion_op_launch*)thread->scratch;
+  uint8_t* tail = thread->scratch + sizeof *op;
   uint32_t param_bytes;
-  result = pack(function, params, extra, thread->scratch, 0, &tail, &param_bytes);
+  result = pack(function, params, extra, tail, &param_bytes);
   if (result == CUDA_SUCCESS && (flags & LAUNCH_COOPERATIVE) != 0) result = check_cooperative(function, shape);
   if (result != CUDA_SUCCESS) return result;
-  orion_op_launch op;
-  memset(&op, 0, sizeof op);
-  op.op.code = ORION_OP_LAUNCH;
-  op.function = function->entry.index;
-  op.launch_flags = flags;
-  op.grid_x = shape->grid[0];
-  op.grid_y = shape->grid[1];
-  op.grid_z = shape->grid[2];
-  op.block_x = shape->block[0];
-  op.block_y = shape->block[1];
-  op.block_z = shape->block[2];
-  op.dynamic_shared_bytes = shape->dynamic_shared_bytes;
-  op.param_bytes = param_bytes;
+  fill(op, ORION_OP_LAUNCH, function, flags, shape, param_bytes);
   result = orion_managed_before(stream);
   if (result != CUDA_SUCCESS) return result;
-  const uint64_t seen = orion_coherent_before(stream, &op.op, tail, param_bytes);
-  result = orion_stream_submit(stream, &op.op, sizeof op, tail, param_bytes);
+  const uint64_t seen = orion_coherent_before(stream, &op->op, tail, param_bytes);
+  result = orion_stream_submit(stream, &op->op, sizeof *op, tail, param_bytes);
   orion_coherent_after(stream, seen);
   return after_launch(stream, result);
 }
@@ -275,31 +288,23 @@ ORION_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction han
   if (result == CUDA_SUCCESS) result = check_shape(function, &shape);
   uint32_t attribute_count = 0, param_bytes = 0;
   bool cooperative = false;
-  if (result == CUDA_SUCCESS)
-    result = pack_attributes(config, function, &shape, thread->scratch, &attribute_count, &cooperative);
+  if (result != CUDA_SUCCESS) return result;
+  orion_op_launch* op = (orion_op_launch*)thread->scratch;
+  uint8_t* tail = thread->scratch + sizeof *op;
+  result = pack_attributes(config, function, &shape, tail, &attribute_count, &cooperative);
   if (result != CUDA_SUCCESS) return result;
   const uint32_t attribute_bytes = attribute_count * (uint32_t)sizeof(orion_wire_attribute);
-  const void* tail;
-  result = pack(function, params, extra, thread->scratch, attribute_bytes, &tail, &param_bytes);
+  _Static_assert(sizeof *op + ORION_LAUNCH_ATTRIBUTES_MAX * sizeof(orion_wire_attribute) + ORION_PARAM_MAX_BYTES <=
+                     ORION_OP_MAX_BYTES,
+                 "the scratch holds every launch");
+  result = pack(function, params, extra, tail + attribute_bytes, &param_bytes);
   if (result == CUDA_SUCCESS && cooperative) result = check_cooperative(function, &shape);
   if (result != CUDA_SUCCESS) return result;
-  orion_op_launch_ex op;
-  memset(&op, 0, sizeof op);
-  op.op.code = ORION_OP_LAUNCH_EX;
-  op.function = function->entry.index;
-  op.attribute_count = attribute_count;
-  op.grid_x = shape.grid[0];
-  op.grid_y = shape.grid[1];
-  op.grid_z = shape.grid[2];
-  op.block_x = shape.block[0];
-  op.block_y = shape.block[1];
-  op.block_z = shape.block[2];
-  op.dynamic_shared_bytes = shape.dynamic_shared_bytes;
-  op.param_bytes = param_bytes;
+  fill(op, ORION_OP_LAUNCH_EX, function, attribute_count, &shape, param_bytes);
   result = orion_managed_before(stream);
   if (result != CUDA_SUCCESS) return result;
-  const uint64_t seen = orion_coherent_before(stream, &op.op, (const uint8_t*)tail + attribute_bytes, param_bytes);
-  result = orion_stream_submit(stream, &op.op, sizeof op, tail, attribute_bytes + param_bytes);
+  const uint64_t seen = orion_coherent_before(stream, &op->op, tail + attribute_bytes, param_bytes);
+  result = orion_stream_submit(stream, &op->op, sizeof *op, tail, attribute_bytes + param_bytes);
   orion_coherent_after(stream, seen);
   return after_launch(stream, result);
 }

@@ -14,33 +14,20 @@ orion_table orion_functions = ORION_TABLE(ORION_TAG_FUNCTION, orion_function, OR
 
 _Thread_local orion_thread* orion_self __attribute__((tls_model("initial-exec")));
 _Thread_local bool orion_in_host_function __attribute__((tls_model("initial-exec")));
-_Thread_local uintptr_t orion_default_stream_override;
+_Thread_local uintptr_t orion_default_stream_override __attribute__((tls_model("initial-exec")));
 
 static orion_device_state device_states[ORION_DEVICES];
 static orion_peer peers[ORION_DEVICES];
 static uint32_t device_count, peer_count;
 static CUresult start_result;
-static bool launch_blocking;
+bool orion_launch_is_blocking;
 static pthread_once_t start_once = PTHREAD_ONCE_INIT;
 static pthread_key_t thread_key;
 static _Atomic uint64_t last_id;
 
 uint64_t orion_next_id(void) { return atomic_fetch_add_explicit(&last_id, 1, memory_order_relaxed) + 1; }
 
-CUresult orion_enter(void) {
-  if (orion_in_host_function) return CUDA_ERROR_NOT_PERMITTED;
-  return orion_ready();
-}
-
 static bool is_orphan(const orion_object* object) { return !orion_same_epoch(object->context, object->epoch); }
-
-CUresult orion_object_find(orion_table* table, const void* handle, void* out) {
-  orion_object* object = orion_table_find(table, (uint64_t)(uintptr_t)handle, NULL);
-  if (object == NULL) return CUDA_ERROR_INVALID_HANDLE;
-  if (is_orphan(object)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  *(void**)out = object;
-  return CUDA_SUCCESS;
-}
 
 void* orion_object_take(orion_table* table) {
   orion_object* object = orion_table_take(table);
@@ -55,8 +42,6 @@ void* orion_object_take(orion_table* table) {
   return orion_table_take(table);
 }
 
-bool orion_launch_blocking(void) { return launch_blocking; }
-
 static void end_thread(void* value) {
   orion_thread* thread = value;
   orion_self = thread;  // TLS of this library may already be back at its initial value
@@ -67,8 +52,7 @@ static void end_thread(void* value) {
   free(thread);
 }
 
-orion_thread* orion_thread_state(void) {
-  if (orion_self != NULL) return orion_self;
+orion_thread* orion_thread_state_new(void) {
   orion_thread* thread = calloc(1, sizeof *thread);
   if (thread == NULL) return NULL;
   thread->scratch = malloc(ORION_OP_MAX_BYTES);
@@ -97,7 +81,7 @@ static void start(void) {
     return;
   }
   const char* blocking = getenv("CUDA_LAUNCH_BLOCKING");
-  launch_blocking = blocking != NULL && strcmp(blocking, "1") == 0;
+  orion_launch_is_blocking = blocking != NULL && strcmp(blocking, "1") == 0;
   const uint32_t count = orion_device_count();
   for (uint32_t i = 0; i < count && i < ORION_DEVICES; i++) {
     orion_device_state* state = &device_states[i];

@@ -169,6 +169,7 @@ typedef struct orion_function {
   _Atomic uint64_t kernel;  // handle of the library's kernel that it stands for; 0: none
   char* name;
   uint32_t attribute_mask;
+  _Atomic uint32_t set_mask;  // attributes that the driver has taken from this process as they are here
   _Atomic int32_t attributes[ORION_FUNCTION_ATTRIBUTES];
   uint32_t param_count, param_bytes;
   bool layout_known;
@@ -224,22 +225,53 @@ extern _Thread_local bool orion_in_host_function __attribute__((tls_model("initi
 CUresult orion_start(void);  // after a successful attach: device states. Idempotent.
 orion_device_state* orion_device_state_at(CUdevice device);
 uint32_t orion_device_states(void);
-orion_thread* orion_thread_state(void);  // NULL only without memory
+orion_thread* orion_thread_state_new(void);
+static inline orion_thread* orion_thread_state(void) {  // NULL only without memory
+  orion_thread* thread = orion_self;
+  return __builtin_expect(thread != NULL, 1) ? thread : orion_thread_state_new();
+}
 uint64_t orion_next_id(void);
-/// The object behind a handle: 400 for one that names nothing, 709 when its context's contents are gone.
-CUresult orion_object_find(orion_table* table, const void* handle, void* object);
 /// orion_table_take; a full table first takes back what belongs to contexts that are gone.
 void* orion_object_take(orion_table* table);
-bool orion_launch_blocking(void);  // CUDA_LAUNCH_BLOCKING=1
+extern bool orion_launch_is_blocking;  // CUDA_LAUNCH_BLOCKING=1
 
 // context.c
-CUresult orion_current(orion_context** context);                       // usable for work
-CUresult orion_current_any(orion_context** context);                   // maybe an inactive primary
+/// Maybe an inactive primary.
+static inline CUresult orion_current_any(orion_context** context) {
+  const orion_thread* thread = orion_self;
+  if (__builtin_expect(thread == NULL || thread->depth == 0, 0)) return CUDA_ERROR_INVALID_CONTEXT;
+  const orion_context_ref* top = &thread->stack[thread->depth - 1];
+  if (__builtin_expect(atomic_load_explicit(&top->context->entry.generation, memory_order_acquire) != top->generation,
+                       0)) {
+    return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+  }
+  *context = top->context;
+  return CUDA_SUCCESS;
+}
+static inline CUresult orion_usable(orion_context* context) {
+  if (__builtin_expect(!atomic_load_explicit(&context->active, memory_order_acquire), 0)) {
+    return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+  }
+  return orion_context_error(context->session, context->entry.index);
+}
+/// Usable for work.
+static inline CUresult orion_current(orion_context** context) {
+  const CUresult result = orion_current_any(context);
+  return __builtin_expect(result == CUDA_SUCCESS, 1) ? orion_usable(*context) : result;
+}
 CUresult orion_context_of(CUcontext handle, orion_context** context);  // NULL: current
 orion_context* orion_primary_of(orion_device_state* device);           // stable, not retained; NULL without memory
 CUresult orion_context_synchronize(orion_context* context);
 static inline bool orion_same_epoch(const orion_context* context, uint32_t epoch) {
   return atomic_load_explicit(&context->epoch, memory_order_acquire) == epoch;
+}
+/// The object behind a handle: 400 for one that names nothing, 709 when its context's contents are gone.
+static inline CUresult orion_object_find(orion_table* table, const void* handle, void* out) {
+  orion_object* object = orion_table_find(table, (uint64_t)(uintptr_t)handle, NULL);
+  if (__builtin_expect(object == NULL, 0)) return CUDA_ERROR_INVALID_HANDLE;
+  if (__builtin_expect(!orion_same_epoch(object->context, object->epoch), 0)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+  *(void**)out = object;
+  return CUDA_SUCCESS;
 }
 
 // context_order.c

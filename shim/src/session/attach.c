@@ -19,9 +19,9 @@
 #define ORION_CLIENT_VERSION "0.1.0"
 #endif
 
-enum attach_state { NEW, ATTACHED, FAILED, FORKED, EXITING };
+enum attach_state { NEW, ATTACHED = ORION_STATE_ATTACHED, FAILED, FORKED, EXITING };
 
-static _Atomic int state = NEW;
+_Atomic int orion_attach_state = NEW;
 static _Atomic int32_t failure;
 static pthread_mutex_t attach_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
@@ -42,8 +42,8 @@ typedef struct attach_job {
   uint64_t host_base;
 } attach_job;
 
-CUresult orion_ready(void) {
-  switch (atomic_load_explicit(&state, memory_order_acquire)) {
+CUresult orion_ready_slow(void) {
+  switch (atomic_load_explicit(&orion_attach_state, memory_order_acquire)) {
     case ATTACHED:
       return CUDA_SUCCESS;
     case EXITING:
@@ -53,7 +53,7 @@ CUresult orion_ready(void) {
   }
 }
 
-bool orion_attached(void) { return atomic_load_explicit(&state, memory_order_acquire) == ATTACHED; }
+bool orion_attached(void) { return atomic_load_explicit(&orion_attach_state, memory_order_acquire) == ATTACHED; }
 
 uint32_t orion_device_count(void) { return orion_attached() ? device_count : 0; }
 
@@ -64,13 +64,13 @@ orion_device* orion_device_at(uint32_t ordinal) {
 // ------------------------------------------------------------------------------------------------- fork and exit
 
 static void after_fork_in_child(void) {
-  const int before = atomic_load(&state);
+  const int before = atomic_load(&orion_attach_state);
   pthread_mutex_init(&attach_lock, NULL);
   orion_threads_after_fork();
   orion_copier_after_fork();
-  if (before == FAILED) atomic_store(&state, NEW);
+  if (before == FAILED) atomic_store(&orion_attach_state, NEW);
   if (before != ATTACHED && before != EXITING) return;
-  if (before == ATTACHED) atomic_store(&state, FORKED);
+  if (before == ATTACHED) atomic_store(&orion_attach_state, FORKED);
   for (uint32_t i = 0; i < orion_session_count; i++) {
     orion_session* session = &orion_sessions[i]->base;
     atomic_store(&session->lost, CUDA_ERROR_NOT_INITIALIZED);
@@ -86,7 +86,7 @@ static void after_fork_in_child(void) {
 
 static void at_exit(void) {
   int expected = ATTACHED;
-  if (!atomic_compare_exchange_strong(&state, &expected, EXITING)) return;
+  if (!atomic_compare_exchange_strong(&orion_attach_state, &expected, EXITING)) return;
   orion_stats_tell();
   for (uint32_t i = 0; i < orion_session_count; i++) {
     orion_session* session = &orion_sessions[i]->base;
@@ -433,17 +433,17 @@ static CUresult attach_locked(void) {
 }
 
 CUresult orion_attach(void) {
-  int now = atomic_load_explicit(&state, memory_order_acquire);
+  int now = atomic_load_explicit(&orion_attach_state, memory_order_acquire);
   if (now == NEW) {
     pthread_once(&handlers_once, register_handlers);
     pthread_mutex_lock(&attach_lock);
-    if (atomic_load(&state) == NEW) {
+    if (atomic_load(&orion_attach_state) == NEW) {
       const CUresult result = attach_locked();
       atomic_store(&failure, (int32_t)result);
-      atomic_store_explicit(&state, result == CUDA_SUCCESS ? ATTACHED : FAILED, memory_order_release);
+      atomic_store_explicit(&orion_attach_state, result == CUDA_SUCCESS ? ATTACHED : FAILED, memory_order_release);
     }
     pthread_mutex_unlock(&attach_lock);
-    now = atomic_load_explicit(&state, memory_order_acquire);
+    now = atomic_load_explicit(&orion_attach_state, memory_order_acquire);
   }
   return now == FAILED ? (CUresult)atomic_load(&failure) : orion_ready();
 }

@@ -72,8 +72,8 @@ orion_counted orion_stats_enter(orion_counter* counter) {
   return (orion_counted){counter, orion_now_ns()};
 }
 
-void orion_stats_leave(const orion_counted* counted) {
-  add(&counted->counter->total_ns, orion_now_ns() - counted->began_ns);
+void orion_stats_leave(orion_counter* counter, uint64_t began_ns) {
+  add(&counter->total_ns, orion_now_ns() - began_ns);
   current = NULL;
 }
 

@@ -35,7 +35,7 @@ void orion_stats_tell(void);
 void orion_stats_after_fork(void);
 
 orion_counted orion_stats_enter(orion_counter* counter);
-void orion_stats_leave(const orion_counted* counted);
+void orion_stats_leave(orion_counter* counter, uint64_t began_ns);
 /// Charged to the function that the calling thread is in.
 uint64_t orion_stats_wait_begin(void);
 void orion_stats_wait_end(uint64_t began_ns);
@@ -46,7 +46,8 @@ static inline orion_counted orion_count_begin(orion_counter* counter) {
   return orion_stats_enter(counter);
 }
 static inline void orion_count_end(const orion_counted* counted) {
-  if (__builtin_expect(counted->counter != NULL, 0)) orion_stats_leave(counted);
+  // By value: where counting is off, the structure then needs no memory.
+  if (__builtin_expect(counted->counter != NULL, 0)) orion_stats_leave(counted->counter, counted->began_ns);
 }
 static inline void orion_count_bytes(uint64_t out, uint64_t in) {
   if (__builtin_expect(orion_stats_on, 0)) orion_stats_add_bytes(out, in);

@@ -64,7 +64,7 @@ static CUresult session_error(orion_session* session) {
   return (CUresult)atomic_load(&session->lost);
 }
 
-CUresult orion_context_error(orion_session* session, uint32_t context) {
+CUresult orion_context_error_slow(orion_session* session, uint32_t context) {
   const CUresult error = session_error(session);
   if (error != CUDA_SUCCESS || context == 0 || context >= ORION_CONTEXTS) return error;
   const uint64_t word = orion_word(session, ORION_WORD_CONTEXT_ERROR + context);

@@ -11,18 +11,18 @@ static _Atomic uint32_t overflow_next;
 static pthread_key_t exit_key;
 static pthread_once_t exit_key_once = PTHREAD_ONCE_INIT;
 static bool exit_key_made;
-static _Thread_local uint32_t index_plus_one;
+_Thread_local uint32_t orion_thread_index_plus_one __attribute__((tls_model("initial-exec")));
 
 // Runs at thread exit. A later destructor that makes a CUDA call takes a new index, and this runs again.
 static void give_back(void* owned) {
   const uintptr_t index = (uintptr_t)owned - 1;
-  index_plus_one = 0;
+  orion_thread_index_plus_one = 0;
   atomic_fetch_and(&taken[index / 64], ~(1ull << (index % 64)));
 }
 
 static void make_exit_key(void) { exit_key_made = pthread_key_create(&exit_key, give_back) == 0; }
 
-static uint16_t take_index(void) {
+uint16_t orion_thread_index_take(void) {
   pthread_once(&exit_key_once, make_exit_key);
   for (uint32_t group = 0; group < INDEX_GROUPS && exit_key_made; group++) {
     uint64_t seen = atomic_load(&taken[group]);
@@ -42,22 +42,17 @@ static uint16_t take_index(void) {
         const uint64_t word = orion_word(&impl->base, ORION_WORD_THREAD_ERROR + index);
         atomic_store(&impl->late_errors_told[index], (uint32_t)(word >> 32));
       }
-      index_plus_one = index + 1;
+      orion_thread_index_plus_one = index + 1;
       return (uint16_t)index;
     }
   }
   // More threads than indices: shared, never given back, and late errors may reach the wrong one of the sharers.
-  index_plus_one = atomic_fetch_add(&overflow_next, 1) % ORION_THREADS + 1;
-  return (uint16_t)(index_plus_one - 1);
-}
-
-uint16_t orion_thread_index(void) {
-  const uint32_t known = index_plus_one;
-  return __builtin_expect(known != 0, 1) ? (uint16_t)(known - 1) : take_index();
+  orion_thread_index_plus_one = atomic_fetch_add(&overflow_next, 1) % ORION_THREADS + 1;
+  return (uint16_t)(orion_thread_index_plus_one - 1);
 }
 
 void orion_threads_after_fork(void) {
-  const uint32_t own = index_plus_one;
+  const uint32_t own = orion_thread_index_plus_one;
   for (uint32_t group = 0; group < INDEX_GROUPS; group++)
     atomic_store(&taken[group], own && (own - 1) / 64 == group ? 1ull << ((own - 1) % 64) : 0);
 }
