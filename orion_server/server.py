@@ -35,6 +35,9 @@ CUDA_ERROR_UNKNOWN = 999
 
 _STATS_TIMEOUT_S = 0.5
 _MAX_TASKS = 256
+# One for the client that comes and one for the next, which may come before there is another. Each has a context on every
+# GPU.
+_WARM = {"nvidia": 2, "softgpu": 1, "null": 1}
 _MAX_BYTES = (1 << 63) - 1
 
 
@@ -92,7 +95,7 @@ class Server:
         self._pool = WorkerPool(
             libcuda,
             settings.devices,
-            settings.warm,
+            settings.warm if settings.warm is not None else _WARM[libcuda.kind],
             settings.worker_start_timeout_s,
             settings.log_level,
             self._images,

@@ -44,6 +44,30 @@ class WorkerDied(WorkerError):
     """The process is gone."""
 
 
+# What the driver does without the variable. Lazy loading: since CUDA 12.2.
+_DRIVER_DEFAULTS = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": ("8",),
+    "CUDA_DISABLE_PTX_JIT": ("0",),
+    "CUDA_FORCE_PTX_JIT": ("0",),
+    "CUDA_MODULE_DATA_LOADING": ("DEFAULT",),
+    "CUDA_MODULE_LOADING": ("LAZY", "DEFAULT"),
+}
+_LAZY_BY_DEFAULT_SINCE = 12020
+
+
+def needed_environment(client: Mapping[str, str], driver_version: int) -> dict[str, str]:
+    """What of a client's CUDA settings a warm worker does not do already. PyTorch, for one, sets CUDA_MODULE_LOADING to
+    what it is anyway: its processes shall not wait for a worker of their own."""
+    needed: dict[str, str] = {}
+    for name, value in client.items():
+        same = (os.environ[name],) if name in os.environ else _DRIVER_DEFAULTS.get(name, ())
+        if name == "CUDA_MODULE_LOADING" and name not in os.environ and driver_version < _LAZY_BY_DEFAULT_SINCE:
+            same = ("DEFAULT",)
+        if value not in same:
+            needed[name] = value
+    return needed
+
+
 def worker_environment(libcuda: Libcuda, devices: str | None, client: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker: the server's, without what belongs to clients, with the client's CUDA settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ORION_")}
@@ -76,6 +100,7 @@ class WorkerProcess:
         self.pid = process.pid
         self.client_environment = dict(client_environment)
         self.state = State.STARTING
+        self.was_warm = False  # when its client came
         self.hello: dict[str, Any] = {}
         self.reason = ""
         self._broken = ""
