@@ -34,6 +34,7 @@ class WorkerPool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self.transport = "shm"  # for which new workers are prepared: the next client probably comes like the last one
         self._libcuda = libcuda
         self._devices = devices
         self._warm = warm
@@ -107,7 +108,12 @@ class WorkerPool:
     async def _spawn(self, client_environment: Mapping[str, str]) -> WorkerProcess:
         try:
             worker = await WorkerProcess.spawn(
-                self._libcuda, self._devices, client_environment, self._log_level, self._images
+                self._libcuda,
+                self._devices,
+                client_environment,
+                self._log_level,
+                self._images,
+                self.transport,
             )
         except OSError as error:
             raise WorkerError(f"cannot start a worker: {error}") from error

@@ -35,7 +35,7 @@ CUDA_ERROR_UNKNOWN = 999
 
 _STATS_TIMEOUT_S = 0.5
 _MAX_TASKS = 256
-# One for the client that comes and one for the next, which may come before there is another. Each has a context on every
+# One for the client that comes and one for the next, who may come before there is another. Each has a context on each
 # GPU.
 _WARM = {"nvidia": 2, "softgpu": 1, "null": 1}
 _MAX_BYTES = (1 << 63) - 1
@@ -100,6 +100,8 @@ class Server:
             settings.log_level,
             self._images,
         )
+        if not settings.enable_shm:
+            self._pool.transport = "tcp"
         self._sessions: dict[str, Session] = {}
         self._attaching = 0
         self._draining = False
@@ -311,7 +313,7 @@ class Server:
             self._settings.bind_timeout_s,
         )
         if answer.get("ok"):
-            session.transport = request.transport
+            session.transport = self._pool.transport = request.transport
             log.info("session %s: bound over %s", session.id, session.transport)
             self._set_deadline(session, self._settings.connect_timeout_s, "the client did not connect in time")
             self._send(envelope, control.Bound(id=request.id))

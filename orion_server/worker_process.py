@@ -122,15 +122,16 @@ class WorkerProcess:
         client_environment: Mapping[str, str],
         log_level: str,
         images: ImageCache,
+        transport: str = "shm",
     ) -> WorkerProcess:
-        """Starts a worker; `ready` completes when its contexts are made."""
+        """Starts a worker; `ready` completes when its contexts are made. `transport`: what it prepares for."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         desk, desk_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, desk_theirs:
             command = [sys.executable, "-P", "-m", "orion_server.worker", "--channel-fd", str(theirs.fileno())]
             command += ["--kind", libcuda.kind, "--libcuda", libcuda.path, "--log-level", log_level]
-            command += ["--image-fd", str(desk_theirs.fileno())]
+            command += ["--image-fd", str(desk_theirs.fileno()), "--transport", transport]
             process = subprocess.Popen(
                 command,
                 env=worker_environment(libcuda, devices, client_environment),
