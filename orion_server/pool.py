@@ -15,8 +15,9 @@ from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerPr
 log = logging.getLogger("orion.pool")
 
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# A worker that starts takes CPUs and the driver's locks from the client that has just come: while another one is ready,
-# the replacement waits until that client is past its own start.
+# A worker that starts takes CPUs and the driver's locks from the client that has just come. The replacement waits until
+# that client is attached; while another one is ready, until it is past its whole start.
+ATTACH_S = 0.05
 HOLD_S = 1.0
 
 
@@ -162,7 +163,7 @@ class WorkerPool:
         if self._waiting:
             return None
         ready = any(worker.state is State.WARM for worker in self._idle)
-        return max(0.0, self._taken_at_s + HOLD_S - now_s) if ready else 0.0
+        return max(0.0, self._taken_at_s + (HOLD_S if ready else ATTACH_S) - now_s)
 
     async def _add(self) -> None:
         try:

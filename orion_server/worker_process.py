@@ -193,6 +193,7 @@ class WorkerProcess:
         elif kind == "hello":
             if self.state is State.STARTING:
                 self.hello = message
+                log.debug("worker %d is ready; us: %s", self.pid, message.get("times"))
                 self.state = State.WARM
                 self.ready.set_result(None)
         elif kind == "failed" and self.state is State.STARTING:

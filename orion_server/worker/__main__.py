@@ -85,9 +85,7 @@ class Worker:
         except EngineError as error:
             log.warning("nothing is prepared for a client: %s", error)  # its bind does all, or tells it why not
         watch.lap("prepare")
-        self._channel.send(
-            {"type": "hello", "driver_version": driver_version, "devices": devices, "times": watch.laps}
-        )
+        self._channel.send({"type": "hello", "driver_version": driver_version, "devices": devices, "times": watch.laps})
 
     def serve(self) -> str:
         """Handles events until the session ends; returns why it did."""

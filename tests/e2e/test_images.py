@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 # The section loads images of 33 KiB, 1 MiB, 4 MiB + 1 and 24 MiB, each one twice; a smaller one goes by another way.
 SECTION = "large_images"
 IMAGES, LOADS = 4, 8
+SMALL_BELOW = 32 << 10
 IMAGE_BYTES = (33 << 10) + (1 << 20) + (4 << 20) + 1 + (24 << 20)
 
 
@@ -59,6 +61,25 @@ def test_a_second_run_uploads_nothing(own_server: PrivateServer, transport: str,
     after = settled(own_server.address, IMAGES)
     assert (after.uploads, after.misses, after.refused_proofs) == (before.uploads, before.misses, 0)
     assert after.hits == before.hits + LOADS
+
+
+def test_the_client_tells_what_it_sent(
+    own_server: PrivateServer, transport: str, program: str, run: Run, tmp_path: Path
+) -> None:
+    told = []
+    for number in range(2):
+        file = tmp_path / str(number)
+        assert run(own_server.address, transport, program, SECTION, ORION_STATS=f"json:{file}").returncode == 0
+        settled(own_server.address, IMAGES)
+        told.append(json.loads(file.read_text())["images"])
+    first, second = told
+    assert (first["uploaded"], first["uploaded_bytes"]) == (IMAGES, IMAGE_BYTES)
+    assert (first["known"], first["known_bytes"]) == (LOADS - IMAGES, IMAGE_BYTES)
+    assert (second["uploaded"], second["uploaded_bytes"]) == (0, 0)
+    assert (second["known"], second["known_bytes"]) == (LOADS, 2 * IMAGE_BYTES)
+    assert first["small"] == second["small"] >= 1
+    assert 0 < second["small_bytes"] < SMALL_BELOW * second["small"]
+    assert min(first["hash_ns"], second["hash_ns"]) > 0
 
 
 def test_the_bound_holds(small_cache: PrivateServer, program: str, run: Run) -> None:

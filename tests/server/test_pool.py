@@ -70,6 +70,11 @@ class Scene:
         await starting
         await settle()
 
+    async def passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.pool._changed.set()  # what the timer would do
+        await settle()
+
 
 async def settle() -> None:
     for _ in range(20):
@@ -113,11 +118,13 @@ def test_all_missing_workers_start_together(scene: Any) -> None:
     scene(4, act)
 
 
-def test_a_client_takes_the_warm_one_and_its_replacement_starts_at_once(scene: Any) -> None:
+def test_a_client_takes_the_warm_one_and_its_replacement_follows(scene: Any) -> None:
     async def act(s: Scene) -> None:
         assert await s.pool.take(LAZY) is s.made[0]  # type: ignore[comparison-overlap]
         assert s.made[0].was_warm
         await settle()
+        assert len(s.made) == 1  # not while the client attaches
+        await s.passes(pool_module.ATTACH_S)
         assert len(s.made) == 2
 
     scene(1, act)
@@ -129,9 +136,9 @@ def test_a_replacement_leaves_the_client_its_start_while_another_is_ready(scene:
         await s.pool.take({})
         await settle()
         assert len(s.made) == 2
-        s.now_s += pool_module.HOLD_S
-        s.pool._changed.set()
-        await settle()
+        await s.passes(pool_module.ATTACH_S)
+        assert len(s.made) == 2
+        await s.passes(pool_module.HOLD_S)
         assert len(s.made) == 3
 
     scene(2, act)
@@ -140,7 +147,7 @@ def test_a_replacement_leaves_the_client_its_start_while_another_is_ready(scene:
 def test_clients_who_wait_come_before_workers_for_later_ones(scene: Any) -> None:
     async def act(s: Scene) -> None:
         await s.pool.take({})
-        await settle()
+        await s.passes(pool_module.ATTACH_S)
         assert len(s.made) == 2  # starts, for the next one
         second, third = asyncio.ensure_future(s.pool.take({})), asyncio.ensure_future(s.pool.take({}))
         await settle()
@@ -149,7 +156,7 @@ def test_clients_who_wait_come_before_workers_for_later_ones(scene: Any) -> None
         s.made[2].becomes_warm()
         assert [await second, await third] == s.made[1:3]
         assert not s.made[2].was_warm
-        await settle()
+        await s.passes(pool_module.ATTACH_S)
         assert len(s.made) == 4
 
     scene(1, act)
@@ -161,9 +168,7 @@ def test_workers_that_do_not_start_are_tried_again_later(scene: Any) -> None:
             worker.dies()
         await settle()
         assert len(s.made) == 3
-        s.now_s += 0.5
-        s.pool._changed.set()
-        await settle()
+        await s.passes(0.5)
         assert len(s.made) == 5
 
     scene(3, act)
