@@ -125,7 +125,7 @@ void orion_image_give(uint32_t index) { orion_table_give(&indices, orion_table_a
 
 CUresult orion_shipment_make(orion_shipment* shipment, orion_session* session, orion_image* image, uint64_t log_bytes) {
   *shipment = (orion_shipment){.image = ORION_IMAGE_IN_ARENA};
-  const bool in_arena = image->bytes < ORION_IMAGE_OFFER_MIN_BYTES;
+  const bool in_arena = image->bytes < session->image_offer_min_bytes;
   const uint64_t log_at = in_arena ? (image->bytes + 63) & ~63ull : 0;
   if (!in_arena) {
     const CUresult result = orion_image_send(session, image, &shipment->image);
