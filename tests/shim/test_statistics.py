@@ -56,7 +56,6 @@ def test_json_counts_calls_waits_and_bytes(
     assert functions["cuMemcpyHtoD_v2"]["calls"] == 2
     assert COPIED_BYTES <= functions["cuMemcpyHtoD_v2"]["bytes_out"] < COPIED_BYTES + 4096
     assert COPIED_BYTES <= functions["cuMemcpyDtoH_v2"]["bytes_in"] < COPIED_BYTES + 4096
-    assert functions["cuMemcpyDtoH_v2"]["waits"] >= 1
     # Asked and answered once; the device's attributes are local.
     assert functions["cuDevicePrimaryCtxRetain"]["waits"] == 1
     assert functions["cuDeviceGetAttribute"] == {
