@@ -8,6 +8,7 @@
 #   areas       every tests/programs/*_api.c (benchmarks.area_session): areas.json
 #   runtime     programs of the CUDA runtime (benchmarks.runtime_session): runtime.json
 #   frameworks  tests/programs/frameworks (benchmarks.framework_session): frameworks.json
+#   attach      stages from a fresh process to its first result (benchmarks.attach_stages): attach.json
 #   correctness areas, runtime and frameworks side by side (nothing in them is timed), a folder of OUT and a log each
 #   samples     a checkout of NVIDIA's cuda-samples, its path is the first option (benchmarks.cuda_samples): samples.json
 #
@@ -44,6 +45,7 @@ case "${1:-}" in
   runtime) program=runtime_session ;;
   frameworks) program=framework_session ;;
   samples) program=cuda_samples ;;
+  attach) program=attach_stages ;;
   rows | --* | "") program=session ;;
   *)
     echo "no such mode: $1" >&2

@@ -69,7 +69,7 @@ def serve(
     nvml: Annotated[
         str | None, typer.Option(metavar="PATH", help="libnvidia-ml.so.1: auto (beside libcuda), off, or a path.")
     ] = None,
-    warm: Annotated[int | None, typer.Option(min=0, max=64, help="Workers kept ready (default 1).")] = None,
+    warm: Annotated[int | None, typer.Option(min=0, max=64, help="Workers kept ready (2 on a GPU, else 1).")] = None,
     max_sessions: Annotated[int | None, typer.Option(min=1, max=4096, help="Clients at once (default 64).")] = None,
     image_cache_mib: Annotated[
         int | None, typer.Option(min=0, max=1 << 20, help="Memory for images of earlier clients (2048; 0: none).")

@@ -45,7 +45,7 @@ class Settings:
     libcuda: str | None = None
     devices: str | None = None
     nvml: str = "auto"
-    warm: int = 1
+    warm: int | None = None  # two on a GPU, one otherwise
     max_sessions: int = 64
     image_cache_mib: int = 2048
     enable_shm: bool = True
@@ -150,7 +150,7 @@ def _convert(name: str, raw: str, where: str) -> Any:
             return Path(raw)
         if isinstance(default, bool):
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[raw.lower()]
-        if isinstance(default, int):
+        if isinstance(default, int) or name == "warm":
             return int(raw)
         if isinstance(default, float):
             return float(raw)

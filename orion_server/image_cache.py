@@ -68,6 +68,8 @@ class _Image:
     fd: int  # -1: given up
     size_bytes: int
     owners: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    challenge: tuple[bytes, bytes] | None = None  # a nonce that nobody has seen, and what proves the image by it
+    is_preparing: bool = False
 
     def add_owner(self, owner: str) -> None:
         self.owners[owner] = None
@@ -126,9 +128,32 @@ class ImageCache:
         self._images.move_to_end(digest)
         return image
 
-    async def check_proof(self, image: _Image, nonce: bytes, proof: bytes) -> bool:
+    def take_challenge(self, image: _Image) -> tuple[bytes, bytes | None]:
+        """A nonce for one answer, and the right answer where that is known already."""
+        prepared, image.challenge = image.challenge, None
+        return prepared or (secrets.token_bytes(32), None)
+
+    def prepare_challenge(self, image: _Image) -> None:
+        """Hashes for the next client who has to prove, who then need not wait for it. After a proof that held: one who
+        only asks makes no work."""
+        if image.challenge is None and not image.is_preparing and len(self._keeping) < _KEEPING_MAX:
+            image.is_preparing = True
+            task = asyncio.create_task(self._prepare_challenge(image))
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)
+
+    async def _prepare_challenge(self, image: _Image) -> None:
+        nonce = secrets.token_bytes(32)
+        try:
+            if image.fd >= 0:
+                image.challenge = (nonce, await self._digest(image.fd, image.size_bytes, nonce))
+        finally:
+            image.is_preparing = False
+
+    async def check_proof(self, image: _Image, nonce: bytes, proof: bytes, expected: bytes | None) -> bool:
         """Whether `proof` was made from this image's bytes. The image may have been given up meanwhile."""
-        expected = await self._digest(image.fd, image.size_bytes, nonce)
+        if expected is None:
+            expected = await self._digest(image.fd, image.size_bytes, nonce)
         return hmac.compare_digest(expected, proof)
 
     def give(self, digest: bytes, size_bytes: int, fd: int, owner: str) -> None:
@@ -172,6 +197,7 @@ class ImageCache:
             self._images[digest] = image
             self.size_bytes += size_bytes
         image.add_owner(owner)
+        self.prepare_challenge(image)
         self.counters.uploads += 1
         self.counters.uploaded_bytes += size_bytes
 
@@ -220,7 +246,7 @@ class ImageDesk:
         self._owner = ""
         self._is_group = False
         self._shares: shares.ShareDesk | None = None
-        self._challenges: OrderedDict[bytes, bytes] = OrderedDict()
+        self._challenges: OrderedDict[bytes, tuple[bytes, bytes | None]] = OrderedDict()
         self._jobs: set[asyncio.Task[None]] = set()
         sock.setblocking(False)
         asyncio.get_running_loop().add_reader(sock.fileno(), self._on_packet)
@@ -309,19 +335,19 @@ class ImageDesk:
         elif self._owner in image.owners:
             self._hit(tag, image)
         else:
-            nonce = secrets.token_bytes(32)
-            self._challenges[digest] = nonce
+            nonce, expected = self._cache.take_challenge(image)
+            self._challenges[digest] = (nonce, expected)
             if len(self._challenges) > _CHALLENGES_MAX:
                 self._challenges.popitem(last=False)
             self._answer(_PROVE, tag, size_bytes, nonce)
 
     async def _prove(self, tag: int, digest: bytes, size_bytes: int, proof: bytes) -> None:
-        nonce = self._challenges.pop(digest, None)
-        image = await self._cache.find(digest, size_bytes) if nonce is not None else None
-        if nonce is None or image is None:
+        challenge = self._challenges.pop(digest, None)
+        image = await self._cache.find(digest, size_bytes) if challenge is not None else None
+        if challenge is None or image is None:
             self._cache.counters.misses += 1
             self._answer(_MISSING, tag)
-        elif not await self._cache.check_proof(image, nonce, proof):
+        elif not await self._cache.check_proof(image, challenge[0], proof, challenge[1]):
             self._cache.counters.refused_proofs += 1
             log.warning("%s: asked for an image that its client does not have", self._owner)
             self._answer(_MISSING, tag)
@@ -330,6 +356,7 @@ class ImageDesk:
             self._answer(_MISSING, tag)
         else:
             image.add_owner(self._owner)
+            self._cache.prepare_challenge(image)
             self._hit(tag, image)
 
     def _hit(self, tag: int, image: _Image) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
-from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess
+from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess, needed_environment
 
 log = logging.getLogger("orion.pool")
 
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# A worker that starts takes CPUs and the driver's locks from the client that has just come. The replacement waits until
+# that client is attached; while another one is ready, until it is past its whole start.
+ATTACH_S = 0.05
+HOLD_S = 1.0
 
 
 class WorkerPool:
-    """Keeps `warm` workers ready and replaces each one that is taken or dies."""
+    """Keeps `warm` workers ready and replaces those that are taken or die, all missing ones at a time."""
 
     def __init__(
         self,
@@ -27,7 +32,10 @@ class WorkerPool:
         start_timeout_s: float,
         log_level: str,
         images: ImageCache,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self.transport = "shm"  # for which new workers are prepared: the next client probably comes like the last one
         self._libcuda = libcuda
         self._devices = devices
         self._warm = warm
@@ -37,6 +45,10 @@ class WorkerPool:
         self._idle: set[WorkerProcess] = set()  # starting or warm, without a client environment of their own
         self.workers: set[WorkerProcess] = set()  # every process that has not been reaped
         self._failures = 0
+        self._retry_at_s = 0.0
+        self._taken_at_s = float("-inf")
+        self._waiting = 0  # clients for whom no worker was ready
+        self._driver_version = 0
         self._closing = False
         self._changed = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
@@ -46,6 +58,8 @@ class WorkerPool:
         """Starts the first worker and waits for it: what it says of its devices is what the server serves."""
         worker = await self._spawn({})
         await self._wait_ready(worker)
+        told = worker.hello.get("driver_version")
+        self._driver_version = told if isinstance(told, int) else 0
         if self._warm > 0:
             self._idle.add(worker)
         else:
@@ -57,15 +71,23 @@ class WorkerPool:
         """A worker for one session: a warm one, or a cold one when its CUDA settings differ."""
         if self._closing:
             raise WorkerError("the server is stopping")
+        environment = needed_environment(client_environment, self._driver_version)
         candidates = sorted(self._idle, key=lambda w: (w.state is not State.WARM, w.pid))
         candidates = [w for w in candidates if w.state in (State.WARM, State.STARTING)]
-        if client_environment or not candidates:
-            worker = await self._spawn(client_environment)
+        if environment or not candidates:
+            worker = await self._spawn(environment)
         else:
             worker = candidates[0]
             self._idle.discard(worker)
+        self._taken_at_s = self._clock()
+        worker.was_warm = worker.state is State.WARM
+        self._waiting += not worker.was_warm
         self._changed.set()
-        await self._wait_ready(worker)
+        try:
+            await self._wait_ready(worker)
+        finally:
+            self._waiting -= not worker.was_warm
+            self._changed.set()
         if worker.state is not State.WARM:
             raise WorkerDied(worker.reason)
         worker.state = State.SERVING
@@ -87,7 +109,12 @@ class WorkerPool:
     async def _spawn(self, client_environment: Mapping[str, str]) -> WorkerProcess:
         try:
             worker = await WorkerProcess.spawn(
-                self._libcuda, self._devices, client_environment, self._log_level, self._images
+                self._libcuda,
+                self._devices,
+                client_environment,
+                self._log_level,
+                self._images,
+                self.transport,
             )
         except OSError as error:
             raise WorkerError(f"cannot start a worker: {error}") from error
@@ -101,30 +128,65 @@ class WorkerPool:
         try:
             await asyncio.wait_for(asyncio.shield(worker.ready), self._start_timeout_s)
         except TimeoutError:
+            late = WorkerError(f"worker {worker.pid} was not ready in {self._start_timeout_s:g} s")
+            worker.reason = worker.reason or str(late)
             worker.kill()
-            raise WorkerError(f"worker {worker.pid} was not ready in {self._start_timeout_s:g} s") from None
+            raise late from None
 
     async def _watch(self, worker: WorkerProcess) -> None:
         await worker.dead
         self.workers.discard(worker)
         if worker in self._idle:
             self._idle.discard(worker)
-            if not self._closing:
+            if not self._closing and worker.hello:
                 log.warning("idle worker lost: %s", worker.reason)
+            elif not self._closing:
+                self._failed(worker.reason)
         self._changed.set()
 
     async def _fill(self) -> None:
         while True:
             self._changed.clear()
-            while len(self._idle) < self._warm:
-                try:
-                    worker = await self._spawn({})
-                    self._idle.add(worker)
-                    await self._wait_ready(worker)
-                    self._failures = 0
-                except WorkerError as error:
-                    delay_s = _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
-                    self._failures += 1
-                    log.error("no warm worker: %s; next try in %g s", error, delay_s)
-                    await asyncio.sleep(delay_s)
-            await self._changed.wait()
+            missing = self._warm - len(self._idle)
+            delay_s = self._delay_s() if missing > 0 else None
+            if delay_s == 0.0:
+                await asyncio.gather(*(self._add() for _ in range(missing)))
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), delay_s)
+
+    def _delay_s(self) -> float | None:
+        """How long the missing workers have to wait; None: until something changes."""
+        now_s = self._clock()
+        if now_s < self._retry_at_s:
+            return self._retry_at_s - now_s
+        if self._waiting:
+            return None
+        ready = any(worker.state is State.WARM for worker in self._idle)
+        return max(0.0, self._taken_at_s + (HOLD_S if ready else ATTACH_S) - now_s)
+
+    async def _add(self) -> None:
+        try:
+            worker = await self._spawn({})
+        except WorkerError as error:
+            self._failed(str(error))
+            return
+        self._idle.add(worker)
+        settling = asyncio.create_task(self._settle(worker))
+        self._watchers.add(settling)
+        settling.add_done_callback(self._watchers.discard)
+
+    async def _settle(self, worker: WorkerProcess) -> None:
+        with contextlib.suppress(WorkerError):  # told by whoever watches it
+            await self._wait_ready(worker)
+            self._failures = 0
+            self._retry_at_s = 0.0
+
+    def _failed(self, reason: str) -> None:
+        now_s = self._clock()
+        if now_s >= self._retry_at_s:  # several that fail together count as one
+            delay_s = _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
+            self._failures += 1
+            self._retry_at_s = now_s + delay_s
+            log.error("no warm worker: %s; next try in %g s", reason, delay_s)
+        self._changed.set()

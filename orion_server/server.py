@@ -35,6 +35,10 @@ CUDA_ERROR_UNKNOWN = 999
 
 _STATS_TIMEOUT_S = 0.5
 _MAX_TASKS = 256
+_STAGES_MAX = 8
+# One for the client that comes and one for the next, who may come before there is another. Each has a context on each
+# GPU.
+_WARM = {"nvidia": 2, "softgpu": 1, "null": 1}
 _MAX_BYTES = (1 << 63) - 1
 _ENGINE_COUNTERS = (
     "busy_ns",
@@ -81,6 +85,8 @@ class Session:
     transport: str = ""
     connected: bool = False
     deadline: asyncio.TimerHandle | None = None
+    stages: dict[str, int] = field(default_factory=dict)
+    bound_at_s: float = 0.0
     stats: dict[str, Any] = field(default_factory=dict)
 
     def used_bytes(self, ordinal: int) -> int:
@@ -108,11 +114,13 @@ class Server:
         self._pool = WorkerPool(
             libcuda,
             settings.devices,
-            settings.warm,
+            settings.warm if settings.warm is not None else _WARM[libcuda.kind],
             settings.worker_start_timeout_s,
             settings.log_level,
             self._images,
         )
+        if not settings.enable_shm:
+            self._pool.transport = "tcp"
         self._sessions: dict[str, Session] = {}
         self._attaching = 0
         self._draining = False
@@ -246,14 +254,18 @@ class Server:
 
     async def _open_session(self, request: control.Attach, envelope: Envelope) -> Session:
         environment = {k: v for k, v in request.env.items() if k in CLIENT_ENVIRONMENT}
+        began_s = time.monotonic()
         worker = await self._pool.take(environment)
+        stages = {"worker": _us_since(began_s)}
         try:
-            return await self._prepare(worker, request, envelope)
+            return await self._prepare(worker, request, envelope, stages)
         except BaseException:
             worker.stop("attach failed")
             raise
 
-    async def _prepare(self, worker: WorkerProcess, request: control.Attach, envelope: Envelope) -> Session:
+    async def _prepare(
+        self, worker: WorkerProcess, request: control.Attach, envelope: Envelope, stages: dict[str, int]
+    ) -> Session:
         devices = self._choose_devices(request.vgpu)
         session_id = secrets.token_hex(6)
         token = secrets.token_bytes(32)
@@ -265,6 +277,7 @@ class Server:
             raise Refused(CUDA_ERROR_INVALID_VALUE, f"no transport of {request.transports} can work here",
                           "shared memory needs client and server on one host under one user: use tcp")  # fmt: skip
         socket_path = str(self._socket_dir / f"{session_id}.sock") if "shm" in transports else ""
+        began_s = time.monotonic()
         prepared = await worker.request(
             {"type": "prepare", "token": token, "uid": request.uid, "shm_socket": socket_path,
              "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes},
@@ -272,8 +285,11 @@ class Server:
         )  # fmt: skip
         if not prepared.get("ok"):
             raise WorkerError(str(prepared.get("message", "the worker refused the session"))[:400])
+        stages["prepare"] = _us_since(began_s)
+        stages.update(_stages(prepared))
         owner = Owner(request.host, request.uid, request.group)
         session = Session(session_id, token, worker, request.pid, request.program, devices, time.time(), owner)
+        session.stages = stages
         self._sessions[session_id] = session
         if worker.images is not None:
             worker.images.open(session_id, request.uid, request.group, self._shares.open(session_id, owner))
@@ -294,6 +310,8 @@ class Server:
                 shm_socket=socket_path,
                 tcp_ops=str(prepared.get("tcp_ops", "")),
                 tcp_bulk=str(prepared.get("tcp_bulk", "")),
+                warm=worker.was_warm,
+                stages=stages,
                 devices=[device for device in self._gpus if device.ordinal in devices],
             ),
         )
@@ -319,15 +337,19 @@ class Server:
         if any(device.ordinal not in session.devices for device in request.devices):
             raise Refused(CUDA_ERROR_INVALID_DEVICE, "bind names a GPU that is not of this session")
         slots = [[d.ordinal, d.base, d.bytes] for d in request.devices]
+        began_s = time.monotonic()
         answer = await session.worker.request(
             {"type": "bind", "transport": request.transport, "host_base": request.host_base, "devices": slots},
             self._settings.bind_timeout_s,
         )
         if answer.get("ok"):
-            session.transport = request.transport
+            session.transport = self._pool.transport = request.transport
             log.info("session %s: bound over %s", session.id, session.transport)
+            session.bound_at_s = time.monotonic()
+            stages = {"bind": _us_since(began_s), **_stages(answer)}
+            session.stages |= stages
             self._set_deadline(session, self._settings.connect_timeout_s, "the client did not connect in time")
-            self._send(envelope, control.Bound(id=request.id))
+            self._send(envelope, control.Bound(id=request.id, stages=stages))
         elif "conflict" in answer:
             host, clashing = answer["conflict"]
             self._send(envelope, control.Conflict(id=request.id, host=bool(host), devices=list(clashing)))
@@ -352,6 +374,10 @@ class Server:
 
     def _connected(self, session: Session) -> None:
         session.connected = True
+        session.stages["connected"] = _us_since(session.bound_at_s)
+        told = ", ".join(f"{name} {us / 1000:.2f}" for name, us in session.stages.items())
+        log.info("session %s: attach took, ms: %s (%s worker)", session.id, told,
+                 "warm" if session.worker.was_warm else "cold")  # fmt: skip
         if session.deadline is not None:
             session.deadline.cancel()
             session.deadline = None
@@ -435,6 +461,22 @@ class Server:
     async def _drain(self, envelope: Envelope, request: control.Drain) -> None:
         await self.drain()
         self._send(envelope, control.Drained(id=request.id))
+
+
+def _us_since(began_s: float) -> int:
+    return max(0, min(int((time.monotonic() - began_s) * 1e6), 0xFFFFFFFF))
+
+
+def _stages(answer: dict[str, Any]) -> dict[str, int]:
+    """What a worker says of its own stages; it runs a tenant's kernels, and the client's control plane is strict."""
+    times = answer.get("times")
+    if not isinstance(times, dict):
+        return {}
+    return {
+        name: us
+        for name, us in list(times.items())[:_STAGES_MAX]
+        if isinstance(name, str) and len(name) < 20 and isinstance(us, int) and 0 <= us <= 0xFFFFFFFF
+    }
 
 
 _SEE_SERVER_LOG = "see the log of orion-server"

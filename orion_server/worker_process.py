@@ -46,6 +46,30 @@ class WorkerDied(WorkerError):
     """The process is gone."""
 
 
+# What the driver does without the variable. Lazy loading: since CUDA 12.2.
+_DRIVER_DEFAULTS = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": ("8",),
+    "CUDA_DISABLE_PTX_JIT": ("0",),
+    "CUDA_FORCE_PTX_JIT": ("0",),
+    "CUDA_MODULE_DATA_LOADING": ("DEFAULT",),
+    "CUDA_MODULE_LOADING": ("LAZY", "DEFAULT"),
+}
+_LAZY_BY_DEFAULT_SINCE = 12020
+
+
+def needed_environment(client: Mapping[str, str], driver_version: int) -> dict[str, str]:
+    """What of a client's CUDA settings a warm worker does not do already. PyTorch, for one, sets CUDA_MODULE_LOADING to
+    what it is anyway: its processes shall not wait for a worker of their own."""
+    needed: dict[str, str] = {}
+    for name, value in client.items():
+        same = (os.environ[name],) if name in os.environ else _DRIVER_DEFAULTS.get(name, ())
+        if name == "CUDA_MODULE_LOADING" and name not in os.environ and driver_version < _LAZY_BY_DEFAULT_SINCE:
+            same = ("DEFAULT",)
+        if value not in same:
+            needed[name] = value
+    return needed
+
+
 def worker_environment(libcuda: Libcuda, devices: str | None, client: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker: the server's, without what belongs to clients, with the client's CUDA settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ORION_") or k in _WORKER_SETTINGS}
@@ -78,6 +102,7 @@ class WorkerProcess:
         self.pid = process.pid
         self.client_environment = dict(client_environment)
         self.state = State.STARTING
+        self.was_warm = False  # when its client came
         self.hello: dict[str, Any] = {}
         self.reason = ""
         self._broken = ""
@@ -99,15 +124,16 @@ class WorkerProcess:
         client_environment: Mapping[str, str],
         log_level: str,
         images: ImageCache,
+        transport: str = "shm",
     ) -> WorkerProcess:
-        """Starts a worker; `ready` completes when its contexts are made."""
+        """Starts a worker; `ready` completes when its contexts are made. `transport`: what it prepares for."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         desk, desk_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, desk_theirs:
             command = [sys.executable, "-P", "-m", "orion_server.worker", "--channel-fd", str(theirs.fileno())]
             command += ["--kind", libcuda.kind, "--libcuda", libcuda.path, "--log-level", log_level]
-            command += ["--image-fd", str(desk_theirs.fileno())]
+            command += ["--image-fd", str(desk_theirs.fileno()), "--transport", transport]
             process = subprocess.Popen(
                 command,
                 env=worker_environment(libcuda, devices, client_environment),
@@ -169,6 +195,7 @@ class WorkerProcess:
         elif kind == "hello":
             if self.state is State.STARTING:
                 self.hello = message
+                log.debug("worker %d is ready; us: %s", self.pid, message.get("times"))
                 self.state = State.WARM
                 self.ready.set_result(None)
         elif kind == "failed" and self.state is State.STARTING:

@@ -84,6 +84,10 @@ class Device(msgspec.Struct, kw_only=True):
     peers: Annotated[list[Annotated[list[I32], Meta(max_length=16)]], Meta(max_length=64)] = []
 
 
+# Microseconds of the server's part of an attach, by name: what a client shows with its statistics.
+Stages = Annotated[dict[Annotated[str, Meta(max_length=19)], U32], Meta(max_length=16)]
+
+
 class Attached(_Message, tag="attached", kw_only=True):
     session: SessionId
     token: Token
@@ -95,6 +99,8 @@ class Attached(_Message, tag="attached", kw_only=True):
     shm_socket: Annotated[str, Meta(max_length=107)] = ""
     tcp_ops: Text = ""
     tcp_bulk: Text = ""
+    warm: bool = False  # whether a worker was ready when the request came
+    stages: Stages = {}
     devices: Annotated[list[Device], Meta(max_length=64)]
 
 
@@ -113,7 +119,7 @@ class Bind(_Message, tag="bind", kw_only=True):
 
 
 class Bound(_Message, tag="bound", kw_only=True):
-    pass
+    stages: Stages = {}
 
 
 class Conflict(_Message, tag="conflict", kw_only=True):

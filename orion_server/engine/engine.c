@@ -73,6 +73,8 @@ void engine_end(orion_engine* e, int end, const char* format, ...) {
 
 uint64_t orion_engine_segment_bytes(void) { return sizeof(orion_segment); }
 uint64_t orion_engine_arena_bytes(void) { return ORION_HOST_ARENA_BYTES; }
+uint64_t orion_engine_host_candidate(uint32_t i) { return ORION_HOST_ARENA_CANDIDATE(i); }
+uint64_t orion_engine_slot_candidate(uint32_t i) { return ORION_DEVICE_SLOT_CANDIDATE(i); }
 
 // ------------------------------------------------------------------------------------------------ one operation
 const char* engine_header_fault(const orion_op* op, bool express) {

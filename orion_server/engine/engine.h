@@ -42,6 +42,13 @@ typedef struct orion_engine_bind_request {
   const orion_engine_device* devices;
 } orion_engine_bind_request;
 
+// What the last prepare or bind took; next to nothing where it found all prepared.
+typedef struct orion_engine_bind_times {
+  uint64_t map_ns;       // segment and arena
+  uint64_t reserve_ns;   // device slots
+  uint64_t register_ns;  // words and staging, with the driver
+} orion_engine_bind_times;
+
 typedef struct orion_engine_stats {
   uint64_t operations;
   uint64_t launches;
@@ -84,6 +91,12 @@ void orion_engine_reserve_addresses(void);
 int orion_engine_new(const orion_engine_config* config, orion_engine** engine);
 // Hands over a primary context that the worker (pycuda) holds. Without it the engine retains the primary itself.
 int orion_engine_set_primary(orion_engine* engine, uint32_t ordinal, uint64_t context);
+// Does now what a bind with this request would do, before any client is known. A bind keeps of it what it asks for in
+// the same way: descriptors (by number: they stay open), addresses, sizes. 0; -1 when an address range is taken, or a
+// CUresult: then nothing is prepared.
+int orion_engine_prepare(orion_engine* engine, const orion_engine_bind_request* request);
+// Changes the transport of an engine that is not bound; closes the lanes that it has.
+int orion_engine_set_transport(orion_engine* engine, int transport);
 // tcp: opens the lanes on 127.0.0.1 and writes their endpoints (at least 64 bytes each; plain TCP has one, and an empty
 // second). `token` is what the client must send first on each connection.
 enum orion_engine_lanes { ORION_ENGINE_LANES_ZMQ, ORION_ENGINE_LANES_RAW };
@@ -92,6 +105,7 @@ int orion_engine_tcp_listen(orion_engine* engine, int lanes, const uint8_t* toke
 // 0: bound. -1: an address range is taken; *conflicts has bit 0 for the host arena, bit 1 + i for devices[i], and the
 // call may be repeated with other addresses. Otherwise a CUresult.
 int orion_engine_bind(orion_engine* engine, const orion_engine_bind_request* request, uint64_t* conflicts);
+void orion_engine_get_bind_times(const orion_engine* engine, orion_engine_bind_times* times);
 // Serves the client until the session ends; enum orion_engine_end. Blocks: cffi releases the GIL around it.
 int orion_engine_run(orion_engine* engine);
 void orion_engine_stop(orion_engine* engine);
@@ -104,5 +118,8 @@ void orion_engine_free(orion_engine* engine);
 
 uint64_t orion_engine_segment_bytes(void);
 uint64_t orion_engine_arena_bytes(void);
+// What a client proposes first, for the host arena and for its i-th device.
+uint64_t orion_engine_host_candidate(uint32_t i);
+uint64_t orion_engine_slot_candidate(uint32_t i);
 
 #endif

@@ -253,6 +253,7 @@ struct orion_engine {
 
   // segment and address space
   orion_segment* segment;
+  int segment_fd, arena_fd;  // which files are mapped; -1: memory of this process alone
   orion_ring main_ring, express_ring;
   uint64_t main_position, express_position;
   bool main_in_hand;                    // an operation of the main ring is popped and not dispatched yet
@@ -265,6 +266,7 @@ struct orion_engine {
   CUdeviceptr done_device;
   bool words_registered, done_registered, staging_registered;
   bool bound;
+  orion_engine_bind_times bind_times;
 
   // tables, indexed by what the client mints
   stream_state* streams;

@@ -95,9 +95,8 @@ int orion_engine_set_primary(orion_engine* e, uint32_t ordinal, uint64_t context
 // ------------------------------------------------------------------------------------------------ bind
 static int map_segment(orion_engine* e, const orion_engine_bind_request* r) {
   int flags = MAP_SHARED, fd = r->segment_fd;
-  if (e->config.transport == ORION_ENGINE_TCP) {
+  if (fd < 0) {
     flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    fd = -1;
   } else {
     struct stat status;
     if (fstat(fd, &status) || (uint64_t)status.st_size < sizeof(orion_segment)) return CUDA_ERROR_INVALID_VALUE;
@@ -116,6 +115,7 @@ static int map_segment(orion_engine* e, const orion_engine_bind_request* r) {
   if (skip) munmap(reserved, skip);
   if (skip < align) munmap(reserved + skip + sizeof(orion_segment), align - skip);
   e->segment = p;
+  e->segment_fd = r->segment_fd;
   e->segment->magic = ORION_SEGMENT_MAGIC;
   e->segment->major = ORION_WIRE_MAJOR;
   e->segment->minor = ORION_WIRE_MINOR;
@@ -128,9 +128,8 @@ static int map_segment(orion_engine* e, const orion_engine_bind_request* r) {
 // 0, -1 for a range that is taken, or a CUresult.
 static int map_arena(orion_engine* e, const orion_engine_bind_request* r) {
   int flags = MAP_SHARED, fd = r->arena_fd;
-  if (e->config.transport == ORION_ENGINE_TCP) {
+  if (fd < 0) {
     flags = MAP_PRIVATE | MAP_ANONYMOUS;
-    fd = -1;
   } else {
     // Touching memory beyond the end of the file would kill this process.
     struct stat status;
@@ -144,6 +143,7 @@ static int map_arena(orion_engine* e, const orion_engine_bind_request* r) {
     return -1;
   }
   e->arena = p;
+  e->arena_fd = r->arena_fd;
   e->arena_bytes = r->arena_bytes;
   return 0;
 }
@@ -170,59 +170,105 @@ static bool request_sane(const orion_engine_bind_request* r) {
   return true;
 }
 
-static int register_pages(orion_engine* e) {
-  const unsigned int flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
-  int result = (int)e->driver.host_register((void*)e->segment->words, sizeof e->segment->words, flags);
+static int register_words(orion_engine* e, unsigned int flags) {
+  const int result = (int)e->driver.host_register((void*)e->segment->words, sizeof e->segment->words, flags);
   if (result) return result;
   e->words_registered = true;
-  result = (int)e->driver.host_device_pointer(&e->words_device, (void*)e->segment->words, 0);
-  if (result) return result;
-  result = (int)e->driver.host_register((void*)e->done, TRACK_COUNT * sizeof(uint64_t), flags);
+  return (int)e->driver.host_device_pointer(&e->words_device, (void*)e->segment->words, 0);
+}
+
+static int register_done(orion_engine* e, unsigned int flags) {
+  const int result = (int)e->driver.host_register((void*)e->done, TRACK_COUNT * sizeof(uint64_t), flags);
   if (result) return result;
   e->done_registered = true;
-  result = (int)e->driver.host_device_pointer(&e->done_device, (void*)e->done, 0);
-  if (result) return result;
-  result = (int)e->driver.host_register(e->arena, ORION_STAGING_BYTES, flags);
+  return (int)e->driver.host_device_pointer(&e->done_device, (void*)e->done, 0);
+}
+
+static int register_staging(orion_engine* e, unsigned int flags) {
+  const int result = (int)e->driver.host_register(e->arena, ORION_STAGING_BYTES, flags);
   if (result) return result;
   e->staging_registered = true;
   return memory_pin(e, 0, ORION_STAGING_BYTES, 0) ? 0 : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-static void unbind(orion_engine* e) {
-  if (e->staging_registered) (void)e->driver.host_unregister(e->arena);
-  if (e->done_registered) (void)e->driver.host_unregister((void*)e->done);
+static int register_pages(orion_engine* e) {
+  const unsigned int flags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP;
+  int result = e->words_registered ? 0 : register_words(e, flags);
+  if (!result && !e->done_registered) result = register_done(e, flags);
+  if (!result && !e->staging_registered) result = register_staging(e, flags);
+  return result;
+}
+
+static void drop_segment(orion_engine* e) {
   if (e->words_registered) (void)e->driver.host_unregister((void*)e->segment->words);
-  e->staging_registered = e->done_registered = e->words_registered = false;
-  e->pinned_count = 0;
-  for (uint32_t i = 0; i < e->device_count; i++) memory_release_device(e, i);
-  if (e->arena) munmap(e->arena, e->arena_bytes);
+  e->words_registered = false;
   if (e->segment) munmap(e->segment, sizeof(orion_segment));
-  e->arena = NULL;
   e->segment = NULL;
+}
+
+static void drop_arena(orion_engine* e) {
+  if (e->staging_registered) {
+    (void)e->driver.host_unregister(e->arena);
+    STAT_ADD(e, stat_pinned, -ORION_STAGING_BYTES);
+  }
+  e->staging_registered = false;
+  e->pinned_count = 0;
+  if (e->arena) munmap(e->arena, e->arena_bytes);
+  e->arena = NULL;
+}
+
+static void unbind(orion_engine* e) {
+  if (e->done_registered) (void)e->driver.host_unregister((void*)e->done);
+  e->done_registered = false;
+  for (uint32_t i = 0; i < e->device_count; i++) memory_release_device(e, i);
+  drop_arena(e);
+  drop_segment(e);
+}
+
+/// Moves what belongs to the driver's device, so that e->devices begins with the wanted ones in the request's order.
+static void swap_devices(device_state* a, device_state* b) {
+  const device_state kept = {.ordinal = a->ordinal,
+                             .primary = a->primary,
+                             .retained = a->retained,
+                             .base = a->base,
+                             .bytes = a->bytes,
+                             .reserved = a->reserved,
+                             .chunk_range = a->chunk_range};
+  a->ordinal = b->ordinal, a->primary = b->primary, a->retained = b->retained;
+  a->base = b->base, a->bytes = b->bytes, a->reserved = b->reserved, a->chunk_range = b->chunk_range;
+  b->ordinal = kept.ordinal, b->primary = kept.primary, b->retained = kept.retained;
+  b->base = kept.base, b->bytes = kept.bytes, b->reserved = kept.reserved, b->chunk_range = kept.chunk_range;
+}
+
+/// Gives back slots that the request does not have just so: they may lie where another device's is wanted.
+static void release_other_slots(orion_engine* e, const orion_engine_bind_request* r) {
+  for (uint32_t i = 0; i < e->device_count; i++) {
+    const device_state* d = &e->devices[i];
+    bool wanted = false;
+    for (uint32_t j = 0; j < r->device_count; j++) {
+      const orion_engine_device* o = &r->devices[j];
+      wanted |= o->ordinal == d->ordinal && o->base == d->base && o->bytes == d->bytes;
+    }
+    if (!wanted) memory_release_device(e, i);
+  }
 }
 
 // Primary contexts and slots of the wanted devices, moved to the front of e->devices in the request's order.
 static int bind_devices(orion_engine* e, const orion_engine_bind_request* r, uint64_t* conflicts) {
+  release_other_slots(e, r);
   for (uint32_t i = 0; i < r->device_count; i++) {
     device_state* d = device_by_ordinal(e, r->devices[i].ordinal);
     if (!d) return CUDA_ERROR_INVALID_DEVICE;
     if (d != &e->devices[i]) {
-      const CUcontext primary = d->primary;
-      const bool retained = d->retained;
-      const uint32_t other = e->devices[i].ordinal;
-      d->primary = e->devices[i].primary;
-      d->retained = e->devices[i].retained;
-      d->ordinal = other;
+      swap_devices(d, &e->devices[i]);
       d = &e->devices[i];
-      d->primary = primary;
-      d->retained = retained;
-      d->ordinal = r->devices[i].ordinal;
     }
     if (!d->primary) {
       const int result = (int)e->driver.primary_retain(&d->primary, (CUdevice)d->ordinal);
       if (result) return result;
       d->retained = true;
     }
+    if (d->reserved) continue;
     d->base = r->devices[i].base;
     d->bytes = r->devices[i].bytes;
     int result = (int)e->driver.context_set_current(d->primary);
@@ -236,24 +282,59 @@ static int bind_devices(orion_engine* e, const orion_engine_bind_request* r, uin
   return 0;
 }
 
-int orion_engine_bind(orion_engine* e, const orion_engine_bind_request* r, uint64_t* conflicts) {
-  *conflicts = 0;
-  if (e->bound || !request_sane(r)) return CUDA_ERROR_INVALID_VALUE;
-  if (e->config.transport == ORION_ENGINE_TCP && !e->net) return CUDA_ERROR_INVALID_VALUE;
-  int result = map_segment(e, r);
-  if (!result) {
+/// Maps, reserves and registers what the request has and this engine has not yet. 0, -1 for conflicts, or a CUresult.
+static int agree(orion_engine* e, const orion_engine_bind_request* r, uint64_t* conflicts) {
+  const uint64_t began_ns = engine_now_ns();
+  const bool is_prepared = e->words_registered || e->staging_registered;
+  int result = is_prepared ? (int)e->driver.context_set_current(e->devices[0].primary) : 0;
+  if (result) return result;
+  if (e->segment && e->segment_fd != r->segment_fd) drop_segment(e);
+  if (e->arena &&
+      (e->arena_fd != r->arena_fd || (uintptr_t)e->arena != r->host_base || e->arena_bytes != r->arena_bytes)) {
+    drop_arena(e);
+  }
+  if (!e->segment) result = map_segment(e, r);
+  if (!result && !e->arena) {
     result = map_arena(e, r);
     if (result == -1) {
       *conflicts |= 1;
       result = 0;
     }
   }
+  const uint64_t mapped_ns = engine_now_ns();
   if (!result) result = bind_devices(e, r, conflicts);
   if (!result && *conflicts) result = -1;
-  if (!result) {
-    result = (int)e->driver.context_set_current(e->devices[0].primary);
-    if (!result) result = register_pages(e);
-  }
+  const uint64_t reserved_ns = engine_now_ns();
+  if (!result) result = (int)e->driver.context_set_current(e->devices[0].primary);
+  if (!result) result = register_pages(e);
+  e->bind_times = (orion_engine_bind_times){.map_ns = mapped_ns - began_ns,
+                                            .reserve_ns = reserved_ns - mapped_ns,
+                                            .register_ns = engine_now_ns() - reserved_ns};
+  return result;
+}
+
+int orion_engine_prepare(orion_engine* e, const orion_engine_bind_request* r) {
+  uint64_t conflicts = 0;
+  if (e->bound || e->net || !request_sane(r)) return CUDA_ERROR_INVALID_VALUE;
+  const int result = agree(e, r, &conflicts);
+  if (result) unbind(e);
+  return result;
+}
+
+int orion_engine_set_transport(orion_engine* e, int transport) {
+  if (e->bound) return CUDA_ERROR_INVALID_VALUE;
+  if (e->net) net_free(e);
+  e->config.transport = transport;
+  return 0;
+}
+
+int orion_engine_bind(orion_engine* e, const orion_engine_bind_request* r, uint64_t* conflicts) {
+  *conflicts = 0;
+  if (e->bound || !request_sane(r)) return CUDA_ERROR_INVALID_VALUE;
+  const bool shm = e->config.transport == ORION_ENGINE_SHM;
+  // Over a network the arena is this process's own: it becomes shared and private again in parts (alias.c).
+  if (shm ? r->segment_fd < 0 || r->arena_fd < 0 : !e->net || r->arena_fd >= 0) return CUDA_ERROR_INVALID_VALUE;
+  int result = agree(e, r, conflicts);
   if (!result && !e->net && !watcher_start(e)) result = CUDA_ERROR_OPERATING_SYSTEM;
   if (result) {
     unbind(e);
@@ -262,6 +343,8 @@ int orion_engine_bind(orion_engine* e, const orion_engine_bind_request* r, uint6
   e->bound = true;
   return 0;
 }
+
+void orion_engine_get_bind_times(const orion_engine* e, orion_engine_bind_times* times) { *times = e->bind_times; }
 
 void orion_engine_free(orion_engine* e) {
   if (!e) return;

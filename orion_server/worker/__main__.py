@@ -14,11 +14,12 @@ import selectors
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 from orion_server import log as log_setup
 from orion_server.channel import BlockingChannel
-from orion_server.worker.doorway import Doorway, sealed_memory
+from orion_server.worker.doorway import Doorway
 from orion_server.worker.driver import Driver, null_snapshot
 from orion_server.worker.engine import BindConflict, Engine, EngineError, Files, reserve_addresses
 
@@ -33,11 +34,19 @@ class Worker:
     """One thread that talks to the server and the client's doorway, and one that runs the engine."""
 
     def __init__(
-        self, channel: BlockingChannel, kind: str, libcuda: str, log_level: str, image_fd: int, log_fd: int
+        self,
+        channel: BlockingChannel,
+        kind: str,
+        libcuda: str,
+        transport: str,
+        log_level: str,
+        image_fd: int,
+        log_fd: int,
     ) -> None:
         self._channel = channel
         self._kind = kind
         self._libcuda = libcuda
+        self._transport = transport
         self._log_level = log_level
         self._image_fd = image_fd
         self._log_fd = log_fd
@@ -47,7 +56,6 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._doorway: Doorway | None = None
         self._client: socket.socket | None = None
-        self._primary_handles: list[int] = []
         self._driver: Driver | None = None  # keeps pycuda's references to the contexts
         self._end_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._end_reason = ""
@@ -55,16 +63,29 @@ class Worker:
         self._awaits_lanes = False
 
     def warm(self) -> None:
-        """Makes the contexts and tells the server what the devices are."""
+        """Makes all that needs no client, and tells the server what the devices are."""
+        watch = Stopwatch()
         driver_version = 13000
+        handles: list[int] = []
         if self._kind == "null":
             devices = null_snapshot()
         else:
             self._driver = Driver(self._libcuda)
             devices = self._driver.snapshot()
             driver_version = self._driver.driver_version
-            self._primary_handles = self._driver.primary_handles
-        self._channel.send({"type": "hello", "driver_version": driver_version, "devices": devices})
+            handles = self._driver.primary_handles
+        watch.lap("contexts")
+        if self._driver is not None:
+            self._driver.exercise()
+        watch.lap("exercise")
+        files = Files(_replace("orion-stdout", 1), _replace("orion-stderr", 2), self._log_fd)
+        self._engine = Engine(self._kind, self._libcuda, handles, self._log_level, self._image_fd, files)
+        try:
+            self._engine.prepare(self._transport, {d["ordinal"]: d["slot_bytes"] for d in devices})
+        except EngineError as error:
+            log.warning("nothing is prepared for a client: %s", error)  # its bind does all, or tells it why not
+        watch.lap("prepare")
+        self._channel.send({"type": "hello", "driver_version": driver_version, "devices": devices, "times": watch.laps})
 
     def serve(self) -> str:
         """Handles events until the session ends; returns why it did."""
@@ -112,15 +133,15 @@ class Worker:
             self._channel.send({"type": "answer", "id": message["id"], **answer})
 
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
-        files = Files(_replace("orion-stdout", 1), _replace("orion-stderr", 2), self._log_fd)
-        engine = Engine(self._kind, self._libcuda, self._primary_handles, self._log_level, self._image_fd, files)
-        self._engine = engine
-        answer: dict[str, Any] = {"ok": True}
+        assert self._engine is not None
+        watch = Stopwatch()
+        answer: dict[str, Any] = {"ok": True, "times": watch.laps}
         if message["shm_socket"]:
             self._doorway = Doorway(message["shm_socket"], message["uid"], message["token"])
             self._selector.register(self._doorway.listener, selectors.EVENT_READ, self._on_knock)
         if message["tcp"]:
-            answer["tcp_ops"], answer["tcp_bulk"] = engine.open_lanes(message["token"], message["raw_lanes"])
+            answer["tcp_ops"], answer["tcp_bulk"] = self._engine.open_lanes(message["token"], message["raw_lanes"])
+            watch.lap("lanes")
         return answer
 
     def _bind(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -130,15 +151,8 @@ class Worker:
         try:
             if message["transport"] == "shm":
                 assert self._doorway is not None
-                segment = sealed_memory("orion-segment", self._engine.segment_bytes)
-                arena = sealed_memory("orion-arena", self._engine.arena_bytes)
-                try:
-                    self._engine.bind_shm(segment, arena, host_base, devices)
-                except BaseException:
-                    os.close(segment)
-                    os.close(arena)
-                    raise
-                self._doorway.fds = (segment, arena)
+                self._engine.bind_shm(host_base, devices)
+                self._doorway.fds = self._engine.memory
             else:
                 self._close_doorway()
                 self._engine.bind_tcp(host_base, devices)
@@ -148,7 +162,7 @@ class Worker:
         self._selector.register(self._end_fd, selectors.EVENT_READ, self._on_engine_end)
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
         self._thread.start()
-        return {"ok": True}
+        return {"ok": True, "times": self._engine.bind_times()}
 
     def _stats(self, message: dict[str, Any]) -> dict[str, Any]:
         return {"ok": True, **(self._engine.stats() if self._engine is not None else {})}
@@ -211,6 +225,19 @@ class Worker:
         os.eventfd_write(self._end_fd, 1)
 
 
+class Stopwatch:
+    """Microseconds of stages, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, int] = {}
+        self._from_ns = time.monotonic_ns()
+
+    def lap(self, name: str) -> None:
+        now_ns = time.monotonic_ns()
+        self.laps[name] = (now_ns - self._from_ns) // 1000
+        self._from_ns = now_ns
+
+
 def _replace(name: str, standard_fd: int) -> int:
     """Puts a file in memory in the place of stdout or stderr: what the driver writes there is the client's."""
     file = os.memfd_create(name)
@@ -234,6 +261,7 @@ def main() -> None:
     parser.add_argument("--image-fd", type=int, required=True)
     parser.add_argument("--kind", required=True)
     parser.add_argument("--libcuda", required=True)
+    parser.add_argument("--transport", choices=["shm", "tcp"], default="shm")
     parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args()
     _limit_process()
@@ -243,7 +271,15 @@ def main() -> None:
     channel = BlockingChannel(socket.socket(fileno=arguments.channel_fd))
     os.set_inheritable(arguments.channel_fd, False)
     os.set_inheritable(arguments.image_fd, False)
-    worker = Worker(channel, arguments.kind, arguments.libcuda, arguments.log_level, arguments.image_fd, log_fd)
+    worker = Worker(
+        channel,
+        arguments.kind,
+        arguments.libcuda,
+        arguments.transport,
+        arguments.log_level,
+        arguments.image_fd,
+        log_fd,
+    )
     try:
         worker.warm()
     except BrokenPipeError:

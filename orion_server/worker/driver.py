@@ -7,13 +7,26 @@ the client answers cuDeviceGetAttribute from it.
 from __future__ import annotations
 
 import ctypes
+import logging
 from typing import Any
+
+log = logging.getLogger("orion.worker")
 
 # Attribute numbers are dense from 1; asking for one that the driver does not know fails cleanly.
 _ATTRIBUTES = range(1, 256)
 _P2P_ATTRIBUTES = range(1, 6)
 _SLOT_MIN_BYTES = 16 << 30
 _SLOT_MAX_BYTES = 1 << 40
+
+
+_EXERCISE_PTX = b""".version 7.0
+.target sm_70
+.address_size 64
+.visible .entry store(.param .u64 to)
+{ .reg .u64 %rd<2>; .reg .u32 %r<2>;
+  ld.param.u64 %rd1, [to]; mov.u32 %r1, 2; st.global.u32 [%rd1], %r1;
+  ret; }
+\0"""
 
 
 class DriverError(Exception):
@@ -48,6 +61,39 @@ class Driver:
     def snapshot(self) -> list[dict[str, Any]]:
         """Everything that attach tells a client about each device."""
         return [self._device(ordinal) for ordinal in range(len(self.contexts))]
+
+    def exercise(self) -> None:
+        """Loads a module on every device, runs it, and copies: what a driver does at the first of each (its compiler,
+        local memory, copy queues) is done before there is a client who would wait for it. Nothing of it stays."""
+        for context in self.contexts:
+            context.push()
+            try:
+                self._exercise()
+            except DriverError as error:
+                log.warning("the driver's first steps failed: %s", error)
+            finally:
+                self._pycuda.Context.pop()
+
+    def _exercise(self) -> None:
+        module, function, stream = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+        address, host = ctypes.c_uint64(), ctypes.c_uint32(1)
+        size = ctypes.c_size_t(ctypes.sizeof(host))
+        self._check("cuModuleLoadData", ctypes.byref(module), _EXERCISE_PTX)
+        try:
+            self._check("cuModuleGetFunction", ctypes.byref(function), module, b"store")
+            self._check("cuStreamCreate", ctypes.byref(stream), 1)
+            self._check("cuMemAlloc_v2", ctypes.byref(address), size)
+            self._check("cuMemcpyHtoDAsync_v2", address, ctypes.byref(host), size, stream)
+            parameters = (ctypes.c_void_p * 1)(ctypes.addressof(address))
+            self._check("cuLaunchKernel", function, *([1] * 6), 0, stream, parameters, None)
+            self._check("cuMemcpyDtoHAsync_v2", ctypes.byref(host), address, size, stream)
+            self._check("cuStreamSynchronize", stream)
+        finally:
+            if address.value:
+                self._check("cuMemFree_v2", address)
+            if stream.value:
+                self._check("cuStreamDestroy_v2", stream)
+            self._check("cuModuleUnload", module)
 
     def _device(self, ordinal: int) -> dict[str, Any]:
         device = self._pycuda.Device(ordinal)

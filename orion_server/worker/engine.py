@@ -6,6 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 from orion_server.engine._engine import ffi, lib
+from orion_server.worker.doorway import sealed_memory
 
 _ENDS = {
     1: "the client detached",
@@ -49,25 +50,63 @@ class BindConflict(Exception):
 
 
 class Engine:
-    """One session's engine. Its transport is fixed when it is made, so each `bind` or `open_lanes` makes its own."""
+    """One session's engine. What every session needs is made before its client is known (`prepare`)."""
 
     def __init__(
         self, kind: str, libcuda: str, primary_handles: list[int], log_level: str, image_fd: int, files: Files
     ) -> None:
-        self._kind = kind
-        self._libcuda = libcuda
-        self._primary_handles = primary_handles
-        self._log_level = _LOG_LEVELS[log_level]
-        self._image_fd = image_fd
-        self._files = files
-        self._engine: Any = ffi.NULL
         self._ordinals: list[int] = []
+        self._memory: tuple[int, int] | None = None
         self.segment_bytes: int = lib.orion_engine_segment_bytes()
         self.arena_bytes: int = lib.orion_engine_arena_bytes()
+        config = ffi.new("orion_engine_config *")
+        path = ffi.new("char[]", libcuda.encode())
+        config.libcuda_path = ffi.NULL if kind == "null" else path
+        config.null_engine = kind == "null"
+        config.transport = lib.ORION_ENGINE_SHM
+        config.cpu_count = len(os.sched_getaffinity(0))
+        config.spin_us = _SPIN_US
+        config.launchers = int(os.environ.get("ORION_ENGINE_LAUNCHERS", "0"))
+        config.launchers_always = os.environ.get("ORION_ENGINE_LAUNCHERS_ALWAYS") == "1"
+        config.image_fd = image_fd
+        config.stdout_fd, config.stderr_fd, config.log_fd = files
+        config.log_level = _LOG_LEVELS[log_level]
+        made = ffi.new("orion_engine **")
+        result = lib.orion_engine_new(config, made)
+        if result != 0:
+            raise EngineError("orion_engine_new", result)
+        self._engine: Any = made[0]
+        for ordinal, handle in enumerate(primary_handles):
+            result = lib.orion_engine_set_primary(self._engine, ordinal, handle)
+            if result != 0:
+                raise EngineError("orion_engine_set_primary", result)
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Segment and host arena: descriptors of sealed memory, made once, for a client that comes by shm."""
+        if self._memory is None:
+            self._memory = (
+                sealed_memory("orion-segment", self.segment_bytes),
+                sealed_memory("orion-arena", self.arena_bytes),
+            )
+        return self._memory
+
+    def prepare(self, transport: str, slot_bytes: dict[int, int]) -> None:
+        """Agrees with the client to come: nearly every one proposes the first candidates. `slot_bytes` by ordinal."""
+        devices = [
+            (ordinal, lib.orion_engine_slot_candidate(i), size)
+            for i, (ordinal, size) in enumerate(sorted(slot_bytes.items()))
+        ]
+        arena = self.memory[1] if transport == "shm" else -1
+        request, keep = self._request(arena, lib.orion_engine_host_candidate(0), devices)
+        result = lib.orion_engine_prepare(self._engine, request)
+        del keep
+        if result != 0:
+            raise EngineError("orion_engine_prepare", result)
 
     def open_lanes(self, token: bytes, raw: bool) -> tuple[str, str]:
         """Opens the TCP lanes (`raw`: plain sockets, else ZeroMQ's); returns their endpoints."""
-        self._make(lib.ORION_ENGINE_TCP)
+        self._set_transport(lib.ORION_ENGINE_TCP)
         ops, bulk = ffi.new("char[64]"), ffi.new("char[64]")
         kind = lib.ORION_ENGINE_LANES_RAW if raw else lib.ORION_ENGINE_LANES_ZMQ
         result = lib.orion_engine_tcp_listen(self._engine, kind, token, len(token), ops, bulk)
@@ -75,14 +114,24 @@ class Engine:
             raise EngineError("orion_engine_tcp_listen", result)
         return ffi.string(ops).decode(), ffi.string(bulk).decode()
 
-    def bind_shm(self, segment_fd: int, arena_fd: int, host_base: int, devices: list[tuple[int, int, int]]) -> None:
-        """Agrees on addresses with a client that maps the same two memfds; closes lanes that were offered."""
-        self._make(lib.ORION_ENGINE_SHM)
-        self._bind(segment_fd, arena_fd, host_base, devices)
+    def bind_shm(self, host_base: int, devices: list[tuple[int, int, int]]) -> None:
+        """Agrees on addresses with a client that maps `memory` too; closes lanes that were offered."""
+        self._set_transport(lib.ORION_ENGINE_SHM)
+        self._bind(self.memory[1], host_base, devices)
 
     def bind_tcp(self, host_base: int, devices: list[tuple[int, int, int]]) -> None:
         """Agrees on addresses with a client that comes over the lanes."""
-        self._bind(-1, -1, host_base, devices)
+        self._bind(-1, host_base, devices)
+
+    def bind_times(self) -> dict[str, int]:
+        """Microseconds of the last bind, by stage."""
+        times = ffi.new("orion_engine_bind_times *")
+        lib.orion_engine_get_bind_times(self._engine, times)
+        return {
+            "map": times.map_ns // 1000,
+            "reserve": times.reserve_ns // 1000,
+            "register": times.register_ns // 1000,
+        }
 
     def run(self) -> str:
         """Serves until the session ends; says why it did."""
@@ -109,7 +158,7 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Counters of the session; `used_bytes` by device ordinal."""
-        if self._engine == ffi.NULL or not self._ordinals:
+        if not self._ordinals:
             return {}
         stats = ffi.new("orion_engine_stats *")
         lib.orion_engine_get_stats(self._engine, stats)
@@ -121,6 +170,7 @@ class Engine:
             "late_errors": stats.late_errors,
             "bytes_in": stats.bytes_in,
             "bytes_out": stats.bytes_out,
+            "image_bytes": stats.image_bytes,
             "engine": {
                 "busy_ns": stats.busy_ns,
                 "looking_ns": stats.looking_ns,
@@ -133,42 +183,28 @@ class Engine:
             },
         }
 
-    def _make(self, transport: int) -> None:
-        if self._engine != ffi.NULL:
-            lib.orion_engine_free(self._engine)
-            self._engine = ffi.NULL
-        config = ffi.new("orion_engine_config *")
-        path = ffi.new("char[]", self._libcuda.encode())
-        config.libcuda_path = ffi.NULL if self._kind == "null" else path
-        config.null_engine = self._kind == "null"
-        config.transport = transport
-        config.cpu_count = len(os.sched_getaffinity(0))
-        config.spin_us = _SPIN_US
-        config.launchers = int(os.environ.get("ORION_ENGINE_LAUNCHERS", "0"))
-        config.launchers_always = os.environ.get("ORION_ENGINE_LAUNCHERS_ALWAYS") == "1"
-        config.image_fd = self._image_fd
-        config.stdout_fd, config.stderr_fd, config.log_fd = self._files
-        config.log_level = self._log_level
-        made = ffi.new("orion_engine **")
-        result = lib.orion_engine_new(config, made)
+    def _set_transport(self, transport: int) -> None:
+        result = lib.orion_engine_set_transport(self._engine, transport)
         if result != 0:
-            raise EngineError("orion_engine_new", result)
-        self._engine = made[0]
-        for ordinal, handle in enumerate(self._primary_handles):
-            result = lib.orion_engine_set_primary(self._engine, ordinal, handle)
-            if result != 0:
-                raise EngineError("orion_engine_set_primary", result)
+            raise EngineError("orion_engine_set_transport", result)
 
-    def _bind(self, segment_fd: int, arena_fd: int, host_base: int, devices: list[tuple[int, int, int]]) -> None:
+    def _request(self, arena_fd: int, host_base: int, devices: list[tuple[int, int, int]]) -> tuple[Any, Any]:
+        """The request, and what must live as long."""
         request = ffi.new("orion_engine_bind_request *")
         slots = ffi.new("orion_engine_device[]", len(devices) or 1)
         for slot, (ordinal, base, size) in zip(slots, devices, strict=False):
             slot.ordinal, slot.base, slot.bytes = ordinal, base, size
-        request.segment_fd, request.arena_fd = segment_fd, arena_fd
+        # The segment is the same memory over tcp, where nobody else maps it.
+        request.segment_fd, request.arena_fd = self.memory[0], arena_fd
         request.host_base, request.arena_bytes = host_base, self.arena_bytes
         request.device_count, request.devices = len(devices), slots
+        return request, slots
+
+    def _bind(self, arena_fd: int, host_base: int, devices: list[tuple[int, int, int]]) -> None:
+        request, keep = self._request(arena_fd, host_base, devices)
         conflicts = ffi.new("uint64_t *")
         result = lib.orion_engine_bind(self._engine, request, conflicts)
+        del keep
         if result == -1:
             bits = conflicts[0]
             raise BindConflict(bool(bits & 1), [d[0] for i, d in enumerate(devices) if bits >> (i + 1) & 1])

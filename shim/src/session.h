@@ -32,10 +32,14 @@ enum orion_coherent_wish { ORION_COHERENT_PARAMS, ORION_COHERENT_ALL, ORION_COHE
 
 #define ORION_OUTPUT_NEVER UINT32_MAX
 
+// What a block of staging holds: larger images would need a range of the arena, and a copy of their own in each worker.
+#define ORION_IMAGE_OFFER_MIN_SHM_BYTES (4ull << 20)
+
 typedef struct orion_session {
   orion_segment* segment;
   orion_ring main_ring, express_ring;
-  uint8_t* host_base;  // host arena; equal address in the worker
+  uint8_t* host_base;              // host arena; equal address in the worker
+  uint64_t image_offer_min_bytes;  // smaller images go with their load: asking for them would take longer
   int driver_version;
   bool is_softgpu;
   bool runtime_validated;      // the server ran NVIDIA's runtime on its driver

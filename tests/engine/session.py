@@ -117,7 +117,11 @@ class Session:
         output: tuple[int, int] | None = None,
         log_fd: int = 0,
         launchers: int = int(os.environ.get("ENGINE_TEST_LAUNCHERS", "0")),
+        slots: list[tuple[int, int]] | None = None,
+        prepared: tuple[int, bool, list[tuple[int, int]]] | None = None,
     ) -> None:
+        """`slots`: (ordinal, candidate) of each device; `prepared`: host base, whether the arena is the client's too,
+        and slots, before the bind."""
         self.client = client_library()
         config = ffi.new("orion_engine_config *")
         path = ffi.new("char[]", libcuda_path().encode())
@@ -138,7 +142,11 @@ class Session:
         self.arena_fd = os.memfd_create("arena")
         os.ftruncate(self.arena_fd, ARENA_BYTES)
         self.conflicts = 0
-        self.bind_result = self.bind(devices)
+        if prepared:
+            host_base, shared, early = prepared
+            request, self.keep = self.request(early, host_base, self.arena_fd if shared else -1)
+            assert lib.orion_engine_prepare(self.engine, request) == 0
+        self.bind_result = self.bind(devices, slots=slots)
         self.sequence = 0
         self.marks: dict[int, int] = {}
         self.end = 0
@@ -149,16 +157,21 @@ class Session:
             self.arena = (ctypes.c_uint8 * ARENA_BYTES).from_address(HOST_BASE)
             self.thread.start()
 
-    def bind(self, devices: int, host_base: int = HOST_BASE) -> int:
-        rows = ffi.new("orion_engine_device[]", devices)
-        for i in range(devices):
-            rows[i].ordinal, rows[i].base, rows[i].bytes = i, SLOT_BASE + i * (1 << 40), SLOT_BYTES
+    def request(self, slots: list[tuple[int, int]], host_base: int, arena_fd: int) -> tuple[Any, Any]:
+        rows = ffi.new("orion_engine_device[]", len(slots))
+        for row, (ordinal, candidate) in zip(rows, slots, strict=True):
+            row.ordinal, row.base, row.bytes = ordinal, SLOT_BASE + candidate * (1 << 40), SLOT_BYTES
         request = ffi.new("orion_engine_bind_request *")
-        request.segment_fd, request.arena_fd = self.segment_fd, self.arena_fd
+        request.segment_fd, request.arena_fd = self.segment_fd, arena_fd
         request.host_base, request.arena_bytes = host_base, ARENA_BYTES
-        request.device_count, request.devices = devices, rows
+        request.device_count, request.devices = len(slots), rows
+        return request, rows
+
+    def bind(self, devices: int, host_base: int = HOST_BASE, slots: list[tuple[int, int]] | None = None) -> int:
+        request, keep = self.request(slots or [(i, i) for i in range(devices)], host_base, self.arena_fd)
         conflicts = ffi.new("uint64_t *")
         result = int(lib.orion_engine_bind(self.engine, request, conflicts))
+        del keep
         self.conflicts = int(conflicts[0])
         return result
 

@@ -216,6 +216,13 @@ def test_client_environment_gets_a_worker_of_its_own(server, client, attach):
     assert not any("LD_PRELOAD" in e for e in environments)
 
 
+def test_lazy_loading_is_served_by_the_waiting_worker(server, client, attach):
+    waiting = worker_pids(server.process.pid)
+    assert isinstance(client.ask(attach(env={"CUDA_MODULE_LOADING": "LAZY"})), control.Attached)
+    assert not any("CUDA_MODULE_LOADING" in environment(pid) for pid in worker_pids(server.process.pid))
+    assert set(waiting) & set(worker_pids(server.process.pid))
+
+
 def test_drain_refuses_newcomers_and_answers_when_empty(server, client, connect, attach, eventually):
     attached = client.ask(attach())
     other = connect(server.address)

@@ -135,6 +135,36 @@ async def test_others_prove_that_they_have_it(cache: ImageCache) -> None:
 
 
 @scenario()
+async def test_a_proof_that_was_prepared_is_as_strict(cache: ImageCache) -> None:
+    image = os.urandom(MIB)
+    digest = hashlib.sha256(image).digest()
+    workers = [Worker(cache, name) for name in "abcde"]
+    workers[0].send(GIVE, image, fd=memory(image))
+    assert (await workers[0].ask(image))[0] == HERE
+    kept = cache._images[digest]
+
+    async def prepared() -> tuple[bytes, bytes]:
+        while kept.challenge is None:
+            await asyncio.sleep(0.005)
+        return kept.challenge
+
+    nonce, expected = await prepared()
+    assert expected == hashlib.sha256(nonce + image).digest()
+    assert (await workers[1].ask(image))[1] == nonce
+    # Nobody else gets that nonce, and who only asks makes nobody hash.
+    assert (await workers[2].ask(image))[1] != nonce
+    assert kept.challenge is None and not kept.is_preparing
+    assert (await workers[1].prove(image, os.urandom(32)))[0] == MISSING
+    assert (await workers[1].prove(image, expected))[0] == MISSING  # one answer for a nonce
+    _, own, _ = await workers[3].ask(image)
+    assert (await workers[3].prove(image, hashlib.sha256(own + image).digest()))[0] == HERE
+    assert (await prepared())[0] not in (nonce, own)
+    assert (await workers[4].ask(image))[0] == PROVE
+    for worker in workers:
+        worker.close()
+
+
+@scenario()
 async def test_a_group_counts_as_one(cache: ImageCache) -> None:
     image = os.urandom(MIB)
     first = Worker(cache, "a", group="g", uid=1)

@@ -56,23 +56,48 @@ def test_json_counts_calls_waits_and_bytes(
     assert functions["cuMemcpyHtoD_v2"]["calls"] == 2
     assert COPIED_BYTES <= functions["cuMemcpyHtoD_v2"]["bytes_out"] < COPIED_BYTES + 4096
     assert COPIED_BYTES <= functions["cuMemcpyDtoH_v2"]["bytes_in"] < COPIED_BYTES + 4096
-    assert functions["cuMemcpyDtoH_v2"]["waits"] >= 1
     # Asked and answered once; the device's attributes are local.
     assert functions["cuDevicePrimaryCtxRetain"]["waits"] == 1
     assert functions["cuDeviceGetAttribute"] == {
         "calls": 7, "waits": 0, "bytes_out": 0, "bytes_in": 0, "wait_ns": 0,
-        "total_ns": functions["cuDeviceGetAttribute"]["total_ns"],
+        **{key: functions["cuDeviceGetAttribute"][key] for key in ("total_ns", "first_at_ns", "first_ns")},
     }  # fmt: skip
     for key in ("calls", "waits", "bytes_out", "bytes_in", "total_ns", "wait_ns"):
         assert told["total"][key] == sum(row[key] for row in functions.values())
     assert all(row["wait_ns"] <= row["total_ns"] for name, row in functions.items() if name != "(outside)")
 
 
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_attach_is_told_by_stages(server: PrivateServer, program: Path, transport: str, tmp_path: Path) -> None:
+    assert run(server, program, f"json:{tmp_path}/it", ORION_TRANSPORT=transport).returncode == 0
+    told = json.loads((tmp_path / "it").read_text())
+    attach = told["attach"]
+    assert 0 < attach["config_ns"] < attach["total_ns"]
+    (one,) = attach["servers"]
+    assert (one["address"], one["transport"]) == (server.address, transport)
+    assert isinstance(one["warm"], bool)
+    assert set(one["stages_ns"]) == {"connect", "attach", "reserve", "bind", "open", "close"}
+    assert sum(one["stages_ns"].values()) <= attach["total_ns"]
+    assert {"worker", "prepare", "bind", "map", "reserve", "register"} <= set(one["server_ns"])
+    assert ("lanes" in one["server_ns"]) == (transport == "tcp")
+    # When a function was called first: after the attach, in the order of the program.
+    first = {name: row["first_at_ns"] for name, row in told["functions"].items()}
+    assert attach["total_ns"] <= first["cuDevicePrimaryCtxRetain"] < first["cuMemcpyHtoD_v2"]
+    assert all(0 < row["first_ns"] <= row["total_ns"] for name, row in told["functions"].items() if row["calls"])
+
+
+def test_the_log_tells_the_stages_too(server: PrivateServer, program: Path) -> None:
+    (line,) = (s for s in run(server, program, None, ORION_LOG="info").stderr.splitlines() if "attach took" in s)
+    assert server.address in line and "bind" in line and line.endswith(" worker)")
+
+
 def test_table_on_stderr(server: PrivateServer, program: Path) -> None:
     lines = run(server, program, "1").stderr.splitlines()
     assert lines[1].split()[:3] == ["function", "calls", "waits"]
     assert any(line.split()[:3] == ["cuMemsetD8Async", "100", "0"] for line in lines)
-    assert lines[-1].startswith("total ")
+    assert any(line.startswith("total ") for line in lines)
+    assert any(line.startswith("images: 0 known to the server") for line in lines)
+    assert lines[-1].startswith("attach: ") and lines[-1].endswith(" worker)")
 
 
 @pytest.mark.parametrize("wish", [None, "0"])

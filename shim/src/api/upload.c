@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../session/futex.h"
+#include "../session/stats.h"
 #include "handles.h"
 #include "sha256.h"
 
@@ -48,12 +50,23 @@ static CUresult offer(orion_session* session, const orion_image* image, uint32_t
   return orion_call(session, &op.op, sizeof op, NULL, 0, reply, sizeof *reply, NULL);
 }
 
+static void hash(const void* prefix, size_t prefix_bytes, const orion_image* image, uint8_t out[32]) {
+  const uint64_t began_ns = orion_now_ns();
+  orion_sha256(prefix, prefix_bytes, image->data, image->bytes, out);
+  atomic_fetch_add(&orion_images.hash_ns, orion_now_ns() - began_ns);
+}
+
+static void count(_Atomic uint64_t* images, _Atomic uint64_t* bytes, const orion_image* image) {
+  atomic_fetch_add(images, 1);
+  atomic_fetch_add(bytes, image->bytes);
+}
+
 /// The server has the image but gives it only to those who have it too: a hash that leaked is no key to the bytes.
 static CUresult prove(orion_session* session, const orion_image* image, uint32_t index,
                       const orion_reply_image_offer* challenge, uint32_t* state) {
   uint8_t proof[32];
   orion_op_image_prove op = {.op = {.code = ORION_OP_IMAGE_PROVE}, .image = index};
-  orion_sha256(&challenge->nonce_0, sizeof proof, image->data, image->bytes, proof);
+  hash(&challenge->nonce_0, sizeof proof, image, proof);
   memcpy(&op.proof_0, proof, sizeof proof);
   orion_reply_image_prove reply = {0};
   const CUresult result = orion_call(session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
@@ -83,7 +96,7 @@ CUresult orion_image_send(orion_session* session, orion_image* image, uint32_t* 
   if (entry == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   *index = entry->entry.index;
   if (!image->hashed) {
-    orion_sha256(NULL, 0, image->data, image->bytes, image->hash);
+    hash(NULL, 0, image, image->hash);
     image->hashed = true;
   }
   orion_reply_image_offer reply = {0};
@@ -94,7 +107,12 @@ CUresult orion_image_send(orion_session* session, orion_image* image, uint32_t* 
   }
   uint32_t state = reply.state;
   if (state == PROVE) result = prove(session, image, *index, &reply, &state);
-  if (result == CUDA_SUCCESS && state == UPLOAD) result = send_pieces(session, image, *index);
+  if (result == CUDA_SUCCESS && state == UPLOAD) {
+    result = send_pieces(session, image, *index);
+    count(&orion_images.uploaded, &orion_images.uploaded_bytes, image);
+  } else if (result == CUDA_SUCCESS) {
+    count(&orion_images.known, &orion_images.known_bytes, image);
+  }
   if (result != CUDA_SUCCESS) {
     orion_op_image_drop op = {.op = {.code = ORION_OP_IMAGE_DROP}, .image = *index};
     (void)orion_submit(session, &op.op, sizeof op, NULL, 0);
@@ -107,7 +125,7 @@ void orion_image_give(uint32_t index) { orion_table_give(&indices, orion_table_a
 
 CUresult orion_shipment_make(orion_shipment* shipment, orion_session* session, orion_image* image, uint64_t log_bytes) {
   *shipment = (orion_shipment){.image = ORION_IMAGE_IN_ARENA};
-  const bool in_arena = image->bytes < ORION_IMAGE_OFFER_MIN_BYTES;
+  const bool in_arena = image->bytes < session->image_offer_min_bytes;
   const uint64_t log_at = in_arena ? (image->bytes + 63) & ~63ull : 0;
   if (!in_arena) {
     const CUresult result = orion_image_send(session, image, &shipment->image);
@@ -131,6 +149,7 @@ CUresult orion_shipment_make(orion_shipment* shipment, orion_session* session, o
   if (in_arena) {
     memcpy(orion_upload_address(&shipment->upload), image->data, image->bytes);
     shipment->bulk_seq = orion_push_host(session, shipment->image_off, image->bytes);
+    count(&orion_images.small, &orion_images.small_bytes, image);
   }
   return CUDA_SUCCESS;
 }

@@ -5,9 +5,7 @@
 
 #include "session.h"
 
-#define ORION_STAGING_LIMIT_BYTES (4ull << 20)
-// Below this an upload costs less than asking whether it is needed.
-#define ORION_IMAGE_OFFER_MIN_BYTES (32u << 10)
+#define ORION_STAGING_LIMIT_BYTES ORION_IMAGE_OFFER_MIN_SHM_BYTES
 #define ORION_IMAGE_IN_ARENA 0xffffffffu
 
 /// Temporary arena memory: staging when small enough, else a range of the arena.

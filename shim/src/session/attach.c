@@ -12,7 +12,9 @@
 #include "../transport/transport.h"
 #include "attached.h"
 #include "copier.h"
+#include "futex.h"
 #include "internal.h"
+#include "stages.h"
 #include "stats.h"
 
 #ifndef ORION_CLIENT_VERSION
@@ -40,6 +42,7 @@ typedef struct attach_job {
   bool visible[ORION_DEVICES];  // by position in attached.devices
   bool needed;
   uint64_t host_base;
+  orion_stages stages;
 } attach_job;
 
 CUresult orion_ready_slow(void) {
@@ -249,14 +252,29 @@ static bool next_candidates(attach_job* job) {
   return any && !u.bad;
 }
 
+static void read_server_stages(attach_job* job) {
+  uint32_t pairs = 0;
+  orion_unpacker u = orion_control_answer(&job->control, &pairs);
+  for (; pairs && !u.bad; pairs--) {
+    const uint8_t* key = NULL;
+    const uint32_t n = orion_unpack_bytes(&u, &key);
+    if (orion_unpack_equals(key, n, "stages"))
+      orion_stages_read(&job->attached.server_stages, &u);
+    else
+      orion_unpack_skip(&u);
+  }
+}
+
 static CUresult bind_addresses(attach_job* job, const char* transport) {
   uint32_t visible = 0;
+  orion_stages_begin(&job->stages);
   if (!reserve_host(job)) return CUDA_ERROR_OUT_OF_MEMORY;
   for (uint32_t i = 0; i < job->attached.device_count; i++) {
     if (!job->visible[i]) continue;
     visible++;
     if (!reserve_device(job, i)) return CUDA_ERROR_OUT_OF_MEMORY;
   }
+  orion_stages_lap(&job->stages, "reserve");
   for (uint32_t attempt = 0; attempt < ORION_CANDIDATES; attempt++) {
     uint8_t buffer[8192];
     orion_packer p = {buffer, 0, sizeof buffer, false};
@@ -284,7 +302,11 @@ static CUresult bind_addresses(attach_job* job, const char* transport) {
     char type[32];
     const CUresult result = orion_control_request(&job->control, &p, type, false);
     if (result != CUDA_SUCCESS) return result;
-    if (strcmp(type, "bound") == 0) return CUDA_SUCCESS;
+    orion_stages_lap(&job->stages, "bind");
+    if (strcmp(type, "bound") == 0) {
+      read_server_stages(job);
+      return CUDA_SUCCESS;
+    }
     if (strcmp(type, "conflict") != 0) {
       orion_log(ORION_LOG_ERROR, "%s answered the bind request with \"%s\"", job->control.address, type);
       return CUDA_ERROR_NO_DEVICE;
@@ -327,6 +349,7 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
     if (socket_fd >= 0) close(socket_fd);
     return result;
   }
+  orion_stages_begin(&job->stages);
   orion_session* session = &job->impl->base;
   session->host_base = (uint8_t*)(uintptr_t)job->host_base;
   session->driver_version = attached->driver_version;
@@ -339,6 +362,7 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
                                                       attached->token, config->attach_timeout_ms);
   if (!opened) return CUDA_ERROR_NO_DEVICE;
   if (!orion_session_start(job->impl)) return CUDA_ERROR_OUT_OF_MEMORY;
+  orion_stages_lap(&job->stages, "open");
   orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s", address, attached->server_version,
             attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name,
             socket_fd >= 0 ? "" : is_raw ? " (plain sockets)" : " (ZeroMQ)");
@@ -388,26 +412,41 @@ static void undo(attach_job* job) {
   orion_session_free(job->impl);
 }
 
+static void keep_stages(const attach_job* job, const char* address) {
+  orion_attach_record* record = &orion_attach_took.records[orion_attach_took.count++];
+  snprintf(record->address, sizeof record->address, "%s", address);
+  record->transport = job->impl->base.transport_name;
+  record->worker_was_warm = job->attached.worker_was_warm;
+  record->own = job->stages;
+  record->server = job->attached.server_stages;
+}
+
 static CUresult attach_all(const orion_config* config, attach_job* jobs) {
   CUresult result = CUDA_SUCCESS;
   for (uint32_t j = 0; j < config->server_count && result == CUDA_SUCCESS; j++) {
+    orion_stages_begin(&jobs[j].stages);
     jobs[j].impl = orion_session_new(config);
     result = jobs[j].impl ? orion_control_open(&jobs[j].control, config->servers[j], config->server_is_default,
                                                config->attach_timeout_ms, false)
                           : CUDA_ERROR_OUT_OF_MEMORY;
     jobs[j].is_open = result == CUDA_SUCCESS;
+    orion_stages_lap(&jobs[j].stages, "connect");
     if (result == CUDA_SUCCESS) result = attach(&jobs[j], config);
+    orion_stages_lap(&jobs[j].stages, "attach");
   }
   if (result == CUDA_SUCCESS) result = choose_devices(jobs, config->server_count);
   for (uint32_t j = 0; j < config->server_count && result == CUDA_SUCCESS; j++)
     if (jobs[j].needed) result = connect_job(&jobs[j], config);
   for (uint32_t j = 0; j < config->server_count; j++) {
     if (jobs[j].is_attached && (result != CUDA_SUCCESS || !jobs[j].needed)) tell_detach(&jobs[j]);
+    orion_stages_begin(&jobs[j].stages);
     if (jobs[j].is_open) orion_control_close(&jobs[j].control);
+    orion_stages_lap(&jobs[j].stages, "close");
     if (result != CUDA_SUCCESS || !jobs[j].needed) {
       undo(&jobs[j]);
     } else {
       orion_sessions[orion_session_count++] = jobs[j].impl;  // its devices live as long as the process
+      keep_stages(&jobs[j], config->servers[j]);
     }
   }
   if (result != CUDA_SUCCESS) {
@@ -419,13 +458,17 @@ static CUresult attach_all(const orion_config* config, attach_job* jobs) {
 }
 
 static CUresult attach_locked(void) {
+  orion_attach_begins();
   orion_config* config = calloc(1, sizeof *config);
   if (!config) return CUDA_ERROR_OUT_OF_MEMORY;
   CUresult result = CUDA_ERROR_INVALID_VALUE;
   if (orion_config_read(config)) {
+    orion_attach_took.config_ns = orion_now_ns() - orion_attach_took.began_ns;
     attach_job* jobs = calloc(config->server_count, sizeof *jobs);
     result = jobs ? attach_all(config, jobs) : CUDA_ERROR_OUT_OF_MEMORY;
     free(jobs);
+    orion_attach_took.total_ns = orion_now_ns() - orion_attach_took.began_ns;
+    if (result == CUDA_SUCCESS) orion_attach_log();
     if (result == CUDA_SUCCESS) orion_stats_start(config->stats);
   }
   free(config);

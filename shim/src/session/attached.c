@@ -137,6 +137,10 @@ bool orion_attached_read(const orion_control* control, orion_attach_answer* atta
       read_text(u, attached->tcp_ops, sizeof attached->tcp_ops);
     } else if (orion_unpack_equals(key, n, "tcp_bulk")) {
       read_text(u, attached->tcp_bulk, sizeof attached->tcp_bulk);
+    } else if (orion_unpack_equals(key, n, "warm")) {
+      attached->worker_was_warm = orion_unpack_integer(u) != 0;
+    } else if (orion_unpack_equals(key, n, "stages")) {
+      orion_stages_read(&attached->server_stages, u);
     } else if (orion_unpack_equals(key, n, "devices")) {
       read_devices(u, attached);
     } else {

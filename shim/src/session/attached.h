@@ -3,6 +3,7 @@
 #define ORION_SHIM_ATTACHED_H
 
 #include "control.h"
+#include "stages.h"
 
 typedef struct orion_attach_answer {
   uint8_t session_id[160];  // msgpack as the server sent it, to be repeated
@@ -16,6 +17,8 @@ typedef struct orion_attach_answer {
   int driver_version;
   char shm_socket[108];
   char tcp_ops[160], tcp_bulk[160];
+  bool worker_was_warm;
+  orion_stages server_stages;
   orion_device* devices;  // malloc
   uint32_t device_count;
 } orion_attach_answer;

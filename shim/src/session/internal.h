@@ -27,6 +27,10 @@ typedef struct orion_session_impl {
 
 static inline orion_session_impl* orion_impl(orion_session* session) { return (orion_session_impl*)session; }
 
+// Below this an upload costs less than asking whether it is needed: over a network a round trip or two, in shared
+// memory two hashes of the image, each slower than the copy that it could save.
+#define ORION_IMAGE_OFFER_MIN_BYTES (32ull << 10)
+
 enum { ORION_SESSIONS_MAX = ORION_SERVERS_MAX };
 /// Sessions of this process, fixed once attach has succeeded.
 extern orion_session_impl* orion_sessions[ORION_SESSIONS_MAX];

@@ -28,6 +28,7 @@ orion_session_impl* orion_session_new(const orion_config* config) {
   const uint32_t suitable = cpus <= 2 ? 1 : cpus / 2 < COPY_THREADS ? cpus / 2 : COPY_THREADS;
   orion_copier_set(config->copy_threads != 0 ? config->copy_threads : suitable);
   impl->sync = config->sync;
+  impl->base.image_offer_min_bytes = ORION_IMAGE_OFFER_MIN_BYTES;
   impl->base.device_output_from = config->device_output_from;
   impl->base.coherent = (enum orion_coherent_wish)config->coherent;
   return impl;

@@ -9,10 +9,12 @@
 
 #include "futex.h"
 #include "session.h"
+#include "stages.h"
 
 enum { PATH_BYTES = 2048 + 16, FUNCTIONS_MAX = 1024 };
 
 bool orion_stats_on;
+orion_image_counts orion_images;
 static bool wished;
 static char json_path[PATH_BYTES];  // empty: the table on stderr
 static orion_counter* _Atomic counters;
@@ -44,6 +46,7 @@ void orion_stats_restart(void) {
   for (orion_counter* c = atomic_load(&counters); c; c = c->next) {
     c->calls = c->waits = c->bytes_out = c->bytes_in = c->total_ns = c->wait_ns = 0;
   }
+  memset(&orion_images, 0, sizeof orion_images);
   began_ns = orion_now_ns();
   orion_stats_on = true;
 }
@@ -64,16 +67,26 @@ static void list(orion_counter* counter) {
 
 static void add(_Atomic uint64_t* to, uint64_t value) { atomic_fetch_add_explicit(to, value, memory_order_relaxed); }
 
+static void set_once(_Atomic uint64_t* to, uint64_t value) {
+  if (atomic_load_explicit(to, memory_order_relaxed) != 0) return;
+  uint64_t none = 0;
+  atomic_compare_exchange_strong_explicit(to, &none, value ? value : 1, memory_order_relaxed, memory_order_relaxed);
+}
+
 orion_counted orion_stats_enter(orion_counter* counter) {
   if (current) return (orion_counted){NULL, 0};  // called by a counted function
   list(counter);
   current = counter;
   add(&counter->calls, 1);
-  return (orion_counted){counter, orion_now_ns()};
+  const uint64_t now_ns = orion_now_ns();
+  set_once(&counter->first_at_ns, now_ns - orion_attach_took.began_ns);
+  return (orion_counted){counter, now_ns};
 }
 
 void orion_stats_leave(orion_counter* counter, uint64_t began_ns) {
-  add(&counter->total_ns, orion_now_ns() - began_ns);
+  const uint64_t took_ns = orion_now_ns() - began_ns;
+  add(&counter->total_ns, took_ns);
+  set_once(&counter->first_ns, took_ns);
   current = NULL;
 }
 
@@ -100,7 +113,7 @@ void orion_stats_add_bytes(uint64_t out, uint64_t in) {
 
 typedef struct row {
   const char* name;
-  unsigned long long calls, waits, bytes_out, bytes_in, total_ns, wait_ns;
+  unsigned long long calls, waits, bytes_out, bytes_in, total_ns, wait_ns, first_at_ns, first_ns;
 } row;
 
 static row row_of(const orion_counter* counter) {
@@ -110,7 +123,9 @@ static row row_of(const orion_counter* counter) {
                .bytes_out = atomic_load(&counter->bytes_out),
                .bytes_in = atomic_load(&counter->bytes_in),
                .total_ns = atomic_load(&counter->total_ns),
-               .wait_ns = atomic_load(&counter->wait_ns)};
+               .wait_ns = atomic_load(&counter->wait_ns),
+               .first_at_ns = atomic_load(&counter->first_at_ns),
+               .first_ns = atomic_load(&counter->first_ns)};
 }
 
 static int by_time(const void* a, const void* b) {
@@ -118,6 +133,20 @@ static int by_time(const void* a, const void* b) {
   const row* other = b;
   if (one->total_ns != other->total_ns) return one->total_ns < other->total_ns ? 1 : -1;
   return strcmp(one->name, other->name);
+}
+
+typedef struct image_row {
+  unsigned long long known, known_bytes, uploaded, uploaded_bytes, small, small_bytes, hash_ns;
+} image_row;
+
+static image_row image_row_of(void) {
+  return (image_row){.known = atomic_load(&orion_images.known),
+                     .known_bytes = atomic_load(&orion_images.known_bytes),
+                     .uploaded = atomic_load(&orion_images.uploaded),
+                     .uploaded_bytes = atomic_load(&orion_images.uploaded_bytes),
+                     .small = atomic_load(&orion_images.small),
+                     .small_bytes = atomic_load(&orion_images.small_bytes),
+                     .hash_ns = atomic_load(&orion_images.hash_ns)};
 }
 
 static void print_table(FILE* file, const row* rows, size_t count, const row* sum, double seconds) {
@@ -129,22 +158,43 @@ static void print_table(FILE* file, const row* rows, size_t count, const row* su
     fprintf(file, "%-44s %10llu %8llu %14llu %14llu %12.1f %12.1f\n", r->name, r->calls, r->waits, r->bytes_out,
             r->bytes_in, (double)r->total_ns / 1000, (double)r->wait_ns / 1000);
   }
+  const image_row images = image_row_of();
+  fprintf(
+      file,
+      "images: %llu known to the server (%llu bytes not sent), %llu uploaded (%llu bytes), %llu small ones sent with "
+      "their load (%llu bytes); hashing %.2f ms\n",
+      images.known, images.known_bytes, images.uploaded, images.uploaded_bytes, images.small, images.small_bytes,
+      (double)images.hash_ns / 1e6);
+  orion_attach_print(file);
 }
 
-static void print_json_row(FILE* file, const row* r) {
+static void print_json_row(FILE* file, const row* r, const char* end) {
   fprintf(file,
           "{\"calls\": %llu, \"waits\": %llu, \"bytes_out\": %llu, \"bytes_in\": %llu, \"total_ns\": %llu, "
-          "\"wait_ns\": %llu}",
-          r->calls, r->waits, r->bytes_out, r->bytes_in, r->total_ns, r->wait_ns);
+          "\"wait_ns\": %llu%s",
+          r->calls, r->waits, r->bytes_out, r->bytes_in, r->total_ns, r->wait_ns, end);
+}
+
+static void print_json_images(FILE* file) {
+  const image_row i = image_row_of();
+  fprintf(file,
+          "{\"known\": %llu, \"known_bytes\": %llu, \"uploaded\": %llu, \"uploaded_bytes\": %llu, \"small\": %llu, "
+          "\"small_bytes\": %llu, \"hash_ns\": %llu}",
+          i.known, i.known_bytes, i.uploaded, i.uploaded_bytes, i.small, i.small_bytes, i.hash_ns);
 }
 
 static void print_json(FILE* file, const row* rows, size_t count, const row* sum, double seconds) {
   fprintf(file, "{\"pid\": %d, \"seconds\": %.6f, \"total\": ", (int)getpid(), seconds);
-  print_json_row(file, sum);
+  print_json_row(file, sum, "}");
+  fprintf(file, ", \"attach\": ");
+  orion_attach_json(file);
+  fprintf(file, ", \"images\": ");
+  print_json_images(file);
   fprintf(file, ", \"functions\": {");
   for (size_t i = 0; i < count; i++) {
     fprintf(file, "%s\n  \"%s\": ", i ? "," : "", rows[i].name);
-    print_json_row(file, &rows[i]);
+    print_json_row(file, &rows[i], "");
+    fprintf(file, ", \"first_at_ns\": %llu, \"first_ns\": %llu}", rows[i].first_at_ns, rows[i].first_ns);
   }
   fprintf(file, "}}\n");
 }

@@ -13,6 +13,7 @@
 typedef struct orion_counter {
   const char* name;
   _Atomic uint64_t calls, waits, bytes_out, bytes_in, total_ns, wait_ns;
+  _Atomic uint64_t first_at_ns, first_ns;  // of the first call of the process: when, and how long
   _Atomic bool listed;
   struct orion_counter* next;
 } orion_counter;
@@ -33,6 +34,15 @@ void orion_stats_restart(void);
 void orion_stats_tell(void);
 /// In the child after fork: nothing of the parent's figures is told there.
 void orion_stats_after_fork(void);
+
+/// What has become of the images (modules, libraries) that this process loaded; always counted.
+typedef struct orion_image_counts {
+  _Atomic uint64_t known, known_bytes;        // the server had them: not sent
+  _Atomic uint64_t uploaded, uploaded_bytes;  // it had not
+  _Atomic uint64_t small, small_bytes;        // too small to ask: sent with the load
+  _Atomic uint64_t hash_ns;                   // naming and proving them
+} orion_image_counts;
+extern orion_image_counts orion_images;
 
 orion_counted orion_stats_enter(orion_counter* counter);
 void orion_stats_leave(orion_counter* counter, uint64_t began_ns);

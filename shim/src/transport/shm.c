@@ -255,5 +255,6 @@ bool orion_shm_open(orion_session* session, int socket_fd, const uint8_t token[3
   session->transport_state = state;
   session->transport = &shm_transport;
   session->transport_name = shm_transport.name;
+  session->image_offer_min_bytes = ORION_IMAGE_OFFER_MIN_SHM_BYTES;
   return true;
 }
