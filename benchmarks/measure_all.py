@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -68,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         say("no native rows: nothing is a fraction of them")
     options = Options(device=choose_device(arguments.device), out=arguments.out, full=arguments.full, places=places,
                       repeats=arguments.repeats, timeout_s=arguments.timeout)  # fmt: skip
+    told = sys.argv[1:] if argv is None else argv
+    options.by = shlex.join(["python3", "-m", "benchmarks.measure_all", *told])
     if options.device == "softgpu":
         say(SOFTGPU_WORDS)
     started = time.monotonic()
@@ -94,8 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             if result.not_reached:
                 say(f"{name}: {len(result.not_reached)} rows were not reached in the time given")
     except KeyboardInterrupt:
-        told = sys.argv[1:] if argv is None else argv
-        print(resume_words(["python3", "-m", "benchmarks.measure_all", *told], options), file=sys.stderr)
+        print(resume_words(options), file=sys.stderr)
         return INTERRUPTED
     return status
 

@@ -115,6 +115,8 @@ class Options:
     # No new row is begun after that many seconds; None: as long as it takes.
     budget_s: float | None = None
     run: Row = field(default_factory=dict)
+    # The command line, as the rows tell it.
+    by: str = ""
 
     @property
     def remote(self) -> tuple[str, ...]:

@@ -12,11 +12,12 @@ from benchmarks.bench.store import Store
 
 
 class TaskError(Exception):
-    """A task could not measure its next cell; the message is kept as the row's error."""
+    """A task could not measure its next cell; the message is kept as the row's error. `whole`: it cannot measure the
+    cells behind that one either, and is not asked again."""
 
-    def __init__(self, message: str, tail: str = "") -> None:
+    def __init__(self, message: str, tail: str = "", whole: bool = False) -> None:
         super().__init__(message)
-        self.tail = tail
+        self.tail, self.whole = tail, whole
 
 
 @dataclass
@@ -49,7 +50,12 @@ def run_tasks(tasks: Iterable[Task], options: Options, store: Store, observer: O
     deadline = None if options.budget_s is None else time.monotonic() + options.budget_s
 
     def done(cell: Cell, values: Row) -> None:
-        row = {**identity(cell, options), **values, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        row = {
+            **identity(cell, options),
+            **values,
+            "by": options.by,
+            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         store.add(row)
         measured[cell] = row
         observer.row(cell, row)
@@ -67,13 +73,12 @@ def run_tasks(tasks: Iterable[Task], options: Options, store: Store, observer: O
                 observer.now(left[0].label)
                 try:
                     task.run(left, done)
-                    missing = "the program ended without it"
-                    tail = ""
+                    failure = TaskError("the program ended without it")
                 except TaskError as error:
-                    missing, tail = str(error), error.tail
-                first = next((cell for cell in left if cell not in measured), None)
-                if first is not None:
-                    done(first, {"error": missing, **({"tail": tail[-2000:]} if tail else {})})
+                    failure = error
+                missing = [cell for cell in left if cell not in measured]
+                for cell in missing if failure.whole else missing[:1]:
+                    done(cell, {"error": str(failure), **({"tail": failure.tail[-2000:]} if failure.tail else {})})
     finally:
         observer.end()
     return Measured(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass
 
@@ -93,11 +92,10 @@ def failures(lines: list[Line]) -> list[str]:
     return out
 
 
-def resume_words(argv: list[str], options: Options) -> str:
+def resume_words(options: Options) -> str:
     """How to go on: the same command finds what is saved."""
     return (
-        f"What was measured is saved in {options.out}. Go on where this stopped, with the same command:\n"
-        f"  {shlex.join(argv)}"
+        f"What was measured is saved in {options.out}. Go on where this stopped, with the same command:\n  {options.by}"
     )
 
 

@@ -84,8 +84,8 @@ def value_of(rows: list[Row]) -> Spread:
     if samples:
         low, high = percentile(samples, 0.1), percentile(samples, 0.9)
     else:
-        low = min(float(row.get("low", row["value"])) for row in rows)
-        high = max(float(row.get("high", row["value"])) for row in rows)
+        low = min(row["low"] if "low" in row else row["value"] for row in rows)
+        high = max(row["high"] if "high" in row else row["value"] for row in rows)
     return Spread(statistics.median(values), low, high)
 
 
@@ -122,20 +122,20 @@ def floors_of(line: Line, entry: Entry, floors: dict[tuple[str, str], tuple[floa
     waits = line.kind in ("launch_and_sync", "copy_d2h_4b", "reply", "null_reply")
     if entry.network is not None:
         if bulk:
-            return [("of the link", entry.value.median / (entry.network["gbit"] / 8))]
-        return [("of the link", entry.value.median / entry.network["rtt_us"])] if waits else []
+            return [("the link", entry.value.median / (entry.network["gbit"] / 8))]
+        return [("the link", entry.value.median / entry.network["rtt_us"])] if waits else []
     if waits and entry.place == "tcp":
-        return ratio("tcp_rtt", "of bare TCP")
+        return ratio("tcp_rtt", "bare TCP")
     if waits and entry.place == "shm":
         cpus = floors.get((line.command, "shm_spin_rtt"), (0.0, 0))[1]
         # With fewer than three there is no core to spin on.
-        return ratio("shm_spin_rtt" if cpus > 2 else "shm_futex_rtt", "of bare shm")
+        return ratio("shm_spin_rtt" if cpus > 2 else "shm_futex_rtt", "bare shm")
     if line.kind == "null_launch_wall":
-        return ratio("ring_push", "of a ring push")
+        return ratio("ring_push", "ring push")
     if line.kind == "null_replay":
-        return ratio("ring_drain", "of the bare ring")
+        return ratio("ring_drain", "bare ring")
     if bulk and entry.place == "tcp":
-        return [*ratio("tcp_1_cycling", "of 1 stream"), *ratio("tcp_4_cycling", "of 4 streams")]
+        return [*ratio("tcp_1_cycling", "1 stream"), *ratio("tcp_4_cycling", "4 streams")]
     return []
 
 

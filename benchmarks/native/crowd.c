@@ -96,15 +96,18 @@ static void run_phase(const char* phase, double seconds) {
     if (syncs && sampled < MAX_SAMPLES) samples[sampled++] = (at - last) * 1e6;
     last = at;
   }
-  check(synchronize(stream), "cuStreamSynchronize");
+  check(need("cuCtxSynchronize")(), "cuCtxSynchronize");
+  last = seconds_of(CLOCK_MONOTONIC);
   check(to_host(&counted, counter, (size_t)4), "cuMemcpyDtoH");
   if (copies)
     wrong += wrong_bytes();
   else
     wrong = (unsigned long)(counted > steps ? counted - steps : steps - counted);
   const double rate = (double)(steps - warm_up) / (last - began);
-  printf("{\"phase\": \"%s\", \"per_second\": %.3f, \"gb_per_second\": %.6f, \"digest\": %lu", phase, rate,
-         copies ? rate * (double)COPY_BYTES / 1e9 : 0.0, wrong);
+  printf(
+      "{\"phase\": \"%s\", \"began\": %.6f, \"ended\": %.6f, \"per_second\": %.3f, \"gb_per_second\": %.6f, "
+      "\"digest\": %lu",
+      phase, began, last, rate, copies ? rate * (double)COPY_BYTES / 1e9 : 0.0, wrong);
   if (sampled) {
     qsort(samples, sampled, sizeof *samples, compare_doubles);
     printf(", \"median_us\": %.3f, \"p10_us\": %.3f, \"p90_us\": %.3f, \"p99_us\": %.3f",
