@@ -20,6 +20,8 @@ from benchmarks.programs import NoCompiler, compile_program
 from orion_client.libraries import LibrariesMissing
 
 Done = Callable[[Cell, Row], None]
+# Rows in which each step goes to the server and back: none can be faster than an emulated link.
+WAITS = ("launch_and_sync", "copy_d2h_4b", "reply")
 KEPT = ("unit", "better", "what", "value", "low", "high", "samples", "digest", "exact", "rtol", "clean", "device")
 
 
@@ -107,7 +109,10 @@ class Ground:
             def on_line(line: str) -> None:
                 if line.startswith("{"):
                     told = json.loads(line)
-                    done(by_name[told["name"]], {name: rounded(told[name]) for name in KEPT if name in told})
+                    row = {name: rounded(told[name]) for name in KEPT if name in told}
+                    if network is not None and told["name"] in WAITS and told["value"] < 0.9 * network.rtt_us:
+                        row = {"error": f"{told['value']:.3g} us is less than the link's round trip: not emulated"}
+                    done(by_name[told["name"]], row)
 
             command = [sys.executable, "-m", "benchmarks.rows", *by_name]
             extra = network.environment() if network is not None else {}

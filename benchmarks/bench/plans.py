@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks import rows as row_programs
-from benchmarks.bench.crowd import crowd_task
+from benchmarks.bench.crowd import ATTACH_TIMEOUT_MS, crowd_task
 from benchmarks.bench.ground import Done, Ground, floors_task, known, rounded, streams_task
 from benchmarks.bench.model import NATIVE, Cell, Network, Options, Row, Task
 from benchmarks.bench.runner import TaskError
@@ -163,7 +163,7 @@ def attach_task(ground: Ground, cell: Cell, count: int, pause_ms: int) -> Task:
             places = ground.places("server-cold", COLD_SERVER, NO_CACHE)
         else:
             places = ground.places()
-        extra = NO_CACHE if cold else {}
+        extra = {"ORION_ATTACH_TIMEOUT_MS": ATTACH_TIMEOUT_MS, **(NO_CACHE if cold else {})}
         # The first one is a warm-up; natively and cold it loads the driver's files.
         command = [str(ground.program("first_kernel")), str(count + 1), str(pause_ms)]
         outcome = ground.run(places, cell.place, command, ground.options.timeout_s, extra=extra)

@@ -96,7 +96,8 @@ def draw(title: str, size: tuple[float, float], body: Callable[[Any], None]) -> 
 
 
 def legend(figure: Any, axes: Any, columns: int = 6) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+    shown = sorted(zip(*axes.get_legend_handles_labels()), key=lambda item: item[1].startswith("bare"))
+    handles, labels = [handle for handle, _ in shown], [label for _, label in shown]
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8.5)
 
 
@@ -230,7 +231,7 @@ def attach(lines: list[Line]) -> list[str]:
         starts = [0.0] * len(bars)
         for i, stage in enumerate(STAGES):
             widths = [stages.get(stage, 0.0) for _, stages in bars]
-            axes.barh(range(len(bars)), widths, left=starts, color=SERIES[i + 1], label=stage, height=0.62)
+            axes.barh(range(len(bars)), widths, left=starts, color=SERIES[i + 3], label=stage, height=0.62)
             starts = [start + width for start, width in zip(starts, widths)]
         for i, total in enumerate(starts):
             axes.annotate(

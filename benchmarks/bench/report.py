@@ -14,7 +14,7 @@ from benchmarks.bench.plans import COMMANDS
 from benchmarks.bench.plots import PLOTS, NoMatplotlib
 from benchmarks.bench.session import OK, SOFTGPU_WORDS, WRONG, failures
 from benchmarks.bench.store import newest, read_rows
-from benchmarks.bench.summary import Line, good, runs_of, summarise
+from benchmarks.bench.summary import SAME, UNCHECKED, Line, good, runs_of, summarise
 from benchmarks.bench.tables import Table, number, tables_of
 
 INSTALL = "the page needs matplotlib: pip install 'orion-vgpu[report]'"
@@ -191,8 +191,13 @@ def page(sections: list[Section]) -> str:
         items = "".join(f"<li>{e(sentence)}</li>" for sentence in wrong)
         verdict = f'<div class="verdict wrong"><b>{len(wrong)} rows are wrong</b><ul>{items}</ul></div>'
     else:
-        count = sum(len(section.rows) for section in sections)
-        verdict = f'<div class="verdict fine"><b>{count} rows, every digest is the native one.</b></div>'
+        verdicts = [entry.verdict for section in sections for line in section.lines for entry in line.entries.values()]
+        same, unchecked = verdicts.count(SAME), verdicts.count(UNCHECKED)
+        more = f" {unchecked} more have no native row beside them." if unchecked else ""
+        verdict = (
+            f'<div class="verdict fine"><b>{same} results, every digest is the native one.</b>{more} '
+            f"No row failed.</div>"
+        )
     soft = any(section.run.get("device") == "softgpu" for section in sections)
     warning = f'<div class="verdict soft">{e(SOFTGPU_WORDS)}</div>' if soft else ""
     told = "".join(f"<dt>{e(name)}</dt><dd>{e(text)}</dd>" for name, text in facts(sections))
@@ -224,8 +229,9 @@ STYLE = (
     f":root{{color-scheme:light dark;{LIGHT}}}@media (prefers-color-scheme:dark){{:root{{{DARK}}}}}"
     + """
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:68rem;margin:0 auto;padding:1.5rem 1.25rem 4rem}
-h1{font-size:1.7rem;margin:.5rem 0 1rem}h2{font-size:1.3rem;margin:2.5rem 0 .25rem;text-transform:capitalize}
+main{max-width:80rem;margin:0 auto;padding:1.5rem 1.25rem 4rem}
+h1{font-size:1.7rem;margin:.5rem 0 1rem}h2{font-size:1.3rem;margin:2.5rem 0 .25rem}
+h2::first-letter,.card h3::first-letter{text-transform:uppercase}
 h3{font-size:1rem;margin:1.25rem 0 .1rem}
 .note,footer{color:var(--soft);margin:.1rem 0 .6rem;font-size:.87rem}footer{margin-top:3rem}
 .verdict{border-left:4px solid var(--good);background:var(--panel);padding:.6rem .9rem;margin:.6rem 0;border-radius:4px}
@@ -237,12 +243,13 @@ nav{display:flex;flex-wrap:wrap;gap:.4rem 1rem;margin:1rem 0}a{color:var(--link)
 .cards{display:flex;flex-wrap:wrap;gap:.75rem}
 .card{background:var(--panel);border-radius:8px;padding:.6rem .9rem;color:var(--ink);min-width:7rem}
 .card{text-decoration:none}
-.card h3{margin:0 0 .2rem;font-size:.82rem;color:var(--soft);font-weight:600;text-transform:capitalize}
+.card h3{margin:0 0 .2rem;font-size:.82rem;color:var(--soft);font-weight:600}
 .card div{display:flex;gap:.5rem;align-items:baseline}.card b{font-size:1.15rem;font-variant-numeric:tabular-nums}
 .card span{color:var(--soft);font-size:.8rem}
-.plot{margin:.75rem 0 1rem}.plot svg{width:100%;height:auto;display:block}.plot text{font-family:inherit!important}
+.plot{margin:.75rem 0 1rem;max-width:62rem}
+.plot svg{width:100%;height:auto;display:block}.plot text{font-family:inherit!important}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums;min-width:100%}
+table{border-collapse:collapse;font-size:.83rem;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{padding:.28rem .7rem;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{color:var(--soft);font-weight:600;border-bottom-width:2px}.word{text-align:left}
 tbody tr:hover{background:var(--panel)}

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.bench.ground import WAITS
 from benchmarks.bench.model import BARE, NATIVE, Row
 from benchmarks.measure import Spread, percentile
 from benchmarks.rows import NATIVE_DIGESTS
@@ -119,7 +120,7 @@ def floors_of(line: Line, entry: Entry, floors: dict[tuple[str, str], tuple[floa
 
     size = line.size_bytes
     bulk = line.kind.startswith("copy_") and line.unit == "GB/s" and (size is None or size >= BULK_BYTES)
-    waits = line.kind in ("launch_and_sync", "copy_d2h_4b", "reply", "null_reply")
+    waits = line.kind in WAITS or line.kind == "null_reply"
     if entry.network is not None:
         if bulk:
             return [("the link", entry.value.median / (entry.network["gbit"] / 8))]

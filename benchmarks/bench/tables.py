@@ -74,7 +74,7 @@ def value_cell(line: Line, entry: Entry | None) -> Text:
     if entry is None:
         return Text("-", "dim")
     if entry.value is None:
-        return Text(entry.error or "-", "bad")
+        return Text(FAILED, "bad")
     text = spread_text(entry.value)
     size = line.size_bytes
     if line.unit == "GB/s" and size is not None and size < 1 << 20:
@@ -86,16 +86,18 @@ def fraction_cell(entry: Entry | None) -> Text:
     if entry is None or entry.fraction is None:
         return Text("-", "dim")
     median = entry.fraction.median
-    digits = 3 if median < 0.1 else 2
-    shown, low, high = (f"{value:.{digits}f}" for value in (median, entry.fraction.low, entry.fraction.high))
+    told = (median, entry.fraction.low, entry.fraction.high)
+    shown, low, high = (f"{value:.2f}" if median >= 0.1 else f"{value:.2g}" for value in told)
     text = shown if low == high else f"{shown} ({low}..{high})"
     return Text(text, "poor" if median < FAR_OFF else "good" if median >= LEVEL else "")
 
 
 def floor_cell(line: Line, entry: Entry | None) -> Text:
-    """`4.3x bare TCP` for times, `0.26 of 1 stream` for rates."""
+    """`4.3x bare TCP` for times; for copies the shares of one stream and of four."""
     if entry is None or not entry.floors:
         return Text("-", "dim")
+    if line.command == "copy":
+        return Text(" / ".join(f"{ratio:.2f}" for _, ratio in entry.floors))
     lower = line.better == "lower"
     return Text(
         ", ".join(f"{ratio:.1f}x {label}" if lower else f"{ratio:.2f} of {label}" for label, ratio in entry.floors)
@@ -132,7 +134,7 @@ def comparison(command: str, lines: list[Line]) -> Table:
     """All rows of a command: each place's value, fraction of native and ratio to its floors."""
     labels = labels_in(lines)
     extra = {"copy": ["size"], "scale": ["clients"]}.get(command, [])
-    head = ["row", *extra, "unit"]
+    head = ["row", *extra, "digest", "unit"]
     columns: list[tuple[str, str]] = []
     for label in labels:
         columns.append((label, "value"))
@@ -145,20 +147,19 @@ def comparison(command: str, lines: list[Line]) -> Table:
             head.append("of 1 client")
         if any(label in line.entries and line.entries[label].floors for line in lines):
             columns.append((label, "floors"))
-            head.append("of the floor")
-    head.append("digest")
+            head.append("of 1 / 4 bare streams" if command == "copy" else "of the floor")
     note = "1.00 = as fast as native, more is better; in brackets the spread."
     if command == "copy":
         note += " Beside small copies the time of one, in square brackets."
     if command == "scale":
         note += " The spread of a fraction is the range of the repeats."
-    table = Table(command, TITLES.get(command, command), note, head, words=1 + len(extra))
+    table = Table(command, TITLES.get(command, command), note, head, words=2 + len(extra))
     alone = {line.name: line for line in lines if line.clients == 1}
     if command == "scale":
         order = list(dict.fromkeys(line.name for line in lines))
         lines = sorted(lines, key=lambda line: (order.index(line.name), line.clients))
     for line in lines:
-        cells = [*row_name(line), Text(line.unit, "dim")]
+        cells = [*row_name(line), digest_cell(line), Text(line.unit, "dim")]
         for label, what in columns:
             entry = line.entries.get(label)
             if what == "value":
@@ -169,7 +170,7 @@ def comparison(command: str, lines: list[Line]) -> Table:
                 cells.append(alone_cell(entry, alone.get(line.name), label))
             else:
                 cells.append(floor_cell(line, entry))
-        table.rows.append([*cells, digest_cell(line)])
+        table.rows.append(cells)
     return table
 
 
@@ -185,20 +186,27 @@ def network_table(lines: list[Line]) -> Table:
     """Fractions only, a column a network."""
     labels = labels_in(lines)
     others = [label for label in labels if label != NATIVE]
-    head = ["row", "unit", NATIVE, *(f"{label}, no emulation" if label == "tcp" else label for label in others)]
+    head = [
+        "row",
+        "digest",
+        "unit",
+        NATIVE,
+        *(f"{label}, no emulation" if label == "tcp" else label for label in others),
+    ]
     note = "Native in its unit; then fractions of native, and what they are in that unit."
-    table = Table("network", TITLES["network"], note, [*head, "digest"])
+    table = Table("network", TITLES["network"], note, head, words=2)
     for line in lines:
-        cells = [Text(line.name), Text(line.unit, "dim"), value_cell(line, line.entries.get(NATIVE))]
+        cells = [Text(line.name), digest_cell(line), Text(line.unit, "dim"),
+                 value_cell(line, line.entries.get(NATIVE))]  # fmt: skip
         for label in others:
             entry = line.entries.get(label)
             cell = fraction_cell(entry)
             if entry is not None and entry.verdict == FAILED:
-                cell = Text(entry.error, "bad")
+                cell = Text(FAILED, "bad")
             elif entry is not None and entry.value is not None:
                 cell = Text(f"{cell.text} [{number(entry.value.median)}]", cell.mark)
             cells.append(cell)
-        table.rows.append([*cells, digest_cell(line)])
+        table.rows.append(cells)
     return table
 
 
@@ -206,7 +214,7 @@ def suite_table(lines: list[Line]) -> Table:
     """As `comparison`, and how often a step waited for the server."""
     table = comparison("suite", lines)
     others = [label for label in labels_in(lines) if label != NATIVE]
-    table.head[-1:-1] = [f"waits, {label}" for label in others]
+    table.head += [f"waits, {label}" for label in others]
     for line, cells in zip(lines, table.rows):
         waits = []
         for label in others:
@@ -214,7 +222,7 @@ def suite_table(lines: list[Line]) -> Table:
                 label in line.entries
             ) else []  # fmt: skip
             waits.append(Text(f"{told[-1]:.2f}") if told else Text("-", "dim"))
-        cells[-1:-1] = waits
+        cells += waits
     return table
 
 
