@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     options.by = shlex.join(["python3", "-m", "benchmarks.measure_all", *told])
     if options.device == "softgpu":
         say(SOFTGPU_WORDS)
+    options.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     status, shown = OK, []
     try:

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ COPY_BYTES = 1 << 28
 PATTERN_BYTES = 1 << 20
 BOUNCE_BYTES = 1 << 16
 MAX_COPY_BYTES = 1 << 32
+MAX_GROUP_S = 0.25
 SIZED = re.compile(r"copy_(h2d|d2h)_(pageable|pinned)@([1-9]\d*)")
 
 # What was measured, a value a group in the row's unit, and the digest.
@@ -93,8 +95,13 @@ def copy_row(cu: Driver, size_bytes: int, pinned: bool, to_device: bool) -> Meas
     ctypes.memset(address, 0, size_bytes)
     down()
     digest = crc(address, size_bytes)
-    each = max(1, min(500, COPY_BYTES // size_bytes))
-    times = timed_groups(up if to_device else down, nothing, 7, each, warm_up=True)
+    step = up if to_device else down
+    start = time.perf_counter()
+    step()
+    # As many as the bytes allow, fewer where a copy takes long: a slow path must not make the row a long one.
+    slow = int(MAX_GROUP_S / (time.perf_counter() - start))
+    each = max(1, min(500, COPY_BYTES // size_bytes, slow))
+    times = timed_groups(step, nothing, 7, each, warm_up=True)
     cu("cuMemFree_v2", device)
     if buffer is None:
         cu("cuMemFreeHost", host)
