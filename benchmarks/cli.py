@@ -54,7 +54,7 @@ Timeout = Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Limit
 Budget = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Begin no row after that time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 Rows = Annotated[str, typer.Option(metavar="NAME,...", help="Only these rows.")]
-Seconds = Annotated[float | None, typer.Option(min=0.05, max=600, help="Seconds of each load.")]
+Seconds = Annotated[float | None, typer.Option(min=0.05, max=600, help="Seconds of each load or bare stream.")]
 DEVICE, OUT, TRANSPORTS, TIMEOUT_S = "auto", DEFAULT_OUT, "native,shm,tcp", 120.0
 
 
@@ -270,10 +270,11 @@ Quick: 4 B, 64 KiB, 1 MiB, 16 MiB, 256 MiB. Full: 4 B to 1 GiB in steps of four.
 def copy(
     device: Device = DEVICE, out: Out = OUT, full: Full = False, transports: Transports = TRANSPORTS,
     rows: Rows = "", sizes: Annotated[str, typer.Option(metavar="SIZE,...", help="4,64k,16m,1g")] = "",
-    repeats: Repeats = None, timeout: Timeout = TIMEOUT_S, budget: Budget = None, as_json: Json = False,
+    seconds: Seconds = None, repeats: Repeats = None, timeout: Timeout = TIMEOUT_S, budget: Budget = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     options = options_of(device, out, full, transports, repeats, timeout, budget, rows=names_in(rows),
-                         sizes_bytes=parse_sizes(sizes))  # fmt: skip
+                         sizes_bytes=parse_sizes(sizes), seconds=seconds)  # fmt: skip
     run(("copy",), options, as_json)
 
 

@@ -151,7 +151,7 @@ def floors_task(ground: Ground, command: str, repeat: int) -> Task:
 
 
 def streams_task(ground: Ground, command: str, repeat: int, seconds: float) -> Task:
-    cells = tuple(Cell(command, name, BARE, repeat) for name in STREAMS)
+    cells = tuple(Cell(command, name, BARE, repeat, settings=f"{seconds:g} s") for name in STREAMS)
 
     def run(left: tuple[Cell, ...], done: Done) -> None:
         told = ground.bare("tcp_stream", f"{seconds:g}")

@@ -184,6 +184,7 @@ def _compare(line: Line, floors: dict[tuple[str, str], tuple[float, int]]) -> No
     by_repeat = {row["repeat"]: row for row in native.rows if row.get("value")} if native else {}
     for entry in line.entries.values():
         if entry.place == BARE:
+            entry.verdict = FAILED if entry.error else NOTHING
             continue
         entry.verdict = verdict_of(entry, native if native and not native.error else None, reference)
         entry.floors = floors_of(line, entry, floors)

@@ -32,6 +32,9 @@ typedef struct stream {
   _Alignas(64) _Atomic uint64_t received_bytes;
 } stream;
 
+// A socket that is shut down still hands out what comes in, as long as something does: receivers are told to stop.
+static atomic_bool stop;
+
 static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
@@ -71,7 +74,7 @@ static void* receive_all(void* argument) {
   for (size_t at = 0;; at = (at + CHUNK_BYTES) % s->buffer_bytes)
     for (size_t done = 0; done < CHUNK_BYTES;) {
       const ssize_t got = recv(s->socket, s->buffer + at + done, CHUNK_BYTES - done, 0);
-      if (got <= 0) return NULL;
+      if (got <= 0 || atomic_load_explicit(&stop, memory_order_relaxed)) return NULL;
       done += (size_t)got;
       atomic_fetch_add_explicit(&s->received_bytes, (uint64_t)got, memory_order_relaxed);
     }
@@ -101,6 +104,7 @@ static void measure(int count, bool cycling, double seconds, double* rates) {
     fail("listen");
   static stream streams[MAX_STREAMS];
   memset(streams, 0, sizeof streams);
+  atomic_store(&stop, false);
   const pid_t child = fork();
   if (child < 0) fail("fork");
   if (child == 0) {
@@ -123,10 +127,10 @@ static void measure(int count, bool cycling, double seconds, double* rates) {
     usleep((useconds_t)(seconds * 1e6 / INTERVALS));
     rates[i] = (double)(total(streams, count) - before) / (now() - began) / 1e9;
   }
-  for (int i = 0; i < count; i++) shutdown(streams[i].socket, SHUT_RDWR);
+  atomic_store(&stop, true);
   for (int i = 0; i < count; i++) {
     pthread_join(streams[i].thread, NULL);
-    close(streams[i].socket);
+    close(streams[i].socket);  // with bytes unread: the sender's next send fails, and it ends
     free(streams[i].buffer);
   }
   close(listener);

@@ -63,6 +63,12 @@ def test_a_failed_row_is_told_and_not_good() -> None:
     assert "tcp failed" in plain(tables_of(lines, "latency")[0])
 
 
+def test_a_floor_that_failed_is_told_too() -> None:
+    failed = {"command": "copy", "row": "tcp_1_fixed", "place": "bare", "repeat": 0, "error": "no gcc", "run": {}}
+    lines = summarise([failed])
+    assert not good(lines) and "failed" in plain(tables_of(lines, "copy")[0])
+
+
 def test_without_native_a_known_digest_decides() -> None:
     assert one([row(place="shm", digest=4500)]).entries["shm"].verdict == "same"
     assert one([row(place="shm", digest=4501)]).entries["shm"].verdict == "DIFFERENT"
