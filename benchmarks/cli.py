@@ -150,10 +150,12 @@ def show(table: Table) -> None:
     if not sys.stdout.isatty():
         print(plain(table))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
+    shown = RichTable(title=table.title, caption=table.note, title_justify="left", caption_justify="left",
+                      title_style="bold", caption_style="dim", box=SIMPLE_HEAD, pad_edge=False)  # fmt: skip
     for position, head in enumerate(table.head):
         shown.add_column(head, justify="left" if position < table.words else "right")
     for row in table.rows:

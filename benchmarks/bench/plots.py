@@ -331,7 +331,10 @@ def suite(lines: list[Line]) -> list[str]:
         dots(axes, rows, [label for label in labels_of(rows) if label != NATIVE], share=True)
         axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
-        plain_ticks(axes.xaxis)
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10) if low < tick < high]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.set_xlabel("fraction of native; more is better")
         legend(figure, axes)
 
