@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from benchmarks.bench import session
-from benchmarks.bench.model import DEFAULT_OUT, NATIVE, Cell, Network, Observer, Options, Row
-from benchmarks.bench.session import Impossible, Lines, Result, failures, measure, resume_words
+from benchmarks.bench.model import DEFAULT_OUT, NATIVE, Cell, Impossible, Network, Observer, Options, Row, Unknown
+from benchmarks.bench.session import Lines, Result, failures, measure, resume_words
 from benchmarks.bench.tables import Table, plain, tables_of
 from benchmarks.machine import choose_device
 from benchmarks.places import parse_places
@@ -186,9 +186,9 @@ def run(commands: tuple[str, ...], options: Options, as_json: bool) -> NoReturn:
         for command in commands:
             try:
                 result = measure(command, options, Bars() if sys.stderr.isatty() else Lines())
+            except Unknown as error:
+                wrong_usage(f"{command}: {error}")
             except Impossible as error:
-                if len(commands) == 1 and (options.rows or options.sizes_bytes):
-                    wrong_usage(f"{command}: {error}")
                 notes.print(f"orion-bench {command}: {error}", style="bold red")
                 status = session.WRONG
                 continue

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orion_client import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -33,13 +35,14 @@ def gpu() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured: ORION_COMMIT where there is no git; `+` behind it when files differ from it."""
+    """The commit that is measured: ORION_COMMIT where there is no git; `+` behind it when files differ from it. An
+    installed package knows its version only."""
     told = os.environ.get("ORION_COMMIT")
     if told:
         return told
     # An installed package may lie in somebody else's checkout (a virtual environment there): that is not its commit.
     if not output("git", "ls-files", "--", str(Path(__file__).resolve())):
-        return ""
+        return f"version {__version__}"
     head = output("git", "rev-parse", "HEAD")
     return head + "+" if head and output("git", "status", "--porcelain", "--untracked-files=no") else head
 

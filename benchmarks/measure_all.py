@@ -18,14 +18,13 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.bench.model import NATIVE, Options
+from benchmarks.bench.model import NATIVE, Impossible, Options
 from benchmarks.bench.session import (
     COMMANDS,
     INTERRUPTED,
     OK,
     SOFTGPU_WORDS,
     WRONG,
-    Impossible,
     Lines,
     failures,
     measure,

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks import rows
-from benchmarks.bench.model import BARE, Cell, Options, Row, Task
+from benchmarks.bench.model import BARE, Cell, Impossible, Options, Row, Task
 from benchmarks.bench.runner import TaskError
 from benchmarks.places import Outcome, Places
 from benchmarks.programs import NoCompiler, compile_program
@@ -66,7 +66,11 @@ class Ground:
             try:
                 self._places[name] = self._running.enter_context(places)
             except (RuntimeError, OSError, LibrariesMissing) as error:
-                raise TaskError("orion-server did not start", str(error)) from None
+                # Without a server no row can be measured, and each would tell the same.
+                hint = (
+                    "\nIt needs the extra of servers: pip install 'orion-vgpu[gpu]'" if "pycuda" in str(error) else ""
+                )
+                raise Impossible(f"{str(error).strip()}{hint}") from None
         return self._places[name]
 
     def program(self, name: str) -> Path:

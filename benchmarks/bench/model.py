@@ -10,6 +10,15 @@ from typing import Any, Protocol
 
 Row = dict[str, Any]
 
+
+class Impossible(Exception):
+    """The command cannot run here; the message says why and what to do."""
+
+
+class Unknown(Impossible):
+    """The user asked for rows that do not exist."""
+
+
 NATIVE, BARE = "native", "bare"
 DEFAULT_OUT = Path("orion-bench-results")
 ROWS_FILE = "rows.jsonl"

@@ -13,16 +13,11 @@ from dataclasses import dataclass
 from benchmarks import rows as row_programs
 from benchmarks.bench.crowd import ATTACH_TIMEOUT_MS, crowd_task
 from benchmarks.bench.ground import Done, Ground, floors_task, known, rounded, streams_task
-from benchmarks.bench.model import NATIVE, Cell, Network, Options, Row, Task
+from benchmarks.bench.model import NATIVE, Cell, Impossible, Network, Options, Row, Task, Unknown
 from benchmarks.bench.runner import TaskError
 from benchmarks.measure import spread
 from benchmarks.workloads.driver_rows import LEFT_OUT
 from orion_client import libraries
-
-
-class Impossible(Exception):
-    """The command cannot run here; the message says why and what to do."""
-
 
 LATENCY_ROWS = ("launch_and_sync", "copy_d2h_4b", "event_query", "stream_query", "reply")
 COPY_KINDS = ("copy_h2d_pageable", "copy_d2h_pageable", "copy_h2d_pinned", "copy_d2h_pinned")
@@ -52,7 +47,7 @@ class Command:
 def checked(names: tuple[str, ...], standard: tuple[str, ...], exists: Callable[[str], bool]) -> tuple[str, ...]:
     unknown = [name for name in names if not exists(name)]
     if unknown:
-        raise Impossible(f"no such row: {' '.join(unknown)} (there are: {' '.join(standard)})")
+        raise Unknown(f"no such row: {' '.join(unknown)} (there are: {' '.join(standard)})")
     return names or standard
 
 

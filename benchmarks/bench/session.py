@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.bench.ground import Ground
 from benchmarks.bench.model import Cell, Observer, Options, Row
-from benchmarks.bench.plans import COMMANDS, Impossible
+from benchmarks.bench.plans import COMMANDS as COMMANDS
 from benchmarks.bench.runner import run_tasks
 from benchmarks.bench.store import Store
 from benchmarks.bench.summary import Line, as_json, good, summarise
@@ -97,6 +97,3 @@ def resume_words(options: Options) -> str:
     return (
         f"What was measured is saved in {options.out}. Go on where this stopped, with the same command:\n  {options.by}"
     )
-
-
-__all__ = ["COMMANDS", "Impossible", "Lines", "Result", "failures", "measure", "resume_words"]

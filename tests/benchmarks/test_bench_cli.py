@@ -113,6 +113,20 @@ def test_a_network_that_is_not_emulated_is_not_measured(tmp_path: Path, monkeypa
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def test_without_a_server_nothing_is_measured_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+
+    def server(*_: object, **__: object) -> None:
+        starts.append(1)
+        raise RuntimeError("orion-server did not start:\nNo module named 'pycuda'")
+
+    monkeypatch.setattr("benchmarks.places.server", server)
+    done = invoke("suite", "--device", "softgpu", "--rows", "event_query", "--out", str(tmp_path))
+    assert done.exit_code == 1 and len(starts) == 1
+    assert "did not start" in done.output and "orion-vgpu[gpu]" in done.output
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 def test_the_grids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plans, "emulation_is_there", lambda: True)
     with Ground(Options("softgpu", tmp_path)) as quick, Ground(Options("softgpu", tmp_path, full=True)) as full:
