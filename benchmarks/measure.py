@@ -12,9 +12,39 @@ from typing import Any
 
 
 class Counted:
-    """Steps of this process whose calls the client library has counted (ORION_STATS, docs/statistics.md)."""
+    """Steps of this process whose calls the client library has counted (ORION_STATS, docs/statistics.md), and what the
+    engine of its session did in the groups that were timed."""
 
     steps = 0
+    engine: dict[str, float] | None = None
+
+
+def engine_counters() -> dict[str, int]:
+    """Of this process's session, as its server tells; empty where there is none."""
+    server = os.environ.get("ORION_SERVER")
+    if not server or "ORION_BENCH_REMOTE" not in os.environ:
+        return {}
+    from orion_client.control_client import ServerUnreachable, stats
+
+    try:
+        own = [session.engine for session in stats(server).sessions if session.pid == os.getpid()]
+    except ServerUnreachable:
+        return {}
+    return own[0] if len(own) == 1 else {}
+
+
+def engine_share(before: dict[str, int], after: dict[str, int], seconds: float) -> dict[str, float] | None:
+    """Which part of `seconds` the engine's thread was busy, between two readings, and a launch's ns inside the driver.
+
+    The readings themselves take longer than some loops, and the engine is idle then: its own clock would show less.
+    """
+    if not before or not after or seconds <= 0:
+        return None
+    change = {name: after[name] - before.get(name, 0) for name in after}
+    share = {"busy": round(change["busy_ns"] / seconds / 1e9, 4), "launches": float(change["launches"])}
+    if change["launches_timed"]:
+        share["driver_launch_ns"] = round(change["launches_timed_ns"] / change["launches_timed"], 1)
+    return share
 
 
 def nothing() -> None:
@@ -49,13 +79,16 @@ def timed_groups(
     """For each group the seconds of one of its `each` steps, which end with `finish`.
 
     `warm_up`: the first group is run and not told. Where calls are counted, that is done in the last group alone:
-    counting costs time, and the median of the others does not show it.
+    counting costs time, and the median of the others does not show it. What the engine did is read before that one.
     """
     library = ctypes.CDLL("libcuda.so.1") if os.environ.get("ORION_STATS") else None
     if library is not None:
         library.cuProfilerStop()
-    times = []
+    times: list[float] = []
+    before = engine_counters() if library is not None else {}
     for group in range(groups):
+        if library is not None and group and group == groups - 1:
+            Counted.engine = engine_share(before, engine_counters(), sum(times) * each)
         if library is not None and group == groups - 1:
             library.cuProfilerStart()
             Counted.steps = each

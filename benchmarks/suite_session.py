@@ -6,7 +6,8 @@
 
 DIR gets suite.json (every row, and the end of the error output of those that failed) and suite.txt, the table. A failed
 row stops nothing. Exit status 0: every row ran everywhere, with the native digest, in clients that saw no driver.
-`waits` is how often a step of the measured loop had to wait for the server.
+`waits` is how often a step of the measured loop had to wait for the server, `engine` the part of that loop in which the
+engine's thread was busy: a row with a small one is not held up by the engine.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def table(runs: Runs, names: list[str]) -> Table:
         shown.add_column("fraction", justify="right")
         shown.add_column("digest")
         shown.add_column("waits", justify="right")
+        shown.add_column("engine", justify="right")
     for name in names:
         base = runs.get(NATIVE, {}).get(name)
         native_value = f"{base['value']:.4g}" if base and "value" in base else "failed" if base else "-"
@@ -106,11 +108,12 @@ def table(runs: Runs, names: list[str]) -> Table:
             row = runs[place].get(name, {})
             said = verdict(base, row)
             if "value" not in row:
-                cells += [row.get("error", "-"), "-", said, "-"]
+                cells += [row.get("error", "-"), "-", said, "-", "-"]
                 continue
             ratio = f"{fraction(base, row):.2f}" if base and "value" in base else "-"
             waits = f"{row['waits_per_step']:.2f}" if "waits_per_step" in row else "-"
-            cells += [f"{row['value']:.4g}", ratio, said, waits]
+            busy = f"{row['engine']['busy']:.0%}" if "engine" in row else "-"
+            cells += [f"{row['value']:.4g}", ratio, said, waits, busy]
         shown.add_row(*cells)
     return shown
 
@@ -118,7 +121,7 @@ def table(runs: Runs, names: list[str]) -> Table:
 def text_of(shown: Table) -> str:
     from rich.console import Console
 
-    console = Console(width=40 + 44 * (len(shown.columns) // 4 + 1), record=True, file=open("/dev/null", "w"))
+    console = Console(width=40 + 52 * (len(shown.columns) // 5 + 1), record=True, file=open("/dev/null", "w"))
     console.print(shown)
     return console.export_text()
 

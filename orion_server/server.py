@@ -36,6 +36,16 @@ CUDA_ERROR_UNKNOWN = 999
 _STATS_TIMEOUT_S = 0.5
 _MAX_TASKS = 256
 _MAX_BYTES = (1 << 63) - 1
+_ENGINE_COUNTERS = (
+    "busy_ns",
+    "looking_ns",
+    "asleep_ns",
+    "operations",
+    "launches",
+    "launches_timed",
+    "launches_timed_ns",
+    "launches_handed",
+)
 
 
 class Refused(Exception):
@@ -78,6 +88,12 @@ class Session:
         used = self.stats.get("used_bytes")
         value = used.get(ordinal, 0) if isinstance(used, dict) else 0
         return value if isinstance(value, int) and value >= 0 else 0
+
+    def engine_counters(self) -> dict[str, int]:
+        """Of its engine, as its worker last told. A worker is its tenant's: what is no counter is left out."""
+        told = self.stats.get("engine")
+        values = {name: told.get(name) for name in _ENGINE_COUNTERS} if isinstance(told, dict) else {}
+        return {name: v for name, v in values.items() if isinstance(v, int) and 0 <= v <= _MAX_BYTES}
 
 
 class Server:
@@ -251,7 +267,7 @@ class Server:
         socket_path = str(self._socket_dir / f"{session_id}.sock") if "shm" in transports else ""
         prepared = await worker.request(
             {"type": "prepare", "token": token, "uid": request.uid, "shm_socket": socket_path,
-             "tcp": "tcp" in transports},
+             "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes},
             self._settings.bind_timeout_s,
         )  # fmt: skip
         if not prepared.get("ok"):
@@ -406,6 +422,7 @@ class Server:
             used_bytes=min(sum(used.values()), _MAX_BYTES),
             since=session.since,
             used_by_device=used,
+            engine=session.engine_counters(),
         )
 
     async def _refresh(self, session: Session) -> None:

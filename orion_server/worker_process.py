@@ -24,6 +24,8 @@ log = logging.getLogger("orion.worker")
 # A worker that was told to stop, or said that it ends, has this long before it is killed. Clients are promised that a
 # dead client's memory is gone within a second.
 KILL_AFTER_S = 0.7
+# Of the server's own settings, what its workers look at.
+_WORKER_SETTINGS = frozenset({"ORION_ENGINE_LAUNCHERS", "ORION_ENGINE_LAUNCHERS_ALWAYS"})
 
 
 class State(enum.Enum):
@@ -46,7 +48,7 @@ class WorkerDied(WorkerError):
 
 def worker_environment(libcuda: Libcuda, devices: str | None, client: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker: the server's, without what belongs to clients, with the client's CUDA settings."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORION_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORION_") or k in _WORKER_SETTINGS}
     preload = [p for p in environment.pop("LD_PRELOAD", "").replace(":", " ").split() if not _is_ours(p)]
     if preload:
         environment["LD_PRELOAD"] = ":".join(preload)

@@ -61,6 +61,8 @@ class Attach(_Message, tag="attach", kw_only=True):
     host: Text = ""
     program: Text = ""
     transports: Annotated[list[Transport], Meta(min_length=1, max_length=8)]
+    # Kinds of tcp lanes that the client knows, best first: "raw" (plain sockets), "zmq".
+    lanes: Annotated[list[Annotated[str, Meta(max_length=16)]], Meta(max_length=8)] = []
     vgpu: Annotated[int, Meta(ge=0, le=64)] = 0
     gmem_mib: U31 = 0
     ratio: Annotated[int, Meta(ge=0, le=100)] = 0
@@ -160,6 +162,8 @@ class SessionStats(msgspec.Struct, kw_only=True):
     used_bytes: Bytes63
     since: float
     used_by_device: dict[Ordinal, Bytes63] = {}
+    # Counters of the worker's engine, by name with their unit (docs/statistics.md).
+    engine: Annotated[dict[Annotated[str, Meta(max_length=64)], Bytes63], Meta(max_length=64)] = {}
 
 
 class ImageStats(msgspec.Struct, kw_only=True):

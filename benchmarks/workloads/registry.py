@@ -73,6 +73,8 @@ def run_here(name: str) -> dict[str, Any]:
     }
     if Counted.steps:
         row["counted_steps"] = Counted.steps
+    if Counted.engine:
+        row["engine"] = Counted.engine
     return row
 
 

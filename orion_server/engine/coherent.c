@@ -109,6 +109,11 @@ uint8_t* coherent_copy(const orion_engine* e, uint64_t offset, uint64_t bytes) {
   return r->known + (offset - r->offset);
 }
 
+bool coherent_touches(const orion_engine* e, uint64_t offset, uint64_t bytes) {
+  const uint32_t i = e->coherent_count ? search(e, offset) : 0;
+  return i < e->coherent_count && e->coherent[i].offset < offset + bytes;
+}
+
 bool coherent_settled(orion_engine* e) {
   if (!e->net) return true;
   if (net_copies_wait(e)) {

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "launcher.h"
 
 #define LOOP_BATCH 64u              // main operations between two looks at everything else
 #define SLEEP_IDLE_NS 100000000ull  // nothing outstanding: only a wake can bring work
@@ -234,18 +235,29 @@ static bool work_once(orion_engine* e) {
   if (e->first_query) moved |= query_pass(e);
   if (atomic_load_explicit(&e->graph_signal, memory_order_relaxed)) graph_publish(e);
   if (e->first_batch || e->maps_first) moved |= memory_reclaim(e, !moved);
+  if (e->launchers) launcher_collect(e);
   answer_flush(e);
   order_check_faults(e, engine_now_ns());
   answer_flush(e);
   return moved;
 }
 
+// Where the thread's time goes, from one look at the clock to the next.
+static uint64_t account(orion_engine* e, enum engine_state state, uint64_t* seen_ns) {
+  const uint64_t now_ns = engine_now_ns();
+  STAT_ADD(e, stat_time[state], now_ns - *seen_ns);
+  return *seen_ns = now_ns;
+}
+
 int orion_engine_run(orion_engine* e) {
   if (!e->bound) return ORION_END_FAILED;
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   output_begin(e);
+  if (e->config.launchers > 0 && !launcher_start(e, (uint32_t)e->config.launchers)) {
+    engine_log(e, ENGINE_LOG_WARN, "no launchers could be started");
+  }
   e->current_context = 0;  // another thread may have bound; this one has no current context yet
-  uint64_t busy_at_ns = engine_now_ns();
+  uint64_t busy_at_ns = engine_now_ns(), seen_ns = busy_at_ns;
   while (!e->end) {
     const int stop = atomic_load_explicit(&e->stop_requested, memory_order_acquire);
     if (stop) {
@@ -253,7 +265,7 @@ int orion_engine_run(orion_engine* e) {
       break;
     }
     const bool moved = work_once(e);
-    const uint64_t now_ns = engine_now_ns();
+    const uint64_t now_ns = account(e, moved ? ENGINE_BUSY : ENGINE_LOOKING, &seen_ns);
     if (moved) {
       busy_at_ns = now_ns;
       continue;
@@ -262,6 +274,7 @@ int orion_engine_run(orion_engine* e) {
     watch_gap(e, now_ns);
     if (e->spin_allowed && idle_ns < e->spin_ns) {
       engine_pause(64);
+      account(e, ENGINE_LOOKING, &seen_ns);
       continue;
     }
     atomic_fetch_add_explicit(&e->segment->words[ORION_WORD_ENGINE_BEAT], 1, memory_order_relaxed);
@@ -270,7 +283,9 @@ int orion_engine_run(orion_engine* e) {
     } else {
       sleep_until_needed(e, sleep_time(e, idle_ns));
     }
+    account(e, ENGINE_ASLEEP, &seen_ns);
   }
+  launcher_stop(e);
   if (e->net) net_close(e);
   answer_flush(e);
   output_end(e);
@@ -313,6 +328,12 @@ void orion_engine_get_stats(orion_engine* e, orion_engine_stats* stats) {
       .commit_gaps = atomic_load(&e->stat_gaps),
       .image_bytes = atomic_load(&e->stat_image_bytes),
       .fatal_result = atomic_load(&e->stat_fatal),
+      .busy_ns = atomic_load(&e->stat_time[ENGINE_BUSY]),
+      .looking_ns = atomic_load(&e->stat_time[ENGINE_LOOKING]),
+      .asleep_ns = atomic_load(&e->stat_time[ENGINE_ASLEEP]),
+      .launches_timed = atomic_load(&e->stat_launches_timed),
+      .launches_timed_ns = atomic_load(&e->stat_launches_timed_ns),
+      .launches_handed = atomic_load(&e->stat_handed),
   };
   for (uint32_t i = 0; i < ORION_DEVICES; i++) stats->mapped_bytes[i] = atomic_load(&e->devices[i].mapped_bytes);
 }

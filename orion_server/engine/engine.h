@@ -18,6 +18,8 @@ typedef struct orion_engine_config {
   int null_engine;           // 1: no driver at all; work is validated and dropped, markers are written at once
   int transport;             // enum orion_engine_transport
   int cpu_count;             // CPUs that this process may use; 0: ask the system
+  int launchers;             // threads that launch for programs with several busy streams (launcher.h); 0: none
+  int launchers_always;      // 1: they get every launch that they may, not only where that is faster. For tests
   int spin_us;               // how long to spin before sleeping; ignored (no spinning) with two CPUs or fewer
   int image_fd;              // socket of packets to orion-server's image cache; 0 or less: none
   int stdout_fd, stderr_fd;  // files that are this process's stdout and stderr, for the client; 0 or less: none
@@ -51,13 +53,19 @@ typedef struct orion_engine_stats {
   uint64_t frees_pending;
   uint64_t maps_waiting;  // allocations that wait for pending frees
   uint64_t pinned_bytes;
-  uint64_t bytes_in;          // over tcp: bulk received
-  uint64_t bytes_out;         // over tcp: bulk sent
-  uint64_t image_bytes;       // images: received from this client
-  uint64_t lanes;             // over tcp: lanes on which the client has shown the token; 2: it is connected
-  uint64_t commit_gaps;       // times that a producer left its reserved slots uncommitted for over 100 ms
-  uint64_t fatal_result;      // 0, or the CUresult after which this worker must be replaced
-  uint64_t mapped_bytes[64];  // per bound device
+  uint64_t bytes_in;           // over tcp: bulk received
+  uint64_t bytes_out;          // over tcp: bulk sent
+  uint64_t image_bytes;        // images: received from this client
+  uint64_t lanes;              // over tcp: lanes on which the client has shown the token; 2 or more: connected
+  uint64_t commit_gaps;        // times that a producer left its reserved slots uncommitted for over 100 ms
+  uint64_t fatal_result;       // 0, or the CUresult after which this worker must be replaced
+  uint64_t busy_ns;            // of the thread inside run: in passes that found something to do
+  uint64_t looking_ns;         // in passes that found nothing, and between them
+  uint64_t asleep_ns;          // waiting in the system
+  uint64_t launches_timed;     // one launch in 64
+  uint64_t launches_timed_ns;  // that those spent inside the driver
+  uint64_t launches_handed;    // to launchers
+  uint64_t mapped_bytes[64];   // per bound device
 } orion_engine_stats;
 
 // What ended orion_engine_run.
@@ -76,10 +84,11 @@ void orion_engine_reserve_addresses(void);
 int orion_engine_new(const orion_engine_config* config, orion_engine** engine);
 // Hands over a primary context that the worker (pycuda) holds. Without it the engine retains the primary itself.
 int orion_engine_set_primary(orion_engine* engine, uint32_t ordinal, uint64_t context);
-// tcp: opens both lanes on 127.0.0.1 and writes their endpoints (at least 64 bytes each). `token` is what the client
-// must send first on each lane.
-int orion_engine_tcp_listen(orion_engine* engine, const uint8_t* token, uint32_t token_bytes, char* ops_endpoint,
-                            char* bulk_endpoint);
+// tcp: opens the lanes on 127.0.0.1 and writes their endpoints (at least 64 bytes each; plain TCP has one, and an empty
+// second). `token` is what the client must send first on each connection.
+enum orion_engine_lanes { ORION_ENGINE_LANES_ZMQ, ORION_ENGINE_LANES_RAW };
+int orion_engine_tcp_listen(orion_engine* engine, int lanes, const uint8_t* token, uint32_t token_bytes,
+                            char* ops_endpoint, char* bulk_endpoint);
 // 0: bound. -1: an address range is taken; *conflicts has bit 0 for the host arena, bit 1 + i for devices[i], and the
 // call may be repeated with other addresses. Otherwise a CUresult.
 int orion_engine_bind(orion_engine* engine, const orion_engine_bind_request* request, uint64_t* conflicts);

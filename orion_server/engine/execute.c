@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "launcher.h"
 
 context_state* use_context(orion_engine* e, const orion_op* op) {
   context_state* c = &e->contexts[op->context];
@@ -129,6 +130,7 @@ static void release_ledger(orion_engine* e, uint32_t index) {
 
 void context_close(orion_engine* e, uint32_t index) {
   context_state* c = &e->contexts[index];
+  e->context_generation++;
   (void)e->driver.context_set_current(c->handle);
   e->current_context = index;
   release_ledger(e, index);
@@ -217,6 +219,7 @@ void context_peer(orion_engine* e, const orion_op* op) {
 // ------------------------------------------------------------------------------------------------ dispatch
 enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
   if (ORION_OP_INFO[op->code].flags & ORION_OPF_WORK) STAT_ADD(e, stat_work, 1);
+  if (e->launchers) launcher_before(e, op);
   switch ((enum orion_op_code)op->code) {
     case ORION_OP_NOP:
       answer_result(e, op, 0);

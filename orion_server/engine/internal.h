@@ -39,6 +39,11 @@
 #define SLOT_MAX_BYTES (1ull << 40)
 #define MAPS_WAITING_MAX 256u
 
+#define LAUNCH_TIMED_EVERY 64u  // launches of which one is timed
+
+/// What the loop's thread is at.
+enum engine_state { ENGINE_BUSY, ENGINE_LOOKING, ENGINE_ASLEEP, ENGINE_STATES };
+
 // CUresults that are not CUDA's business: what a handler tells the loop.
 enum step {
   STEP_DONE,   // executed (or refused: the answer has been given)
@@ -51,11 +56,13 @@ typedef struct track {
   uint64_t issued;
   uint64_t marked;      // value of the last private marker
   uint64_t known_done;  // learned by the CPU: cuStreamQuery said idle, or the context is dead
+  uint64_t handed;      // place of its last entry in its launcher's queue
   CUstream stream;      // where private markers go; only while `open`
   uint32_t next_dirty;  // list of tracks with work outstanding, 0 ends it
   uint16_t context;
-  bool open;   // its stream exists
-  bool dirty;  // in the list
+  bool open;         // its stream exists
+  bool dirty;        // in the list
+  uint8_t launcher;  // number of its launcher (launcher.h), 0: none yet
 } track;
 
 typedef struct stream_state {
@@ -289,8 +296,9 @@ struct orion_engine {
   uint32_t coherent_count, coherent_capacity;
   variable_state* variables;
   uint32_t variable_count, variable_capacity;
-  uint32_t mirror_count;     // coherent ranges that have one
-  uint32_t current_context;  // index that is current in the driver, 0: none
+  uint32_t mirror_count;        // coherent ranges that have one
+  uint32_t current_context;     // index that is current in the driver, 0: none
+  uint32_t context_generation;  // grows when a context goes: its handle may come back
 
   // parking
   uint32_t epoch;
@@ -333,16 +341,18 @@ struct orion_engine {
 
   output_state output;
   struct orion_net* net;
-  struct image_table* images;       // image.c; NULL until the first offer
-  struct share_table* shares;       // share.c; NULL until the first question
-  bool memory_stays_here;           // the driver refuses memory that could be exported
-  struct library_table* libraries;  // library.c; NULL until the first load
-  struct array_ledger* arrays;      // NULL until the first array or texture
+  struct image_table* images;        // image.c; NULL until the first offer
+  struct share_table* shares;        // share.c; NULL until the first question
+  bool memory_stays_here;            // the driver refuses memory that could be exported
+  struct library_table* libraries;   // library.c; NULL until the first load
+  struct array_ledger* arrays;       // NULL until the first array or texture
+  struct launcher_table* launchers;  // launcher.c; NULL: this thread makes all calls
 
   // Counters that other threads read.
   _Atomic uint64_t stat_operations, stat_launches, stat_work, stat_replies, stat_late, stat_parked, stat_parked_now;
   _Atomic uint64_t stat_frees, stat_frees_done, stat_maps, stat_pinned, stat_in, stat_out, stat_lanes, stat_fatal,
       stat_gaps, stat_image_bytes;
+  _Atomic uint64_t stat_time[ENGINE_STATES], stat_launches_timed, stat_launches_timed_ns, stat_handed;
 
   // Operations just copied out of the rings. Two, because express operations run between a main one's pop and its turn.
   _Alignas(64) uint8_t popped[ORION_OP_MAX_BYTES + 64];
@@ -550,6 +560,8 @@ void coherent_publish(orion_engine* e, const orion_op* op);
 void coherent_known(orion_engine* e, uint64_t offset, const uint8_t* from, uint64_t bytes);
 /// What the client knows of [offset, +bytes); NULL when that is not part of one coherent range.
 uint8_t* coherent_copy(const orion_engine* e, uint64_t offset, uint64_t bytes);
+/// Whether a byte of [offset, +bytes) is in a coherent range.
+bool coherent_touches(const orion_engine* e, uint64_t offset, uint64_t bytes);
 /// Over a network: what has been published and copied out is on its way ahead of the next answer. False: the operation
 /// has been given a cause to be looked at again.
 bool coherent_settled(orion_engine* e);
@@ -607,6 +619,8 @@ int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t c
 /// Whether a launch's tail (LAUNCH or LAUNCH_EX) is what its fields say and what the kernel reads.
 bool launch_tail_ok(const orion_op* op, const function_state* f, uint32_t attribute_count);
 void launch_kernel(orion_engine* e, const orion_op* op);
+/// The driver's call of a launch whose tail and attributes have been checked. From any thread.
+int32_t launch_call(const orion_driver* driver, const orion_op* op, CUfunction function, CUstream stream);
 bool launch_attribute_ok(const orion_engine* e, uint32_t id, const void* value);
 
 // ---- graph.c: executable graphs; their state is graph.c's own
@@ -671,7 +685,7 @@ void output_scan(orion_engine* e, const uint8_t* image, uint64_t bytes);
 bool watcher_start(orion_engine* e);
 void watcher_stop(orion_engine* e);
 
-// ---- net_zmq.c (tcp only; e->net is NULL over shm)
+// ---- net.c (tcp only; e->net is NULL over shm)
 /// Receives and sends what can be without waiting. Returns whether anything moved.
 bool net_pump(orion_engine* e);
 /// Waits for frames, at most this long.

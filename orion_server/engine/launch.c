@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "launcher.h"
 
 #define PARAM_MAX_BYTES 32764u
 
@@ -22,14 +23,27 @@ function_state* function_of(orion_engine* e, const orion_op* op, uint32_t index)
   return NULL;
 }
 
-int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t count, CUlaunchAttribute* to) {
+static bool attributes_ok(const orion_engine* e, const uint8_t* tail, uint32_t count) {
   for (uint32_t i = 0; i < count; i++) {
     orion_wire_attribute a;
     memcpy(&a, tail + i * sizeof a, sizeof a);
-    if (!launch_attribute_ok(e, a.id, a.value)) return CUDA_ERROR_NOT_SUPPORTED;
+    if (!launch_attribute_ok(e, a.id, a.value)) return false;
+  }
+  return true;
+}
+
+static void translate_attributes(const uint8_t* tail, uint32_t count, CUlaunchAttribute* to) {
+  for (uint32_t i = 0; i < count; i++) {
+    orion_wire_attribute a;
+    memcpy(&a, tail + i * sizeof a, sizeof a);
     to[i].id = (CUlaunchAttributeID)a.id;
     memcpy(&to[i].value, a.value, sizeof a.value);
   }
+}
+
+int32_t launch_attributes(const orion_engine* e, const uint8_t* tail, uint32_t count, CUlaunchAttribute* to) {
+  if (!attributes_ok(e, tail, count)) return CUDA_ERROR_NOT_SUPPORTED;
+  translate_attributes(tail, count, to);
   return 0;
 }
 
@@ -40,10 +54,49 @@ bool launch_tail_ok(const orion_op* op, const function_state* f, uint32_t attrib
          (!f->layout_known || o->param_bytes >= f->param_bytes);
 }
 
+// LAUNCH and LAUNCH_EX are laid out alike and differ in the meaning of one field.
+static uint32_t attribute_count_of(const orion_op* op) {
+  return op->code == ORION_OP_LAUNCH_EX ? ((const orion_op_launch_ex*)op)->attribute_count : 0;
+}
+
+int32_t launch_call(const orion_driver* driver, const orion_op* op, CUfunction function, CUstream stream) {
+  const orion_op_launch* o = (const orion_op_launch*)op;
+  const uint32_t attribute_count = attribute_count_of(op);
+  const uint8_t* tail = op_tail(op);
+  size_t param_bytes = o->param_bytes;
+  void* params = (void*)(tail + attribute_count * sizeof(orion_wire_attribute));
+  void* buffers[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, params, CU_LAUNCH_PARAM_BUFFER_SIZE, &param_bytes,
+                     CU_LAUNCH_PARAM_END};
+  void** extra = param_bytes ? buffers : NULL;
+  const bool extended = op->code == ORION_OP_LAUNCH_EX, cooperative = !extended && (o->launch_flags & 1);
+  if (!extended && !cooperative) {
+    return (int32_t)driver->launch(function, o->grid_x, o->grid_y, o->grid_z, o->block_x, o->block_y, o->block_z,
+                                   o->dynamic_shared_bytes, stream, NULL, extra);
+  }
+  CUlaunchAttribute attributes[ORION_LAUNCH_ATTRIBUTES_MAX + 1] = {0};
+  uint32_t count = 0;
+  if (cooperative) {
+    attributes[count].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+    attributes[count++].value.cooperative = 1;
+  }
+  translate_attributes(tail, attribute_count, attributes + count);
+  count += attribute_count;
+  const CUlaunchConfig config = {.gridDimX = o->grid_x,
+                                 .gridDimY = o->grid_y,
+                                 .gridDimZ = o->grid_z,
+                                 .blockDimX = o->block_x,
+                                 .blockDimY = o->block_y,
+                                 .blockDimZ = o->block_z,
+                                 .sharedMemBytes = o->dynamic_shared_bytes,
+                                 .hStream = stream,
+                                 .attrs = count ? attributes : NULL,
+                                 .numAttrs = count};
+  return (int32_t)driver->launch_ex(&config, function, NULL, extra);
+}
+
 void launch_kernel(orion_engine* e, const orion_op* op) {
-  const orion_op_launch* o = (const orion_op_launch*)op;  // LAUNCH_EX differs in the meaning of one field
-  const bool extended = op->code == ORION_OP_LAUNCH_EX;
-  const uint32_t attribute_count = extended ? ((const orion_op_launch_ex*)op)->attribute_count : 0;
+  const orion_op_launch* o = (const orion_op_launch*)op;
+  const uint32_t attribute_count = attribute_count_of(op);
   stream_state* s = use_stream(e, op);
   function_state* f = s ? function_of(e, op, o->function) : NULL;
   if (!f) return;
@@ -51,43 +104,18 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
     answer_result(e, op, CUDA_ERROR_INVALID_VALUE);
     return;
   }
-  const uint8_t* tail = op_tail(op);
-  size_t param_bytes = o->param_bytes;
-  void* params = (void*)(tail + attribute_count * sizeof(orion_wire_attribute));
-  void* buffers[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, params, CU_LAUNCH_PARAM_BUFFER_SIZE, &param_bytes,
-                     CU_LAUNCH_PARAM_END};
-  void** extra = param_bytes ? buffers : NULL;
-  const bool cooperative = !extended && (o->launch_flags & 1);
-  CUresult code;
-  if (!extended && !cooperative) {
-    code = e->driver.launch(f->handle, o->grid_x, o->grid_y, o->grid_z, o->block_x, o->block_y, o->block_z,
-                            o->dynamic_shared_bytes, s->handle, NULL, extra);
-  } else {
-    CUlaunchAttribute attributes[ORION_LAUNCH_ATTRIBUTES_MAX + 1] = {0};
-    uint32_t count = 0;
-    if (cooperative) {
-      attributes[count].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
-      attributes[count++].value.cooperative = 1;
-    }
-    const int32_t refused = launch_attributes(e, tail, attribute_count, attributes + count);
-    if (refused) {
-      answer_result(e, op, refused);
-      return;
-    }
-    count += attribute_count;
-    const CUlaunchConfig config = {.gridDimX = o->grid_x,
-                                   .gridDimY = o->grid_y,
-                                   .gridDimZ = o->grid_z,
-                                   .blockDimX = o->block_x,
-                                   .blockDimY = o->block_y,
-                                   .blockDimZ = o->block_z,
-                                   .sharedMemBytes = o->dynamic_shared_bytes,
-                                   .hStream = s->handle,
-                                   .attrs = count ? attributes : NULL,
-                                   .numAttrs = count};
-    code = e->driver.launch_ex(&config, f->handle, NULL, extra);
+  if (!attributes_ok(e, op_tail(op), attribute_count)) {
+    answer_result(e, op, CUDA_ERROR_NOT_SUPPORTED);
+    return;
   }
-  const int32_t result = answer_check(e, op->context, (int32_t)code);
+  if (e->launchers && launcher_take(e, s, f, op)) return;
+  const bool timed = atomic_load_explicit(&e->stat_launches, memory_order_relaxed) % LAUNCH_TIMED_EVERY == 0;
+  const uint64_t started_ns = timed ? engine_now_ns() : 0;
+  const int32_t result = answer_check(e, op->context, launch_call(&e->driver, op, f->handle, s->handle));
+  if (timed) {
+    STAT_ADD(e, stat_launches_timed, 1);
+    STAT_ADD(e, stat_launches_timed_ns, engine_now_ns() - started_ns);
+  }
   if (!result) order_issued(e, s);
   answer_result(e, op, result);
 }

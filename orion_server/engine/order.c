@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "internal.h"
+#include "launcher.h"
 
 #define FAULT_CHECK_NS 2000000ull
 #define FAULT_CHECK_STREAMS 64u
@@ -62,11 +63,15 @@ void order_mark_track(orion_engine* e, uint32_t index) {
     if (!s) return;
     stream = s->handle;
   }
+  const uint64_t value = t->issued + 1;
+  if (e->launchers && launcher_write(e, index, stream, e->done_device + (uint64_t)index * 8, value)) {
+    t->issued = t->marked = value;
+    return;
+  }
   if (e->current_context != t->context) {
     if (e->driver.context_set_current(c->handle)) return;
     e->current_context = t->context;
   }
-  const uint64_t value = t->issued + 1;
   const int32_t result = (int32_t)e->driver.write_value64(stream, e->done_device + (uint64_t)index * 8, value, 0);
   if (answer_check(e, t->context, result)) return;
   t->issued = value;
@@ -162,6 +167,7 @@ void order_check_faults(orion_engine* e, uint64_t now_ns) {
       continue;
     }
     if (!c->alive) continue;
+    if (e->launchers && launcher_pending(e, index)) continue;  // "idle" would speak of less than was issued
     if (!t->open) {
       if (asked_null >> t->context & 1) continue;
       asked_null |= 1ull << t->context;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "launcher.h"
 
 #define QUERIES_MAX 64u
 #define QUERY_LIMIT_NS 100000000u  // a marker that was refused never comes
@@ -172,6 +173,7 @@ static bool stream_query_try(orion_engine* e, const orion_op* op, uint64_t deadl
     return true;
   }
   if (!use_context(e, op)) return true;
+  if (e->launchers) launcher_settle(e, s->track);
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.stream_query(s->handle));
   if (result == 0) {
     // The GPU has passed the marker, or is about to write the same value once more from a stream of the engine's own.

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "internal.h"
+#include "launcher.h"
 
 // ------------------------------------------------------------------------------------------------ markers
 stream_state* marker_stream(orion_engine* e, stream_state* stream) {
@@ -45,9 +46,12 @@ int32_t place_marker(orion_engine* e, stream_state* stream, uint32_t word, uint6
   }
   stream_state* on = marker_stream(e, stream);
   if (!on) return CUDA_ERROR_OUT_OF_MEMORY;
-  const int32_t result = answer_check(
-      e, stream->context, (int32_t)e->driver.write_value64(on->handle, e->words_device + (uint64_t)word * 8, value, 0));
-  if (result) return result;
+  const CUdeviceptr address = e->words_device + (uint64_t)word * 8;
+  if (!e->launchers || !launcher_write(e, on->track, on->handle, address, value)) {
+    const int32_t result =
+        answer_check(e, stream->context, (int32_t)e->driver.write_value64(on->handle, address, value, 0));
+    if (result) return result;
+  }
   order_issued(e, on);
   if (e->net) net_marker(e, stream->context, word, value);
   return 0;

@@ -120,7 +120,7 @@ class Worker:
             self._doorway = Doorway(message["shm_socket"], message["uid"], message["token"])
             self._selector.register(self._doorway.listener, selectors.EVENT_READ, self._on_knock)
         if message["tcp"]:
-            answer["tcp_ops"], answer["tcp_bulk"] = engine.open_lanes(message["token"])
+            answer["tcp_ops"], answer["tcp_bulk"] = engine.open_lanes(message["token"], message["raw_lanes"])
         return answer
 
     def _bind(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +252,12 @@ def main() -> None:
         with contextlib.suppress(OSError):
             channel.send({"type": "failed", "message": f"{type(error).__name__}: {error}"})
         os._exit(1)
-    worker.shut(worker.serve())
+    try:
+        reason = worker.serve()
+    except Exception:  # stderr is the client's by now: the log is the only place where this can be seen
+        log.exception("the worker failed")
+        os._exit(1)
+    worker.shut(reason)
     # The kernel frees everything at once; Python's and CUDA's own tear-down would only take longer.
     os._exit(0)
 

@@ -65,11 +65,12 @@ class Engine:
         self.segment_bytes: int = lib.orion_engine_segment_bytes()
         self.arena_bytes: int = lib.orion_engine_arena_bytes()
 
-    def open_lanes(self, token: bytes) -> tuple[str, str]:
-        """Opens the two TCP lanes; returns their endpoints."""
+    def open_lanes(self, token: bytes, raw: bool) -> tuple[str, str]:
+        """Opens the TCP lanes (`raw`: plain sockets, else ZeroMQ's); returns their endpoints."""
         self._make(lib.ORION_ENGINE_TCP)
         ops, bulk = ffi.new("char[64]"), ffi.new("char[64]")
-        result = lib.orion_engine_tcp_listen(self._engine, token, len(token), ops, bulk)
+        kind = lib.ORION_ENGINE_LANES_RAW if raw else lib.ORION_ENGINE_LANES_ZMQ
+        result = lib.orion_engine_tcp_listen(self._engine, kind, token, len(token), ops, bulk)
         if result != 0:
             raise EngineError("orion_engine_tcp_listen", result)
         return ffi.string(ops).decode(), ffi.string(bulk).decode()
@@ -93,7 +94,7 @@ class Engine:
         return f"{sentence}: {reason}" if reason else sentence
 
     def lanes_connected(self) -> bool:
-        """Whether the client has come in on both TCP lanes."""
+        """Whether the client has come in on all TCP lanes."""
         stats = ffi.new("orion_engine_stats *")
         lib.orion_engine_get_stats(self._engine, stats)
         return bool(stats.lanes >= 2)
@@ -120,6 +121,16 @@ class Engine:
             "late_errors": stats.late_errors,
             "bytes_in": stats.bytes_in,
             "bytes_out": stats.bytes_out,
+            "engine": {
+                "busy_ns": stats.busy_ns,
+                "looking_ns": stats.looking_ns,
+                "asleep_ns": stats.asleep_ns,
+                "operations": stats.operations,
+                "launches": stats.launches,
+                "launches_timed": stats.launches_timed,
+                "launches_timed_ns": stats.launches_timed_ns,
+                "launches_handed": stats.launches_handed,
+            },
         }
 
     def _make(self, transport: int) -> None:
@@ -133,6 +144,8 @@ class Engine:
         config.transport = transport
         config.cpu_count = len(os.sched_getaffinity(0))
         config.spin_us = _SPIN_US
+        config.launchers = int(os.environ.get("ORION_ENGINE_LAUNCHERS", "0"))
+        config.launchers_always = os.environ.get("ORION_ENGINE_LAUNCHERS_ALWAYS") == "1"
         config.image_fd = self._image_fd
         config.stdout_fd, config.stderr_fd, config.log_fd = self._files
         config.log_level = self._log_level

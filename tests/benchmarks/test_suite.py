@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.measure import engine_share
 from benchmarks.rows import NATIVE_DIGESTS
 from benchmarks.suite_session import judge, main, table, text_of, verdict
 from benchmarks.workloads.__main__ import ORDER, compare
@@ -39,6 +40,14 @@ def test_every_workload_is_listed_once() -> None:
 )
 def test_digests_agree(base: dict[str, Any], other: dict[str, Any], same: bool) -> None:
     assert agree(base, other) is same
+
+
+def test_the_engines_share_is_of_the_measured_time() -> None:
+    before = {"busy_ns": 100, "launches": 5, "launches_timed": 1, "launches_timed_ns": 3000}
+    after = {"busy_ns": 500_000_100, "launches": 133, "launches_timed": 3, "launches_timed_ns": 11000}
+    assert engine_share(before, after, 2.0) == {"busy": 0.25, "launches": 128, "driver_launch_ns": 4000}
+    assert engine_share(before, {**after, "launches_timed": 1}, 2.0) == {"busy": 0.25, "launches": 128}
+    assert engine_share({}, after, 2.0) is None
 
 
 def test_fraction_points_up() -> None:
@@ -89,6 +98,11 @@ def test_a_whole_session(tmp_path: Path) -> None:
     counted = kept["rows"]["tcp"]["launch_and_sync"]
     assert 0 < counted["waits_per_step"] <= 1 and list(counted["waits"]) == ["cuCtxSynchronize"]
     assert "waits" not in kept["rows"]["native"]["launch_and_sync"]
+    # The engine's part is read over the groups that were timed: eight of 500 launches before the one that is counted.
+    for transport in ("shm", "tcp"):
+        engine = kept["rows"][transport]["launch_and_sync"]["engine"]
+        assert engine["launches"] == 8 * 500 and 0 < engine["busy"] <= 1 and engine["driver_launch_ns"] > 0
+    assert "engine" not in kept["rows"]["native"]["launch_and_sync"]
     # A second one on the native rows of the first, with a row that those lack: everything else is still measured.
     older = ["--native-from", str(tmp_path / "suite.json"), "--transports", "shm"]
     again = tmp_path / "again"

@@ -116,6 +116,7 @@ class Session:
         image_fd: int = 0,
         output: tuple[int, int] | None = None,
         log_fd: int = 0,
+        launchers: int = int(os.environ.get("ENGINE_TEST_LAUNCHERS", "0")),
     ) -> None:
         self.client = client_library()
         config = ffi.new("orion_engine_config *")
@@ -126,6 +127,7 @@ class Session:
         config.image_fd = image_fd
         config.log_level = int(os.environ.get("ENGINE_TEST_LOG", "1"))
         config.log_fd = log_fd
+        config.launchers, config.launchers_always = launchers, 1
         if output:
             config.stdout_fd, config.stderr_fd = output
         made = ffi.new("orion_engine **")

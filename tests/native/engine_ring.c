@@ -1,5 +1,6 @@
 // Both ends of the rings as threads of one program: several producers push into one session, the engine (with the null
-// driver) answers. Built with a sanitizer by engine.sh; a lost, doubled or reordered operation makes it fail.
+// driver) answers, by itself and with launchers. Built with a sanitizer by engine.sh; a lost, doubled or reordered
+// operation makes it fail.
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -17,6 +18,7 @@
 #define PRODUCERS 4u
 #define ROUNDS 4000u
 #define ARENA_BYTES (64ull << 20)
+#define IMAGE_OFFSET (1u << 20)
 
 #define CHECK(condition)                                              \
   do {                                                                \
@@ -106,6 +108,16 @@ static void* produce(void* argument) {
                                             .reply_slot = ORION_NO_REPLY},
                                      .device_dst = ORION_DEVICE_SLOT_CANDIDATE(0)};
     push(false, &copy.op, sizeof copy, tail);
+    orion_op_launch launch = {.op = {.code = ORION_OP_LAUNCH,
+                                     .bytes = (uint32_t)sizeof launch + tail_bytes,
+                                     .context = 1,
+                                     .thread = (uint16_t)me,
+                                     .stream = stream,
+                                     .reply_slot = ORION_NO_REPLY},
+                              .function = 1,
+                              .grid_x = round,
+                              .param_bytes = tail_bytes};
+    push(false, &launch.op, sizeof launch, tail);
     if (round % 16 == 0) {
       orion_op_mark m = {.op = {.code = ORION_OP_MARK,
                                 .bytes = sizeof m,
@@ -144,8 +156,42 @@ static uint64_t free_place(void) {
   return (uint64_t)(uintptr_t)p;
 }
 
-int main(void) {
-  const orion_engine_config config = {.null_engine = 1, .transport = ORION_ENGINE_SHM, .spin_us = 20};
+static void* map(int fd, uint64_t bytes, size_t align) {
+  uint8_t* room = mmap(NULL, bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(room != MAP_FAILED);
+  room += (align - (uintptr_t)room % align) % align;
+  void* at = mmap(room, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+  CHECK(at != MAP_FAILED);
+  return at;
+}
+
+/// Function 1 of module 1: the null driver knows every name.
+static void load_function(int arena_fd) {
+  const char text[] = ".version 7.0\n.target sm_70\n";
+  char* arena = map(arena_fd, ARENA_BYTES, 4096);
+  memcpy(arena + IMAGE_OFFSET, text, sizeof text);
+  munmap(arena, ARENA_BYTES);
+  int32_t result = -1;
+  orion_op_module_load load = {.op = {.code = ORION_OP_MODULE_LOAD, .bytes = sizeof load, .context = 1},
+                               .module = 1,
+                               .image_off = IMAGE_OFFSET,
+                               .image_bytes = sizeof text};
+  (void)call(0, false, &load.op, (1u << 30) + 2, &result);
+  CHECK(result == 0);
+  struct {
+    orion_op_module_get_function head;
+    char name[8];
+  } get = {{.op = {.code = ORION_OP_MODULE_GET_FUNCTION, .bytes = sizeof get.head + 4, .context = 1},
+            .module = 1,
+            .function = 1},
+           "name"};
+  (void)call(0, false, &get.head.op, (1u << 30) + 3, &result);
+  CHECK(result == 0);
+}
+
+static void run(int launchers) {
+  const orion_engine_config config = {
+      .null_engine = 1, .transport = ORION_ENGINE_SHM, .spin_us = 20, .launchers = launchers, .launchers_always = 1};
   orion_engine* engine = NULL;
   CHECK(orion_engine_new(&config, &engine) == 0);
   const orion_engine_device device = {0, ORION_DEVICE_SLOT_CANDIDATE(0), 1ull << 30};
@@ -157,23 +203,20 @@ int main(void) {
                                              .devices = &device};
   uint64_t conflicts = 0;
   CHECK(orion_engine_bind(engine, &request, &conflicts) == 0);
-  const size_t align = _Alignof(orion_segment);
-  uint8_t* room = mmap(NULL, sizeof *segment + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  CHECK(room != MAP_FAILED);
-  room += (align - (uintptr_t)room % align) % align;
-  segment = mmap(room, sizeof *segment, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, request.segment_fd, 0);
-  CHECK(segment != MAP_FAILED && segment->magic == ORION_SEGMENT_MAGIC);
+  segment = map(request.segment_fd, sizeof *segment, _Alignof(orion_segment));
+  CHECK(segment->magic == ORION_SEGMENT_MAGIC);
   pthread_t server, producers[PRODUCERS];
   CHECK(pthread_create(&server, NULL, serve, engine) == 0);
   int32_t result = -1;
   orion_op_ctx_primary primary = {.op = {.code = ORION_OP_CTX_PRIMARY, .bytes = sizeof primary, .context = 1}};
   (void)call(0, false, &primary.op, 1u << 30, &result);
   CHECK(result == 0);
-  orion_op_mem_map map = {.op = {.code = ORION_OP_MEM_MAP, .bytes = sizeof map, .context = 1},
-                          .device_address = device.base,
-                          .size_bytes = ORION_CHUNK_BYTES};
-  (void)call(0, true, &map.op, (1u << 30) + 1, &result);
+  orion_op_mem_map memory_map = {.op = {.code = ORION_OP_MEM_MAP, .bytes = sizeof memory_map, .context = 1},
+                                 .device_address = device.base,
+                                 .size_bytes = ORION_CHUNK_BYTES};
+  (void)call(0, true, &memory_map.op, (1u << 30) + 1, &result);
   CHECK(result == 0);
+  load_function(request.arena_fd);
   for (uintptr_t i = 0; i < PRODUCERS; i++) CHECK(pthread_create(&producers[i], NULL, produce, (void*)i) == 0);
   for (uint32_t i = 0; i < PRODUCERS; i++) CHECK(pthread_join(producers[i], NULL) == 0);
   for (uint32_t i = 0; i < PRODUCERS; i++) wait_word(i, ORION_WORD_STREAMS + i + 1, ROUNDS / 16);
@@ -183,11 +226,19 @@ int main(void) {
   CHECK(pthread_join(server, &end) == 0 && (uintptr_t)end == ORION_END_DETACHED);
   orion_engine_stats stats;
   orion_engine_get_stats(engine, &stats);
-  const uint64_t each = 1 + ROUNDS + ROUNDS / 16 + ROUNDS / 50;
-  CHECK(stats.operations == PRODUCERS * each + 3);
-  CHECK(stats.work_operations == (uint64_t)PRODUCERS * ROUNDS && stats.late_errors == 0);
+  const uint64_t each = 1 + 2 * ROUNDS + ROUNDS / 16 + ROUNDS / 50;
+  CHECK(stats.operations == PRODUCERS * each + 5);
+  CHECK(stats.work_operations == (uint64_t)PRODUCERS * 2 * ROUNDS && stats.late_errors == 0);
+  CHECK(launchers ? stats.launches_handed > (uint64_t)PRODUCERS * ROUNDS * 9 / 10 : !stats.launches_handed);
   orion_engine_free(engine);
   munmap(segment, sizeof *segment);
+  close(request.segment_fd);
+  close(request.arena_fd);
+}
+
+int main(void) {
+  run(0);
+  run(3);
   puts("engine_ring: ok");
   return 0;
 }

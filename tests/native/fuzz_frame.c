@@ -27,7 +27,7 @@ static void make_engine(void) {
                                              .device_count = 1,
                                              .devices = &device};
   uint64_t conflicts = 0;
-  if (orion_engine_new(&config, &engine) || orion_engine_tcp_listen(engine, token, sizeof token, ends[0], ends[1]) ||
+  if (orion_engine_new(&config, &engine) || orion_engine_tcp_listen(engine, ORION_ENGINE_LANES_ZMQ, token, sizeof token, ends[0], ends[1]) ||
       orion_engine_bind(engine, &request, &conflicts)) {
     abort();
   }

@@ -56,6 +56,7 @@ def test_attach_describes_devices_and_bind_agrees(client, attach):
     assert attached.tcp_ops.startswith("tcp://127.0.0.1:")
     assert isinstance(client.ask(bind_request(attached)), control.Bound)
     assert [s.transport for s in sessions(client)] == ["shm"]
+    assert sessions(client)[0].engine["launches"] == 0
 
 
 def test_session_that_never_connects_ends(connect, attach, eventually):

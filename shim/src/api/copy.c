@@ -11,6 +11,7 @@
 #include "variable.h"
 
 #define INLINE_BYTES 4096ull
+#define NETWORK_PART_BYTES (8ull << 20)
 // Pieces beyond a thread's first that may hold staging while it waits for more: bounded below the staging's size, so
 // that threads that hold blocks can never all wait for each other.
 #define EXTRA_PULL_BYTES (24ull << 20)
@@ -96,9 +97,22 @@ static CUresult submit_h2d(orion_stream* stream, uint64_t destination, uint64_t 
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
+// Over a network a large copy goes in parts, so that the device copies one while the next travels.
+static uint64_t part_of(const orion_stream* stream, uint64_t bytes) {
+  const bool whole = bytes < 2 * NETWORK_PART_BYTES || !orion_over_network(stream->session);
+  return whole ? bytes : NETWORK_PART_BYTES;
+}
+
 static CUresult push_in_place(orion_stream* stream, uint64_t destination, const orion_place* source, uint64_t bytes) {
   const uint64_t offset = orion_arena_offset(stream, source, source->address);
-  return submit_h2d(stream, destination, offset, bytes, orion_push_program_memory(stream, offset, bytes));
+  CUresult result = CUDA_SUCCESS;
+  for (uint64_t at = 0; at < bytes && result == CUDA_SUCCESS;) {
+    const uint64_t part = part_of(stream, bytes - at);
+    const uint64_t sequence = orion_push_program_memory(stream, offset + at, part);
+    result = submit_h2d(stream, destination + at, offset + at, part, sequence);
+    at += part;
+  }
+  return result;
 }
 
 static CUresult push_pageable(orion_stream* stream, uint64_t destination, uint64_t source, uint64_t bytes) {
@@ -215,7 +229,12 @@ static CUresult pull_pageable(orion_stream* stream, uint64_t destination, uint64
 
 static CUresult pull_pinned(orion_stream* stream, const orion_place* destination, uint64_t source, uint64_t bytes) {
   const uint64_t offset = orion_arena_offset(stream, destination, destination->address);
-  CUresult result = submit_d2h(stream, offset, source, bytes);
+  CUresult result = CUDA_SUCCESS;
+  for (uint64_t at = 0; at < bytes && result == CUDA_SUCCESS;) {
+    const uint64_t part = part_of(stream, bytes - at);
+    result = submit_d2h(stream, offset + at, source + at, part);
+    at += part;
+  }
   if (result != CUDA_SUCCESS) return result;
   if (!orion_over_network(stream->session)) {
     orion_count_bytes(0, bytes);

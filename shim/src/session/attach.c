@@ -132,7 +132,7 @@ static CUresult attach(attach_job* job, const orion_config* config) {
   read_line("/proc/sys/kernel/random/boot_id", host, sizeof host);
   const ssize_t program_bytes = readlink("/proc/self/exe", program, sizeof program - 1);
   program[program_bytes > 0 ? program_bytes : 0] = 0;
-  orion_control_begin(&job->control, &p, "attach", 12);
+  orion_control_begin(&job->control, &p, "attach", 13);
   orion_pack_string(&p, "wire");
   orion_pack_array(&p, 2);
   orion_pack_unsigned(&p, ORION_WIRE_MAJOR);
@@ -151,6 +151,10 @@ static CUresult attach(attach_job* job, const orion_config* config) {
   orion_pack_array(&p, config->transport == ORION_WISH_AUTO ? 2 : 1);
   if (config->transport != ORION_WISH_TCP) orion_pack_string(&p, "shm");
   if (config->transport != ORION_WISH_SHM) orion_pack_string(&p, "tcp");
+  orion_pack_string(&p, "lanes");
+  orion_pack_array(&p, config->tcp_lanes == (ORION_LANES_RAW | ORION_LANES_ZMQ) ? 2 : 1);
+  if (config->tcp_lanes & ORION_LANES_RAW) orion_pack_string(&p, "raw");
+  if (config->tcp_lanes & ORION_LANES_ZMQ) orion_pack_string(&p, "zmq");
   orion_pack_string(&p, "vgpu");
   orion_pack_unsigned(&p, config->vgpu_count);
   orion_pack_string(&p, "gmem_mib");
@@ -309,8 +313,13 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
               address);
   }
   if (socket_fd < 0 && config->transport == ORION_WISH_SHM) return CUDA_ERROR_NO_DEVICE;
-  if (socket_fd < 0 && (!attached->tcp_ops[0] || !attached->tcp_bulk[0])) {
+  const bool is_raw = strncmp(attached->tcp_ops, "raw://", 6) == 0;
+  if (socket_fd < 0 && (!attached->tcp_ops[0] || (!is_raw && !attached->tcp_bulk[0]))) {
     orion_log(ORION_LOG_ERROR, "%s offers neither shared memory nor tcp to this process", address);
+    return CUDA_ERROR_NO_DEVICE;
+  }
+  if (socket_fd < 0 && !(config->tcp_lanes & (is_raw ? ORION_LANES_RAW : ORION_LANES_ZMQ))) {
+    orion_log(ORION_LOG_ERROR, "%s offers other tcp lanes than ORION_TCP_LANES asks for: leave it at auto", address);
     return CUDA_ERROR_NO_DEVICE;
   }
   const CUresult result = bind_addresses(job, socket_fd >= 0 ? "shm" : "tcp");
@@ -326,12 +335,13 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
   session->runtime_selftest = config->runtime_selftest;
   snprintf(session->server_address, sizeof session->server_address, "%s", address);
   const bool opened = socket_fd >= 0 ? orion_shm_open(session, socket_fd, attached->token, config->attach_timeout_ms)
-                                     : orion_tcp_open(session, attached->tcp_ops, attached->tcp_bulk, attached->token,
-                                                      config->attach_timeout_ms);
+                                     : orion_tcp_open(session, config, attached->tcp_ops, attached->tcp_bulk,
+                                                      attached->token, config->attach_timeout_ms);
   if (!opened) return CUDA_ERROR_NO_DEVICE;
   if (!orion_session_start(job->impl)) return CUDA_ERROR_OUT_OF_MEMORY;
-  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s", address, attached->server_version,
-            attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name);
+  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s", address, attached->server_version,
+            attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name,
+            socket_fd >= 0 ? "" : is_raw ? " (plain sockets)" : " (ZeroMQ)");
   return CUDA_SUCCESS;
 }
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "orion_lanes.h"
 #include "session.h"
 
 enum { VALUE_BYTES = 2048, CONF_FILE_MAX_BYTES = 1 << 20 };
@@ -80,6 +81,36 @@ static bool read_number(const char* key, uint64_t least, uint64_t most, const ch
     return bad_value(key, value, expected);
   *number = parsed;
   return true;
+}
+
+// A positive number that need not be whole, times `factor`; 0 stands for "not wanted".
+static bool read_decimal(const char* key, double most, double factor, const char* expected, uint64_t* number) {
+  char value[VALUE_BYTES];
+  if (!setting(key, value)) return true;
+  char* end = NULL;
+  const double parsed = strtod(value, &end);
+  if (end == value || *end || !(parsed >= 0) || parsed > most) return bad_value(key, value, expected);
+  *number = (uint64_t)(parsed * factor);
+  return true;
+}
+
+static bool read_lanes_setting(orion_config* config) {
+  char value[VALUE_BYTES] = "auto";
+  setting("ORION_TCP_LANES", value);
+  static const char* const names[] = {"auto", "raw", "zmq"};
+  static const uint32_t lanes[] = {ORION_LANES_RAW | ORION_LANES_ZMQ, ORION_LANES_RAW, ORION_LANES_ZMQ};
+  for (int i = 0; i < 3; i++) {
+    if (strcasecmp(value, names[i]) != 0) continue;
+    config->tcp_lanes = lanes[i];
+    return true;
+  }
+  return bad_value("ORION_TCP_LANES", value, "auto, raw or zmq");
+}
+
+// On a machine with few CPUs more connections only take turns.
+static uint64_t default_stripes(void) {
+  const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+  return cpus <= 2 ? 1 : cpus <= 4 ? 2 : 4;
 }
 
 static bool parse_servers(orion_config* config, char* value) {
@@ -161,6 +192,7 @@ bool orion_config_read(orion_config* config) {
   }
   if (!read_stats_setting(config->stats, sizeof config->stats)) return false;
   uint64_t vgpu = 0;
+  uint64_t stripes = default_stripes();
   uint64_t ratio = 0;
   uint64_t spin = 50;
   uint64_t copy_threads = 0;
@@ -173,6 +205,10 @@ bool orion_config_read(orion_config* config) {
       !read_number("ORION_RATIO", 1, 100, "a share of compute in percent, 1 to 100", &ratio) ||
       !read_number("ORION_SPIN_US", 0, 1000000, "microseconds to spin before sleeping, 0 to 1000000", &spin) ||
       !read_number("ORION_COPY_THREADS", 1, 16, "threads that share a large copy, 1 to 16", &copy_threads) ||
+      !read_lanes_setting(config) ||
+      !read_number("ORION_TCP_STRIPES", 0, ORION_STRIPES_MAX, "connections for large copies, 0 to 8", &stripes) ||
+      !read_decimal("ORION_EMULATE_RTT_US", 1e6, 1e3, "microseconds, 0 to 1000000", &config->emulate_rtt_ns) ||
+      !read_decimal("ORION_EMULATE_GBIT", 1e4, 1e9 / 8, "Gbit/s, 0 to 10000", &config->emulate_bytes_per_second) ||
       !read_number("ORION_ATTACH_TIMEOUT_MS", 1, 3600000, "milliseconds, 1 to 3600000", &timeout) ||
       !read_number("ORION_DEVICE_PRINTF", 0, 1, "0 or 1", &device_printf) ||
       !read_number("ORION_SYNC", 0, 1, "0 or 1", &sync) ||
@@ -182,6 +218,7 @@ bool orion_config_read(orion_config* config) {
   config->ratio_percent = (uint32_t)ratio;
   config->spin_us = (uint32_t)spin;
   config->copy_threads = (uint32_t)copy_threads;
+  config->tcp_stripes = (uint32_t)stripes;
   config->attach_timeout_ms = (uint32_t)timeout;
   const uint32_t from[] = {ORION_OUTPUT_NEVER, ORION_OUTPUT_KEPT, ORION_OUTPUT_EXPECTED};
   config->device_output_from = from[device_printf];

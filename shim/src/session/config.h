@@ -9,6 +9,8 @@
 enum { ORION_SERVERS_MAX = 16, ORION_SERVER_NAME_BYTES = 128 };
 enum orion_transport_wish { ORION_WISH_AUTO, ORION_WISH_SHM, ORION_WISH_TCP };
 
+enum orion_lanes_wish { ORION_LANES_RAW = 1, ORION_LANES_ZMQ = 2 };
+
 typedef struct orion_config {
   char servers[ORION_SERVERS_MAX][ORION_SERVER_NAME_BYTES];  // "host:port"
   uint32_t server_count;
@@ -20,6 +22,9 @@ typedef struct orion_config {
   char group[256];
   uint32_t spin_us;
   uint32_t copy_threads;  // 0: as many as suit the machine
+  uint32_t tcp_lanes;  // bits of enum orion_lanes_wish
+  uint32_t tcp_stripes;
+  uint64_t emulate_rtt_ns, emulate_bytes_per_second;  // 0: the network as it is
   bool sync;
   uint32_t coherent;            // enum orion_coherent_wish
   uint32_t device_output_from;  // as in orion_session

@@ -119,21 +119,29 @@ static void unpost_waiter(orion_session_impl* impl, int entry) {
   give_bit(&impl->waiters_taken, entry);
 }
 
+// Spins until ready, or for the time that is allowed. Where bytes have to be moved for that, this thread does it.
+static bool spin(orion_session* session, bool (*ready)(void* argument), void* argument, uint32_t context) {
+  const orion_transport* transport = session->transport;
+  const uint64_t until_ns = orion_now_ns() + orion_impl(session)->spin_us * 1000ull;
+  do {
+    if (transport->help && transport->help(session, ready, argument, context, until_ns, until_ns) == ORION_HELP_READY)
+      return true;
+    for (int i = 0; i < 64; i++) {
+      if (ready(argument)) return true;
+      orion_cpu_relax();
+    }
+  } while (orion_now_ns() < until_ns);
+  return false;
+}
+
 static CUresult park(orion_session* session, bool (*ready)(void* argument), void* argument, uint32_t word,
                      uint64_t value, uint32_t context) {
   orion_session_impl* impl = orion_impl(session);
-  if (impl->spin_us) {
-    const uint64_t until_ns = orion_now_ns() + impl->spin_us * 1000ull;
-    do {
-      for (int i = 0; i < 64; i++) {
-        if (ready(argument)) return CUDA_SUCCESS;
-        orion_cpu_relax();
-      }
-    } while (orion_now_ns() < until_ns);
-  }
+  const orion_transport* transport = session->transport;
+  if (impl->spin_us && spin(session, ready, argument, context)) return CUDA_SUCCESS;
   orion_segment* segment = session->segment;
   const int entry = post_waiter(impl, word, value);
-  const bool unposted = entry < 0 && word != 0 && session->transport->posts_waiters;
+  const bool unposted = entry < 0 && word != 0 && transport->posts_waiters;
   CUresult result = CUDA_SUCCESS;
   uint32_t timeout_us = PARK_FIRST_US;
   atomic_fetch_add(&segment->client_waiters, 1);
@@ -143,9 +151,17 @@ static CUresult park(orion_session* session, bool (*ready)(void* argument), void
     result = orion_context_error(session, context);
     if (result != CUDA_SUCCESS) break;
     const uint64_t before_ns = orion_now_ns();
-    orion_futex_wait(&segment->client_wake, wake, timeout_us);
+    const uint64_t until_ns = before_ns + timeout_us * 1000ull;
+    const enum orion_help help =
+        transport->help ? transport->help(session, ready, argument, context, 0, until_ns) : ORION_HELP_BUSY;
+    if (help == ORION_HELP_READY) break;
+    if (help == ORION_HELP_BUSY) {
+      // What this thread has pushed without waking anybody: the one who moves the bytes may have gone to sleep.
+      if (transport->help && orion_ring_must_wake(session->main_ring)) transport->kick(session, false);
+      orion_futex_wait(&segment->client_wake, wake, timeout_us);
+    }
     // Wakes for other threads leave the timeout as it is; only a wait that ran out asks whether the worker lives.
-    if (orion_now_ns() - before_ns < timeout_us * 1000ull) continue;
+    if (orion_now_ns() < until_ns) continue;
     if (check_alive(session) != CUDA_SUCCESS && !ready(argument)) {
       result = (CUresult)atomic_load(&session->lost);
       break;
@@ -215,8 +231,15 @@ static CUresult push_when_full(orion_session* session, const orion_op* op, uint3
   return result;
 }
 
+// Where those who wait move the bytes, nobody else is woken for an operation whose caller waits at once.
+static inline bool try_push_and_wait(orion_session* session, const orion_op* op, uint32_t head_bytes, const void* tail,
+                                     bool express) {
+  if (!session->transport->help) return try_push(session, op, head_bytes, tail, express);
+  return orion_ring_push(express ? session->express_ring : session->main_ring, op, head_bytes, tail);
+}
+
 static inline CUresult push(orion_session* session, orion_op* op, uint32_t head_bytes, const void* tail,
-                            uint32_t tail_bytes) {
+                            uint32_t tail_bytes, bool waits) {
   const int32_t lost = atomic_load_explicit(&session->lost, memory_order_relaxed);
   if (__builtin_expect(lost != 0, 0)) return (CUresult)lost;
   op->bytes = head_bytes + tail_bytes;
@@ -224,7 +247,9 @@ static inline CUresult push(orion_session* session, orion_op* op, uint32_t head_
   op->thread = orion_thread_index();
   const bool express = is_express(op);
   orion_count_bytes(op->bytes, 0);
-  if (__builtin_expect(try_push(session, op, head_bytes, tail, express), 1)) return CUDA_SUCCESS;
+  if (waits ? try_push_and_wait(session, op, head_bytes, tail, express)
+            : __builtin_expect(try_push(session, op, head_bytes, tail, express), 1))
+    return CUDA_SUCCESS;
   const uint64_t began_ns = orion_stats_on ? orion_stats_wait_begin() : 0;
   const CUresult result = push_when_full(session, op, head_bytes, tail, express);
   if (began_ns) orion_stats_wait_end(began_ns);
@@ -249,7 +274,7 @@ static CUresult wait_for_effect(orion_session* session, const orion_op* op) {
       .op = {.code = ORION_OP_MARK, .context = op->context, .stream = op->stream, .reply_slot = ORION_NO_REPLY},
       .word = ORION_WORD_SYNC + thread};
   mark.value = atomic_fetch_add(&orion_impl(session)->sync_values[thread], 1) + 1;
-  CUresult result = push(session, &mark.op, sizeof mark, NULL, 0);
+  CUresult result = push(session, &mark.op, sizeof mark, NULL, 0, true);
   if (result == CUDA_SUCCESS) result = orion_wait_word(session, mark.word, mark.value, op->context);
   return result == CUDA_SUCCESS ? orion_take_late_error(session) : result;
 }
@@ -258,7 +283,7 @@ CUresult orion_submit(orion_session* session, orion_op* op, uint32_t head_bytes,
                       uint32_t tail_bytes) {
   op->reply_slot = ORION_NO_REPLY;
   op->reply_seq = 0;
-  const CUresult result = push(session, op, head_bytes, tail, tail_bytes);
+  const CUresult result = push(session, op, head_bytes, tail, tail_bytes, false);
   if (__builtin_expect(orion_impl(session)->sync, 0) && result == CUDA_SUCCESS) return wait_for_effect(session, op);
   return result;
 }
@@ -309,7 +334,7 @@ CUresult orion_call(orion_session* session, orion_op* op, uint32_t head_bytes, c
   reply_wait wait = {&session->segment->replies[place.slot], seq};
   op->reply_slot = (uint32_t)place.slot;
   op->reply_seq = seq;
-  CUresult result = push(session, op, head_bytes, tail, tail_bytes);
+  CUresult result = push(session, op, head_bytes, tail, tail_bytes, true);
   if (result == CUDA_SUCCESS) result = wait_reply(session, &wait);
   if (result == CUDA_SUCCESS) {
     uint32_t bytes = wait.reply->bytes;

@@ -1,18 +1,19 @@
-// The network transport in three files: tcp.c (connection, I/O thread), tcp_frames.c (what arrives), tcp_bulk.c (which
-// arena bytes are sent). Only the I/O thread touches the sockets once it runs.
+// The network transport: tcp.c (what both kinds of lanes share), tcp_raw.c and tcp_stripes.c (plain TCP sockets),
+// tcp_zmq.c (ZeroMQ's), tcp_frames.c (what arrives), tcp_bulk.c (which arena bytes are sent), tcp_coherent.c and
+// tcp_adopt.c (memory that kernels use, memory of the program).
 #ifndef ORION_SHIM_TCP_H
 #define ORION_SHIM_TCP_H
 
 #include <pthread.h>
-#include <zmq.h>
 
+#include "../session/config.h"
+#include "orion_lanes.h"
 #include "transport.h"
 
 enum {
   TCP_BATCH_BYTES = 128 * 1024,  // operations gathered into one frame, at most
   TCP_BULK_QUEUE = 4096,         // ranges that wait to be sent
-  TCP_OPS_HIGH_WATER = 32,       // frames
-  TCP_BULK_HIGH_WATER = 4,
+  TCP_CLOSE_LIMIT_MS = 500,
 };
 
 // One frame of runs that waits to be sent.
@@ -27,6 +28,8 @@ typedef struct tcp_runs {
 typedef struct tcp_range {
   uint64_t offset, bytes;
   tcp_runs* runs;
+  bool striped;  // its pieces are taken by the stripes
+  bool begun;    // some have been
 } tcp_range;
 
 // Memory that kernels use, and what the worker knows of it.
@@ -70,21 +73,46 @@ typedef struct tcp_batch {
   _Alignas(8) uint8_t body[TCP_BATCH_BYTES + ORION_OP_MAX_BYTES];
 } tcp_batch;
 
+// What carries the frames.
+struct tcp_state;
+typedef struct tcp_lanes {
+  /// NULL, or why not; `close` is called in either case. Called with the memory there and no thread running.
+  const char* (*open)(struct tcp_state* state, const char* const endpoints[2], const uint8_t token[32],
+                      uint64_t deadline_ns);
+  /// The I/O thread: runs until `stop`, then sends what is left for a bounded time.
+  void (*run)(struct tcp_state* state);
+  /// Ends all connections and threads but the I/O thread, which has ended or never ran.
+  void (*close)(struct tcp_state* state);
+  /// In the child after fork.
+  void (*after_fork)(struct tcp_state* state);
+} tcp_lanes;
+
 typedef struct tcp_state {
   orion_session* session;
-  void *context, *ops, *bulk, *ops_monitor, *bulk_monitor;
+  const tcp_lanes* lanes;
+  void* lanes_state;
+  orion_link_wish link_wish;
   int wake_fd;
   pthread_t thread;
   bool has_thread;
-  _Atomic bool stop;
+  _Atomic bool asked_to_stop, stop;
   _Atomic uint32_t stopped;  // futex
   // Bulk to send and pulls to be expected, under `lock`.
   pthread_mutex_t lock;
   tcp_range queue[TCP_BULK_QUEUE];
   uint32_t queue_first, queue_count;
   _Atomic uint32_t queue_space;  // futex
-  _Atomic bool has_bulk;
+  _Atomic bool has_bulk;        // the first range is the I/O thread's to send
+  uint32_t stripe_count;        // connections that take the pieces of large ranges; 0: the I/O thread sends all
+  pthread_cond_t has_range;     // the first range is the stripes'
+  orion_group group;
+  // What stripes are receiving in place at this moment: no copy of it may be taken meanwhile.
+  struct {
+    uint64_t first, end;
+  } in_place[ORION_STRIPES_MAX];
+  pthread_cond_t in_place_ended;
   uint64_t sequence_queued;  // number of the last piece queued
+  uint64_t sequence_sent;    // number of the last piece taken off the queue
   tcp_pull* pulls;
   uint32_t pull_count, pull_capacity;
   // Host functions and what they may still write, under `lock` too.
@@ -105,19 +133,36 @@ typedef struct tcp_state {
   // Client words to send.
   _Atomic uint64_t client_words_dirty[ORION_CLIENT_WORDS / 64];
   _Atomic bool has_client_words;
-  // Owned by the I/O thread.
+  // Owned by the thread that moves the bytes.
   uint64_t main_position, express_position;
   tcp_batch main_batch, express_batch;
-  uint64_t sequence_sent;
-  uint64_t sequence_received;
-  zmq_msg_t held;  // a words frame that came before the bulk it speaks of
-  bool has_held;
+  _Atomic uint64_t sequence_received;  // all numbered frames up to this one have been stored
 } tcp_state;
+
+extern const tcp_lanes orion_tcp_raw_lanes, orion_tcp_zmq_lanes;
+
+// tcp.c
+/// Fills the batches, if both are empty, with what is in the rings. False: they are empty.
+bool orion_tcp_gather(tcp_state* state);
+bool orion_tcp_has_operations(const tcp_state* state);
+/// Bulk or client words for the thread that moves the bytes.
+bool orion_tcp_has_bulk_work(const tcp_state* state);
+/// Takes the next dirty client words: at most 64, from *group on, which is moved on. 0: there are none.
+uint32_t orion_tcp_take_client_words(tcp_state* state, uint32_t* group, orion_word_update updates[64]);
+/// Puts them back: they could not be sent.
+void orion_tcp_return_client_words(tcp_state* state, const orion_word_update* updates, uint32_t count);
+void orion_tcp_connection_lost(tcp_state* state);
+void orion_tcp_lose_malformed(tcp_state* state, const char* lane);
+/// The address that an endpoint of the worker names; one that names no host is on the host that we attached to.
+void orion_tcp_resolve(const tcp_state* state, const char* scheme, const char* endpoint, char out[320]);
+// tcp_raw.c
+enum orion_help orion_tcp_raw_help(orion_session* session, bool (*ready)(void* argument), void* argument,
+                                   uint32_t context, uint64_t spin_until_ns, uint64_t until_ns);
 
 enum tcp_frame_result { TCP_FRAME_OK, TCP_FRAME_HOLD, TCP_FRAME_BAD };
 /// One message of lane 0. HOLD: the bulk that must be stored before it has not come; nothing after it may be applied.
 enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* data, size_t bytes);
-/// One message of lane 1.
+/// One numbered frame whose turn it is. The caller counts it (sequence_received).
 enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* data, size_t bytes);
 
 uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t bytes);
@@ -155,10 +200,23 @@ uint8_t* orion_tcp_memory(const tcp_state* state, uint64_t offset);
 void orion_tcp_put(tcp_state* state, uint64_t offset, const uint8_t* from, uint64_t bytes);
 /// Reads from the arena. Takes the lock where it must.
 void orion_tcp_load(tcp_state* state, uint64_t offset, uint8_t* to, uint64_t bytes);
-/// The next piece to send; false when there is none. Called by the I/O thread.
+/// Under the lock: whether none of the arena bytes [first, end) is adopted or coherent.
+bool orion_tcp_is_plain(const tcp_state* state, uint64_t first, uint64_t end);
+/// Under the lock, which it may release: waits until nothing of [first, end) is being received in place.
+void orion_tcp_await_in_place(tcp_state* state, uint64_t first, uint64_t end);
+/// Under the lock, after a change of the queue's first entry.
+void orion_tcp_queue_changed(tcp_state* state);
+/// The next piece for lane 0, which will have number sequence_sent + 1; false when there is none. Called by the thread
+/// that moves the bytes.
 bool orion_tcp_next_piece(tcp_state* state, tcp_range* piece);
 /// Takes the piece off the queue after it was sent.
 void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece);
+/// The header of a piece for lane 0.
+orion_frame orion_tcp_piece_header(const tcp_state* state, const tcp_range* piece);
+/// Its body: header.bytes to `to`.
+void orion_tcp_piece_body(tcp_state* state, const tcp_range* piece, uint8_t* to);
+/// Waits for a piece of a striped range, takes it off the queue and fills its header. False when the session ends.
+bool orion_tcp_take_stripe(tcp_state* state, orion_frame* header);
 void orion_tcp_kick(orion_session* session, bool express);
 
 #endif

@@ -30,6 +30,14 @@ uint8_t* orion_tcp_memory(const tcp_state* state, uint64_t offset) {
   return at(state, offset, &bytes);
 }
 
+bool orion_tcp_is_plain(const tcp_state* state, uint64_t first, uint64_t end) {
+  for (uint32_t i = 0; i < state->adopted_count; i++)
+    if (first < state->adopted[i].end && end > state->adopted[i].first) return false;
+  for (uint32_t i = 0; i < state->coherent_count; i++)
+    if (first < state->coherent[i].end && end > state->coherent[i].first) return false;
+  return true;
+}
+
 void orion_tcp_load(tcp_state* state, uint64_t offset, uint8_t* to, uint64_t bytes) {
   if (atomic_load_explicit(&state->adopted_count, memory_order_acquire) == 0) {
     memcpy(to, state->session->host_base + offset, bytes);

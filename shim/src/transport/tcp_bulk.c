@@ -60,8 +60,9 @@ static bool enqueue(tcp_state* state, tcp_range range) {
     pthread_mutex_lock(&state->lock);
     if (atomic_load(&state->session->lost)) return false;
   }
+  range.striped = state->stripe_count && range.bytes >= ORION_STRIPE_MIN_BYTES;
   state->queue[(state->queue_first + state->queue_count++) % TCP_BULK_QUEUE] = range;
-  atomic_store(&state->has_bulk, true);
+  orion_tcp_queue_changed(state);
   state->sequence_queued += (range.bytes + ORION_BULK_BYTES - 1) / ORION_BULK_BYTES;
   return true;
 }
@@ -246,19 +247,66 @@ bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint
   return any;
 }
 
+// ------------------------------------------------------------------------------------------------ off the queue
+
+static tcp_range* first_range(tcp_state* state) { return state->queue_count ? &state->queue[state->queue_first] : NULL; }
+
+void orion_tcp_queue_changed(tcp_state* state) {
+  const tcp_range* first = first_range(state);
+  atomic_store(&state->has_bulk, first && !first->striped);
+  if (first && first->striped) pthread_cond_broadcast(&state->has_range);
+}
+
+// Under the lock. True when somebody may be waiting for room.
+static bool pop_range(tcp_state* state) {
+  const bool was_full = state->queue_count == TCP_BULK_QUEUE || atomic_exchange(&state->wants_space, false);
+  state->queue_first = (state->queue_first + 1) % TCP_BULK_QUEUE;
+  state->queue_count--;
+  orion_tcp_queue_changed(state);
+  return was_full;
+}
+
 bool orion_tcp_next_piece(tcp_state* state, tcp_range* piece) {
   pthread_mutex_lock(&state->lock);
-  const bool any = state->queue_count != 0;
-  if (any) *piece = state->queue[state->queue_first];
-  if (!any) atomic_store(&state->has_bulk, false);
+  const tcp_range* first = first_range(state);
+  const bool any = first && !first->striped;
+  if (any) *piece = *first;
   pthread_mutex_unlock(&state->lock);
   if (any && piece->bytes > ORION_BULK_BYTES) piece->bytes = ORION_BULK_BYTES;
   return any;
 }
 
+orion_frame orion_tcp_piece_header(const tcp_state* state, const tcp_range* piece) {
+  orion_frame header = {.type = ORION_FRAME_BULK, .sequence = state->sequence_sent + 1, .a = piece->offset};
+  if (piece->runs) {
+    header = (orion_frame){.type = ORION_FRAME_RUNS, .sequence = header.sequence};
+    header.bytes = piece->runs->bytes;
+  } else if (piece->bytes) {
+    header.bytes = (uint32_t)piece->bytes;
+  } else {
+    // Not numbered: told once all frames before it have been stored.
+    header = (orion_frame){.type = ORION_FRAME_CLIENT_WORDS, .sequence = state->sequence_sent};
+    header.bytes = sizeof(orion_word_update);
+  }
+  return header;
+}
+
+void orion_tcp_piece_body(tcp_state* state, const tcp_range* piece, uint8_t* to) {
+  if (piece->runs) {
+    memcpy(to, piece->runs->data, piece->runs->bytes);
+  } else if (piece->bytes) {
+    orion_tcp_load(state, piece->offset, to, piece->bytes);
+  } else {
+    const orion_word_update update = {piece->offset,
+                                      atomic_load(&state->session->segment->client_words[piece->offset])};
+    memcpy(to, &update, sizeof update);
+  }
+}
+
 void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece) {
   pthread_mutex_lock(&state->lock);
-  tcp_range* range = &state->queue[state->queue_first];
+  tcp_range* range = first_range(state);
+  if (piece->bytes || piece->runs) orion_group_close(&state->group, ++state->sequence_sent);
   range->offset += piece->bytes;
   range->bytes -= piece->bytes;
   if (range->runs) {
@@ -266,12 +314,38 @@ void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece) {
     range->runs = sent->next;
     free(sent);
   }
-  bool was_full = false;
-  if (range->bytes == 0 && !range->runs) {
-    was_full = state->queue_count == TCP_BULK_QUEUE || atomic_exchange(&state->wants_space, false);
-    state->queue_first = (state->queue_first + 1) % TCP_BULK_QUEUE;
-    state->queue_count--;
+  const bool was_full = range->bytes == 0 && !range->runs && pop_range(state);
+  pthread_mutex_unlock(&state->lock);
+  if (was_full) orion_futex_wake_all(&state->queue_space);
+}
+
+bool orion_tcp_take_stripe(tcp_state* state, orion_frame* header) {
+  bool was_full = false, lane_0 = false;
+  pthread_mutex_lock(&state->lock);
+  tcp_range* range = NULL;
+  while (!atomic_load(&state->stop) && !((range = first_range(state)) && range->striped))
+    pthread_cond_wait(&state->has_range, &state->lock);
+  const bool any = !atomic_load(&state->stop);
+  if (any) {
+    const uint64_t bytes = range->bytes < ORION_BULK_BYTES ? range->bytes : ORION_BULK_BYTES;
+    const uint64_t sequence = ++state->sequence_sent;
+    if (!range->begun || state->group.count == 0)
+      orion_group_join(&state->group, sequence, range->offset, range->offset + range->bytes);
+    *header = (orion_frame){.type = ORION_FRAME_BULK,
+                            .bytes = (uint32_t)bytes,
+                            .sequence = sequence,
+                            .a = range->offset,
+                            .b = state->group.after};
+    range->begun = true;
+    range->offset += bytes;
+    range->bytes -= bytes;
+    if (range->bytes == 0) {
+      was_full = pop_range(state);
+      lane_0 = atomic_load(&state->has_bulk);
+    }
   }
   pthread_mutex_unlock(&state->lock);
   if (was_full) orion_futex_wake_all(&state->queue_space);
+  if (lane_0) kick_sender(state);
+  return any;
 }

@@ -102,7 +102,7 @@ static bool queue_changes(tcp_state* state, uint64_t first, uint64_t end) {
   if (!writer.first) return false;
   state->queue[(state->queue_first + state->queue_count++) % TCP_BULK_QUEUE] = (tcp_range){.runs = writer.first};
   state->sequence_queued += writer.frames;
-  atomic_store(&state->has_bulk, true);
+  orion_tcp_queue_changed(state);
   for (uint32_t i = 0; i < state->coherent_count; i++)
     if (first < state->coherent[i].end && end > state->coherent[i].first)
       state->coherent[i].sequence = state->sequence_queued;
@@ -131,6 +131,7 @@ bool orion_tcp_coherent_begin(orion_session* session, uint64_t offset, uint64_t 
     }
   }
   if (added) {
+    orion_tcp_await_in_place(state, offset, offset + bytes);
     // In this order: what the program writes in between counts as a change then, whether it has been sent or not.
     uint8_t* memory = orion_tcp_memory(state, offset);
     if (!unsent) {

@@ -29,7 +29,7 @@ static enum tcp_frame_result take_words(tcp_state* state, const orion_frame* hea
     memcpy(&update, body + i * sizeof update, sizeof update);
     if (update.index >= ORION_WORDS) return TCP_FRAME_BAD;
   }
-  if (header->sequence > state->sequence_received) return TCP_FRAME_HOLD;
+  if (header->sequence > atomic_load(&state->sequence_received)) return TCP_FRAME_HOLD;
   for (uint32_t i = 0; i < count; i++) {
     memcpy(&update, body + i * sizeof update, sizeof update);
     // Words only grow; this thread alone writes them, and one frame may tell a word twice, the newer value first.
@@ -65,28 +65,24 @@ static void store(tcp_state* state, uint64_t offset, const uint8_t* from, uint64
 }
 
 static enum tcp_frame_result take_runs(tcp_state* state, const orion_frame* header, const uint8_t* body) {
-  if (header->sequence < state->sequence_received) return TCP_FRAME_BAD;
   uint64_t at = 0;
   orion_run run;
   const uint8_t* from = NULL;
   int more;
   while ((more = orion_run_get(body, header->bytes, ORION_HOST_ARENA_BYTES, &at, &run, &from)) > 0)
     store(state, run.offset, from, run.bytes);
-  if (more < 0) return TCP_FRAME_BAD;
-  state->sequence_received = header->sequence;
-  return TCP_FRAME_OK;
+  return more < 0 ? TCP_FRAME_BAD : TCP_FRAME_OK;
 }
 
 enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* data, size_t bytes) {
   orion_frame header;
   const uint8_t* body = NULL;
   if (!read_header(data, bytes, &header, &body)) return TCP_FRAME_BAD;
-  if (header.type == ORION_FRAME_CONTROL) return TCP_FRAME_OK;
+  if (header.sequence < atomic_load(&state->sequence_received)) return TCP_FRAME_BAD;
   if (header.type == ORION_FRAME_RUNS) return take_runs(state, &header, body);
   if (header.type != ORION_FRAME_BULK || header.a > ORION_HOST_ARENA_BYTES ||
-      header.bytes > ORION_HOST_ARENA_BYTES - header.a || header.sequence < state->sequence_received)
+      header.bytes > ORION_HOST_ARENA_BYTES - header.a)
     return TCP_FRAME_BAD;
   store(state, header.a, body, header.bytes);
-  state->sequence_received = header.sequence;
   return TCP_FRAME_OK;
 }

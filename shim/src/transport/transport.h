@@ -2,7 +2,10 @@
 #ifndef ORION_SHIM_TRANSPORT_H
 #define ORION_SHIM_TRANSPORT_H
 
+#include "../session/config.h"
 #include "session.h"
+
+enum orion_help { ORION_HELP_READY, ORION_HELP_LATER, ORION_HELP_BUSY };
 
 typedef struct orion_transport {
   const char* name;
@@ -11,6 +14,11 @@ typedef struct orion_transport {
   bool posts_waiters;
   /// Wakes the consumer of the ring. Called after a push when the consumer has said that it sleeps.
   void (*kick)(orion_session* session, bool express);
+  /// Moves bytes on the thread of a caller that waits, until ready(argument), an error of `context` or of the session
+  /// (LATER), or `until_ns`; spins before it sleeps until `spin_until_ns`. BUSY: another thread is at it, and will wake
+  /// this one. NULL: bytes move without those who wait.
+  enum orion_help (*help)(orion_session* session, bool (*ready)(void* argument), void* argument, uint32_t context,
+                          uint64_t spin_until_ns, uint64_t until_ns);
   /// False once the worker or the way to it is gone. May be called by any thread, at every timeout of a wait.
   bool (*alive)(orion_session* session);
   uint64_t (*push_host)(orion_session* session, uint64_t offset, uint64_t bytes);
@@ -41,8 +49,9 @@ typedef struct orion_transport {
 int orion_shm_connect(const char* path);
 /// shm, step 2 (after BOUND): sends the token, receives and maps segment and arena. False after one line on stderr.
 bool orion_shm_open(orion_session* session, int socket_fd, const uint8_t token[32], uint32_t timeout_ms);
-/// tcp (after BOUND): makes the segment and the arena here, connects both lanes, starts the I/O thread.
-bool orion_tcp_open(orion_session* session, const char* ops_endpoint, const char* bulk_endpoint,
-                    const uint8_t token[32], uint32_t timeout_ms);
+/// tcp (after BOUND): makes the segment and the arena here, connects the lanes, starts the I/O thread. The scheme of
+/// `ops_endpoint` names their kind: raw (plain TCP, one endpoint for all connections) or tcp (ZeroMQ).
+bool orion_tcp_open(orion_session* session, const orion_config* config, const char* ops_endpoint,
+                    const char* bulk_endpoint, const uint8_t token[32], uint32_t timeout_ms);
 
 #endif

@@ -1,0 +1,91 @@
+// State of the lanes that are plain TCP sockets, and the seam between lane 0 (net_raw.c) and the stripes
+// (net_stripes.c).
+#ifndef ORION_ENGINE_NET_RAW_H
+#define ORION_ENGINE_NET_RAW_H
+
+#include <sys/socket.h>
+
+#include "net.h"
+#include "orion_lanes.h"
+
+#define RAW_STRANGERS 16u
+#define RAW_IN_BYTES ((size_t)2 * (ORION_FRAME_MAX_BYTES + sizeof(orion_frame)))
+#define RAW_PIECES 32u  // of copies that wait for a stripe
+
+// A connection that has not shown the token yet.
+typedef struct stranger {
+  int fd;
+  uint64_t until_ns;
+  uint32_t bytes;
+  uint8_t data[sizeof(orion_frame) + TOKEN_MAX + sizeof(orion_link_wish)];
+} stranger;
+
+// A part of a copy out of the device, sent from where it lies.
+typedef struct raw_piece {
+  const uint8_t* from;
+  uint64_t offset, bytes, sequence, after, due_ns;
+} raw_piece;
+
+// What a stripe has stored, until the engine has counted it.
+typedef struct raw_stored {
+  _Atomic uint64_t sequence;  // 0: nothing
+  uint64_t offset, bytes;
+} raw_stored;
+
+typedef struct raw_stripe {
+  orion_engine* engine;
+  int fd;
+  bool is_open;
+  pthread_t receiver, sender;
+} raw_stripe;
+
+enum raw_fault { RAW_LOST = 1, RAW_MALFORMED = 2 };
+
+typedef struct raw_lanes {
+  int listener, ops;
+  stranger strangers[RAW_STRANGERS];
+  uint32_t stranger_count, lanes_in;
+  bool complete;  // all lanes have come
+  // lane 0
+  uint8_t* in;
+  size_t in_first, in_end;
+  size_t first_sent;  // bytes of the first frame that have gone
+  bool at_end;        // the client has closed it
+  bool blocked;       // the socket takes no more at present
+  held_frame *early_first, **early_end;
+  uint64_t early_last;
+  orion_link link;
+  orion_group group;
+  _Atomic bool sleeping;
+  // stripes
+  uint32_t stripe_count;
+  raw_stripe stripes[ORION_STRIPES_MAX];
+  _Atomic int fault;  // enum raw_fault, by a stripe
+  _Atomic bool stop;
+  _Atomic uint64_t arrived;  // bulk_arrived, for the stripes
+  _Atomic uint32_t arrived_tick, arrived_waiters;
+  raw_stored window[ORION_WINDOW];
+  pthread_mutex_t lock;
+  pthread_cond_t has_piece;
+  raw_piece pieces[RAW_PIECES];
+  uint32_t piece_first, piece_count;
+  bool wants_room;
+} raw_lanes;
+
+raw_lanes* net_raw_of(const orion_engine* e);
+
+// ---- net_stripes.c; but for the stripes' own threads all is called by the engine's
+bool net_stripes_init(raw_lanes* r);
+/// Starts the two threads of stripe `index`. False: there are no threads to be had; the descriptor stays the caller's.
+bool net_stripe_start(orion_engine* e, uint32_t index, int fd);
+/// Counts what the stripes have stored, in order. True when there was something.
+bool net_stripes_take(orion_engine* e);
+/// bulk_arrived has grown.
+void net_stripes_publish(orion_engine* e);
+/// Whether there is something that net_stripes_take would count, or a fault.
+bool net_stripes_news(orion_engine* e);
+bool net_stripes_room(raw_lanes* r);
+void net_stripes_send(raw_lanes* r, raw_piece piece);
+void net_stripes_close(raw_lanes* r);
+
+#endif

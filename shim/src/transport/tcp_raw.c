@@ -1,0 +1,583 @@
+// Lane 0 over a plain TCP socket: operations, replies, words and small bulk. Whoever holds `moving` moves its bytes: a
+// thread that waits for something moves them itself, so that a round trip wakes the worker and this thread, nobody else;
+// the I/O thread does it for programs that do not wait.
+#define _GNU_SOURCE
+#include "tcp_raw.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../session/futex.h"
+#include "../session/internal.h"
+
+enum { IDLE_NS = 100000000, DELAYED_MOST_BYTES = 64 << 20, DELAY_SPIN_NS = 100000 };
+
+static bool try_move(raw_lanes* raw) {
+  return atomic_load_explicit(&raw->moving, memory_order_relaxed) == 0 &&
+         atomic_exchange_explicit(&raw->moving, 1, memory_order_acquire) == 0;
+}
+
+static void end_move(raw_lanes* raw) { atomic_store_explicit(&raw->moving, 0, memory_order_release); }
+
+// ------------------------------------------------------------------------------------------------- sending
+
+static void put(raw_lanes* raw, const orion_frame* header, const void* body) {
+  memcpy(raw->out + raw->out_end, header, sizeof *header);
+  raw->out_end += sizeof *header;
+  if (!body) return;
+  memcpy(raw->out + raw->out_end, body, header->bytes);
+  raw->out_end += header->bytes;
+}
+
+static void put_bulk(raw_lanes* raw) {
+  tcp_state* state = raw->state;
+  tcp_range piece;
+  while (raw->out_end < RAW_FILL_BYTES && atomic_load(&state->has_bulk) && orion_tcp_next_piece(state, &piece)) {
+    const orion_frame header = orion_tcp_piece_header(state, &piece);
+    put(raw, &header, NULL);
+    orion_tcp_piece_body(state, &piece, raw->out + raw->out_end);
+    raw->out_end += header.bytes;
+    orion_tcp_piece_sent(state, &piece);
+  }
+}
+
+static void put_batch(raw_lanes* raw, tcp_batch* batch, uint16_t type) {
+  if (batch->bytes == 0) return;
+  batch->header = (orion_frame){.type = type, .bytes = batch->bytes};
+  put(raw, &batch->header, batch->body);
+  batch->bytes = 0;
+}
+
+static void put_client_words(raw_lanes* raw) {
+  orion_word_update updates[64];
+  uint32_t count = 0, group = 0;
+  while ((count = orion_tcp_take_client_words(raw->state, &group, updates)) != 0) {
+    const orion_frame header = {.type = ORION_FRAME_CLIENT_WORDS, .bytes = count * (uint32_t)sizeof *updates};
+    put(raw, &header, updates);
+  }
+}
+
+// Fills `out` with what there is: the socket has taken all that was in it.
+static void fill(raw_lanes* raw) {
+  tcp_state* state = raw->state;
+  put_bulk(raw);
+  if (orion_tcp_gather(state)) {
+    put_batch(raw, &state->express_batch, ORION_FRAME_OPS_EXPRESS);
+    put_batch(raw, &state->main_batch, ORION_FRAME_OPS_MAIN);
+  }
+  put_client_words(raw);
+}
+
+// Bytes that the socket took; sets what keeps it from taking more.
+static size_t send_some(raw_lanes* raw, const uint8_t* from, size_t bytes) {
+  raw->blocked = false;
+  const ssize_t sent = send(raw->ops, from, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent >= 0) return (size_t)sent;
+  raw->blocked = errno == EAGAIN || errno == EINTR;
+  if (!raw->blocked) raw->at_end = true;
+  return 0;
+}
+
+static bool delay(raw_lanes* raw) {
+  const size_t bytes = raw->out_end;
+  raw_delayed* later = bytes ? malloc(sizeof *later + bytes) : NULL;
+  if (!later) return false;
+  *later = (raw_delayed){.due_ns = orion_link_due(&raw->link, orion_now_ns(), bytes), .bytes = bytes};
+  memcpy(later->data, raw->out, bytes);
+  *raw->delayed_last = later;
+  raw->delayed_last = &later->next;
+  raw->delayed_bytes += bytes;
+  raw->out_end = 0;
+  return true;
+}
+
+static bool send_delayed(raw_lanes* raw) {
+  bool any = false;
+  while (raw->delayed_first && !raw->at_end && raw->delayed_first->due_ns <= orion_now_ns()) {
+    raw_delayed* first = raw->delayed_first;
+    const size_t sent = send_some(raw, first->data + first->sent, first->bytes - first->sent);
+    any |= sent != 0;
+    first->sent += sent;
+    if (first->sent < first->bytes) break;
+    raw->delayed_bytes -= first->bytes;
+    raw->delayed_first = first->next;
+    if (!raw->delayed_first) raw->delayed_last = &raw->delayed_first;
+    free(first);
+  }
+  return any;
+}
+
+static bool send_out(raw_lanes* raw) {
+  if (raw->at_end) return false;
+  if (orion_link_on(&raw->link)) {
+    bool any = false;
+    if (raw->delayed_bytes < DELAYED_MOST_BYTES) {
+      fill(raw);
+      any = delay(raw);
+    }
+    return send_delayed(raw) || any;
+  }
+  if (raw->out_first == raw->out_end) {
+    raw->out_first = raw->out_end = 0;
+    fill(raw);
+    if (raw->out_end == 0) return false;
+  }
+  const size_t sent = send_some(raw, raw->out + raw->out_first, raw->out_end - raw->out_first);
+  raw->out_first += sent;
+  return sent != 0;
+}
+
+// ------------------------------------------------------------------------------------------------- receiving
+
+// A numbered frame. HOLD: others before it have not come.
+static enum tcp_frame_result take_numbered(raw_lanes* raw, const uint8_t* frame, const orion_frame* header) {
+  tcp_state* state = raw->state;
+  const uint64_t next = atomic_load(&state->sequence_received) + 1;
+  if (header->sequence < next) return TCP_FRAME_BAD;
+  if (header->sequence > next) return TCP_FRAME_HOLD;
+  const enum tcp_frame_result result = orion_tcp_take_bulk_frame(state, frame, sizeof *header + header->bytes);
+  if (result == TCP_FRAME_OK) orion_raw_stored(raw, header->sequence);
+  return result;
+}
+
+static enum tcp_frame_result take_frame(raw_lanes* raw, const uint8_t* frame, const orion_frame* header) {
+  if (header->type == ORION_FRAME_BULK || header->type == ORION_FRAME_RUNS) return take_numbered(raw, frame, header);
+  return orion_tcp_take_ops_frame(raw->state, frame, sizeof *header + header->bytes);
+}
+
+// What a held frame waits for.
+static uint64_t wanted(const orion_frame* header) {
+  return header->type == ORION_FRAME_WORDS ? header->sequence : header->sequence - 1;
+}
+
+static bool parse(raw_lanes* raw) {
+  tcp_state* state = raw->state;
+  bool any = false;
+  while (raw->in_end - raw->in_first >= sizeof(orion_frame)) {
+    orion_frame header;
+    const uint8_t* frame = raw->in + raw->in_first;
+    memcpy(&header, frame, sizeof header);
+    enum tcp_frame_result result = TCP_FRAME_BAD;
+    if (header.bytes <= ORION_FRAME_MAX_BYTES) {
+      if (raw->in_end - raw->in_first - sizeof header < header.bytes) break;
+      result = take_frame(raw, frame, &header);
+    }
+    if (result == TCP_FRAME_HOLD) {
+      atomic_store(&raw->held_for, wanted(&header));
+      // A stripe that has stored the missing bytes before it could see this store does not wake anybody.
+      if (atomic_load(&state->sequence_received) < wanted(&header)) break;
+      continue;
+    }
+    if (result == TCP_FRAME_BAD) {
+      orion_tcp_lose_malformed(state, "operations");
+      raw->at_end = true;
+      break;
+    }
+    atomic_store_explicit(&raw->held_for, 0, memory_order_relaxed);
+    raw->in_first += sizeof header + header.bytes;
+    any = true;
+  }
+  if (raw->in_first == raw->in_end) {
+    raw->in_first = raw->in_end = 0;
+  } else if (RAW_IN_BYTES - raw->in_end < RAW_FRAME_BYTES) {
+    memmove(raw->in, raw->in + raw->in_first, raw->in_end - raw->in_first);
+    raw->in_end -= raw->in_first;
+    raw->in_first = 0;
+  }
+  return any;
+}
+
+static bool is_held(const raw_lanes* raw) {
+  const uint64_t held_for = atomic_load(&raw->held_for);
+  return held_for != 0 && atomic_load(&raw->state->sequence_received) < held_for;
+}
+
+static bool receive(raw_lanes* raw) {
+  if (is_held(raw)) return false;
+  bool any = atomic_load_explicit(&raw->held_for, memory_order_relaxed) != 0 && parse(raw);
+  while (!raw->at_end && !is_held(raw)) {
+    const size_t room = RAW_IN_BYTES - raw->in_end;
+    const ssize_t got = recv(raw->ops, raw->in + raw->in_end, room, MSG_DONTWAIT);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) break;
+    if (got <= 0) {
+      raw->at_end = true;
+      orion_tcp_connection_lost(raw->state);
+      break;
+    }
+    raw->in_end += (size_t)got;
+    any |= parse(raw);
+    if ((size_t)got < room) break;
+  }
+  if (any) orion_wake_clients(raw->state->session);
+  return any;
+}
+
+// ------------------------------------------------------------------------------------------------- one round
+
+static bool move_once(raw_lanes* raw) {
+  bool any = send_out(raw);
+  any |= receive(raw);
+  return any;
+}
+
+static bool has_work(const raw_lanes* raw) {
+  const tcp_state* state = raw->state;
+  const bool out_waits = raw->blocked || raw->at_end || raw->delayed_bytes >= DELAYED_MOST_BYTES;
+  if (!out_waits && (orion_tcp_has_bulk_work(state) || orion_tcp_has_operations(state))) return true;
+  return atomic_load_explicit(&raw->held_for, memory_order_relaxed) != 0 && !is_held(raw);
+}
+
+static void set_parked(const raw_lanes* raw, uint32_t parked) {
+  const orion_session* session = raw->state->session;
+  atomic_store_explicit(&session->main_ring.control->consumer_parked, parked, memory_order_relaxed);
+  atomic_store_explicit(&session->express_ring.control->consumer_parked, parked, memory_order_relaxed);
+  if (parked) atomic_thread_fence(memory_order_seq_cst);
+}
+
+// When something that has been sent to an emulated network is due; `otherwise` if nothing is earlier.
+static uint64_t next_due_ns(const raw_lanes* raw, uint64_t otherwise) {
+  const raw_delayed* first = raw->delayed_first;
+  return first && !raw->blocked && first->due_ns < otherwise ? first->due_ns : otherwise;
+}
+
+static void drain_wakes(const raw_lanes* raw) {
+  uint64_t count = 0;
+  if (read(raw->state->wake_fd, &count, sizeof count) < 0) return;  // nothing there
+}
+
+static struct timespec time_left(uint64_t until_ns) {
+  const uint64_t now_ns = orion_now_ns();
+  const uint64_t left_ns = until_ns > now_ns ? until_ns - now_ns : 0;
+  return (struct timespec){(time_t)(left_ns / 1000000000ull), (long)(left_ns % 1000000000ull)};
+}
+
+// Sleeps until something can be moved, or until_ns.
+static void sleep_moving(raw_lanes* raw, uint64_t until_ns) {
+  const uint64_t due_ns = next_due_ns(raw, until_ns);
+  if (due_ns < until_ns && due_ns < orion_now_ns() + DELAY_SPIN_NS) return;  // a sleep would oversleep
+  set_parked(raw, 1);
+  if (!has_work(raw)) {
+    const short events = (short)((is_held(raw) || raw->at_end ? 0 : POLLIN) | (raw->blocked ? POLLOUT : 0));
+    struct pollfd fds[] = {{raw->state->wake_fd, POLLIN, 0}, {raw->ops, events, 0}};
+    const struct timespec timeout = time_left(due_ns);
+    if (ppoll(fds, raw->at_end ? 1 : 2, &timeout, NULL) > 0 && fds[0].revents) drain_wakes(raw);
+  }
+  set_parked(raw, 0);
+}
+
+// ------------------------------------------------------------------------------------------------- those who wait
+
+static void watch_lane(raw_lanes* raw, bool io_thread_does) {
+  struct epoll_event event = {.events = io_thread_does ? EPOLLIN : 0};
+  epoll_ctl(raw->io_fd, EPOLL_CTL_MOD, raw->all_fd, &event);
+}
+
+// Whoever has moved bytes for itself leaves them to the I/O thread. Where that sleeps, a producer wakes it from here on,
+// and what came meanwhile does so at once.
+static void hand_over(raw_lanes* raw) {
+  if (atomic_load(&raw->io_awake)) {
+    // Pairs with sleep_beside: either it sees that nobody moves, or this sees that it sleeps.
+    atomic_store(&raw->moving, 0);
+    if (atomic_load(&raw->io_awake) || !try_move(raw)) return;
+  }
+  set_parked(raw, 1);
+  const bool work = has_work(raw) || raw->delayed_first || raw->blocked;
+  end_move(raw);
+  const uint64_t one = 1;
+  if (work && write(raw->state->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
+}
+
+enum orion_help orion_tcp_raw_help(orion_session* session, bool (*ready)(void* argument), void* argument,
+                                   uint32_t context, uint64_t spin_until_ns, uint64_t until_ns) {
+  tcp_state* state = session->transport_state;
+  raw_lanes* raw = orion_raw_of(state);
+  if (atomic_load(&state->stop) || !try_move(raw)) return ORION_HELP_BUSY;
+  // A cancelled thread would take `moving` with it.
+  int cancel_state = 0;
+  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
+  bool watched = true;
+  set_parked(raw, 0);
+  enum orion_help result = ORION_HELP_LATER;
+  for (;;) {
+    const bool moved = move_once(raw);
+    if (ready(argument)) {
+      result = ORION_HELP_READY;
+      break;
+    }
+    if (moved && orion_context_error(session, context) != CUDA_SUCCESS) break;
+    if (raw->at_end || atomic_load(&state->stop)) break;
+    if (moved) continue;
+    const uint64_t now_ns = orion_now_ns();
+    if (now_ns >= until_ns) break;
+    if (now_ns < spin_until_ns) {
+      orion_cpu_relax();
+      continue;
+    }
+    if (watched) {
+      watch_lane(raw, false);
+      watched = false;
+    }
+    sleep_moving(raw, until_ns);
+  }
+  if (!watched) watch_lane(raw, true);
+  hand_over(raw);
+  pthread_setcancelstate(cancel_state, NULL);
+  return result;
+}
+
+// ------------------------------------------------------------------------------------------------- the I/O thread
+
+static void sleep_until_needed(raw_lanes* raw) {
+  if (raw->blocked != raw->watches_room) {
+    struct epoll_event event = {.events = EPOLLIN | (raw->blocked ? EPOLLOUT : 0)};
+    epoll_ctl(raw->all_fd, EPOLL_CTL_MOD, raw->ops, &event);
+    raw->watches_room = raw->blocked;
+  }
+  if (is_held(raw)) {  // lane 0 stays readable: only a stripe or a producer ends this
+    sleep_moving(raw, orion_now_ns() + IDLE_NS);
+    end_move(raw);
+    return;
+  }
+  const uint64_t until_ns = next_due_ns(raw, orion_now_ns() + IDLE_NS);
+  set_parked(raw, 1);
+  const bool work = has_work(raw) || atomic_load(&raw->state->stop);
+  atomic_store(&raw->io_awake, work);
+  end_move(raw);
+  if (!work) {
+    struct pollfd fd = {raw->io_fd, POLLIN, 0};
+    const struct timespec timeout = time_left(until_ns);
+    if (ppoll(&fd, 1, &timeout, NULL) > 0) drain_wakes(raw);
+  }
+  atomic_store(&raw->io_awake, true);
+}
+
+static bool is_drained(const raw_lanes* raw) {
+  return raw->out_first == raw->out_end && !raw->delayed_first && !orion_tcp_has_operations(raw->state) &&
+         !atomic_load(&raw->state->has_client_words);
+}
+
+// What the program has left behind goes out, for a bounded time. Keeps `moving`.
+static void run_to_the_end(raw_lanes* raw) {
+  tcp_state* state = raw->state;
+  const uint64_t until_ns = orion_now_ns() + TCP_CLOSE_LIMIT_MS * 1000000ull;
+  bool moving = false;
+  while (orion_now_ns() < until_ns && !atomic_load(&state->session->lost)) {
+    moving = moving || try_move(raw);
+    if (!moving || (!move_once(raw) && !is_drained(raw))) {
+      const struct timespec pause = {0, 100000};
+      nanosleep(&pause, NULL);
+      continue;
+    }
+    if (raw->at_end || is_drained(raw)) break;
+  }
+  while (!moving && orion_now_ns() < until_ns) moving = try_move(raw);
+}
+
+// Another thread moves the bytes: the I/O thread sleeps until that one hands over, or wakes it.
+static void sleep_beside(raw_lanes* raw) {
+  atomic_store(&raw->io_awake, false);
+  if (atomic_load(&raw->moving)) {
+    struct pollfd fd = {raw->io_fd, POLLIN, 0};
+    (void)poll(&fd, 1, IDLE_NS / 1000000);
+  }
+  atomic_store(&raw->io_awake, true);
+}
+
+static void run(tcp_state* state) {
+  raw_lanes* raw = orion_raw_of(state);
+  const uint64_t spin_ns = orion_impl(state->session)->spin_us * 1000ull;
+  uint64_t busy_at_ns = orion_now_ns();
+  bool was_beside = false;
+  atomic_store(&raw->io_awake, true);
+  prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+  while (!atomic_load(&state->stop) && !atomic_load(&state->session->lost)) {
+    if (!try_move(raw)) {
+      // Somebody who waits moves the bytes. Programs that wait often are served best by a thread that is awake when they
+      // go on.
+      const bool soon = spin_ns && orion_now_ns() - busy_at_ns < spin_ns;
+      if (soon)
+        orion_cpu_relax();
+      else
+        sleep_beside(raw);
+      was_beside = true;
+      continue;
+    }
+    if (was_beside) busy_at_ns = orion_now_ns();
+    was_beside = false;
+    set_parked(raw, 0);
+    if (move_once(raw)) {
+      busy_at_ns = orion_now_ns();
+      end_move(raw);
+    } else if (spin_ns && orion_now_ns() - busy_at_ns < spin_ns) {
+      end_move(raw);
+      orion_cpu_relax();
+    } else if (next_due_ns(raw, UINT64_MAX) < orion_now_ns() + DELAY_SPIN_NS) {
+      end_move(raw);
+    } else {
+      sleep_until_needed(raw);
+    }
+  }
+  run_to_the_end(raw);
+}
+
+// ------------------------------------------------------------------------------------------------- life
+
+static void close_lanes(tcp_state* state) {
+  raw_lanes* raw = orion_raw_of(state);
+  if (!raw) return;
+  if (raw->ops >= 0) shutdown(raw->ops, SHUT_RDWR);
+  orion_stripes_close(raw);
+  // Threads that wait may still look at this memory: it is never freed, the descriptors are closed.
+  const int fds[] = {raw->ops, raw->io_fd, raw->all_fd};
+  for (int i = 0; i < 3; i++)
+    if (fds[i] >= 0) close(fds[i]);
+}
+
+static void after_fork(tcp_state* state) {
+  raw_lanes* raw = orion_raw_of(state);
+  const int fds[] = {raw->ops, raw->io_fd, raw->all_fd};
+  for (int i = 0; i < 3; i++) close(fds[i]);
+  for (uint32_t i = 0; i < state->stripe_count; i++) close(raw->stripes[i].fd);
+}
+
+static int start_connection(const struct sockaddr_in* address) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return -1;
+  if (connect(fd, (const struct sockaddr*)address, sizeof *address) == 0 || errno == EINPROGRESS) return fd;
+  close(fd);
+  return -1;
+}
+
+static const char* await(int fd, short events, uint64_t deadline_ns) {
+  struct pollfd item = {fd, events, 0};
+  for (;;) {
+    const struct timespec timeout = time_left(deadline_ns);
+    const int count = ppoll(&item, 1, &timeout, NULL);
+    if (count > 0) return NULL;
+    if (count == 0) return "it did not answer in time";
+    if (errno != EINTR) return strerror(errno);
+  }
+}
+
+static void set_options(int fd) {
+  const int one = 1, idle_s = 2, interval_s = 2, count = 4, limit_ms = 10000;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+  setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit_ms, sizeof limit_ms);
+}
+
+static const char* greet(const tcp_state* state, int fd, uint32_t lane, const uint8_t token[32], uint64_t deadline_ns) {
+  const char* why = await(fd, POLLOUT, deadline_ns);
+  if (why) return why;
+  int error = 0;
+  socklen_t length = sizeof error;
+  if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 && error) return strerror(error);
+  set_options(fd);
+  const bool has_wish = lane == 0 && (state->link_wish.round_trip_ns || state->link_wish.bytes_per_second);
+  struct {
+    orion_frame head;
+    uint8_t token[32];
+    orion_link_wish wish;
+  } greeting = {.wish = state->link_wish};
+  const uint32_t body = 32 + (has_wish ? sizeof greeting.wish : 0);
+  greeting.head =
+      (orion_frame){.type = ORION_FRAME_CONTROL, .bytes = body, .a = lane, .b = state->stripe_count};
+  memcpy(greeting.token, token, 32);
+  return send(fd, &greeting, sizeof greeting.head + body, MSG_NOSIGNAL) == (ssize_t)(sizeof greeting.head + body)
+             ? NULL
+             : "it closed the connection";
+}
+
+static const char* await_welcome(int fd, uint64_t deadline_ns) {
+  orion_frame header;
+  size_t at = 0;
+  while (at < sizeof header) {
+    const char* why = await(fd, POLLIN, deadline_ns);
+    if (why) return why;
+    const ssize_t got = recv(fd, (uint8_t*)&header + at, sizeof header - at, 0);
+    if (got <= 0) return "it closed the connection (was the token refused?)";
+    at += (size_t)got;
+  }
+  return header.type == ORION_FRAME_CONTROL && header.bytes == 0 ? NULL : "its answer to the token is malformed";
+}
+
+static const char* read_address(const tcp_state* state, const char* endpoint, struct sockaddr_in* address) {
+  char text[320];
+  orion_tcp_resolve(state, "raw", endpoint, text);
+  char* colon = strrchr(text, ':');
+  if (strlen(text) < 7 || colon < text + 6) return "its endpoint is malformed";
+  *colon = 0;
+  const struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM};
+  struct addrinfo* found = NULL;
+  const int error = getaddrinfo(text + 6, colon + 1, &hints, &found);
+  if (error || !found) return gai_strerror(error);
+  memcpy(address, found->ai_addr, sizeof *address);
+  freeaddrinfo(found);
+  return NULL;
+}
+
+static bool make_watches(raw_lanes* raw) {
+  raw->all_fd = epoll_create1(EPOLL_CLOEXEC);
+  raw->io_fd = epoll_create1(EPOLL_CLOEXEC);
+  struct epoll_event event = {.events = EPOLLIN};
+  return raw->all_fd >= 0 && raw->io_fd >= 0 && epoll_ctl(raw->all_fd, EPOLL_CTL_ADD, raw->ops, &event) == 0 &&
+         epoll_ctl(raw->all_fd, EPOLL_CTL_ADD, raw->state->wake_fd, &event) == 0 &&
+         epoll_ctl(raw->io_fd, EPOLL_CTL_ADD, raw->all_fd, &event) == 0;
+}
+
+// All connections are made at once, then all greetings sent, then all answers awaited: one round trip each.
+static const char* open_lanes(tcp_state* state, const char* const endpoints[2], const uint8_t token[32],
+                              uint64_t deadline_ns) {
+  raw_lanes* raw = calloc(1, sizeof *raw);
+  if (!raw) return "out of memory";
+  state->lanes_state = raw;
+  raw->state = state;
+  raw->ops = raw->all_fd = raw->io_fd = -1;
+  raw->delayed_last = &raw->delayed_first;
+  pthread_mutex_init(&raw->arrival_lock, NULL);
+  orion_link_set(&raw->link, &state->link_wish);
+  for (uint32_t i = 0; i < ORION_STRIPES_MAX; i++)
+    raw->stripes[i] = (raw_stripe){.state = state, .index = i, .fd = -1};
+  raw->in = malloc(RAW_IN_BYTES);
+  raw->out = malloc(RAW_OUT_BYTES);
+  if (!raw->in || !raw->out) return "out of memory";
+  struct sockaddr_in address;
+  const char* why = read_address(state, endpoints[0], &address);
+  if (why) return why;
+  int* fds[1 + ORION_STRIPES_MAX] = {&raw->ops};
+  const uint32_t count = 1 + state->stripe_count;
+  for (uint32_t i = 1; i < count; i++) fds[i] = &raw->stripes[i - 1].fd;
+  for (uint32_t i = 0; i < count; i++)
+    if ((*fds[i] = start_connection(&address)) < 0) return strerror(errno);
+  for (uint32_t i = 0; i < count && !why; i++) why = greet(state, *fds[i], i, token, deadline_ns);
+  for (uint32_t i = 0; i < count && !why; i++) why = await_welcome(*fds[i], deadline_ns);
+  if (why) return why;
+  for (uint32_t i = 0; i < state->stripe_count; i++) {
+    const int flags = fcntl(raw->stripes[i].fd, F_GETFL);
+    if (flags < 0 || fcntl(raw->stripes[i].fd, F_SETFL, flags & ~O_NONBLOCK) < 0) return strerror(errno);
+  }
+  if (!make_watches(raw)) return strerror(errno);
+  return orion_stripes_start(raw);
+}
+
+const tcp_lanes orion_tcp_raw_lanes = {
+    .open = open_lanes,
+    .run = run,
+    .close = close_lanes,
+    .after_fork = after_fork,
+};
