@@ -1,4 +1,4 @@
-"""How a loop is timed, and how its calls are counted."""
+"""How a loop is timed, how its calls are counted, and how what was measured is summed up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import ctypes
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -50,19 +51,43 @@ def nothing() -> None:
     pass
 
 
-def median_time(step: Callable[[], Any], finish: Callable[[], Any], groups: int, each: int = 1) -> float:
-    """Median over `groups` of the seconds of one of `each` steps that end with `finish`.
+@dataclass(frozen=True)
+class Spread:
+    """Median, and the 10th and 90th percentile, in the unit of the values."""
 
-    Where calls are counted, that is done in the last group alone: counting costs time, and the median of the others
-    does not show it. What the engine did is read before that one.
+    median: float
+    low: float
+    high: float
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` (0..1) of the values lie, interpolated between neighbours."""
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), percentile(values, 0.1), percentile(values, 0.9))
+
+
+def timed_groups(
+    step: Callable[[], Any], finish: Callable[[], Any], groups: int, each: int = 1, warm_up: bool = False
+) -> list[float]:
+    """For each group the seconds of one of its `each` steps, which end with `finish`.
+
+    `warm_up`: the first group is run and not told. Where calls are counted, that is done in the last group alone:
+    counting costs time, and the median of the others does not show it. What the engine did is read before that one.
     """
     library = ctypes.CDLL("libcuda.so.1") if os.environ.get("ORION_STATS") else None
     if library is not None:
         library.cuProfilerStop()
     times: list[float] = []
-    before = engine_counters()
+    before = engine_counters() if library is not None else {}
     for group in range(groups):
-        if group and group == groups - 1:
+        if library is not None and group and group == groups - 1:
             Counted.engine = engine_share(before, engine_counters(), sum(times) * each)
         if library is not None and group == groups - 1:
             library.cuProfilerStart()
@@ -74,4 +99,9 @@ def median_time(step: Callable[[], Any], finish: Callable[[], Any], groups: int,
         times.append((time.perf_counter() - start) / each)
     if library is not None:
         library.cuProfilerStop()
-    return statistics.median(times)
+    return times[1:] if warm_up and groups > 1 else times
+
+
+def median_time(step: Callable[[], Any], finish: Callable[[], Any], groups: int, each: int = 1) -> float:
+    """Median over `groups` of the seconds of one step; for programs that have warmed up by themselves."""
+    return statistics.median(timed_groups(step, finish, groups, each))

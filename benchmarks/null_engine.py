@@ -21,18 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.programs import compile_program
 from benchmarks.servers import client_environment, server
 from orion_client import libraries
-
-HERE = Path(__file__).resolve().parent
-
-
-def compile_program(name: str, folder: Path) -> Path:
-    output = folder / name
-    subprocess.run(
-        ["gcc", "-O2", "-std=gnu11", "-w", f"-I{HERE.parent / 'wire/include'}", str(HERE / "native" / f"{name}.c"),
-         "-o", str(output), "-lpthread", "-ldl"], check=True)  # fmt: skip
-    return output
 
 
 def preload_cost_us(runs: int = 200) -> float:

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.servers import client_environment, server
 
@@ -64,11 +66,26 @@ class Outcome:
         return kept
 
 
+def _collect(pipe: IO[str], take: Callable[[str], None], end: Callable[[], None]) -> None:
+    with contextlib.suppress(ValueError):  # closed while it was read
+        for line in pipe:
+            take(line)
+    end()
+
+
 def run_limited(
-    command: list[str], environment: Mapping[str, str], timeout_s: float, cwd: Path | None = None
+    command: list[str],
+    environment: Mapping[str, str],
+    timeout_s: float,
+    cwd: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Runs a program in a process group of its own, and ends that whole group at the time limit: a framework's
-    helper processes would otherwise keep the pipes open and a session of the server busy."""
+    helper processes would otherwise keep the pipes open and a session of the server busy.
+
+    `on_line` is called, in this thread, with each line of standard output when it comes. Whatever ends the wait early
+    (Ctrl-C above all, which a process group of its own does not get) ends the program too.
+    """
     start = time.monotonic()
     try:
         process = subprocess.Popen(
@@ -84,14 +101,44 @@ def run_limited(
         )
     except OSError as error:
         return Outcome(127, "", str(error), 0.0)
+    assert process.stdout is not None and process.stderr is not None
+    told: queue.Queue[str | None] = queue.Queue()
+    stdout: list[str] = []
+    stderr: list[str] = []
+    readers = [
+        threading.Thread(target=_collect, args=(process.stdout, told.put, lambda: told.put(None)), daemon=True),
+        threading.Thread(target=_collect, args=(process.stderr, stderr.append, lambda: told.put(None)), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    code: int | None = None
     try:
-        stdout, stderr = process.communicate(timeout=timeout_s)
-        return Outcome(process.returncode, stdout, stderr, time.monotonic() - start)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        stdout, stderr = process.communicate()
-        return Outcome(None, stdout, stderr, time.monotonic() - start)
+        open_pipes = len(readers)
+        while open_pipes:
+            line = told.get(timeout=max(0.001, start + timeout_s - time.monotonic()))
+            if line is None:
+                open_pipes -= 1
+                continue
+            stdout.append(line)
+            if on_line is not None:
+                on_line(line)
+        code = process.wait(max(0.001, start + timeout_s - time.monotonic()))
+    except (queue.Empty, subprocess.TimeoutExpired):
+        pass
+    finally:
+        if code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for reader in readers:
+            reader.join(5)
+    while not told.empty():
+        line = told.get()
+        if line is not None:
+            stdout.append(line)
+            if on_line is not None:
+                on_line(line)
+    return Outcome(code, "".join(stdout), "".join(stderr), time.monotonic() - start)
 
 
 @dataclass
@@ -100,6 +147,7 @@ class Places:
     names: tuple[str, ...]
     log: Path
     server_options: tuple[str, ...] = ()
+    server_environment: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     restarts: int = 0
     _running: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -120,7 +168,9 @@ class Places:
 
     def _start_server(self) -> None:
         log = self.log.with_suffix(f".{self.restarts}.log") if self.restarts else self.log
-        self.address = self._running.enter_context(server(self.device, *self.server_options, log=log))
+        self.address = self._running.enter_context(
+            server(self.device, *self.server_options, log=log, environment=self.server_environment)
+        )
 
     def _server_lives(self) -> bool:
         host, port = self.address.rsplit(":", 1)
@@ -157,9 +207,10 @@ class Places:
         timeout_s: float,
         extra: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
     ) -> Outcome:
         environment = {**self.environment(place), **(extra or {})}
-        return run_limited(self.command(place, command), environment, timeout_s, cwd)
+        return run_limited(self.command(place, command), environment, timeout_s, cwd, on_line)
 
 
 def parse_places(text: str) -> tuple[str, ...]:

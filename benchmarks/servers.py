@@ -9,19 +9,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def server(device: str, *options: str, log: Path | None = None) -> Iterator[str]:
-    """Yields the address host:port of a running server; `device` is nvidia, softgpu or auto."""
+def server(
+    device: str, *options: str, log: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Yields the address host:port of a running server; `device` is nvidia, softgpu or auto, `environment` is added
+    to this process's."""
     with tempfile.TemporaryDirectory(prefix="orion-bench-") as folder:
         ready = Path(folder) / "ready"
         command = [sys.executable, "-m", "orion_server", "--listen", "127.0.0.1:0", "--device", device,
                    "--ready-file", str(ready), *options]  # fmt: skip
         with open(log or Path(folder) / "server.log", "w+") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
             try:
                 deadline = time.monotonic() + 120
                 while not (ready.exists() and ready.read_text().strip()):

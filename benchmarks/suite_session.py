@@ -17,15 +17,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import describe
 from benchmarks.places import NATIVE, TRANSPORTS, Places, parse_places, say
 from benchmarks.workloads.__main__ import ORDER
 from benchmarks.workloads.registry import agree, fraction
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Row = dict[str, Any]
 Runs = dict[str, dict[str, Row]]
@@ -85,6 +85,9 @@ def judge(runs: Runs, names: list[str]) -> bool:
 
 
 def table(runs: Runs, names: list[str]) -> Table:
+    # Here and not above: `orion-bench`'s plain twin measures with run_row where rich may be missing.
+    from rich.table import Table
+
     shown = Table(title="Fractions of native: 1.00 = as fast, more is better")
     shown.add_column("row")
     shown.add_column("unit")
@@ -116,6 +119,8 @@ def table(runs: Runs, names: list[str]) -> Table:
 
 
 def text_of(shown: Table) -> str:
+    from rich.console import Console
+
     console = Console(width=40 + 52 * (len(shown.columns) // 5 + 1), record=True, file=open("/dev/null", "w"))
     console.print(shown)
     return console.export_text()

@@ -12,6 +12,7 @@ from benchmarks.measure import engine_share
 from benchmarks.rows import NATIVE_DIGESTS
 from benchmarks.suite_session import judge, main, table, text_of, verdict
 from benchmarks.workloads.__main__ import ORDER, compare
+from benchmarks.workloads.driver_rows import LEFT_OUT
 from benchmarks.workloads.registry import WORKLOADS, agree, fraction
 
 
@@ -22,7 +23,7 @@ def row(value: float = 2.0, digest: float = 7, **more: Any) -> dict[str, Any]:
 
 def test_every_workload_is_listed_once() -> None:
     assert sorted(ORDER) == sorted(WORKLOADS)
-    assert WORKLOADS.keys() > NATIVE_DIGESTS.keys()
+    assert WORKLOADS.keys() > NATIVE_DIGESTS.keys() - set(LEFT_OUT)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.bench_rows import whole_run
 from tests.packaging.elf import exported_names, needed_versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -115,6 +117,31 @@ def test_installed_packages_import_without_the_source_tree(installed: Path, tmp_
     )
     assert done.returncode == 0, done.stderr
     assert all(Path(line).is_relative_to(installed) for line in done.stdout.split())
+
+
+def test_the_installed_bench_makes_its_page(wheel: Path, installed: Path, tmp_path: Path) -> None:
+    (metadata,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA")]
+    told = zipfile.ZipFile(wheel).read(metadata).decode().splitlines()
+    assert "Provides-Extra: report" in told
+    assert any(line.startswith("Requires-Dist: matplotlib") and 'extra == "report"' in line for line in told)
+    rows = tmp_path / "orion-bench-results" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("".join(json.dumps(row) + "\n" for row in whole_run()))
+    environment = {**os.environ, "PYTHONPATH": f"{installed}:{os.environ.get('PYTHONPATH', '')}"}
+
+    def report(start: str) -> subprocess.CompletedProcess[str]:
+        program = f"import sys; sys.argv[1:] = ['report']; {start}; from benchmarks import cli; "
+        program += f"assert cli.__file__.startswith({str(installed)!r}); cli.main()"
+        return subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True,
+                              text=True, check=False)  # fmt: skip
+
+    without = report("sys.modules['matplotlib'] = None")
+    assert without.returncode == 2 and "pip install 'orion-vgpu[report]'" in " ".join(without.stderr.split())
+    pytest.importorskip("matplotlib")
+    made = report("pass")
+    assert made.returncode == 0, made.stderr
+    page = (tmp_path / made.stdout.strip()).read_text()
+    assert page.count("<svg") == 7 and "NVIDIA H200" in page
 
 
 def test_tarball_holds_the_client_libraries_and_their_licences() -> None:
