@@ -219,7 +219,8 @@ def main_options(
 
 LATENCY_HELP = """What a program waits for: a launch with its wait, four bytes back, queries, a question to the server.
 
-Native beside shm and tcp, and beside the bare floors of the same run: two words in shared memory, a TCP ping-pong.
+Native beside shm and tcp, and beside the bare floors of the same run: two words in shared memory, a TCP
+ping-pong (compiled here: needs gcc).
 
 \b
   orion-bench latency

@@ -168,7 +168,7 @@ def table_html(table: Table) -> str:
 
 def meanings(section: Section) -> str:
     """What each row measures, once."""
-    told = {line.kind: line.what for line in section.lines if line.what and line.kind not in ("",)}
+    told = {line.kind: line.what for line in section.lines if line.what}
     if section.command == "copy":
         return ""
     items = "".join(f"<dt>{e(name)}</dt><dd>{e(what)}</dd>" for name, what in told.items())
