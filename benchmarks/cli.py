@@ -387,7 +387,7 @@ def everything(
 
 REPORT_HELP = """One HTML page of all saved rows: tables and plots, nothing loaded from elsewhere.
 
-Reads --out, or the folders and files given: rows.jsonl, or the suite.json of benchmarks.suite_session. Of each command
+Reads --out, or the folders and files given: rows.jsonl, and the suite.json of benchmarks.suite_session. Of each command
 the newest run is shown. Needs matplotlib: pip install 'orion-vgpu[report]'.
 
 \b

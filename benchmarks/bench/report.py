@@ -17,6 +17,7 @@ from benchmarks.bench.store import newest, read_rows
 from benchmarks.bench.summary import SAME, UNCHECKED, Line, good, runs_of, summarise
 from benchmarks.bench.tables import Table, number, tables_of
 
+SUITE_FILE = "suite.json"
 INSTALL = "the page needs matplotlib: pip install 'orion-vgpu[report]'"
 
 
@@ -63,6 +64,8 @@ def load(paths: Iterable[Path]) -> list[Row]:
     for path in paths:
         try:
             rows += rows_of_suite(path) if path.suffix == ".json" else read_rows(path)
+            if (path / SUITE_FILE).exists():
+                rows += rows_of_suite(path / SUITE_FILE)
         except FileNotFoundError:
             raise NoReport(f"{path} does not exist: measure first, with `orion-bench all` for example") from None
         except (ValueError, KeyError, AttributeError) as error:
