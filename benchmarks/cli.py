@@ -219,7 +219,8 @@ def main_options(
 
 LATENCY_HELP = """What a program waits for: a launch with its wait, four bytes back, queries, a question to the server.
 
-Native beside shm and tcp, and beside the bare floors of the same run: two words in shared memory, a TCP ping-pong.
+Native beside shm and tcp, and beside the bare floors of the same run: two words in shared memory, a TCP
+ping-pong (compiled here: needs gcc).
 
 \b
   orion-bench latency
@@ -386,7 +387,7 @@ def everything(
 
 REPORT_HELP = """One HTML page of all saved rows: tables and plots, nothing loaded from elsewhere.
 
-Reads --out, or the folders and files given: rows.jsonl, or the suite.json of benchmarks.suite_session. Of each command
+Reads --out, or the folders and files given: rows.jsonl, and the suite.json of benchmarks.suite_session. Of each command
 the newest run is shown. Needs matplotlib: pip install 'orion-vgpu[report]'.
 
 \b

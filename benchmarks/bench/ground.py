@@ -81,7 +81,7 @@ class Ground:
             try:
                 self._programs[name] = compile_program(name, self._folder)
             except (NoCompiler, subprocess.CalledProcessError) as error:
-                raise TaskError(str(error)) from None
+                raise TaskError(str(error), whole=True) from None
         return self._programs[name]
 
     def run(self, places: Places, place: str, command: list[str], timeout_s: float, **more: Any) -> Outcome:
@@ -101,7 +101,7 @@ class Ground:
             done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=120, check=True)
             return dict(json.loads(done.stdout))
         except (subprocess.SubprocessError, ValueError) as error:
-            raise TaskError(f"{name}: {error}") from None
+            raise TaskError(f"{name}: {error}", whole=True) from None
 
     def rows_task(self, cells: tuple[Cell, ...]) -> Task:
         """Rows of benchmarks.rows in one process; all cells have one place and one network."""

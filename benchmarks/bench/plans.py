@@ -7,6 +7,7 @@ leaves whole repeats, and what is compared was measured close together.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -217,6 +218,8 @@ def network(ground: Ground, repeats: int) -> list[Task]:
     # A library that does not know the variables would run at full speed under the name of a slow network.
     if not emulation_is_there():
         raise Impossible("this build of the client library emulates no network (ORION_EMULATE_RTT_US): build it again")
+    if os.environ.get("ORION_TCP_LANES") == "zmq":
+        raise Impossible("networks are emulated on plain TCP lanes: leave ORION_TCP_LANES unset")
     tasks = []
     for repeat in range(repeats):
         for place in (NATIVE, "tcp"):

@@ -17,6 +17,7 @@ from benchmarks.bench.store import newest, read_rows
 from benchmarks.bench.summary import SAME, UNCHECKED, Line, good, runs_of, summarise
 from benchmarks.bench.tables import Table, number, tables_of
 
+SUITE_FILE = "suite.json"
 INSTALL = "the page needs matplotlib: pip install 'orion-vgpu[report]'"
 
 
@@ -63,6 +64,8 @@ def load(paths: Iterable[Path]) -> list[Row]:
     for path in paths:
         try:
             rows += rows_of_suite(path) if path.suffix == ".json" else read_rows(path)
+            if (path / SUITE_FILE).exists():
+                rows += rows_of_suite(path / SUITE_FILE)
         except FileNotFoundError:
             raise NoReport(f"{path} does not exist: measure first, with `orion-bench all` for example") from None
         except (ValueError, KeyError, AttributeError) as error:
@@ -168,7 +171,7 @@ def table_html(table: Table) -> str:
 
 def meanings(section: Section) -> str:
     """What each row measures, once."""
-    told = {line.kind: line.what for line in section.lines if line.what and line.kind not in ("",)}
+    told = {line.kind: line.what for line in section.lines if line.what}
     if section.command == "copy":
         return ""
     items = "".join(f"<dt>{e(name)}</dt><dd>{e(what)}</dd>" for name, what in told.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,21 @@ def test_a_network_that_is_not_emulated_is_not_measured(tmp_path: Path, monkeypa
     done = invoke("network", "--device", "softgpu", "--out", str(tmp_path))
     assert done.exit_code == 1 and "ORION_EMULATE_RTT_US" in done.output
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_lanes_that_emulate_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORION_TCP_LANES", "zmq")
+    done = invoke("network", "--device", "softgpu", "--out", str(tmp_path))
+    assert done.exit_code == 1 and "ORION_TCP_LANES" in done.output
+
+
+def test_without_gcc_it_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.programs.shutil.which", lambda _: None)
+    places = ["--transports", "native", "--repeats", "1", "--rows", "event_query"]
+    done = invoke("latency", "--device", "softgpu", "--out", str(tmp_path), *places)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert done.exit_code == 1 and all("install gcc" in row["error"] for row in rows if row["place"] == "bare")
+    assert [row["row"] for row in rows if "value" in row] == ["event_query"]
 
 
 def test_without_a_server_nothing_is_measured_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
