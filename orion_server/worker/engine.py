@@ -40,6 +40,11 @@ class EngineError(Exception):
         self.code = code
 
 
+def default_launchers(cpus: int) -> int:
+    """Threads that launch beside the engine's own: none where cores are few (docs/decisions/0013)."""
+    return min(8, cpus // 4) if cpus >= 8 else 0
+
+
 class BindConflict(Exception):
     """Addresses that the client proposed are taken in this process."""
 
@@ -66,7 +71,7 @@ class Engine:
         config.transport = lib.ORION_ENGINE_SHM
         config.cpu_count = len(os.sched_getaffinity(0))
         config.spin_us = _SPIN_US
-        config.launchers = int(os.environ.get("ORION_ENGINE_LAUNCHERS", "0"))
+        config.launchers = int(os.environ.get("ORION_ENGINE_LAUNCHERS") or default_launchers(config.cpu_count))
         config.launchers_always = os.environ.get("ORION_ENGINE_LAUNCHERS_ALWAYS") == "1"
         config.image_fd = image_fd
         config.stdout_fd, config.stderr_fd, config.log_fd = files
