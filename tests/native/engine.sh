@@ -14,7 +14,7 @@ for source in orion_server/engine/*.c; do
 done
 without_included=()
 for source in "${engine[@]}"; do
-  case "$(basename "$source")" in engine.c | net_zmq.c) ;; *) without_included+=("$source") ;; esac
+  case "$(basename "$source")" in engine.c) ;; *) without_included+=("$source") ;; esac
 done
 for sanitizer in address,undefined thread; do
   name=${sanitizer%%,*}
