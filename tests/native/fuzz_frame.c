@@ -218,7 +218,7 @@ static uint64_t sequence;  // of numbered frames, in one input
 static size_t add_runs(uint8_t* body) {
   size_t bytes = 0;
   for (uint64_t i = draw() % 4; i > 0; i--) {
-    const orion_run run = {.offset = draw() % 4 ? draw() % 65536 : interesting(), .bytes = (uint32_t)(draw() % 64)};
+    const orion_run run = {.offset = draw() % 32 ? draw() % 65536 : interesting(), .bytes = (uint32_t)(draw() % 64)};
     memcpy(body + bytes, &run, sizeof run);
     bytes += sizeof run + ((run.bytes + 7u) & ~7u);
   }
@@ -232,14 +232,15 @@ static size_t add_frame(uint8_t* to, bool raw) {
   uint8_t lane = LANE_0;
   size_t bytes = 0;
   const uint64_t kind = draw() % 8;
-  if (kind < 2 && draw() % 8) head.sequence = sequence + draw() % 3;  // most often a number that may follow
+  // Most often a number that may follow: an engine that has ended takes nothing more.
+  if (kind < 2 && draw() % 32) head.sequence = sequence + (kind == 0) + (draw() % 8 == 0);
   switch (kind) {
     case 0:
       head.type = draw() % 4 || (raw && draw() % 2) ? ORION_FRAME_BULK : ORION_FRAME_RUNS;
       lane = raw ? (uint8_t)(draw() % 2) : 1;
       bytes = head.type == ORION_FRAME_RUNS ? add_runs(body) : 1 + draw() % 128;
-      if (draw() % 4) head.a = draw() % 65536;
-      if (raw && draw() % 4) head.b = sequence - (sequence ? draw() % 2 : 0);
+      if (draw() % 32) head.a = draw() % 65536;
+      if (raw && draw() % 32) head.b = sequence - (sequence ? draw() % 2 : 0);
       if (head.sequence > sequence && head.sequence < sequence + 4) sequence = head.sequence;
       break;
     case 1: {
@@ -285,7 +286,7 @@ int main(int argc, char** argv) {
     size += add_record(input + size, LANE_0, (const uint8_t*)&opening, sizeof opening);
     const uint64_t frames = 1 + draw() % 60;
     for (uint64_t i = 0; i < frames && size + 8192 < sizeof input; i++) size += add_frame(input + size, raw);
-    if (draw() % 2) {
+    if (draw() % 4 == 0) {
       for (uint64_t flips = 1 + draw() % 4; flips; flips--) input[1 + draw() % (size - 1)] ^= (uint8_t)(1u << draw() % 8);
     }
     LLVMFuzzerTestOneInput(input, size);
