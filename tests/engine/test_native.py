@@ -18,4 +18,6 @@ def test_sanitizers_find_nothing() -> None:
     environment = {**os.environ, "PYTHON": sys.executable, "FUZZ_ROUNDS": "5000"}
     done = subprocess.run([str(ROOT / "tests/native/engine.sh")], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("engine_ring: ok") == 2 and "fuzz_frame: 5000 inputs" in done.stdout
+    for test in ("engine_ring", "engine_lanes", "lanes_unit"):
+        assert done.stdout.count(f"{test}: ok") == 2
+    assert "fuzz_frame: 5000 inputs" in done.stdout

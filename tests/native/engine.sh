@@ -14,14 +14,18 @@ for source in orion_server/engine/*.c; do
 done
 without_included=()
 for source in "${engine[@]}"; do
-  case "$(basename "$source")" in engine.c | net_zmq.c) ;; *) without_included+=("$source") ;; esac
+  case "$(basename "$source")" in engine.c) ;; *) without_included+=("$source") ;; esac
 done
 for sanitizer in address,undefined thread; do
   name=${sanitizer%%,*}
-  gcc "${flags[@]}" "-fsanitize=$sanitizer" -fno-sanitize-recover=all tests/native/engine_ring.c "${engine[@]}" \
-    "${libraries[@]}" -o "$out/engine_ring_$name"
-  echo "engine_ring ($sanitizer)"
-  "$out/engine_ring_$name"
+  wrapped=()
+  [ "$name" = thread ] && wrapped=(tests/native/tsan_sendmsg.c -Wl,--wrap=sendmsg)
+  for test in engine_ring engine_lanes lanes_unit; do
+    gcc "${flags[@]}" "-fsanitize=$sanitizer" -fno-sanitize-recover=all "tests/native/$test.c" "${wrapped[@]}" \
+      "${engine[@]}" "${libraries[@]}" -o "$out/${test}_$name"
+    echo "$test ($sanitizer)"
+    timeout -k 5 300 "$out/${test}_$name"
+  done
 done
 gcc "${flags[@]}" -fsanitize=address,undefined -fno-sanitize-recover=all tests/native/fuzz_frame.c \
   "${without_included[@]}" "${libraries[@]}" -o "$out/fuzz_frame"

@@ -1,21 +1,53 @@
-// Fuzz target of the frame decoder and of operation validation: frames go in as if a client with the right token had
+// Fuzz target of the frame decoders and of operation validation: frames go in as if a client with the right token had
 // sent them, the engine (with the null driver) works on them. Whatever comes, no sanitizer may complain.
 //
 // With libFuzzer: clang -fsanitize=fuzzer,address -DORION_LIBFUZZER. Without, main() mutates by itself:
 //   fuzz_frame [ROUNDS [SEED]]      runs ROUNDS inputs from SEED; a failing seed repeats
 //
-// An input is a row of (u8 lane, u16 bytes, bytes). The engine's sources are included to reach the decoder itself.
+// An input is a byte that chooses the lanes (odd: plain sockets), then a row of (u8 lane, u16 bytes, bytes). Over
+// ZeroMQ's lanes the bytes are one frame; over plain sockets they are the next of a stream, of lane 0 or of a stripe.
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+
 #include "../../orion_server/engine/engine.c"
-#include "../../orion_server/engine/net_zmq.c"
+#include "../../orion_server/engine/net_raw.h"
 
 #define FUZZ_ARENA_BYTES (64ull << 20)
 #define INPUT_MAX_BYTES 65536u
 
 #define ARENA_PLACE ORION_HOST_ARENA_CANDIDATE(1)  // the first lies in AddressSanitizer's shadow
 
-static orion_engine* engine;
+enum { LANES_ZMQ, LANES_RAW };
+enum { LANE_0, STRIPE };
 
-static void make_engine(void) {
+typedef struct target {
+  orion_engine* engine;
+  int ends[2];  // plain sockets: the client's
+  uint32_t uses;
+} target;
+
+static target targets[2];
+
+static void require(bool good) {
+  if (!good) abort();
+}
+
+// Lane 0 and one stripe, as if they had been greeted.
+static void join_lanes(target* t) {
+  raw_lanes* r = net_raw_of(t->engine);
+  int pair[2];
+  require(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+  r->ops = pair[0];
+  t->ends[LANE_0] = pair[1];
+  require(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+  require(net_stripe_start(t->engine, 0, pair[0]));
+  t->ends[STRIPE] = pair[1];
+  r->stripe_count = 1;
+  r->lanes_in = 2;
+  r->complete = true;
+}
+
+static void make_engine(target* t, bool raw) {
   const orion_engine_config config = {.null_engine = 1, .transport = ORION_ENGINE_TCP, .log_level = -1};
   const uint8_t token[32] = {1};
   char ends[2][64];
@@ -27,56 +59,84 @@ static void make_engine(void) {
                                              .device_count = 1,
                                              .devices = &device};
   uint64_t conflicts = 0;
-  if (orion_engine_new(&config, &engine) || orion_engine_tcp_listen(engine, ORION_ENGINE_LANES_ZMQ, token, sizeof token, ends[0], ends[1]) ||
-      orion_engine_bind(engine, &request, &conflicts)) {
-    abort();
+  const int lanes = raw ? ORION_ENGINE_LANES_RAW : ORION_ENGINE_LANES_ZMQ;
+  require(orion_engine_new(&config, &t->engine) == 0);
+  require(orion_engine_tcp_listen(t->engine, lanes, token, sizeof token, ends[0], ends[1]) == 0);
+  require(orion_engine_bind(t->engine, &request, &conflicts) == 0);
+  if (raw) join_lanes(t);
+}
+
+static void free_engine(target* t, bool raw) {
+  if (raw) {
+    close(t->ends[LANE_0]);
+    close(t->ends[STRIPE]);
+  }
+  orion_engine_free(t->engine);
+  t->engine = NULL;
+}
+
+static void read_away(int fd) {
+  static uint8_t bin[1 << 16];
+  while (recv(fd, bin, sizeof bin, MSG_DONTWAIT) > 0) continue;
+}
+
+// Answers go nowhere: they are dropped so that they do not end the session as unread.
+static void drop_answers(target* t, bool raw) {
+  struct orion_net* n = t->engine->net;
+  if (raw) {
+    read_away(t->ends[LANE_0]);
+    read_away(t->ends[STRIPE]);
+    net_raw_of(t->engine)->first_sent = 0;
+  }
+  while (n->first_frame) net_frame_sent(n);
+  net_free_copies(n->urgent.first);
+  net_free_copies(n->copies.first);
+  n->urgent = (copy_list){NULL, &n->urgent.first};
+  n->copies = (copy_list){NULL, &n->copies.first};
+}
+
+static void give_frame(target* t, bool bulk, const uint8_t* data, size_t bytes) {
+  orion_frame head;
+  if (!net_takes_operations(t->engine->net)) return;
+  if (net_frame_ok(data, bytes, &head)) {
+    net_take_frame(t->engine, &head, data + sizeof head, bulk);
+  } else {
+    net_malformed(t->engine, "fuzz");
   }
 }
 
-// Answers go nowhere: nobody listens. They are dropped so that they do not end the session as unread.
-static void drop_answers(struct orion_net* n) {
-  while (n->first_frame) {
-    out_frame* next = n->first_frame->next;
-    free(n->first_frame);
-    n->first_frame = next;
+// The stripe's thread has a moment to take what came, so that most of it is worked on before what follows.
+static void give_bytes(target* t, bool stripe, const uint8_t* data, size_t bytes) {
+  const int fd = t->ends[stripe ? STRIPE : LANE_0];
+  if (bytes) (void)!send(fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+  int left = 1;
+  for (int i = 0; stripe && i < 20 && left; i++) {
+    const struct timespec moment = {0, 1000};
+    nanosleep(&moment, NULL);
+    if (ioctl(fd, SIOCOUTQ, &left)) break;
   }
-  n->last_frame = &n->first_frame;
-  n->queued_bytes = 0;
-  free_copies(n->urgent.first);
-  free_copies(n->copies.first);
-  n->urgent = (copy_list){NULL, NULL};
-  n->copies = (copy_list){NULL, NULL};
-  n->urgent.last = &n->urgent.first;
-  n->copies.last = &n->copies.first;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static uint32_t uses;
-  if (!engine) make_engine();
-  struct orion_net* n = engine->net;
-  for (size_t at = 0; at + 3 <= size;) {
+  if (!size) return 0;
+  const bool raw = data[0] & 1;
+  target* t = &targets[raw];
+  if (targets[!raw].engine) free_engine(&targets[!raw], !raw);  // both would want the same addresses
+  if (!t->engine) make_engine(t, raw);
+  for (size_t at = 1; at + 3 <= size;) {
     uint16_t bytes = 0;
     memcpy(&bytes, data + at + 1, sizeof bytes);
-    const bool bulk = data[at] & 1;
+    const bool second = data[at] & 1;
     at += 3;
     if (bytes > size - at) bytes = (uint16_t)(size - at);
-    if (!n->express && n->held_bytes <= HELD_MAX_BYTES) {
-      zmq_msg_t message;
-      if (zmq_msg_init_size(&message, bytes)) abort();
-      memcpy(zmq_msg_data(&message), data + at, bytes);
-      take_frame(engine, bulk ? &n->bulk : &n->ops, &message);
-      zmq_msg_close(&message);
-    }
+    (raw ? give_bytes : give_frame)(t, second, data + at, bytes);
     at += bytes;
-    (void)work_once(engine);
-    drop_answers(n);
-    if (engine->end) break;
+    (void)work_once(t->engine);
+    drop_answers(t, raw);
+    if (t->engine->end) break;
   }
   // An ended session is over; a fresh engine also forgets what earlier inputs made.
-  if (engine->end || ++uses % 64 == 0) {
-    orion_engine_free(engine);
-    engine = NULL;
-  }
+  if (t->engine->end || ++t->uses % 64 == 0) free_engine(t, raw);
   return 0;
 }
 
@@ -144,17 +204,44 @@ static size_t add_operation(uint8_t* to, uint16_t* type) {
   return padded;
 }
 
-static size_t add_frame(uint8_t* to) {
-  orion_frame head = {.sequence = draw() % 8, .a = interesting(), .b = interesting()};
-  uint8_t* body = to + 3 + sizeof head;
-  uint8_t lane = 0;
+// One record; over plain sockets sometimes two, with what comes later in between.
+static size_t add_record(uint8_t* to, uint8_t lane, const uint8_t* frame, size_t bytes) {
+  const uint16_t length = (uint16_t)bytes;
+  to[0] = lane;
+  memcpy(to + 1, &length, sizeof length);
+  memcpy(to + 3, frame, bytes);
+  return 3 + bytes;
+}
+
+static uint64_t sequence;  // of numbered frames, in one input
+
+static size_t add_runs(uint8_t* body) {
   size_t bytes = 0;
-  switch (draw() % 8) {
+  for (uint64_t i = draw() % 4; i > 0; i--) {
+    const orion_run run = {.offset = draw() % 32 ? draw() % 65536 : interesting(), .bytes = (uint32_t)(draw() % 64)};
+    memcpy(body + bytes, &run, sizeof run);
+    bytes += sizeof run + ((run.bytes + 7u) & ~7u);
+  }
+  return bytes;
+}
+
+static size_t add_frame(uint8_t* to, bool raw) {
+  static uint8_t frame[8192];
+  uint8_t* body = frame + sizeof(orion_frame);
+  orion_frame head = {.sequence = draw() % 8, .a = interesting(), .b = interesting()};
+  uint8_t lane = LANE_0;
+  size_t bytes = 0;
+  const uint64_t kind = draw() % 8;
+  // Most often a number that may follow: an engine that has ended takes nothing more.
+  if (kind < 2 && draw() % 32) head.sequence = sequence + (kind == 0) + (draw() % 8 == 0);
+  switch (kind) {
     case 0:
-      head.type = ORION_FRAME_BULK;
-      lane = 1;
-      bytes = draw() % 128;
-      for (size_t i = 0; i < bytes; i++) body[i] = (uint8_t)draw();
+      head.type = draw() % 4 || (raw && draw() % 2) ? ORION_FRAME_BULK : ORION_FRAME_RUNS;
+      lane = raw ? (uint8_t)(draw() % 2) : 1;
+      bytes = head.type == ORION_FRAME_RUNS ? add_runs(body) : 1 + draw() % 128;
+      if (draw() % 32) head.a = draw() % 65536;
+      if (raw && draw() % 32) head.b = sequence - (sequence ? draw() % 2 : 0);
+      if (head.sequence > sequence && head.sequence < sequence + 4) sequence = head.sequence;
       break;
     case 1: {
       head.type = ORION_FRAME_CLIENT_WORDS;
@@ -168,37 +255,44 @@ static size_t add_frame(uint8_t* to) {
       break;
   }
   head.bytes = (uint32_t)bytes;
-  memcpy(to + 3, &head, sizeof head);
-  const uint16_t length = (uint16_t)(sizeof head + bytes);
-  to[0] = lane;
-  memcpy(to + 1, &length, sizeof length);
-  return 3 + length;
+  memcpy(frame, &head, sizeof head);
+  bytes += sizeof head;
+  const size_t first = raw && draw() % 4 == 0 ? draw() % bytes : bytes;
+  size_t used = add_record(to, lane, frame, first);
+  if (first < bytes) used += add_record(to + used, lane, frame + first, bytes - first);
+  return used;
 }
 
 int main(int argc, char** argv) {
   const uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 20000;
   const uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
   static uint8_t input[INPUT_MAX_BYTES];
+  // Every input opens a context first, so that most operations have something to work on.
+  static const struct {
+    orion_frame head;
+    orion_op_ctx_primary primary;
+  } opening = {{.type = ORION_FRAME_OPS_MAIN, .bytes = sizeof opening.primary},
+               {.op = {.code = ORION_OP_CTX_PRIMARY,
+                       .bytes = sizeof opening.primary,
+                       .context = 1,
+                       .reply_slot = ORION_NO_REPLY}}};
+  _Static_assert(sizeof opening == sizeof opening.head + sizeof opening.primary, "no gap");
   for (uint64_t round = 0; round < rounds; round++) {
     state = (seed + round) * 0x9e3779b97f4a7c15ull + 1;
-    // Every input opens a context first, so that most operations have something to work on.
-    static const orion_op_ctx_primary primary = {
-        .op = {.code = ORION_OP_CTX_PRIMARY, .bytes = sizeof primary, .context = 1, .reply_slot = ORION_NO_REPLY}};
-    const orion_frame head = {.type = ORION_FRAME_OPS_MAIN, .bytes = sizeof primary};
-    const uint16_t length = sizeof head + sizeof primary;
-    input[0] = 0;
-    memcpy(input + 1, &length, sizeof length);
-    memcpy(input + 3, &head, sizeof head);
-    memcpy(input + 3 + sizeof head, &primary, sizeof primary);
-    size_t size = 3u + length;
+    const bool raw = round / 64 % 2;
+    input[0] = raw;
+    sequence = targets[raw].engine ? targets[raw].engine->bulk_arrived : 0;
+    size_t size = 1;
+    size += add_record(input + size, LANE_0, (const uint8_t*)&opening, sizeof opening);
     const uint64_t frames = 1 + draw() % 60;
-    for (uint64_t i = 0; i < frames && size + 4096 < sizeof input; i++) size += add_frame(input + size);
-    if (draw() % 2) {
-      for (uint64_t flips = 1 + draw() % 4; flips; flips--) input[draw() % size] ^= (uint8_t)(1u << draw() % 8);
+    for (uint64_t i = 0; i < frames && size + 8192 < sizeof input; i++) size += add_frame(input + size, raw);
+    if (draw() % 4 == 0) {
+      for (uint64_t flips = 1 + draw() % 4; flips; flips--) input[1 + draw() % (size - 1)] ^= (uint8_t)(1u << draw() % 8);
     }
     LLVMFuzzerTestOneInput(input, size);
   }
-  if (engine) orion_engine_free(engine);
+  for (int raw = 0; raw < 2; raw++)
+    if (targets[raw].engine) free_engine(&targets[raw], raw);
   printf("fuzz_frame: %llu inputs from seed %llu: ok\n", (unsigned long long)rounds, (unsigned long long)seed);
   return 0;
 }

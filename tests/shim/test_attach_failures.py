@@ -171,6 +171,42 @@ def test_refusal_and_what_attach_says(serve: Callable[[Answer], FakeServer]) -> 
     assert request["env"] == {"CUDA_MODULE_LOADING": "EAGER"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("ORION_TCP_LANES", "udp", "auto, raw or zmq"),
+        ("ORION_TCP_LANES", "raw,zmq", "auto, raw or zmq"),
+        ("ORION_TCP_STRIPES", "9", "0 to 8"),
+        ("ORION_TCP_STRIPES", "-1", "0 to 8"),
+        ("ORION_TCP_STRIPES", "many", "0 to 8"),
+        ("ORION_EMULATE_RTT_US", "-1", "0 to 1000000"),
+        ("ORION_EMULATE_RTT_US", "1000001", "0 to 1000000"),
+        ("ORION_EMULATE_RTT_US", "20ms", "0 to 1000000"),
+        ("ORION_EMULATE_RTT_US", "nan", "0 to 1000000"),
+        ("ORION_EMULATE_GBIT", "fast", "0 to 10000"),
+        ("ORION_EMULATE_GBIT", "10001", "0 to 10000"),
+    ],
+)
+def test_bad_lane_settings(name: str, value: str, expected: str) -> None:
+    codes, lines, _ = run_init("127.0.0.1:1", **{name: value})
+    assert codes[0] != 0 and codes[0] == codes[1]
+    one_line(lines, f"{name}={value}", "not valid", expected)
+
+
+@pytest.mark.parametrize("setting", [{"ORION_EMULATE_RTT_US": "100"}, {"ORION_EMULATE_GBIT": "10"}])
+def test_emulated_network_needs_plain_lanes(serve: Callable[[Answer], FakeServer], setting: dict[str, str]) -> None:
+    def answer(request: dict[str, Any]) -> bytes:
+        if request["type"] == "attach":
+            return attached(request)
+        return bytes(msgpack.packb({"v": 1, "type": "bound", "id": request["id"]}))
+
+    server = serve(answer)
+    codes, lines, _ = run_init(server.address, ORION_TRANSPORT="tcp", ORION_TCP_LANES="zmq", **setting)
+    assert codes[0] != 0 and codes[0] == codes[1]
+    assert server.requests[0]["lanes"] == ["zmq"]
+    one_line(lines, "ORION_EMULATE_RTT_US", "plain TCP lanes", "ORION_TCP_LANES")
+
+
 def test_wire_version_mismatch(serve: Callable[[Answer], FakeServer]) -> None:
     server = serve(lambda request: attached(request, wire=[2, 0]))
     codes, lines, _ = run_init(server.address)

@@ -86,7 +86,8 @@ static size_t send_some(raw_lanes* raw, const uint8_t* from, size_t bytes) {
   const ssize_t sent = send(raw->ops, from, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (sent >= 0) return (size_t)sent;
   raw->blocked = errno == EAGAIN || errno == EINTR;
-  if (!raw->blocked) raw->at_end = true;
+  // The worker's last words may still lie in the socket: the end is told by whoever has read all of them.
+  if (!raw->blocked) raw->broken = true;
   return 0;
 }
 
@@ -105,7 +106,7 @@ static bool delay(raw_lanes* raw) {
 
 static bool send_delayed(raw_lanes* raw) {
   bool any = false;
-  while (raw->delayed_first && !raw->at_end && raw->delayed_first->due_ns <= orion_now_ns()) {
+  while (raw->delayed_first && !raw->at_end && !raw->broken && raw->delayed_first->due_ns <= orion_now_ns()) {
     raw_delayed* first = raw->delayed_first;
     const size_t sent = send_some(raw, first->data + first->sent, first->bytes - first->sent);
     any |= sent != 0;
@@ -120,11 +121,11 @@ static bool send_delayed(raw_lanes* raw) {
 }
 
 static bool send_out(raw_lanes* raw) {
-  if (raw->at_end) return false;
+  if (raw->at_end || raw->broken) return false;
   if (orion_link_on(&raw->link)) {
     bool any = false;
     if (raw->delayed_bytes < DELAYED_MOST_BYTES) {
-      fill(raw);
+      if (raw->out_end == 0) fill(raw);  // else there was no memory for what is in it
       any = delay(raw);
     }
     return send_delayed(raw) || any;
@@ -162,6 +163,11 @@ static uint64_t wanted(const orion_frame* header) {
   return header->type == ORION_FRAME_WORDS ? header->sequence : header->sequence - 1;
 }
 
+// No stripe brings anything any more: all were closed in good order.
+static bool stripes_ended(const raw_lanes* raw) {
+  return atomic_load(&raw->stripes_ended) == raw->state->stripe_count;
+}
+
 static bool parse(raw_lanes* raw) {
   tcp_state* state = raw->state;
   bool any = false;
@@ -176,9 +182,15 @@ static bool parse(raw_lanes* raw) {
     }
     if (result == TCP_FRAME_HOLD) {
       atomic_store(&raw->held_for, wanted(&header));
+      const bool ended = stripes_ended(raw);
       // A stripe that has stored the missing bytes before it could see this store does not wake anybody.
-      if (atomic_load(&state->sequence_received) < wanted(&header)) break;
-      continue;
+      if (atomic_load(&state->sequence_received) >= wanted(&header)) continue;
+      if (ended) {  // the worker's end lies behind a frame that nothing will release
+        atomic_store(&raw->held_for, 0);
+        raw->at_end = true;
+        orion_tcp_connection_lost(state);
+      }
+      break;
     }
     if (result == TCP_FRAME_BAD) {
       orion_tcp_lose_malformed(state, "operations");
@@ -201,7 +213,7 @@ static bool parse(raw_lanes* raw) {
 
 static bool is_held(const raw_lanes* raw) {
   const uint64_t held_for = atomic_load(&raw->held_for);
-  return held_for != 0 && atomic_load(&raw->state->sequence_received) < held_for;
+  return held_for != 0 && atomic_load(&raw->state->sequence_received) < held_for && !stripes_ended(raw);
 }
 
 static bool receive(raw_lanes* raw) {
@@ -234,7 +246,7 @@ static bool move_once(raw_lanes* raw) {
 
 static bool has_work(const raw_lanes* raw) {
   const tcp_state* state = raw->state;
-  const bool out_waits = raw->blocked || raw->at_end || raw->delayed_bytes >= DELAYED_MOST_BYTES;
+  const bool out_waits = raw->blocked || raw->at_end || raw->broken || raw->delayed_bytes >= DELAYED_MOST_BYTES;
   if (!out_waits && (orion_tcp_has_bulk_work(state) || orion_tcp_has_operations(state))) return true;
   return atomic_load_explicit(&raw->held_for, memory_order_relaxed) != 0 && !is_held(raw);
 }
@@ -249,7 +261,7 @@ static void set_parked(const raw_lanes* raw, uint32_t parked) {
 // When something that has been sent to an emulated network is due; `otherwise` if nothing is earlier.
 static uint64_t next_due_ns(const raw_lanes* raw, uint64_t otherwise) {
   const raw_delayed* first = raw->delayed_first;
-  return first && !raw->blocked && first->due_ns < otherwise ? first->due_ns : otherwise;
+  return first && !raw->blocked && !raw->broken && first->due_ns < otherwise ? first->due_ns : otherwise;
 }
 
 static void drain_wakes(const raw_lanes* raw) {
@@ -293,7 +305,7 @@ static void hand_over(raw_lanes* raw) {
     if (atomic_load(&raw->io_awake) || !try_move(raw)) return;
   }
   set_parked(raw, 1);
-  const bool work = has_work(raw) || raw->delayed_first || raw->blocked;
+  const bool work = has_work(raw) || raw->delayed_first || raw->blocked || raw->broken;
   end_move(raw);
   const uint64_t one = 1;
   if (work && write(raw->state->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
@@ -380,7 +392,7 @@ static void run_to_the_end(raw_lanes* raw) {
       nanosleep(&pause, NULL);
       continue;
     }
-    if (raw->at_end || is_drained(raw)) break;
+    if (raw->at_end || raw->broken || is_drained(raw)) break;
   }
   while (!moving && orion_now_ns() < until_ns) moving = try_move(raw);
 }

@@ -41,7 +41,9 @@ typedef struct raw_lanes {
   // Under `moving`.
   uint8_t *out, *in;
   size_t out_first, out_end, in_first, in_end;
-  bool blocked, at_end;
+  bool blocked;  // the socket takes no more at present
+  bool broken;   // it takes nothing any more; what it has received is still read
+  bool at_end;   // nothing more is read
   raw_delayed *delayed_first, **delayed_last;
   size_t delayed_bytes;
   orion_link link;
@@ -50,6 +52,7 @@ typedef struct raw_lanes {
   pthread_mutex_t arrival_lock;
   uint64_t window[ORION_WINDOW];  // under arrival_lock: numbers that stripes have stored
   _Atomic uint32_t arrived_tick, arrived_waiters;
+  _Atomic uint32_t stripes_ended;  // closed by the worker in good order
   raw_stripe stripes[ORION_STRIPES_MAX];
 } raw_lanes;
 

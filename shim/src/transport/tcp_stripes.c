@@ -138,7 +138,14 @@ static void* receive_stripe(void* argument) {
     if (held_for && atomic_load(&state->sequence_received) >= held_for && write(state->wake_fd, &one, sizeof one) < 0)
       continue;  // full: it is awake anyway
   }
-  if (got < 0) orion_tcp_connection_lost(state);  // closed in good order: lane 0 tells the worker's end
+  if (got < 0) {
+    orion_tcp_connection_lost(state);
+  } else if (got == 0) {
+    // Closed in good order: lane 0 tells the worker's end, unless its first frame waits for bytes that never come.
+    const uint64_t one = 1;
+    atomic_fetch_add(&raw->stripes_ended, 1);
+    (void)!write(state->wake_fd, &one, sizeof one);  // full: it is awake anyway
+  }
   free(bounce);
   return NULL;
 }

@@ -14,7 +14,7 @@ case " $* " in
     # suppressing each report.
     gcc -shared -o "$folder/libzmq-apart.so" -Wl,--whole-archive "$libzmq/lib/libzmq.a" -Wl,--no-whole-archive \
       -lstdc++ -lpthread -lrt
-    link=(-L"$folder" -lzmq-apart "-Wl,-rpath,\$ORIGIN")
+    link=("$root/tests/native/tsan_sendmsg.c" -Wl,--wrap=sendmsg -L"$folder" -lzmq-apart "-Wl,-rpath,\$ORIGIN")
     set -- "$@" -Wno-tsan  # fences: only pairs of flag and fence depend on them, which TSan does not follow
     ;;
 esac

@@ -13,6 +13,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include "fake_raw.h"
 #include "gen_ops.h"
 #include "orion_ring.h"
 #include "session/futex.h"
@@ -20,7 +21,7 @@
 
 uint8_t* fake_device_memory;
 
-static bool over_tcp;
+static bool over_tcp, over_raw;  // `over_raw`: over_tcp with plain sockets
 static void *context, *control, *ops_lane, *bulk_lane;
 static int listener = -1;
 static char socket_path[64];
@@ -31,6 +32,8 @@ static _Atomic(orion_segment*) client_view;
 static int segment_fd = -1, arena_fd = -1;
 static _Atomic uint64_t slot_base, executed;
 static _Atomic bool killed, held, detached, garbage;
+static _Atomic int pending_act;
+static _Atomic uint64_t act_offset;
 static _Atomic uint32_t pending_word;
 static _Atomic uint64_t pending_value;
 static uint64_t bulk_received, bulk_sent;
@@ -48,6 +51,26 @@ static void send_frame(void* lane, uint16_t type, uint64_t sequence, uint64_t a,
   free(frame);
 }
 
+static void send_ops_frame(uint16_t type, uint64_t sequence, uint64_t a, uint64_t b, const void* body, uint32_t bytes) {
+  if (over_raw)
+    fake_raw_send(type, sequence, a, b, body, bytes);
+  else
+    send_frame(ops_lane, type, sequence, a, b, body, bytes);
+}
+
+static void send_range(uint64_t offset, uint64_t bytes) {
+  if (over_raw) {
+    fake_raw_send_range(arena, offset, bytes);
+    bulk_sent = fake_raw_sent();
+    return;
+  }
+  for (uint64_t at = 0; at < bytes; at += ORION_BULK_BYTES) {
+    const uint64_t left = bytes - at;
+    send_frame(bulk_lane, ORION_FRAME_BULK, ++bulk_sent, offset + at, 0, arena + offset + at,
+               (uint32_t)(left < ORION_BULK_BYTES ? left : ORION_BULK_BYTES));
+  }
+}
+
 static void wake_client(void) {
   atomic_thread_fence(memory_order_seq_cst);
   if (atomic_load(&segment->client_waiters)) orion_futex_wake_all(&segment->client_wake);
@@ -56,7 +79,7 @@ static void wake_client(void) {
 static void set_word(uint32_t word, uint64_t value) {
   if (over_tcp) {
     const orion_word_update update = {word, value};
-    send_frame(ops_lane, ORION_FRAME_WORDS, bulk_sent, 0, 0, &update, sizeof update);
+    send_ops_frame(ORION_FRAME_WORDS, bulk_sent, 0, 0, &update, sizeof update);
     return;
   }
   atomic_store_explicit(&segment->words[word], value, memory_order_release);
@@ -67,7 +90,7 @@ static void answer(const orion_op* op, int32_t result, const void* payload, uint
   if (op->reply_slot == ORION_NO_REPLY) return;
   CHECK(op->reply_slot < ORION_REPLY_SLOTS);
   if (over_tcp) {
-    send_frame(ops_lane, ORION_FRAME_REPLY, op->reply_seq, op->reply_slot, (uint64_t)(uint32_t)result, payload, bytes);
+    send_ops_frame(ORION_FRAME_REPLY, op->reply_seq, op->reply_slot, (uint64_t)(uint32_t)result, payload, bytes);
     return;
   }
   orion_reply* reply = &segment->replies[op->reply_slot];
@@ -94,6 +117,11 @@ static bool take_client_words(const uint8_t* data, size_t bytes) {
 }
 
 static void receive_bulk(int flags) {
+  if (over_raw) {
+    fake_raw_read(arena, client_words_over_tcp, 5);
+    bulk_received = fake_raw_received();
+    return;
+  }
   zmq_msg_t message;
   zmq_msg_init(&message);
   if (zmq_msg_recv(&message, bulk_lane, flags) >= 0) {
@@ -126,7 +154,7 @@ static uint8_t* device_at(uint64_t address, uint64_t bytes) {
 static void execute(const orion_op* op) {
   atomic_fetch_add(&executed, 0);  // with fake_worker_executed: an order that the sanitizer sees, in both directions
   CHECK(op->code < ORION_OP_CODE_END && op->bytes >= ORION_OP_INFO[op->code].fixed_bytes);
-  while (over_tcp && bulk_received < op->bulk_seq) receive_bulk(0);
+  while (over_tcp && bulk_received < op->bulk_seq && !atomic_load(&killed)) receive_bulk(0);
   switch (op->code) {
     case ORION_OP_PING: {
       const orion_reply_ping reply = {((const orion_op_ping*)op)->value};
@@ -151,11 +179,7 @@ static void execute(const orion_op* op) {
     case ORION_OP_COPY_D2H: {
       const orion_op_copy_d2h* copy = (const orion_op_copy_d2h*)op;
       memcpy(arena + copy->dst_off, device_at(copy->src, copy->size_bytes), copy->size_bytes);
-      for (uint64_t at = 0; over_tcp && at < copy->size_bytes; at += ORION_BULK_BYTES) {
-        const uint64_t left = copy->size_bytes - at;
-        send_frame(bulk_lane, ORION_FRAME_BULK, ++bulk_sent, copy->dst_off + at, 0, arena + copy->dst_off + at,
-                   (uint32_t)(left < ORION_BULK_BYTES ? left : ORION_BULK_BYTES));
-      }
+      if (over_tcp) send_range(copy->dst_off, copy->size_bytes);
       break;
     }
     case ORION_OP_MEMSET: {
@@ -192,7 +216,14 @@ static void execute(const orion_op* op) {
 static void idle_duties(void) {
   const uint32_t word = atomic_exchange(&pending_word, 0);
   if (word) set_word(word, atomic_load(&pending_value));
-  if (over_tcp && atomic_exchange(&garbage, false)) zmq_send(ops_lane, "not a frame", 11, 0);
+  const bool is_garbage = atomic_exchange(&garbage, false);
+  if (over_raw) {
+    const int act = atomic_exchange(&pending_act, FAKE_RAW_NOTHING);
+    fake_raw_act((enum fake_raw_act)(is_garbage ? FAKE_RAW_UNKNOWN : act), arena, atomic_load(&act_offset));
+    bulk_sent = fake_raw_sent();
+  } else if (over_tcp && is_garbage) {
+    zmq_send(ops_lane, "not a frame", 11, 0);
+  }
   while (atomic_load(&held) && !atomic_load(&killed)) usleep(500);
 }
 
@@ -320,9 +351,25 @@ static void serve_tcp(void) {
   zmq_close(bulk_lane);
 }
 
+static void serve_raw(void) {
+  fake_raw_welcome(token);
+  while (!atomic_load(&killed)) {
+    idle_duties();
+    receive_bulk(0);
+    for (uint8_t* data; !atomic_load(&killed) && (data = fake_raw_take_ops()) != NULL; free(data)) {
+      orion_frame header;
+      memcpy(&header, data, sizeof header);
+      execute_frame(data, sizeof header + header.bytes);
+    }
+  }
+  fake_raw_close();
+}
+
 static void* worker_thread(void* argument) {
   (void)argument;
-  if (over_tcp)
+  if (over_raw)
+    serve_raw();
+  else if (over_tcp)
     serve_tcp();
   else
     serve_shm();
@@ -453,15 +500,20 @@ static void* bound_socket(int type, char* endpoint, size_t capacity) {
 }
 
 void fake_worker_start(const char* transport) {
-  over_tcp = strcmp(transport, "tcp") == 0;
+  over_raw = strncmp(transport, "raw", 3) == 0;
+  over_tcp = over_raw || strcmp(transport, "tcp") == 0;
   for (int i = 0; i < 32; i++) token[i] = (uint8_t)(i * 7 + 1);
   fake_device_memory = calloc(1, FAKE_DEVICE_BYTES);
   context = zmq_ctx_new();
   char endpoint[64];
   control = bound_socket(ZMQ_ROUTER, endpoint, sizeof endpoint);
   if (over_tcp) {
-    ops_lane = bound_socket(ZMQ_DEALER, ops_endpoint, sizeof ops_endpoint);
-    bulk_lane = bound_socket(ZMQ_DEALER, bulk_endpoint, sizeof bulk_endpoint);
+    if (over_raw) {
+      fake_raw_open(ops_endpoint);
+    } else {
+      ops_lane = bound_socket(ZMQ_DEALER, ops_endpoint, sizeof ops_endpoint);
+      bulk_lane = bound_socket(ZMQ_DEALER, bulk_endpoint, sizeof bulk_endpoint);
+    }
     arena = mmap(NULL, 1ull << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(arena != MAP_FAILED);
   } else {
@@ -474,7 +526,8 @@ void fake_worker_start(const char* transport) {
     CHECK(bind(listener, (struct sockaddr*)&address, sizeof address) == 0 && listen(listener, 4) == 0);
   }
   setenv("ORION_SERVER", endpoint + strlen("tcp://"), 1);
-  setenv("ORION_TRANSPORT", transport, 1);
+  setenv("ORION_TRANSPORT", over_tcp ? "tcp" : "shm", 1);
+  setenv("ORION_TCP_STRIPES", "2", 1);
   pthread_t thread;
   CHECK(pthread_create(&thread, NULL, control_thread, NULL) == 0 && pthread_detach(thread) == 0);
   CHECK(pthread_create(&thread, NULL, worker_thread, NULL) == 0 && pthread_detach(thread) == 0);
@@ -494,6 +547,10 @@ void fake_worker_hold(bool hold) { atomic_store(&held, hold); }
 bool fake_worker_saw_detach(void) { return atomic_load(&detached); }
 uint64_t fake_worker_executed(void) { return atomic_fetch_add(&executed, 0); }
 void fake_worker_garbage(void) { atomic_store(&garbage, true); }
+void fake_worker_act(int act, uint64_t offset) {
+  atomic_store(&act_offset, offset);
+  atomic_store(&pending_act, act);
+}
 void fake_worker_word(uint32_t word, uint64_t value) {
   atomic_store(&pending_value, value);
   atomic_store(&pending_word, word);

@@ -1,5 +1,6 @@
-// A server and a worker as threads of the test program: they speak the control protocol and drain the ring, over shm or
-// tcp, and execute the few operations that the tests use against a block of host memory that plays the device.
+// A server and a worker as threads of the test program: they speak the control protocol and drain the ring, over shm,
+// tcp (ZeroMQ's lanes) or raw (plain sockets), and execute the few operations that the tests use against a block of host
+// memory that plays the device.
 #ifndef ORION_TESTS_FAKE_WORKER_H
 #define ORION_TESTS_FAKE_WORKER_H
 
@@ -22,7 +23,9 @@ bool fake_worker_saw_detach(void);
 uint64_t fake_worker_executed(void);
 /// Sets a word as the engine would.
 void fake_worker_word(uint32_t word, uint64_t value);
-/// tcp: the next frame on the operations lane is garbage.
+/// raw: misbehaves (enum fake_raw_act); `offset` is a place in the arena where the client expects nothing.
+void fake_worker_act(int act, uint64_t offset);
+/// tcp, raw: the next frame on the operations lane is garbage.
 void fake_worker_garbage(void);
 
 #define CHECK(condition)                                                      \

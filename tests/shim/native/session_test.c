@@ -1,22 +1,31 @@
 // The session side of the shim against a fake worker, both ends as threads of one program, for the sanitizers.
-//   session_test shm|tcp SCENARIO
+//   session_test shm|tcp|raw|raw-spin SCENARIO      raw-spin: as on a machine where waits spin
 #define _GNU_SOURCE
-#include "session.h"
+#include "session_test.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fake_worker.h"
 #include "session/copier.h"
 #include "session/futex.h"
 
 void orion_api_after_fork(void) {}
 
-static orion_session* session;
+// Instead of the C library's: on two CPUs or fewer waits never spin, and those paths are to be tested anywhere.
+static uint32_t shown_cpus = 1;
+int sched_getaffinity(pid_t pid, size_t bytes, cpu_set_t* set) {
+  (void)pid;
+  CPU_ZERO_S(bytes, set);
+  for (uint32_t i = 0; i < shown_cpus; i++) CPU_SET_S(i, bytes, set);
+  return 0;
+}
+
+orion_session* session;
 static uint64_t device_base;
 
 static void attach(void) {
@@ -34,7 +43,7 @@ static orion_op head(uint16_t code, uint32_t stream) {
   return (orion_op){.code = code, .context = 1, .stream = stream};
 }
 
-static uint64_t ping(uint64_t value) {
+uint64_t ping(uint64_t value) {
   orion_op_ping op = {.op = head(ORION_OP_PING, 0), .value = value};
   orion_reply_ping reply = {0};
   uint32_t bytes = 0;
@@ -43,12 +52,12 @@ static uint64_t ping(uint64_t value) {
   return reply.value;
 }
 
-static CUresult mark(uint32_t stream, uint64_t value) {
+CUresult mark(uint32_t stream, uint64_t value) {
   orion_op_mark op = {.op = head(ORION_OP_MARK, stream), .word = ORION_WORD_STREAMS + stream, .value = value};
   return orion_submit(session, &op.op, sizeof op, NULL, 0);
 }
 
-static CUresult wait_mark(uint32_t stream, uint64_t value) {
+CUresult wait_mark(uint32_t stream, uint64_t value) {
   return orion_wait_word(session, ORION_WORD_STREAMS + stream, value, 1);
 }
 
@@ -88,7 +97,7 @@ static void* call_thread(void* argument) {
   return NULL;
 }
 
-static void run_threads(uint32_t count, void* (*body)(void*)) {
+void run_threads(uint32_t count, void* (*body)(void*)) {
   pthread_t threads[CALL_THREADS];
   for (uintptr_t i = 0; i < count; i++) CHECK(pthread_create(&threads[i], NULL, body, (void*)i) == 0);
   for (uint32_t i = 0; i < count; i++) CHECK(pthread_join(threads[i], NULL) == 0);
@@ -137,14 +146,14 @@ static void test_full(void) {
 
 // ------------------------------------------------------------------------------------------------- copies
 
-static CUresult copy_in(uint64_t offset, uint64_t to, uint64_t bytes) {
+CUresult copy_in(uint64_t offset, uint64_t to, uint64_t bytes) {
   orion_op_copy_h2d op = {
       .op = head(ORION_OP_COPY_H2D, 1), .device_dst = device_base + to, .src_off = offset, .size_bytes = bytes};
   op.op.bulk_seq = orion_push_host(session, offset, bytes);
   return orion_submit(session, &op.op, sizeof op, NULL, 0);
 }
 
-static CUresult copy_out(uint64_t from, uint64_t offset, uint64_t bytes, uint64_t value) {
+CUresult copy_out(uint64_t from, uint64_t offset, uint64_t bytes, uint64_t value) {
   orion_op_copy_d2h op = {
       .op = head(ORION_OP_COPY_D2H, 1), .src = device_base + from, .dst_off = offset, .size_bytes = bytes};
   const CUresult result = orion_submit(session, &op.op, sizeof op, NULL, 0);
@@ -152,7 +161,7 @@ static CUresult copy_out(uint64_t from, uint64_t offset, uint64_t bytes, uint64_
   return result;
 }
 
-static void fill_device(uint64_t at, uint64_t bytes, uint32_t value) {
+void fill_device(uint64_t at, uint64_t bytes, uint32_t value) {
   orion_op_memset op = {.op = head(ORION_OP_MEMSET, 1),
                         .device_dst = device_base + at,
                         .width = bytes,
@@ -162,12 +171,12 @@ static void fill_device(uint64_t at, uint64_t bytes, uint32_t value) {
   CHECK(orion_submit(session, &op.op, sizeof op, NULL, 0) == CUDA_SUCCESS);
 }
 
-static bool all_equal(const uint8_t* at, uint64_t bytes, uint8_t value) {
+bool all_equal(const uint8_t* at, uint64_t bytes, uint8_t value) {
   return at[0] == value && memcmp(at, at + 1, bytes - 1) == 0;
 }
 
 // The sanitizer does not see order that travels through a socket; the worker's counter shows it the same order.
-static bool device_holds(uint64_t at, uint64_t bytes, uint8_t value) {
+bool device_holds(uint64_t at, uint64_t bytes, uint8_t value) {
   return fake_worker_executed() != 0 && all_equal(fake_device_memory + at, bytes, value) && fake_worker_executed() != 0;
 }
 
@@ -341,10 +350,13 @@ static void test_fork(void) {
   CHECK(ping(2) == 2);  // the parent goes on
 }
 
+uint64_t executed_at_exit;
+
 static void after_exit_handlers(void) {
   const uint64_t until_ns = orion_now_ns() + 5000000000ull;
   while (!fake_worker_saw_detach() && orion_now_ns() < until_ns) usleep(1000);
   CHECK(fake_worker_saw_detach());
+  CHECK(executed_at_exit == 0 || executed_becomes(executed_at_exit));
   CHECK(orion_ready() == CUDA_ERROR_DEINITIALIZED && mark(1, 1) == CUDA_ERROR_DEINITIALIZED);
   CHECK(orion_attach() == CUDA_ERROR_DEINITIALIZED);
 }
@@ -410,9 +422,14 @@ int main(int argc, char** argv) {
       {"calls", test_calls},   {"full", test_full},         {"bounce", test_bounce}, {"staging", test_staging},
       {"errors", test_errors}, {"callback", test_callback}, {"death", test_death},   {"full_death", test_full_death},
       {"fork", test_fork},     {"garbage", test_garbage},   {"sync", test_sync},     {"copies", test_copies},
-      {"exit", NULL}};
+      {"exit", NULL},
+      {"waiters", test_waiters}, {"stripes", test_stripes}, {"resend", test_resend},
+      {"words_first", test_words_first}, {"held_end", test_held_end}, {"close_lane_0", test_close_lane_0},
+      {"reset_lane_0", test_reset_lane_0}, {"reset_stripe", test_reset_stripe}, {"bad_frames", test_bad_frames},
+      {"fork_wait", test_fork_wait}, {"exit_unsent", test_exit_unsent}};
   if (argc != 3) return 2;
   atexit(after_exit_handlers);  // registered before attach, so it runs after the shim's own
+  if (strstr(argv[1], "-spin")) shown_cpus = 4;
   if (strcmp(argv[2], "sync") == 0) setenv("ORION_SYNC", "1", 1);
   fake_worker_start(argv[1]);
   for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) {
@@ -420,7 +437,7 @@ int main(int argc, char** argv) {
     attach();
     if (scenarios[i].body) scenarios[i].body();
     printf("%s over %s: ok\n", argv[2], argv[1]);
-    if (strcmp(argv[2], "exit") == 0) exit(0);
+    if (strncmp(argv[2], "exit", 4) == 0) exit(0);
     fflush(stdout);
     _Exit(0);  // the fake worker's threads still run
   }
