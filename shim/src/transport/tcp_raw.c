@@ -377,7 +377,7 @@ static void sleep_until_needed(raw_lanes* raw) {
 
 static bool is_drained(const raw_lanes* raw) {
   return raw->out_first == raw->out_end && !raw->delayed_first && !orion_tcp_has_operations(raw->state) &&
-         !atomic_load(&raw->state->has_client_words);
+         !atomic_load(&raw->state->has_client_words) && orion_tcp_all_sent(raw->state);
 }
 
 // What the program has left behind goes out, for a bounded time. Keeps `moving`.

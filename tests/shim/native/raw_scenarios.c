@@ -200,7 +200,7 @@ void test_fork_wait(void) {
 
 // The worker takes everything that was submitted before exit, and the detach behind it.
 void test_exit_unsent(void) {
-  enum { OPERATIONS = 3000, BYTES = 2 << 20 };
+  enum { OPERATIONS = 300, BYTES = 2 << 20 };  // sockets take all of it at once
   static uint8_t tail[400];
   uint8_t* at = pinned(BYTES);
   CHECK(ping(1) == 1);
