@@ -249,7 +249,9 @@ bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint
 
 // ------------------------------------------------------------------------------------------------ off the queue
 
-static tcp_range* first_range(tcp_state* state) { return state->queue_count ? &state->queue[state->queue_first] : NULL; }
+static tcp_range* first_range(tcp_state* state) {
+  return state->queue_count ? &state->queue[state->queue_first] : NULL;
+}
 
 void orion_tcp_queue_changed(tcp_state* state) {
   const tcp_range* first = first_range(state);

@@ -184,10 +184,9 @@ void test_fork_wait(void) {
     CHECK(child >= 0);
     if (child == 0) {
       orion_op_nop op = {.op = {.code = ORION_OP_NOP}};
-      const bool good =
-          orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL) == CUDA_ERROR_NOT_INITIALIZED &&
-          launch(1) == CUDA_ERROR_NOT_INITIALIZED &&
-          orion_wait_word(session, FAKE_RAW_WORD, 1, 1) == CUDA_ERROR_NOT_INITIALIZED;
+      const bool good = orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL) == CUDA_ERROR_NOT_INITIALIZED &&
+                        launch(1) == CUDA_ERROR_NOT_INITIALIZED &&
+                        orion_wait_word(session, FAKE_RAW_WORD, 1, 1) == CUDA_ERROR_NOT_INITIALIZED;
       _exit(good ? 0 : 1);
     }
     int status = 1;
