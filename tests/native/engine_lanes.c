@@ -49,9 +49,7 @@ static void send_all(int fd, const void* from, size_t bytes) {
   }
 }
 
-static void receive_all(int fd, void* to, size_t bytes) {
-  CHECK(recv(fd, to, bytes, MSG_WAITALL) == (ssize_t)bytes);
-}
+static void receive_all(int fd, void* to, size_t bytes) { CHECK(recv(fd, to, bytes, MSG_WAITALL) == (ssize_t)bytes); }
 
 static void send_frame(int fd, orion_frame head, const void* body) {
   send_all(fd, &head, sizeof head);
@@ -86,8 +84,7 @@ static void push(client* c, orion_op* op, uint32_t bytes) {
 
 static void push_range(client* c, uint64_t offset, uint64_t bytes) {
   if (bytes < ORION_STRIPE_MIN_BYTES) {
-    const orion_frame head = {
-        .type = ORION_FRAME_BULK, .bytes = (uint32_t)bytes, .sequence = ++c->sent, .a = offset};
+    const orion_frame head = {.type = ORION_FRAME_BULK, .bytes = (uint32_t)bytes, .sequence = ++c->sent, .a = offset};
     send_frame(c->lanes[0], head, c->arena + offset);
     orion_group_close(&c->group, c->sent);
     return;

@@ -271,11 +271,10 @@ int main(int argc, char** argv) {
   static const struct {
     orion_frame head;
     orion_op_ctx_primary primary;
-  } opening = {{.type = ORION_FRAME_OPS_MAIN, .bytes = sizeof opening.primary},
-               {.op = {.code = ORION_OP_CTX_PRIMARY,
-                       .bytes = sizeof opening.primary,
-                       .context = 1,
-                       .reply_slot = ORION_NO_REPLY}}};
+  } opening = {
+      {.type = ORION_FRAME_OPS_MAIN, .bytes = sizeof opening.primary},
+      {.op = {
+           .code = ORION_OP_CTX_PRIMARY, .bytes = sizeof opening.primary, .context = 1, .reply_slot = ORION_NO_REPLY}}};
   _Static_assert(sizeof opening == sizeof opening.head + sizeof opening.primary, "no gap");
   for (uint64_t round = 0; round < rounds; round++) {
     state = (seed + round) * 0x9e3779b97f4a7c15ull + 1;
@@ -287,7 +286,8 @@ int main(int argc, char** argv) {
     const uint64_t frames = 1 + draw() % 60;
     for (uint64_t i = 0; i < frames && size + 8192 < sizeof input; i++) size += add_frame(input + size, raw);
     if (draw() % 4 == 0) {
-      for (uint64_t flips = 1 + draw() % 4; flips; flips--) input[1 + draw() % (size - 1)] ^= (uint8_t)(1u << draw() % 8);
+      for (uint64_t flips = 1 + draw() % 4; flips; flips--)
+        input[1 + draw() % (size - 1)] ^= (uint8_t)(1u << draw() % 8);
     }
     LLVMFuzzerTestOneInput(input, size);
   }

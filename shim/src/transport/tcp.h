@@ -105,6 +105,8 @@ typedef struct tcp_state {
   _Atomic bool has_bulk;        // the first range is the I/O thread's to send
   uint32_t stripe_count;        // connections that take the pieces of large ranges; 0: the I/O thread sends all
   pthread_cond_t has_range;     // the first range is the stripes'
+  uint32_t stripes_sending;     // pieces that stripes have taken and not sent yet
+  _Atomic bool stripes_stop;    // later than `stop`: what has been queued still goes
   orion_group group;
   // What stripes are receiving in place at this moment: no copy of it may be taken meanwhile.
   struct {
@@ -215,8 +217,12 @@ void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece);
 orion_frame orion_tcp_piece_header(const tcp_state* state, const tcp_range* piece);
 /// Its body: header.bytes to `to`.
 void orion_tcp_piece_body(tcp_state* state, const tcp_range* piece, uint8_t* to);
-/// Waits for a piece of a striped range, takes it off the queue and fills its header. False when the session ends.
+/// Waits for a piece of a striped range, takes it off the queue and fills its header. False when the stripes end.
 bool orion_tcp_take_stripe(tcp_state* state, orion_frame* header);
+/// That piece has been sent.
+void orion_tcp_stripe_sent(tcp_state* state);
+/// Whether all that was queued has been sent, by whichever lane.
+bool orion_tcp_all_sent(tcp_state* state);
 void orion_tcp_kick(orion_session* session, bool express);
 
 #endif

@@ -249,7 +249,9 @@ bool orion_tcp_end_host_function(orion_session* session, uint32_t callback, uint
 
 // ------------------------------------------------------------------------------------------------ off the queue
 
-static tcp_range* first_range(tcp_state* state) { return state->queue_count ? &state->queue[state->queue_first] : NULL; }
+static tcp_range* first_range(tcp_state* state) {
+  return state->queue_count ? &state->queue[state->queue_first] : NULL;
+}
 
 void orion_tcp_queue_changed(tcp_state* state) {
   const tcp_range* first = first_range(state);
@@ -323,10 +325,11 @@ bool orion_tcp_take_stripe(tcp_state* state, orion_frame* header) {
   bool was_full = false, lane_0 = false;
   pthread_mutex_lock(&state->lock);
   tcp_range* range = NULL;
-  while (!atomic_load(&state->stop) && !((range = first_range(state)) && range->striped))
+  while (!atomic_load(&state->stripes_stop) && !((range = first_range(state)) && range->striped))
     pthread_cond_wait(&state->has_range, &state->lock);
-  const bool any = !atomic_load(&state->stop);
+  const bool any = !atomic_load(&state->stripes_stop);
   if (any) {
+    state->stripes_sending++;
     const uint64_t bytes = range->bytes < ORION_BULK_BYTES ? range->bytes : ORION_BULK_BYTES;
     const uint64_t sequence = ++state->sequence_sent;
     if (!range->begun || state->group.count == 0)
@@ -348,4 +351,17 @@ bool orion_tcp_take_stripe(tcp_state* state, orion_frame* header) {
   if (was_full) orion_futex_wake_all(&state->queue_space);
   if (lane_0) kick_sender(state);
   return any;
+}
+
+void orion_tcp_stripe_sent(tcp_state* state) {
+  pthread_mutex_lock(&state->lock);
+  state->stripes_sending--;
+  pthread_mutex_unlock(&state->lock);
+}
+
+bool orion_tcp_all_sent(tcp_state* state) {
+  pthread_mutex_lock(&state->lock);
+  const bool all = state->queue_count == 0 && state->stripes_sending == 0;
+  pthread_mutex_unlock(&state->lock);
+  return all;
 }

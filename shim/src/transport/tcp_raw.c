@@ -1,6 +1,6 @@
 // Lane 0 over a plain TCP socket: operations, replies, words and small bulk. Whoever holds `moving` moves its bytes: a
-// thread that waits for something moves them itself, so that a round trip wakes the worker and this thread, nobody else;
-// the I/O thread does it for programs that do not wait.
+// thread that waits for something moves them itself, so that a round trip wakes the worker and this thread, nobody
+// else; the I/O thread does it for programs that do not wait.
 #define _GNU_SOURCE
 #include "tcp_raw.h"
 
@@ -164,9 +164,7 @@ static uint64_t wanted(const orion_frame* header) {
 }
 
 // No stripe brings anything any more: all were closed in good order.
-static bool stripes_ended(const raw_lanes* raw) {
-  return atomic_load(&raw->stripes_ended) == raw->state->stripe_count;
-}
+static bool stripes_ended(const raw_lanes* raw) { return atomic_load(&raw->stripes_ended) == raw->state->stripe_count; }
 
 static bool parse(raw_lanes* raw) {
   tcp_state* state = raw->state;
@@ -296,8 +294,8 @@ static void watch_lane(raw_lanes* raw, bool io_thread_does) {
   epoll_ctl(raw->io_fd, EPOLL_CTL_MOD, raw->all_fd, &event);
 }
 
-// Whoever has moved bytes for itself leaves them to the I/O thread. Where that sleeps, a producer wakes it from here on,
-// and what came meanwhile does so at once.
+// Whoever has moved bytes for itself leaves them to the I/O thread. Where that sleeps, a producer wakes it from here
+// on, and what came meanwhile does so at once.
 static void hand_over(raw_lanes* raw) {
   if (atomic_load(&raw->io_awake)) {
     // Pairs with sleep_beside: either it sees that nobody moves, or this sees that it sleeps.
@@ -377,7 +375,7 @@ static void sleep_until_needed(raw_lanes* raw) {
 
 static bool is_drained(const raw_lanes* raw) {
   return raw->out_first == raw->out_end && !raw->delayed_first && !orion_tcp_has_operations(raw->state) &&
-         !atomic_load(&raw->state->has_client_words);
+         !atomic_load(&raw->state->has_client_words) && orion_tcp_all_sent(raw->state);
 }
 
 // What the program has left behind goes out, for a bounded time. Keeps `moving`.
@@ -416,8 +414,8 @@ static void run(tcp_state* state) {
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   while (!atomic_load(&state->stop) && !atomic_load(&state->session->lost)) {
     if (!try_move(raw)) {
-      // Somebody who waits moves the bytes. Programs that wait often are served best by a thread that is awake when they
-      // go on.
+      // Somebody who waits moves the bytes. Programs that wait often are served best by a thread that is awake when
+      // they go on.
       const bool soon = spin_ns && orion_now_ns() - busy_at_ns < spin_ns;
       if (soon)
         orion_cpu_relax();
@@ -507,8 +505,7 @@ static const char* greet(const tcp_state* state, int fd, uint32_t lane, const ui
     orion_link_wish wish;
   } greeting = {.wish = state->link_wish};
   const uint32_t body = 32 + (has_wish ? sizeof greeting.wish : 0);
-  greeting.head =
-      (orion_frame){.type = ORION_FRAME_CONTROL, .bytes = body, .a = lane, .b = state->stripe_count};
+  greeting.head = (orion_frame){.type = ORION_FRAME_CONTROL, .bytes = body, .a = lane, .b = state->stripe_count};
   memcpy(greeting.token, token, 32);
   return send(fd, &greeting, sizeof greeting.head + body, MSG_NOSIGNAL) == (ssize_t)(sizeof greeting.head + body)
              ? NULL
@@ -563,8 +560,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   raw->delayed_last = &raw->delayed_first;
   pthread_mutex_init(&raw->arrival_lock, NULL);
   orion_link_set(&raw->link, &state->link_wish);
-  for (uint32_t i = 0; i < ORION_STRIPES_MAX; i++)
-    raw->stripes[i] = (raw_stripe){.state = state, .index = i, .fd = -1};
+  for (uint32_t i = 0; i < ORION_STRIPES_MAX; i++) raw->stripes[i] = (raw_stripe){.state = state, .index = i, .fd = -1};
   raw->in = malloc(RAW_IN_BYTES);
   raw->out = malloc(RAW_OUT_BYTES);
   if (!raw->in || !raw->out) return "out of memory";

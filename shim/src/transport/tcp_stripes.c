@@ -195,7 +195,9 @@ static void* send_stripe(void* argument) {
       from = copy;
     }
     if (orion_link_on(&raw->link)) sleep_until(orion_link_due(&raw->link, orion_now_ns(), head.bytes));
-    if (send_frame(stripe->fd, &head, from)) continue;
+    const bool sent = send_frame(stripe->fd, &head, from);
+    orion_tcp_stripe_sent(state);
+    if (sent) continue;
     orion_tcp_connection_lost(state);
     break;
   }
@@ -227,6 +229,7 @@ const char* orion_stripes_start(raw_lanes* raw) {
 
 void orion_stripes_close(raw_lanes* raw) {
   tcp_state* state = raw->state;
+  atomic_store(&state->stripes_stop, true);
   for (uint32_t i = 0; i < state->stripe_count; i++)
     if (raw->stripes[i].fd >= 0) shutdown(raw->stripes[i].fd, SHUT_RDWR);
   atomic_fetch_add(&raw->arrived_tick, 1);

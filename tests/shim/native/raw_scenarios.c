@@ -184,10 +184,9 @@ void test_fork_wait(void) {
     CHECK(child >= 0);
     if (child == 0) {
       orion_op_nop op = {.op = {.code = ORION_OP_NOP}};
-      const bool good =
-          orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL) == CUDA_ERROR_NOT_INITIALIZED &&
-          launch(1) == CUDA_ERROR_NOT_INITIALIZED &&
-          orion_wait_word(session, FAKE_RAW_WORD, 1, 1) == CUDA_ERROR_NOT_INITIALIZED;
+      const bool good = orion_call(session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL) == CUDA_ERROR_NOT_INITIALIZED &&
+                        launch(1) == CUDA_ERROR_NOT_INITIALIZED &&
+                        orion_wait_word(session, FAKE_RAW_WORD, 1, 1) == CUDA_ERROR_NOT_INITIALIZED;
       _exit(good ? 0 : 1);
     }
     int status = 1;
@@ -200,7 +199,7 @@ void test_fork_wait(void) {
 
 // The worker takes everything that was submitted before exit, and the detach behind it.
 void test_exit_unsent(void) {
-  enum { OPERATIONS = 3000, BYTES = 2 << 20 };
+  enum { OPERATIONS = 300, BYTES = 2 << 20 };  // sockets take all of it at once
   static uint8_t tail[400];
   uint8_t* at = pinned(BYTES);
   CHECK(ping(1) == 1);

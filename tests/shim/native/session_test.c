@@ -418,15 +418,30 @@ int main(int argc, char** argv) {
   static const struct {
     const char* name;
     void (*body)(void);
-  } scenarios[] = {
-      {"calls", test_calls},   {"full", test_full},         {"bounce", test_bounce}, {"staging", test_staging},
-      {"errors", test_errors}, {"callback", test_callback}, {"death", test_death},   {"full_death", test_full_death},
-      {"fork", test_fork},     {"garbage", test_garbage},   {"sync", test_sync},     {"copies", test_copies},
-      {"exit", NULL},
-      {"waiters", test_waiters}, {"stripes", test_stripes}, {"resend", test_resend},
-      {"words_first", test_words_first}, {"held_end", test_held_end}, {"close_lane_0", test_close_lane_0},
-      {"reset_lane_0", test_reset_lane_0}, {"reset_stripe", test_reset_stripe}, {"bad_frames", test_bad_frames},
-      {"fork_wait", test_fork_wait}, {"exit_unsent", test_exit_unsent}};
+  } scenarios[] = {{"calls", test_calls},
+                   {"full", test_full},
+                   {"bounce", test_bounce},
+                   {"staging", test_staging},
+                   {"errors", test_errors},
+                   {"callback", test_callback},
+                   {"death", test_death},
+                   {"full_death", test_full_death},
+                   {"fork", test_fork},
+                   {"garbage", test_garbage},
+                   {"sync", test_sync},
+                   {"copies", test_copies},
+                   {"exit", NULL},
+                   {"waiters", test_waiters},
+                   {"stripes", test_stripes},
+                   {"resend", test_resend},
+                   {"words_first", test_words_first},
+                   {"held_end", test_held_end},
+                   {"close_lane_0", test_close_lane_0},
+                   {"reset_lane_0", test_reset_lane_0},
+                   {"reset_stripe", test_reset_stripe},
+                   {"bad_frames", test_bad_frames},
+                   {"fork_wait", test_fork_wait},
+                   {"exit_unsent", test_exit_unsent}};
   if (argc != 3) return 2;
   atexit(after_exit_handlers);  // registered before attach, so it runs after the shim's own
   if (strstr(argv[1], "-spin")) shown_cpus = 4;
