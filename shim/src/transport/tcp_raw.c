@@ -22,7 +22,7 @@
 #include "../session/futex.h"
 #include "../session/internal.h"
 
-enum { IDLE_NS = 100000000, DELAYED_MOST_BYTES = 64 << 20, DELAY_SPIN_NS = 100000 };
+enum { IDLE_NS = 100000000, DELAYED_MOST_BYTES = 64 << 20, DELAY_SPIN_NS = 100000, SPIN_LOOKS = 32 };
 
 static bool try_move(raw_lanes* raw) {
   return atomic_load_explicit(&raw->moving, memory_order_relaxed) == 0 &&
@@ -249,10 +249,16 @@ static bool has_work(const raw_lanes* raw) {
   return atomic_load_explicit(&raw->held_for, memory_order_relaxed) != 0 && !is_held(raw);
 }
 
+static void set_word(_Atomic uint32_t* word, uint32_t value) {
+  // Producers read it at every push: it is written only where it changes.
+  if (atomic_load_explicit(word, memory_order_relaxed) != value)
+    atomic_store_explicit(word, value, memory_order_relaxed);
+}
+
 static void set_parked(const raw_lanes* raw, uint32_t parked) {
   const orion_session* session = raw->state->session;
-  atomic_store_explicit(&session->main_ring.control->consumer_parked, parked, memory_order_relaxed);
-  atomic_store_explicit(&session->express_ring.control->consumer_parked, parked, memory_order_relaxed);
+  set_word(&session->main_ring.control->consumer_parked, parked);
+  set_word(&session->express_ring.control->consumer_parked, parked);
   if (parked) atomic_thread_fence(memory_order_seq_cst);
 }
 
@@ -432,7 +438,8 @@ static void run(tcp_state* state) {
       end_move(raw);
     } else if (spin_ns && orion_now_ns() - busy_at_ns < spin_ns) {
       end_move(raw);
-      orion_cpu_relax();
+      // Looks at the rings alone: asking the socket is a system call.
+      for (int i = 0; i < SPIN_LOOKS && !has_work(raw); i++) orion_cpu_relax();
     } else if (next_due_ns(raw, UINT64_MAX) < orion_now_ns() + DELAY_SPIN_NS) {
       end_move(raw);
     } else {
