@@ -292,7 +292,7 @@ static bool send_all(orion_engine* e) {
   const bool clear = send_copies(e);
   if (clear && n->relay_count) {
     net_queue_frame(e, ORION_FRAME_WORDS, n->bulk_sent, 0, 0, n->relay,
-                n->relay_count * (uint32_t)sizeof(orion_word_update));
+                    n->relay_count * (uint32_t)sizeof(orion_word_update));
     n->relay_count = 0;
     moved = true;
   }

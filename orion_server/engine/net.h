@@ -8,7 +8,8 @@
 #define TOKEN_MAX 64u
 #define RELAY_MAX 256u
 #define QUEUE_MAX_BYTES (64u << 20)  // a client that does not read its replies
-#define HELD_MAX_BYTES (16u << 20)   // frames read ahead of a full ring or of missing bulk, so that what follows is not stuck
+#define HELD_MAX_BYTES \
+  (16u << 20)  // frames read ahead of a full ring or of missing bulk, so that what follows is not stuck
 
 // Operations, or a numbered frame, that could not be taken whole when they came.
 typedef struct held_frame {

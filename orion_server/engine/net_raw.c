@@ -239,12 +239,19 @@ static bool receive(orion_engine* e) {
   return moved;
 }
 
+// While lane 0 is not read, its end cannot be: what is held may wait for a client that is gone.
+static bool has_hung_up(const orion_engine* e) {
+  const raw_lanes* r = net_raw_of(e);
+  struct pollfd fd = {.fd = r->ops, .events = POLLRDHUP};
+  return r->complete && !net_takes_operations(e->net) && poll(&fd, 1, 0) > 0 && fd.revents;
+}
+
 static void check(orion_engine* e) {
   raw_lanes* r = net_raw_of(e);
   const int fault = atomic_load(&r->fault);
   if (fault == RAW_MALFORMED) {
     net_malformed(e, "bulk on a stripe");
-  } else if (r->at_end || fault) {
+  } else if (r->at_end || fault || has_hung_up(e)) {
     engine_end(e, ORION_END_CLIENT_LOST, "the client closed a lane");
   }
 }
@@ -293,8 +300,8 @@ static void flush(orion_engine* e) {
 
 // Large copies of memory that no kernel goes on writing are sent from where they are.
 static bool is_striped(const orion_engine* e, const out_copy* c) {
-  return c && !e->net->is_urgent && c->kind == OUT_WHOLE && c->bytes >= ORION_STRIPE_MIN_BYTES && net_raw_of(e)->stripe_count &&
-         !coherent_touches(e, c->offset, c->bytes);
+  return c && !e->net->is_urgent && c->kind == OUT_WHOLE && c->bytes >= ORION_STRIPE_MIN_BYTES &&
+         net_raw_of(e)->stripe_count && !coherent_touches(e, c->offset, c->bytes);
 }
 
 static bool has_room(orion_engine* e, const out_copy* copy) {

@@ -109,7 +109,8 @@ static bool has_room(orion_engine* e, const out_copy* copy) {
 }
 
 // Sends a body on the bulk lane, numbered. False: the lane is full or the session has ended.
-static bool send_numbered(orion_engine* e, const out_copy* copy, uint16_t type, uint64_t a, const uint8_t* body, uint64_t bytes) {
+static bool send_numbered(orion_engine* e, const out_copy* copy, uint16_t type, uint64_t a, const uint8_t* body,
+                          uint64_t bytes) {
   (void)copy;
   struct orion_net* n = e->net;
   const lane* bulk = &lanes_of(e)->bulk;

@@ -1,5 +1,5 @@
-// What both ends of plain TCP lanes share: how they greet, how bulk is spread over several connections without losing its
-// order where order matters, and a link that behaves like a slower network.
+// What both ends of plain TCP lanes share: how they greet, how bulk is spread over several connections without losing
+// its order where order matters, and a link that behaves like a slower network.
 //
 // Lane 0 carries every kind of frame. Lanes 1.. (stripes) carry large BULK frames only, each received in place by a
 // thread of its own. Numbered frames are numbered across all lanes in the order in which they were queued. A stripe's
@@ -66,9 +66,7 @@ typedef struct orion_link {
   _Atomic uint64_t free_ns;  // when the wire has taken all that was given to it
 } orion_link;
 
-static inline bool orion_link_on(const orion_link* link) {
-  return link->delay_ns != 0 || link->bytes_per_second != 0;
-}
+static inline bool orion_link_on(const orion_link* link) { return link->delay_ns != 0 || link->bytes_per_second != 0; }
 
 static inline void orion_link_set(orion_link* link, const orion_link_wish* wish) {
   const uint64_t most = 2 * ORION_LINK_MOST_NS;

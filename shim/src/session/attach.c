@@ -365,7 +365,9 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
   orion_stages_lap(&job->stages, "open");
   orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s", address, attached->server_version,
             attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name,
-            socket_fd >= 0 ? "" : is_raw ? " (plain sockets)" : " (ZeroMQ)");
+            socket_fd >= 0 ? ""
+            : is_raw       ? " (plain sockets)"
+                           : " (ZeroMQ)");
   return CUDA_SUCCESS;
 }
 

@@ -214,6 +214,11 @@ bool orion_config_read(orion_config* config) {
       !read_number("ORION_SYNC", 0, 1, "0 or 1", &sync) ||
       !read_number("ORION_RUNTIME_SELFTEST", 0, 1, "0 or 1", &selftest))
     return false;
+  if (config->emulate_rtt_ns || config->emulate_bytes_per_second) {
+    if (config->transport == ORION_WISH_SHM)
+      return bad_value("ORION_TRANSPORT", "shm", "tcp where a network is emulated");
+    config->transport = ORION_WISH_TCP;
+  }
   config->vgpu_count = (uint32_t)vgpu;
   config->ratio_percent = (uint32_t)ratio;
   config->spin_us = (uint32_t)spin;

@@ -22,7 +22,7 @@ typedef struct orion_config {
   char group[256];
   uint32_t spin_us;
   uint32_t copy_threads;  // 0: as many as suit the machine
-  uint32_t tcp_lanes;  // bits of enum orion_lanes_wish
+  uint32_t tcp_lanes;     // bits of enum orion_lanes_wish
   uint32_t tcp_stripes;
   uint64_t emulate_rtt_ns, emulate_bytes_per_second;  // 0: the network as it is
   bool sync;

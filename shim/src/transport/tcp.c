@@ -1,6 +1,6 @@
 // Another host: what all kinds of lanes share. One thread at a time drains both rings in order, whatever is there at
-// once and no timers, and stores what comes back where a shared-memory worker would have stored it. Memory stays bounded
-// because the ring and staging are the credit: the thread takes from a ring only what the socket takes from it.
+// once and no timers, and stores what comes back where a shared-memory worker would have stored it. Memory stays
+// bounded because the ring and staging are the credit: the thread takes from a ring only what the socket takes from it.
 #define _GNU_SOURCE
 #include "tcp.h"
 
@@ -138,29 +138,29 @@ static void tcp_after_fork(orion_session* session) {
 }
 
 // The two kinds of lanes differ for a session in one point: whether a waiting thread can move the bytes itself.
-#define TCP_TRANSPORT(help_of_kind) \
-  { \
-    .name = "tcp", \
-    .posts_waiters = false, \
-    .kick = orion_tcp_kick, \
-    .alive = tcp_alive, \
-    .push_host = orion_tcp_push_host, \
-    .push_pinned = orion_tcp_push_pinned, \
-    .begin_host_function = orion_tcp_begin_host_function, \
-    .note_rows = orion_tcp_note_rows, \
-    .coherent_begin = orion_tcp_coherent_begin, \
-    .coherent_push = orion_tcp_coherent_push, \
-    .coherent_end = orion_tcp_coherent_end, \
-    .adoptable = orion_tcp_adoptable, \
-    .adopt = orion_tcp_adopt, \
-    .adopt_end = orion_tcp_adopt_end, \
-    .place = orion_tcp_place, \
-    .unplace = orion_tcp_unplace, \
-    .client_word = tcp_client_word, \
-    .drop_pages = tcp_drop_pages, \
-    .close = tcp_close, \
-    .after_fork = tcp_after_fork, \
-    .help = (help_of_kind), \
+#define TCP_TRANSPORT(help_of_kind)                         \
+  {                                                         \
+      .name = "tcp",                                        \
+      .posts_waiters = false,                               \
+      .kick = orion_tcp_kick,                               \
+      .alive = tcp_alive,                                   \
+      .push_host = orion_tcp_push_host,                     \
+      .push_pinned = orion_tcp_push_pinned,                 \
+      .begin_host_function = orion_tcp_begin_host_function, \
+      .note_rows = orion_tcp_note_rows,                     \
+      .coherent_begin = orion_tcp_coherent_begin,           \
+      .coherent_push = orion_tcp_coherent_push,             \
+      .coherent_end = orion_tcp_coherent_end,               \
+      .adoptable = orion_tcp_adoptable,                     \
+      .adopt = orion_tcp_adopt,                             \
+      .adopt_end = orion_tcp_adopt_end,                     \
+      .place = orion_tcp_place,                             \
+      .unplace = orion_tcp_unplace,                         \
+      .client_word = tcp_client_word,                       \
+      .drop_pages = tcp_drop_pages,                         \
+      .close = tcp_close,                                   \
+      .after_fork = tcp_after_fork,                         \
+      .help = (help_of_kind),                               \
   }
 
 static const orion_transport raw_tcp_transport = TCP_TRANSPORT(orion_tcp_raw_help);
@@ -223,8 +223,9 @@ bool orion_tcp_open(orion_session* session, const orion_config* config, const ch
                     const char* bulk_endpoint, const uint8_t token[32], uint32_t timeout_ms) {
   const bool raw = strncmp(ops_endpoint, "raw://", 6) == 0;
   if (!raw && (config->emulate_rtt_ns || config->emulate_bytes_per_second)) {
-    orion_log(ORION_LOG_ERROR, "ORION_EMULATE_RTT_US and ORION_EMULATE_GBIT need plain TCP lanes: leave ORION_TCP_LANES "
-                               "as it is and use a server that offers them");
+    orion_log(ORION_LOG_ERROR,
+              "ORION_EMULATE_RTT_US and ORION_EMULATE_GBIT need plain TCP lanes: leave ORION_TCP_LANES "
+              "as it is and use a server that offers them");
     return false;
   }
   tcp_state* state = calloc(1, sizeof *state);

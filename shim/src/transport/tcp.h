@@ -102,11 +102,11 @@ typedef struct tcp_state {
   tcp_range queue[TCP_BULK_QUEUE];
   uint32_t queue_first, queue_count;
   _Atomic uint32_t queue_space;  // futex
-  _Atomic bool has_bulk;        // the first range is the I/O thread's to send
-  uint32_t stripe_count;        // connections that take the pieces of large ranges; 0: the I/O thread sends all
-  pthread_cond_t has_range;     // the first range is the stripes'
-  uint32_t stripes_sending;     // pieces that stripes have taken and not sent yet
-  _Atomic bool stripes_stop;    // later than `stop`: what has been queued still goes
+  _Atomic bool has_bulk;         // the first range is the I/O thread's to send
+  uint32_t stripe_count;         // connections that take the pieces of large ranges; 0: the I/O thread sends all
+  pthread_cond_t has_range;      // the first range is the stripes'
+  uint32_t stripes_sending;      // pieces that stripes have taken and not sent yet
+  _Atomic bool stripes_stop;     // later than `stop`: what has been queued still goes
   orion_group group;
   // What stripes are receiving in place at this moment: no copy of it may be taken meanwhile.
   struct {

@@ -456,10 +456,15 @@ static void close_lanes(tcp_state* state) {
   if (!raw) return;
   if (raw->ops >= 0) shutdown(raw->ops, SHUT_RDWR);
   orion_stripes_close(raw);
-  // Threads that wait may still look at this memory: it is never freed, the descriptors are closed.
+  // Threads that wait may still look at the memory of a session that was open: only its descriptors go.
   const int fds[] = {raw->ops, raw->io_fd, raw->all_fd};
   for (int i = 0; i < 3; i++)
     if (fds[i] >= 0) close(fds[i]);
+  if (state->has_thread) return;
+  free(raw->in);
+  free(raw->out);
+  free(raw);
+  state->lanes_state = NULL;
 }
 
 static void after_fork(tcp_state* state) {

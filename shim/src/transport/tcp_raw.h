@@ -9,7 +9,7 @@ enum {
   RAW_IN_BYTES = 2 * RAW_FRAME_BYTES,
   RAW_FILL_BYTES = 1 << 20,  // bulk that is put before the operations of one round, at most
   RAW_OUT_BYTES = RAW_FILL_BYTES + ORION_BULK_BYTES + 2 * (TCP_BATCH_BYTES + (int)ORION_OP_MAX_BYTES) +
-                  (int)(ORION_CLIENT_WORDS * sizeof(orion_word_update)) + 128 * (int)sizeof(orion_frame),
+      (int)(ORION_CLIENT_WORDS * sizeof(orion_word_update)) + 128 * (int)sizeof(orion_frame),
 };
 
 // What lane 0 sends later, on an emulated network.
@@ -35,9 +35,9 @@ typedef struct raw_lanes {
   // descriptor tells it nothing.
   _Atomic uint32_t moving;
   _Atomic bool io_awake;  // the I/O thread will look by itself
-  int all_fd;         // epoll: lane 0 and wake_fd
-  int io_fd;          // epoll: all_fd
-  bool watches_room;  // all_fd also waits for room in lane 0
+  int all_fd;             // epoll: lane 0 and wake_fd
+  int io_fd;              // epoll: all_fd
+  bool watches_room;      // all_fd also waits for room in lane 0
   // Under `moving`.
   uint8_t *out, *in;
   size_t out_first, out_end, in_first, in_end;

@@ -65,7 +65,8 @@ static bool send_bulk(tcp_state* state) {
     if (!orion_tcp_next_piece(state, &piece)) break;
     int events = 0;
     size_t events_bytes = sizeof events;
-    if (zmq_getsockopt(lanes_of(state)->bulk, ZMQ_EVENTS, &events, &events_bytes) != 0 || !(events & ZMQ_POLLOUT)) break;
+    if (zmq_getsockopt(lanes_of(state)->bulk, ZMQ_EVENTS, &events, &events_bytes) != 0 || !(events & ZMQ_POLLOUT))
+      break;
     zmq_msg_t message;
     if (!piece_message(state, &piece, &message)) break;
     if (zmq_msg_send(&message, lanes_of(state)->bulk, ZMQ_DONTWAIT) < 0) {
@@ -197,7 +198,8 @@ static void run(tcp_state* state) {
       const uint64_t now_ns = orion_now_ns();
       if (stop_until_ns == 0) stop_until_ns = now_ns + TCP_CLOSE_LIMIT_MS * 1000000ull;
       if (lost || now_ns > stop_until_ns ||
-          (!progress && !state->main_batch.bytes && !orion_tcp_has_operations(state) && !atomic_load(&state->has_client_words)))
+          (!progress && !state->main_batch.bytes && !orion_tcp_has_operations(state) &&
+           !atomic_load(&state->has_client_words)))
         break;
     } else if (lost) {
       break;
@@ -251,8 +253,9 @@ static void* open_lane(tcp_state* state, const char* endpoint, int high_water, c
       zmq_setsockopt(socket, ZMQ_HEARTBEAT_IVL, &heartbeat_ms, sizeof heartbeat_ms) ||
       zmq_setsockopt(socket, ZMQ_HEARTBEAT_TIMEOUT, &heartbeat_limit_ms, sizeof heartbeat_limit_ms) ||
       zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &most_bytes, sizeof most_bytes) ||
-      zmq_socket_monitor(socket, monitor_name, events) || !(*monitor = zmq_socket(lanes_of(state)->context, ZMQ_PAIR)) ||
-      zmq_connect(*monitor, monitor_name) || zmq_connect(socket, address)) {
+      zmq_socket_monitor(socket, monitor_name, events) ||
+      !(*monitor = zmq_socket(lanes_of(state)->context, ZMQ_PAIR)) || zmq_connect(*monitor, monitor_name) ||
+      zmq_connect(socket, address)) {
     zmq_socket_monitor(socket, NULL, 0);
     zmq_close(socket);
     return NULL;
