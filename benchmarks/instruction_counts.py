@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.null_engine import compile_program
+from benchmarks.programs import compile_program
 from benchmarks.servers import client_environment, server
 
 COUNTS = Path(__file__).resolve().parent / "instruction_counts.json"

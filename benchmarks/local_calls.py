@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.null_engine import compile_program
+from benchmarks.programs import compile_program
 from benchmarks.servers import client_environment, server
 
 

@@ -2,8 +2,8 @@
 // programs which launch on several streams at once are not held to one thread's rate.
 //
 // A stream's launches go to one launcher, in order; so do the markers behind them. Any other call that concerns the
-// stream is made by the engine's thread once that launcher has made those before it (launcher_settle). Off unless
-// asked for (config.launchers): then engine->launchers is NULL and nothing of this costs more than that look.
+// stream is made by the engine's thread once that launcher has made those before it (launcher_settle). Without
+// any (config.launchers 0) engine->launchers is NULL and nothing of this costs more than that look.
 #ifndef ORION_ENGINE_LAUNCHER_H
 #define ORION_ENGINE_LAUNCHER_H
 

@@ -91,7 +91,12 @@ class Remote:
         assert lib.orion_engine_new(config, made) == 0
         self.engine = made[0]
         ends = [ffi.new("char[64]"), ffi.new("char[64]")]
-        assert lib.orion_engine_tcp_listen(self.engine, lib.ORION_ENGINE_LANES_RAW if RAW else lib.ORION_ENGINE_LANES_ZMQ, TOKEN, len(TOKEN), *ends) == 0
+        assert (
+            lib.orion_engine_tcp_listen(
+                self.engine, lib.ORION_ENGINE_LANES_RAW if RAW else lib.ORION_ENGINE_LANES_ZMQ, TOKEN, len(TOKEN), *ends
+            )
+            == 0
+        )
         self.endpoints = [ffi.string(end).decode() for end in ends]
         row = ffi.new("orion_engine_device *", {"ordinal": 0, "base": SLOT_BASE, "bytes": SLOT_BYTES})
         request = ffi.new("orion_engine_bind_request *")
@@ -225,7 +230,7 @@ class Remote:
                 self._store(self.numbered.pop(self.bulk_got))
             while self.held:
                 kind, message = self.held[0]
-                _, _, _, sequence, a, b = struct.unpack_from("<HHIQQQ", message)
+                _, _, _, sequence, _, b = struct.unpack_from("<HHIQQQ", message)
                 if kind == WORDS:
                     if sequence > self.bulk_got:
                         break

@@ -152,17 +152,18 @@ typedef struct orion_segment {
 #define ORION_CHUNK_BYTES (2ull << 20)  // device memory is mapped in chunks of this granularity
 
 // ---------------------------------------------------------------------------------------------- frames
-// Over ZeroMQ each message is one frame: this header and `bytes` of body. Lane 0 carries ops, replies, words and
-// control; lane 1 carries bulk. Frames of one lane stay in order; between lanes only sequence numbers order.
+// This header and `bytes` of body; over ZeroMQ each message is one. Lane 0 carries ops, replies, words and control;
+// bulk has lanes of its own (orion_lanes.h; over ZeroMQ lane 1). Frames of one lane stay in order; between lanes only
+// sequence numbers order.
 enum orion_frame_type {
   ORION_FRAME_CONTROL = 1,       // both ways: a msgpack map (bind, bound, detach)
   ORION_FRAME_OPS_MAIN = 2,      // client: operations, each padded to 8 bytes, for the main ring
   ORION_FRAME_OPS_EXPRESS = 3,   // client: the same for the express ring
-  ORION_FRAME_BULK = 4,          // both ways, lane 1: `a` = host arena offset, `sequence`; body = the bytes
+  ORION_FRAME_BULK = 4,          // both ways: `a` = host arena offset, `sequence`, `b`: orion_lanes.h; body = the bytes
   ORION_FRAME_REPLY = 5,         // worker: `a` = slot, `b` = result, `sequence` = done; body = payload
   ORION_FRAME_WORDS = 6,         // worker: body = orion_word_update[]; `sequence` = bulk that must be stored before
-  ORION_FRAME_CLIENT_WORDS = 7,  // client: body = orion_word_update[]
-  ORION_FRAME_RUNS = 8,          // both ways, lane 1: pieces of the host arena (orion_runs.h), numbered like BULK
+  ORION_FRAME_CLIENT_WORDS = 7,  // client: body = orion_word_update[]; `sequence` = bulk that must be stored before
+  ORION_FRAME_RUNS = 8,          // both ways: pieces of the host arena (orion_runs.h), numbered like BULK
 };
 
 typedef struct orion_frame {

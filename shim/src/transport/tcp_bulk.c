@@ -324,10 +324,12 @@ void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece) {
 bool orion_tcp_take_stripe(tcp_state* state, orion_frame* header) {
   bool was_full = false, lane_0 = false;
   pthread_mutex_lock(&state->lock);
-  tcp_range* range = NULL;
-  while (!atomic_load(&state->stripes_stop) && !((range = first_range(state)) && range->striped))
+  tcp_range* range = first_range(state);
+  while (!atomic_load(&state->stripes_stop) && !(range && range->striped)) {
     pthread_cond_wait(&state->has_range, &state->lock);
-  const bool any = !atomic_load(&state->stripes_stop);
+    range = first_range(state);
+  }
+  const bool any = range && !atomic_load(&state->stripes_stop);
   if (any) {
     state->stripes_sending++;
     const uint64_t bytes = range->bytes < ORION_BULK_BYTES ? range->bytes : ORION_BULK_BYTES;

@@ -1,6 +1,6 @@
 // A server and a worker as threads of the test program: they speak the control protocol and drain the ring, over shm,
-// tcp (ZeroMQ's lanes) or raw (plain sockets), and execute the few operations that the tests use against a block of host
-// memory that plays the device.
+// tcp (ZeroMQ's lanes) or raw (plain sockets), and execute the few operations that the tests use against a block of
+// host memory that plays the device.
 #ifndef ORION_TESTS_FAKE_WORKER_H
 #define ORION_TESTS_FAKE_WORKER_H
 
