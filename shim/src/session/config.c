@@ -4,6 +4,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <pwd.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,13 @@
 #include "session.h"
 
 enum { VALUE_BYTES = 2048, CONF_FILE_MAX_BYTES = 1 << 20 };
+
+uint32_t orion_usable_cpus(void) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  return (uint32_t)CPU_COUNT(&set);
+}
 
 static char* trimmed(char* text) {
   while (isspace((unsigned char)*text)) text++;
@@ -109,7 +117,7 @@ static bool read_lanes_setting(orion_config* config) {
 
 // On a machine with few CPUs more connections only take turns.
 static uint64_t default_stripes(void) {
-  const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+  const uint32_t cpus = orion_usable_cpus();
   return cpus <= 2 ? 1 : cpus <= 4 ? 2 : 4;
 }
 

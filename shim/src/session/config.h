@@ -33,6 +33,8 @@ typedef struct orion_config {
   bool runtime_selftest;  // answer the self-test of NVIDIA's runtime where the server has validated that
 } orion_config;
 
+/// CPUs that this process may use.
+uint32_t orion_usable_cpus(void);
 /// Reads the configuration, sets up logging. False after one line on stderr that names the bad value.
 bool orion_config_read(orion_config* config);
 

@@ -1,6 +1,5 @@
 // The life of one session object, apart from how it came to be attached.
 #define _GNU_SOURCE
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -10,19 +9,12 @@
 
 enum { COPY_THREADS = 4 };
 
-static uint32_t usable_cpus(void) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  return (uint32_t)CPU_COUNT(&set);
-}
-
 orion_session_impl* orion_session_new(const orion_config* config) {
   orion_session_impl* impl = NULL;
   if (posix_memalign((void**)&impl, 64, sizeof *impl) != 0) return NULL;
   memset(impl, 0, sizeof *impl);
   // On two CPUs a spinning waiter takes the time that the worker needs to answer.
-  const uint32_t cpus = usable_cpus();
+  const uint32_t cpus = orion_usable_cpus();
   impl->spin_us = cpus > 2 ? config->spin_us : 0;
   // Half of the CPUs, and no more than saturate a bus; on two the worker needs the other one.
   const uint32_t suitable = cpus <= 2 ? 1 : cpus / 2 < COPY_THREADS ? cpus / 2 : COPY_THREADS;
