@@ -318,6 +318,17 @@ held_frame* net_held_new(orion_engine* e, const orion_frame* head, const uint8_t
   return f;
 }
 
+#define TELL_TAKEN_BYTES (1u << 20)  // well below ORION_OPS_CREDIT_BYTES, so that the client never waits for the last
+
+static void count_taken(orion_engine* e, size_t bytes) {
+  struct orion_net* n = e->net;
+  n->taken_bytes += bytes;
+  if (n->taken_bytes - n->told_bytes < TELL_TAKEN_BYTES) return;
+  n->told_bytes = n->taken_bytes;
+  atomic_store_explicit(&e->segment->words[ORION_WORD_TAKEN], n->taken_bytes, memory_order_release);
+  net_word(e, ORION_WORD_TAKEN);
+}
+
 // Feeds operations into a ring from *at on. True when all have been taken, or the session has ended over them.
 static bool feed(orion_engine* e, orion_ring ring, const uint8_t* data, size_t total, size_t* at) {
   struct orion_net* n = e->net;
@@ -348,6 +359,7 @@ static bool feed_main(orion_engine* e) {
     const size_t before = f->at;
     const bool whole = feed(e, e->main_ring, f->data, f->bytes, &f->at);
     moved |= f->at != before;
+    count_taken(e, f->at - before);
     if (!whole) break;
     n->held_bytes -= f->bytes;
     n->held_first = f->next;
@@ -376,7 +388,10 @@ static void take_operations(orion_engine* e, const orion_frame* head, const uint
   struct orion_net* n = e->net;
   const bool express = head->type == ORION_FRAME_OPS_EXPRESS;
   size_t at = 0;
-  if ((express || !n->held_first) && feed(e, express ? e->express_ring : e->main_ring, body, head->bytes, &at)) return;
+  const bool whole =
+      (express || !n->held_first) && feed(e, express ? e->express_ring : e->main_ring, body, head->bytes, &at);
+  if (!express) count_taken(e, at);
+  if (whole) return;
   held_frame* f = net_held_new(e, head, body);
   if (!f) return;
   f->at = at;

@@ -80,7 +80,8 @@ struct orion_net {
   // meanwhile: they are what may make room.
   held_frame *held_first, **held_last;
   size_t held_bytes;
-  held_frame* express;  // an express frame that did not fit; nothing is received behind it
+  uint64_t taken_bytes, told_bytes;  // of main operations: gone into the ring, and what the client knows of it
+  held_frame* express;               // an express frame that did not fit; nothing is received behind it
   // towards the client
   out_frame *first_frame, **last_frame;
   size_t queued_bytes;

@@ -12,6 +12,9 @@
 #define ORION_STRIPES_MAX 8u
 #define ORION_STRIPE_MIN_BYTES (256u << 10)  // smaller ranges travel on lane 0, with the operations
 #define ORION_WINDOW 1024u                   // numbers that may be stored ahead of the first that is missing
+// Main operations on their way, at most: the client sends more when ORION_WORD_TAKEN says so. Lane 0 can therefore
+// always be read, and what travels behind operations (the word of a host function that they wait for) is never stuck.
+#define ORION_OPS_CREDIT_BYTES (8u << 20)
 #define ORION_LINK_MOST_NS 1000000000ull
 
 // The first frame of a connection is CONTROL, with `a` = lane, `b` = count of stripes, and as body the token, then this

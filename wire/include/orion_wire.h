@@ -60,6 +60,7 @@ typedef struct orion_op {
 #define ORION_WORD_FREES_DONE 2u       // count of MEM_FREE operations whose memory may be used again (FIFO order)
 #define ORION_WORD_ENGINE_BEAT 3u      // grows while the engine lives; for diagnosis only
 #define ORION_WORD_DEVICE_OUTPUT 4u    // 0, ORION_OUTPUT_KEPT or ORION_OUTPUT_EXPECTED
+#define ORION_WORD_TAKEN 5u            // plain TCP lanes: bytes of main operations that have gone into the ring
 #define ORION_WORD_CONTEXT_ERROR 64u   // + context index: 0 or the sticky CUresult of that context
 #define ORION_WORD_THREAD_ERROR 1024u  // + thread index: see ORION_LATE_ERROR
 #define ORION_WORD_STREAMS 4096u       // + stream index (NULL stream of context c: ORION_WORD_NULL_STREAM + c)

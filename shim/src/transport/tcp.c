@@ -26,7 +26,10 @@ void orion_tcp_kick(orion_session* session, bool express) {
   if (slept && write(state_of(session)->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
 }
 
-static bool tcp_alive(orion_session* session) { return atomic_load(&session->lost) == 0; }
+static bool tcp_alive(orion_session* session) {
+  const tcp_state* state = state_of(session);
+  return atomic_load(&session->lost) == 0 && (!state->lanes->is_reachable || state->lanes->is_reachable(state));
+}
 
 static void tcp_client_word(orion_session* session, uint32_t callback, uint64_t generation) {
   if (orion_tcp_end_host_function(session, callback, generation)) return;
@@ -58,17 +61,23 @@ static void gather(orion_ring ring, uint64_t* position, tcp_batch* batch) {
   }
 }
 
+static bool has_credit(const tcp_state* state) {
+  return state->credit_bytes == 0 ||
+         state->main_sent_bytes < orion_word(state->session, ORION_WORD_TAKEN) + state->credit_bytes;
+}
+
 bool orion_tcp_gather(tcp_state* state) {
   if (state->main_batch.bytes == 0 && state->express_batch.bytes == 0) {
     // Main first, express sent first: whatever was in the express ring before a main operation precedes it here too.
-    gather(state->session->main_ring, &state->main_position, &state->main_batch);
+    if (has_credit(state)) gather(state->session->main_ring, &state->main_position, &state->main_batch);
+    state->main_sent_bytes += state->main_batch.bytes;
     gather(state->session->express_ring, &state->express_position, &state->express_batch);
   }
   return state->main_batch.bytes != 0 || state->express_batch.bytes != 0;
 }
 
 bool orion_tcp_has_operations(const tcp_state* state) {
-  return orion_ring_ready(state->session->main_ring, state->main_position) ||
+  return (has_credit(state) && orion_ring_ready(state->session->main_ring, state->main_position)) ||
          orion_ring_ready(state->session->express_ring, state->express_position);
 }
 

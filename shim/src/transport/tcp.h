@@ -85,6 +85,8 @@ typedef struct tcp_lanes {
   void (*close)(struct tcp_state* state);
   /// In the child after fork.
   void (*after_fork)(struct tcp_state* state);
+  /// False when the network has given nothing back for some seconds. NULL: the lanes find that out themselves.
+  bool (*is_reachable)(const struct tcp_state* state);
 } tcp_lanes;
 
 typedef struct tcp_state {
@@ -138,6 +140,8 @@ typedef struct tcp_state {
   // Owned by the thread that moves the bytes.
   uint64_t main_position, express_position;
   tcp_batch main_batch, express_batch;
+  uint64_t credit_bytes;               // of main operations on their way; 0: the lane itself bounds them
+  uint64_t main_sent_bytes;            // of operations
   _Atomic uint64_t sequence_received;  // all numbered frames up to this one have been stored
 } tcp_state;
 
@@ -146,6 +150,7 @@ extern const tcp_lanes orion_tcp_raw_lanes, orion_tcp_zmq_lanes;
 // tcp.c
 /// Fills the batches, if both are empty, with what is in the rings. False: they are empty.
 bool orion_tcp_gather(tcp_state* state);
+/// Whether there are operations that may be sent.
 bool orion_tcp_has_operations(const tcp_state* state);
 /// Bulk or client words for the thread that moves the bytes.
 bool orion_tcp_has_bulk_work(const tcp_state* state);

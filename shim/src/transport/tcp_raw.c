@@ -22,7 +22,7 @@
 #include "../session/futex.h"
 #include "../session/internal.h"
 
-enum { IDLE_NS = 100000000, DELAYED_MOST_BYTES = 64 << 20, DELAY_SPIN_NS = 100000, SPIN_LOOKS = 32 };
+enum { IDLE_NS = 100000000, DELAYED_MOST_BYTES = 64 << 20, DELAY_SPIN_NS = 100000, SPIN_LOOKS = 32, SILENT_MS = 10000 };
 
 static bool try_move(raw_lanes* raw) {
   return atomic_load_explicit(&raw->moving, memory_order_relaxed) == 0 &&
@@ -379,8 +379,14 @@ static void sleep_until_needed(raw_lanes* raw) {
   atomic_store(&raw->io_awake, true);
 }
 
+// Whether they may be sent or not.
+static bool has_ring_work(const tcp_state* state) {
+  return orion_ring_ready(state->session->main_ring, state->main_position) ||
+         orion_ring_ready(state->session->express_ring, state->express_position);
+}
+
 static bool is_drained(const raw_lanes* raw) {
-  return raw->out_first == raw->out_end && !raw->delayed_first && !orion_tcp_has_operations(raw->state) &&
+  return raw->out_first == raw->out_end && !raw->delayed_first && !has_ring_work(raw->state) &&
          !atomic_load(&raw->state->has_client_words) && orion_tcp_all_sent(raw->state);
 }
 
@@ -474,6 +480,15 @@ static void after_fork(tcp_state* state) {
   for (uint32_t i = 0; i < state->stripe_count; i++) close(raw->stripes[i].fd);
 }
 
+// False when what was sent last is sent again and again and nothing has come back for a while. Keepalive sees the other
+// case, a silent lane. An end that takes nothing acknowledges, so it is not taken for gone.
+static bool is_reachable(const tcp_state* state) {
+  struct tcp_info info;
+  socklen_t length = sizeof info;
+  if (getsockopt(orion_raw_of(state)->ops, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return true;
+  return info.tcpi_unacked == 0 || info.tcpi_retransmits == 0 || info.tcpi_last_ack_recv < SILENT_MS;
+}
+
 static int start_connection(const struct sockaddr_in* address) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return -1;
@@ -493,14 +508,14 @@ static const char* await(int fd, short events, uint64_t deadline_ns) {
   }
 }
 
+// No TCP_USER_TIMEOUT: it also ends a connection whose other end lives and takes nothing for a while.
 static void set_options(int fd) {
-  const int one = 1, idle_s = 2, interval_s = 2, count = 4, limit_ms = 10000;
+  const int one = 1, idle_s = 2, interval_s = 2, count = 4;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
-  setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit_ms, sizeof limit_ms);
 }
 
 static const char* greet(const tcp_state* state, int fd, uint32_t lane, const uint8_t token[32], uint64_t deadline_ns) {
@@ -567,6 +582,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   raw_lanes* raw = calloc(1, sizeof *raw);
   if (!raw) return "out of memory";
   state->lanes_state = raw;
+  state->credit_bytes = ORION_OPS_CREDIT_BYTES;
   raw->state = state;
   raw->ops = raw->all_fd = raw->io_fd = -1;
   raw->delayed_last = &raw->delayed_first;
@@ -600,4 +616,5 @@ const tcp_lanes orion_tcp_raw_lanes = {
     .run = run,
     .close = close_lanes,
     .after_fork = after_fork,
+    .is_reachable = is_reachable,
 };
