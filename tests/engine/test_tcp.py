@@ -159,6 +159,7 @@ def strangers_at_a_socket() -> None:
             lane.send(greetings[number % len(greetings)])
         time.sleep(0.2)
         r.ops, r.bulk = r.join()
+        assert r.call("PING", value=3)[0] == 0  # the engine has seen that all lanes are there
         late = None
         with contextlib.suppress(ConnectionRefusedError):
             late = RawLane(r.endpoints[0])

@@ -443,9 +443,10 @@ static void run(tcp_state* state) {
       busy_at_ns = orion_now_ns();
       end_move(raw);
     } else if (spin_ns && orion_now_ns() - busy_at_ns < spin_ns) {
-      end_move(raw);
       // Looks at the rings alone: asking the socket is a system call.
       for (int i = 0; i < SPIN_LOOKS && !has_work(raw); i++) orion_cpu_relax();
+      end_move(raw);
+      orion_cpu_relax();
     } else if (next_due_ns(raw, UINT64_MAX) < orion_now_ns() + DELAY_SPIN_NS) {
       end_move(raw);
     } else {

@@ -310,6 +310,8 @@ static void serve_shm(void) {
 
 // ------------------------------------------------------------------------------------------------- tcp
 
+static uint64_t taken_bytes;  // of main operations, told as the credit for more
+
 static void execute_frame(const uint8_t* data, size_t bytes) {
   orion_frame header;
   CHECK(bytes >= sizeof header);
@@ -331,6 +333,10 @@ static void execute_frame(const uint8_t* data, size_t bytes) {
     memcpy(copy, data + sizeof header + at, length);
     execute(op);
     at += (length + 7) & ~7u;
+  }
+  if (over_raw && header.type == ORION_FRAME_OPS_MAIN && !atomic_load(&killed)) {
+    taken_bytes += header.bytes;
+    set_word(ORION_WORD_TAKEN, taken_bytes);
   }
 }
 
