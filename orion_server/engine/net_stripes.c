@@ -1,14 +1,12 @@
 // Stripes: connections that carry large copies alone, side by side. Each has one thread that receives into the arena
 // and one that sends from it; neither touches the engine's state. What they have stored is counted by the engine's
 // thread, in the order of the numbers.
-#include <errno.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "net_raw.h"
+#include "orion_stripe_io.h"
 
 #define STACK_BYTES (256u << 10)
 #define LOOK_NS 100000000ull
@@ -30,18 +28,6 @@ static void fail(orion_engine* e, int fault) {
 }
 
 // ------------------------------------------------------------------------------------------------ from the client
-// 1: all bytes; 0: the connection ended before the first; -1: it ended or failed.
-static int read_all(int fd, void* to, size_t bytes) {
-  size_t at = 0;
-  while (at < bytes) {
-    const ssize_t got = recv(fd, (uint8_t*)to + at, bytes - at, MSG_WAITALL);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return got == 0 && at == 0 ? 0 : -1;
-    at += (size_t)got;
-  }
-  return 1;
-}
-
 // Waits until what must be stored before this frame has been. False when the session ends.
 static bool await_turn(raw_lanes* r, const orion_frame* head) {
   atomic_fetch_add(&r->arrived_waiters, 1);
@@ -63,7 +49,7 @@ static void* receive_stripe(void* argument) {
   raw_lanes* r = net_raw_of(e);
   for (;;) {
     orion_frame head;
-    int state = read_all(s->fd, &head, sizeof head);
+    int state = orion_read_all(s->fd, &head, sizeof head);
     if (state <= 0) {
       if (state < 0) fail(e, RAW_LOST);
       return NULL;  // closed in good order: lane 0 tells the client's end
@@ -78,7 +64,7 @@ static void* receive_stripe(void* argument) {
       fail(e, RAW_MALFORMED);
       return NULL;
     }
-    if (read_all(s->fd, e->arena + head.a, head.bytes) <= 0) {
+    if (orion_read_all(s->fd, e->arena + head.a, head.bytes) <= 0) {
       fail(e, RAW_LOST);
       return NULL;
     }
@@ -161,26 +147,7 @@ static bool send_piece(int fd, const raw_piece* piece) {
                             .sequence = piece->sequence,
                             .a = piece->offset,
                             .b = piece->after};
-  size_t at = 0;
-  while (at < sizeof head + piece->bytes) {
-    struct iovec parts[2] = {{(void*)&head, sizeof head}, {(void*)piece->from, piece->bytes}};
-    const size_t of_head = at < sizeof head ? at : sizeof head;
-    parts[0].iov_base = (uint8_t*)parts[0].iov_base + of_head;
-    parts[0].iov_len -= of_head;
-    parts[1].iov_base = (uint8_t*)parts[1].iov_base + (at - of_head);
-    parts[1].iov_len -= at - of_head;
-    const struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
-    const ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL);
-    if (sent < 0 && errno == EINTR) continue;
-    if (sent <= 0) return false;
-    at += (size_t)sent;
-  }
-  return true;
-}
-
-static void sleep_until(uint64_t due_ns) {
-  const struct timespec until = {(time_t)(due_ns / 1000000000ull), (long)(due_ns % 1000000000ull)};
-  while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) continue;
+  return orion_send_frame(fd, &head, piece->from);
 }
 
 static void* send_stripe(void* argument) {
@@ -188,7 +155,7 @@ static void* send_stripe(void* argument) {
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   raw_piece piece;
   while (next_piece(s, &piece)) {
-    if (piece.due_ns) sleep_until(piece.due_ns);
+    if (piece.due_ns) orion_sleep_until(piece.due_ns, &net_raw_of(s->engine)->stop);
     if (send_piece(s->fd, &piece)) continue;
     fail(s->engine, RAW_LOST);
     return NULL;

@@ -120,12 +120,13 @@ class Remote:
         if join:
             self.ops, self.bulk = self.join()
 
-    def join(self, token: bytes = TOKEN) -> list[Any]:
+    def join(self, token: bytes = TOKEN, link: bytes = b"") -> list[Any]:
+        """`link`: round trip in ns and bytes a second of the network that plain sockets are to emulate."""
         lanes: list[Any] = []
         if RAW:
             for index in range(2):
                 lanes.append(RawLane(self.endpoints[0]))
-                lanes[-1].send(frame(CONTROL, token, a=index, b=1))
+                lanes[-1].send(frame(CONTROL, token + (b"" if index else link), a=index, b=1))
             if token == TOKEN:
                 for lane in lanes:
                     assert lane.recv() == frame(CONTROL)

@@ -193,6 +193,21 @@ def test_bulk_of_stripes_and_of_lane_0_is_stored_in_order() -> None:
 
 
 @isolated
+def test_a_link_of_a_byte_a_second_does_not_hold_the_engine() -> None:
+    """What it asks for is its own loss: a stripe that would sleep for days ends with its client."""
+    if not RAW:
+        return
+    with Remote(join=False) as r:
+        r.ops, r.bulk = r.join(link=struct.pack("<QQ", (1 << 64) - 1, 1))
+        r.push("CTX_PRIMARY", device=0)
+        r.push("MEM_MAP", device_address=SLOT_BASE, size_bytes=8 * CHUNK)
+        r.push("COPY_D2H", src=SLOT_BASE, dst_off=0, size_bytes=MIB)
+        time.sleep(1)  # the stripe has taken the piece
+        r.ops.close()
+        assert r.ended(10) == lib.ORION_END_CLIENT_LOST
+
+
+@isolated
 def test_a_closed_lane_ends_the_session() -> None:
     # A stripe that ends between two frames has nothing to tell; lane 0 ends with its client.
     for lane in ("ops",) if RAW else ("ops", "bulk"):

@@ -1,18 +1,16 @@
 // Stripes: connections for large ranges of the arena, each with one thread that receives in place and one that sends
 // from where the bytes are.
 #define _GNU_SOURCE
-#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "../session/futex.h"
 #include "../session/internal.h"
+#include "orion_stripe_io.h"
 #include "tcp_raw.h"
 
 enum { STACK_BYTES = 256 * 1024, LOOK_US = 100000 };
@@ -43,18 +41,6 @@ void orion_raw_stored(raw_lanes* raw, uint64_t sequence) {
   atomic_store(&state->sequence_received, received);
   pthread_mutex_unlock(&raw->arrival_lock);
   publish(raw);
-}
-
-// 1: all bytes; 0: the connection ended before the first; -1: it ended or failed.
-static int read_all(int fd, void* to, size_t bytes) {
-  size_t at = 0;
-  while (at < bytes) {
-    const ssize_t got = recv(fd, (uint8_t*)to + at, bytes - at, MSG_WAITALL);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return got == 0 && at == 0 ? 0 : -1;
-    at += (size_t)got;
-  }
-  return 1;
 }
 
 static bool await_turn(raw_lanes* raw, const orion_frame* head) {
@@ -103,12 +89,12 @@ static uint8_t* bounce_of(raw_stripe* stripe, uint8_t** own) {
 static bool receive_body(raw_stripe* stripe, const orion_frame* head, uint8_t** bounce) {
   tcp_state* state = stripe->state;
   if (begin_in_place(stripe, head)) {
-    const bool whole = read_all(stripe->fd, state->session->host_base + head->a, head->bytes) > 0;
+    const bool whole = orion_read_all(stripe->fd, state->session->host_base + head->a, head->bytes) > 0;
     end_in_place(stripe);
     return whole;
   }
   uint8_t* bytes = bounce_of(stripe, bounce);
-  if (!bytes || read_all(stripe->fd, bytes, head->bytes) <= 0) return false;
+  if (!bytes || orion_read_all(stripe->fd, bytes, head->bytes) <= 0) return false;
   orion_tcp_store(state, head->a, bytes, head->bytes);
   return true;
 }
@@ -120,7 +106,7 @@ static void* receive_stripe(void* argument) {
   uint8_t* bounce = NULL;
   orion_frame head;
   int got = 0;
-  while ((got = read_all(stripe->fd, &head, sizeof head)) > 0) {
+  while ((got = orion_read_all(stripe->fd, &head, sizeof head)) > 0) {
     if (!orion_stripe_frame_ok(&head, ORION_HOST_ARENA_BYTES) ||
         head.sequence <= atomic_load(&state->sequence_received)) {
       orion_tcp_lose_malformed(state, "bulk");
@@ -152,26 +138,6 @@ static void* receive_stripe(void* argument) {
 
 // ------------------------------------------------------------------------------------------------- to the worker
 
-static bool send_frame(int fd, const orion_frame* head, const uint8_t* body) {
-  size_t at = 0;
-  while (at < sizeof *head + head->bytes) {
-    const size_t of_head = at < sizeof *head ? at : sizeof *head;
-    struct iovec parts[2] = {{(uint8_t*)head + of_head, sizeof *head - of_head},
-                             {(uint8_t*)body + (at - of_head), head->bytes - (at - of_head)}};
-    const struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
-    const ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL);
-    if (sent < 0 && errno == EINTR) continue;
-    if (sent <= 0) return false;
-    at += (size_t)sent;
-  }
-  return true;
-}
-
-static void sleep_until(uint64_t due_ns) {
-  const struct timespec until = {(time_t)(due_ns / 1000000000ull), (long)(due_ns % 1000000000ull)};
-  while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) continue;
-}
-
 static bool is_plain(raw_stripe* stripe, const orion_frame* head) {
   pthread_mutex_lock(&stripe->state->lock);
   const bool plain = orion_tcp_is_plain(stripe->state, head->a, head->a + head->bytes);
@@ -194,8 +160,9 @@ static void* send_stripe(void* argument) {
       orion_tcp_load(state, head.a, copy, head.bytes);
       from = copy;
     }
-    if (orion_link_on(&raw->link)) sleep_until(orion_link_due(&raw->link, orion_now_ns(), head.bytes));
-    const bool sent = send_frame(stripe->fd, &head, from);
+    if (orion_link_on(&raw->link))
+      orion_sleep_until(orion_link_due(&raw->link, orion_now_ns(), head.bytes), &state->stripes_stop);
+    const bool sent = orion_send_frame(stripe->fd, &head, from);
     orion_tcp_stripe_sent(state);
     if (sent) continue;
     orion_tcp_connection_lost(state);
