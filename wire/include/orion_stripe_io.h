@@ -1,5 +1,5 @@
-// How a thread of a stripe reads, writes and waits, at either end: blocking calls on a socket that has one reader and one
-// writer. A shutdown of the socket ends them.
+// How a thread of a stripe reads, writes and waits, at either end: blocking calls on a socket that has one reader and
+// one writer. A shutdown of the socket ends them.
 #ifndef ORION_STRIPE_IO_H
 #define ORION_STRIPE_IO_H
 
