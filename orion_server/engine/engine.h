@@ -22,6 +22,8 @@ typedef struct orion_engine_config {
   int launchers_always;      // 1: they get every launch that they may, not only where that is faster. For tests
   int spin_us;               // how long to spin before sleeping; ignored (no spinning) with two CPUs or fewer
   int image_fd;              // socket of packets to orion-server's image cache; 0 or less: none
+  int seat_fd;               // memory of this worker's seat (orion_seat.h); 0 or less: nothing is limited
+  int doorbell_fd, wake_fd;  // eventfds of the seat: to orion-server, and from it
   int stdout_fd, stderr_fd;  // files that are this process's stdout and stderr, for the client; 0 or less: none
   int log_fd;                // where the engine's own lines go; 0 or less: stderr
   int log_level;             // 0 errors only, 1 + warnings, 2 + session events, 3 + every refused operation

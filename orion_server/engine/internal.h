@@ -17,6 +17,7 @@
 #include "orion_launch.h"
 #include "orion_ring.h"
 #include "orion_runs.h"
+#include "orion_seat.h"
 
 // Stream indices above the client's: the NULL stream and the engine's own blocking stream of each context.
 #define STREAM_NULL_BASE ORION_STREAMS
@@ -342,6 +343,7 @@ struct orion_engine {
   _Atomic bool watcher_stop;
 
   output_state output;
+  orion_seat* seat;  // NULL: nothing is limited
   struct orion_net* net;
   struct image_table* images;        // image.c; NULL until the first offer
   struct share_table* shares;        // share.c; NULL until the first question

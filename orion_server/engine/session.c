@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "seat.h"
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
@@ -53,6 +54,11 @@ int orion_engine_new(const orion_engine_config* config, orion_engine** out) {
   if (!e->memories || !e->streams || !e->events || !e->modules || !e->functions || !inits) {
     orion_engine_free(e);
     return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  if (!seat_open(e)) {
+    engine_log(e, ENGINE_LOG_ERROR, "the seat cannot be used");
+    orion_engine_free(e);
+    return CUDA_ERROR_INVALID_VALUE;
   }
   if (config->null_engine) {
     orion_driver_null(&e->driver);
@@ -380,6 +386,7 @@ void orion_engine_free(orion_engine* e) {
   free(e->coherent);
   free(e->variables);
   if (e->net) net_free(e);
+  seat_close(e);
   pthread_mutex_destroy(&e->reason_lock);
   free(e);
 }

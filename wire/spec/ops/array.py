@@ -25,7 +25,7 @@ op(
     192,
     "ARRAY_CREATE",
     "array:u32 array_flags:u32 format:u32 channels:u32 width:u64 height:u64 depth:u64",
-    "reply",
+    "reply charges",
     "cuArray3DCreate with a client-minted index",
 )
 op(193, "ARRAY_DESTROY", "array:u32", "drains", "cuArrayDestroy")
@@ -33,7 +33,7 @@ op(
     194,
     "MIPMAP_CREATE",
     "mipmap:u32 array_flags:u32 format:u32 channels:u32 width:u64 height:u64 depth:u64 levels:u32 pad:u32",
-    "reply",
+    "reply charges",
     "cuMipmappedArrayCreate with a client-minted index of its own kind",
 )
 op(195, "MIPMAP_DESTROY", "mipmap:u32", "drains", "cuMipmappedArrayDestroy; its levels' indices end too")

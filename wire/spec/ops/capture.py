@@ -35,12 +35,12 @@ op(
     83,
     "GRAPH_INSTANTIATE",
     "exec:u32 pad:u32 instantiate_flags:u64",
-    "reply",
+    "reply charges",
     "cuGraphInstantiateWithFlags; tells the first error of the definition too",
     reply="error_node:u32 pad:u32",
 )
-op(84, "GRAPH_LAUNCH", "exec:u32 pad:u32", "work bulk_in bulk_out", "cuGraphLaunch on header.stream")
-op(85, "GRAPH_UPLOAD", "exec:u32 pad:u32", "stream", "cuGraphUpload on header.stream")
+op(84, "GRAPH_LAUNCH", "exec:u32 pad:u32", "work bulk_in bulk_out gpu_time charges", "cuGraphLaunch on header.stream")
+op(85, "GRAPH_UPLOAD", "exec:u32 pad:u32", "stream charges", "cuGraphUpload on header.stream")
 op(86, "GRAPH_DESTROY", "exec:u32 pad:u32", "", "cuGraphExecDestroy; launched work goes on")
 op(
     87,

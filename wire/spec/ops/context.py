@@ -14,13 +14,13 @@ op(
     11,
     "CTX_CREATE",
     "device:u32 ctx_flags:u32",
-    "reply",
+    "reply charges",
     "makes an ordinary context",
     reply="api_version:u32 ctx_flags:u32 id:u64",
 )
 op(12, "CTX_DESTROY", "", "reply drains", "destroys an ordinary context or gives up the primary binding")
 op(13, "CTX_RESET", "", "reply drains", "frees all that the context's ledger holds (primary reset), keeps the context")
-op(14, "CTX_SET_LIMIT", "limit:u32 pad:u32 value:u64", "reply drains", "cuCtxSetLimit")
+op(14, "CTX_SET_LIMIT", "limit:u32 pad:u32 value:u64", "reply drains charges", "cuCtxSetLimit")
 op(15, "CTX_GET_LIMIT", "limit:u32", "reply", "cuCtxGetLimit", reply="value:u64")
 op(16, "CTX_SET_CACHE_CONFIG", "config:u32", "", "cuCtxSetCacheConfig")
 op(17, "CTX_ENABLE_PEER", "peer_context:u32", "reply", "cuCtxEnablePeerAccess")

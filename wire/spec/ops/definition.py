@@ -15,10 +15,12 @@ FLAGS = {
     "reply": "the client waits for the reply slot; without it the op is one-way and must have no outputs",
     "express": "travels in the express ring and never waits behind throttled or bulk work",
     "drains": "would block inside the driver while kernels run: parked until its context is idle",
-    "work": "GPU work: admitted by the ratio, counted against queue depth, ordered on its stream",
+    "work": "GPU work: counted against queue depth, ordered on its stream",
     "stream": "ordered on header.stream without being GPU work",
     "bulk_in": "reads host arena bytes that travel ahead of it",
     "bulk_out": "writes host arena bytes that must be delivered before a later completion word",
+    "gpu_time": "takes the GPU's time: admitted by the ratio (copies between host and device have engines of their own)",
+    "charges": "may take memory: charged to the quota",
 }
 
 

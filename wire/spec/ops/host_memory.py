@@ -44,7 +44,7 @@ op(
     180,
     "HOST_REGISTER_AT",
     "arena_off:u64 size_bytes:u64 address:u64",
-    "reply express",
+    "reply express charges",
     "like HOST_REGISTER, and the worker has the same pages at `address` too, where the program has them and where "
     "kernels find them; 208 when something else lies there; HOST_UNREGISTER ends both",
 )

@@ -36,7 +36,7 @@ op(
     234,
     "IMAGE_MODULE_LOAD",
     "module:u32 image:u32 log_off:u64 info_log_bytes:u32 error_log_bytes:u32 option_count:u32 pad:u32",
-    "reply drains",
+    "reply drains charges",
     "MODULE_LOAD of an offered image, whose index is free afterwards",
     tail="option_count pairs of u32 option, u32 value (options without pointers)",
     reply="info_log_bytes:u32 error_log_bytes:u32 function_count:u32 pad:u32",
@@ -46,7 +46,7 @@ op(
     "LIBRARY_LOAD",
     "library:u32 image:u32 image_off:u64 image_bytes:u64 log_off:u64 info_log_bytes:u32 error_log_bytes:u32 "
     "option_count:u32 pad:u32",
-    "reply bulk_in",
+    "reply bulk_in charges",
     "cuLibraryLoadData; needs no context; an image index is free afterwards",
     tail="option_count pairs of u32 option, u32 value (options without pointers)",
     reply="info_log_bytes:u32 error_log_bytes:u32",
@@ -64,7 +64,7 @@ op(
     238,
     "LIBRARY_GET_MODULE",
     "library:u32 module:u32",
-    "reply drains",
+    "reply drains charges",
     "binds a client-minted module index to the library's module in header.context",
     reply="function_count:u32 pad:u32",
 )
@@ -88,7 +88,7 @@ op(
     241,
     "KERNEL_FUNCTION",
     "kernel:u32 module:u32 function:u32 pad:u32",
-    "reply",
+    "reply charges",
     "cuKernelGetFunction in header.context; `module`: the library's there; answers as MODULE_GET_FUNCTION",
     reply="attribute_count:u32 param_count:u32",
 )

@@ -6,7 +6,7 @@ op(
     40,
     "MEM_MAP",
     "device_address:u64 size_bytes:u64",
-    "reply express",
+    "reply express charges",
     "backs [device_address, +size_bytes), both multiples of 2 MiB, with memory of header.context's device",
 )
 op(
@@ -22,7 +22,7 @@ op(
     43,
     "HOST_REGISTER",
     "arena_off:u64 size_bytes:u64 register_flags:u32 pad:u32",
-    "reply express",
+    "reply express charges",
     "registers pinned memory: a page-aligned part of the host arena",
 )
 op(44, "HOST_UNREGISTER", "arena_off:u64 size_bytes:u64", "reply drains", "gives it back")

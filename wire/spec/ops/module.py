@@ -6,7 +6,7 @@ op(
     60,
     "MODULE_LOAD",
     "module:u32 option_count:u32 image_off:u64 image_bytes:u64 log_off:u64 info_log_bytes:u32 error_log_bytes:u32",
-    "reply drains bulk_in",
+    "reply drains bulk_in charges",
     "cuModuleLoadDataEx of the image in the host arena; logs go to the arena at log_off",
     tail="option_count pairs of u32 option, u32 value (options without pointers)",
     reply="info_log_bytes:u32 error_log_bytes:u32 function_count:u32 pad:u32",

@@ -9,7 +9,7 @@ op(
     130,
     "VMM_CREATE",
     "memory:u32 device:u32 size_bytes:u64 handle_types:u32 alloc_flags:u32",
-    "reply express",
+    "reply express charges",
     "cuMemCreate on the device (its ordinal on the server) under a client-minted index; "
     "alloc_flags: compression | gpu_direct_rdma << 8 | usage << 16",
 )
