@@ -55,7 +55,9 @@ static void ask(orion_engine* e, orion_seat_device* s, uint64_t bytes) {
   seat_ring(e);
 }
 
-static bool is_answered(const orion_seat_device* s, const ledger_question* q) { return load(&s->answered) >= q->number; }
+static bool is_answered(const orion_seat_device* s, const ledger_question* q) {
+  return load(&s->answered) >= q->number;
+}
 
 /// Names an operation, over all its tries: no two that wait have the same.
 static uint64_t key_of(const orion_op* op) { return op->reply_seq << 16 ^ op->reply_slot ^ 1ull << 63; }
@@ -324,15 +326,16 @@ bool ledger_view(const orion_engine* e, uint32_t device, uint64_t* free_bytes, u
   const uint64_t quota = s ? load(&s->quota_bytes) : 0;
   if (!quota) return false;
   *total_bytes = quota;
-  *free_bytes = less(less(quota, load(&s->others_bytes)), load(&s->charged_bytes)) / ORION_CHUNK_BYTES *
-                ORION_CHUNK_BYTES;
+  *free_bytes =
+      less(less(quota, load(&s->others_bytes)), load(&s->charged_bytes)) / ORION_CHUNK_BYTES * ORION_CHUNK_BYTES;
   return true;
 }
 
 void ledger_device_memory(orion_engine* e, const orion_op* op) {
   const orion_op_device_memory* o = (const orion_op_device_memory*)op;
   uint32_t device = 0;
-  while (device < e->device_count && (e->devices[device].ordinal != o->device || !e->devices[device].reserved)) device++;
+  while (device < e->device_count && (e->devices[device].ordinal != o->device || !e->devices[device].reserved))
+    device++;
   orion_reply_device_memory reply = {0};
   const bool exists = device < e->device_count;
   if (exists) (void)ledger_view(e, device, &reply.free_bytes, &reply.quota_bytes);
