@@ -456,7 +456,7 @@ def test_every_operation_that_may_take_memory_has_a_row() -> None:
 # ---------------------------------------------------------------------------------------------- what programs see
 @isolated
 def test_what_is_free_can_be_allocated() -> None:
-    with limited(100 * MIB + 12345) as (s, seat):
+    with limited(100 * MIB + 12345, over=64 * MIB) as (s, seat):
         assert s.load()[0] == 0
         s.function(b"add", 1)
         free, total = memory(s)
