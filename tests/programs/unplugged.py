@@ -35,21 +35,22 @@ def main() -> None:
             [*command, sys.executable, str(SCRIPTED)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert program.stdin and program.stdout and program.stderr
+        stdin, stdout, stderr = program.stdin, program.stdout, program.stderr
+        assert stdin and stdout and stderr
 
         def steps(*names: str) -> list[int]:
             results = []
             for name in names:
-                program.stdin.write(name + "\n")
-                program.stdin.flush()
-                results.append(int(program.stdout.readline()))
+                stdin.write(name + "\n")
+                stdin.flush()
+                results.append(int(stdout.readline()))
             return results
 
         before = steps("attach", "allocate", "fill", "read")
         set_loopback(False)
         after = steps("read", "sync")
-        program.stdin.close()
-        told = [line for line in program.stderr.read().splitlines() if line.startswith("orion:")]
+        stdin.close()
+        told = [line for line in stderr.read().splitlines() if line.startswith("orion:")]
         program.wait(60)
         print(json.dumps({"before": before, "after": after, "told": told}), flush=True)
 
