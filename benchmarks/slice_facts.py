@@ -41,9 +41,9 @@ def free_bytes(cu: Driver) -> int:
     return free.value
 
 
-def took_us(call: Callable[[], object]) -> float:
+def took_us(call: Callable[..., object], *arguments: Any) -> float:
     began = time.perf_counter()
-    call()
+    call(*arguments)
     return round((time.perf_counter() - began) * 1e6, 1)
 
 
@@ -64,7 +64,8 @@ def fill_and_wait() -> None:
 
 
 def fresh_memory() -> dict[str, Any]:
-    child = subprocess.Popen([sys.executable, "-m", "benchmarks.slice_facts", "fill"], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "benchmarks.slice_facts", "fill"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout
     filled = child.stdout.readline().strip()
     child.send_signal(signal.SIGKILL)
@@ -107,18 +108,18 @@ class Physical:
     def come(self) -> dict[str, float]:
         properties = AllocationProperties(type=1, location_type=1, location_id=0)
         access = AccessDescriptor(location_type=1, location_id=0, flags=3)
-        size, address = ctypes.c_size_t(self.size), self.address
+        size, address, handle = ctypes.c_size_t(self.size), self.address, ctypes.byref(self.handle)
         calls = {
-            "create_us": ("cuMemCreate", ctypes.byref(self.handle), size, ctypes.byref(properties), ctypes.c_ulonglong(0)),
+            "create_us": ("cuMemCreate", handle, size, ctypes.byref(properties), ctypes.c_ulonglong(0)),
             "map_us": ("cuMemMap", address, size, ctypes.c_size_t(0), self.handle, ctypes.c_ulonglong(0)),
             "access_us": ("cuMemSetAccess", address, size, ctypes.byref(access), ctypes.c_size_t(1)),
         }  # fmt: skip
-        return {name: took_us(lambda call=call: self.cu(*call)) for name, call in calls.items()}
+        return {name: took_us(self.cu, *call) for name, call in calls.items()}
 
     def go(self) -> dict[str, float]:
         return {
-            "unmap_us": took_us(lambda: self.cu("cuMemUnmap", self.address, ctypes.c_size_t(self.size))),
-            "release_us": took_us(lambda: self.cu("cuMemRelease", self.handle)),
+            "unmap_us": took_us(self.cu, "cuMemUnmap", self.address, ctypes.c_size_t(self.size)),
+            "release_us": took_us(self.cu, "cuMemRelease", self.handle),
         }
 
 
@@ -135,9 +136,7 @@ def moves() -> dict[str, Any]:
         began = time.perf_counter()
         address = host_memory(size, huge, touch)
         row["memory_us"] = round((time.perf_counter() - began) * 1e6, 1)
-        row["register_us"] = took_us(
-            lambda a=address: cu("cuMemHostRegister_v2", ctypes.c_void_p(a), ctypes.c_size_t(size), 1)
-        )
+        row["register_us"] = took_us(cu, "cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(size), 1)
 
         def copy(out: bool, host: int = address) -> None:
             if out:
@@ -148,9 +147,9 @@ def moves() -> dict[str, Any]:
 
         for direction in (True, False):
             copy(direction)
-            best = min(took_us(lambda d=direction: copy(d)) for _ in range(3))
+            best = min(took_us(copy, direction) for _ in range(3))
             row["out_gb_s" if direction else "in_gb_s"] = round(size / best / 1e3, 2)
-        row["unregister_us"] = took_us(lambda a=address: cu("cuMemHostUnregister", ctypes.c_void_p(a)))
+        row["unregister_us"] = took_us(cu, "cuMemHostUnregister", ctypes.c_void_p(address))
         libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
         found[name] = row
     found["go"] = memory.go()
@@ -204,12 +203,20 @@ def charges() -> dict[str, Any]:
     delta("module", lambda: cu("cuModuleLoadData", ctypes.byref(module), BUMP_PTX))
     function = cu.kernel(BUMP_PTX, b"bump")
     counter = cu.allocate(4)
-    delta("first_launch", lambda: (cu.launcher(function, None, counter, ctypes.c_uint(1))(), cu("cuCtxSynchronize")))
+
+    def run_once() -> None:
+        cu.launcher(function, None, counter, ctypes.c_uint(1))()
+        cu("cuCtxSynchronize")
+
+    def run_graph() -> None:
+        cu("cuGraphLaunch", executable, stream)
+        cu("cuStreamSynchronize", stream)
+
+    delta("first_launch", run_once)
     delta("stack_64_kib", lambda: cu("cuCtxSetLimit", 0, ctypes.c_size_t(64 << 10)))
     delta("printf_64_mib", lambda: cu("cuCtxSetLimit", 1, ctypes.c_size_t(64 * MIB)))
     delta("heap_256_mib", lambda: cu("cuCtxSetLimit", 2, ctypes.c_size_t(256 * MIB)))
-    delta("launch_after_limits", lambda: (cu.launcher(function, None, counter, ctypes.c_uint(1))(),
-                                          cu("cuCtxSynchronize")))  # fmt: skip
+    delta("launch_after_limits", run_once)
     delta("stack_1_kib", lambda: cu("cuCtxSetLimit", 0, ctypes.c_size_t(1 << 10)))
     delta("context", lambda: cu("cuCtxCreate_v2", ctypes.byref(other), 0, 0))
     delta("context_end", lambda: cu("cuCtxDestroy_v2", other))
@@ -221,7 +228,7 @@ def charges() -> dict[str, Any]:
     cu("cuStreamEndCapture", stream, ctypes.byref(graph))
     delta("graph_instantiate", lambda: cu("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph,
                                           ctypes.c_ulonglong(0)))  # fmt: skip
-    delta("graph_launch", lambda: (cu("cuGraphLaunch", executable, stream), cu("cuStreamSynchronize", stream)))
+    delta("graph_launch", run_graph)
     delta("graph_end", lambda: cu("cuGraphExecDestroy", executable))
     found["nvml_after"] = nvml_own_bytes()
     return found
@@ -261,13 +268,17 @@ def events() -> dict[str, Any]:
         times.sort()
         found[f"spin_{cycles}"] = {
             "median_us": round(times[len(times) // 2], 2), "p10_us": round(times[len(times) // 10], 2),
-            "sum_of_first_to_last": round(sum(times) / (ms.value * 1e3), 4), "issue_us": round(issued / len(chosen) * 1e6, 2),
-            "whole_us": round(whole / len(chosen) * 1e6, 2),
+            "sum_of_first_to_last": round(sum(times) / (ms.value * 1e3), 4),
+            "issue_us": round(issued / len(chosen) * 1e6, 2), "whole_us": round(whole / len(chosen) * 1e6, 2),
         }  # fmt: skip
     ms = ctypes.c_float()
     start, end = pairs[0]
-    spent = took_us(lambda: [cu("cuEventElapsedTime", ctypes.byref(ms), start, end) for _ in range(1000)])
-    found["elapsed_us"] = round(spent / 1000, 3)
+
+    def read_elapsed() -> None:
+        for _ in range(1000):
+            cu("cuEventElapsedTime", ctypes.byref(ms), start, end)
+
+    found["elapsed_us"] = round(took_us(read_elapsed) / 1000, 3)
     return found
 
 

@@ -12,7 +12,7 @@ done, in each way of sharing one GPU:
 | processes | two processes: the driver gives them turns |
 | both, streams | two threads of one process; streams of equal, and of different priority |
 | green_N | two threads of one process in green contexts: N multiprocessors for the latency tenant |
-| mps, mps_P | two processes under MPS; P percent of the multiprocessors for the latency tenant, the rest for the other |
+| mps, mps_P | two processes under MPS; P percent of the multiprocessors for the first, the rest for the other |
 
 A way that the machine does not offer has `error` in place of numbers.
 """
