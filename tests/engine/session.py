@@ -133,6 +133,8 @@ class Session:
         config.log_level = int(os.environ.get("ENGINE_TEST_LOG", "1"))
         config.log_fd = log_fd
         config.launchers, config.launchers_always = launchers, 1
+        if seat:
+            config.seat_fd, config.doorbell_fd, config.wake_fd = seat
         if output:
             config.stdout_fd, config.stderr_fd = output
         if seat:
