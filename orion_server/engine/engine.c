@@ -15,7 +15,9 @@
 
 #include "internal.h"
 #include "launcher.h"
+#include "seat.h"
 #include "swap.h"
+#include "turns.h"
 
 #define LOOP_BATCH 64u              // main operations between two looks at everything else
 #define SLEEP_IDLE_NS 100000000ull  // nothing outstanding: only a wake can bring work
@@ -23,6 +25,7 @@
 #define SLEEP_OUTSTANDING_NS 2000000ull  // GPU work outstanding: a fault must be found
 #define SLEEP_POLL_MIN_NS 20000ull       // something is parked on a word that nobody announces
 #define SLEEP_POLL_MAX_NS 500000ull
+#define SLEEP_TURN_MAX_NS 50000ull  // others may wait for what runs to end
 
 uint64_t engine_now_ns(void) {
   struct timespec now;
@@ -165,15 +168,18 @@ struct waitv_entry {
   uint32_t flags, reserved;
 };
 
-// Sleeps on both rings' futex words. Kernels before 5.16 cannot wait on two: there the main ring's wake is waited for
-// and the express ring is looked at again every millisecond.
-static void wait_rings(uint32_t main_wake, uint32_t express_wake, orion_engine* e, uint64_t timeout_ns) {
+// Sleeps on the futex words of both rings and of the seat. Kernels before 5.16 cannot wait on several: there the main
+// ring's wake is waited for and the others are looked at again every millisecond.
+static void wait_rings(uint32_t main_wake, uint32_t express_wake, uint32_t seat_wake, orion_engine* e,
+                       uint64_t timeout_ns) {
   _Atomic uint32_t *main_word = &e->main_ring.control->wake, *express_word = &e->express_ring.control->wake;
-  struct waitv_entry entries[2] = {{main_wake, (uint64_t)(uintptr_t)main_word, 2 /* 32 bits, shared */, 0},
+  struct waitv_entry entries[3] = {{main_wake, (uint64_t)(uintptr_t)main_word, 2 /* 32 bits, shared */, 0},
                                    {express_wake, (uint64_t)(uintptr_t)express_word, 2, 0}};
+  if (e->seat) entries[2] = (struct waitv_entry){seat_wake, (uint64_t)(uintptr_t)&e->seat->wake, 2, 0};
   const uint64_t until = engine_now_ns() + timeout_ns;
   const struct timespec deadline = {(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
-  if (syscall(SYS_futex_waitv, entries, 2, 0, &deadline, CLOCK_MONOTONIC) < 0 && (errno == ENOSYS || errno == EPERM)) {
+  if (syscall(SYS_futex_waitv, entries, e->seat ? 3 : 2, 0, &deadline, CLOCK_MONOTONIC) < 0 &&
+      (errno == ENOSYS || errno == EPERM)) {
     engine_futex_wait(main_word, main_wake, timeout_ns < 1000000ull ? timeout_ns : 1000000ull);
   }
 }
@@ -188,23 +194,26 @@ static void sleep_until_needed(orion_engine* e, uint64_t timeout_ns) {
   orion_ring_control *main_control = e->main_ring.control, *express_control = e->express_ring.control;
   const uint32_t main_wake = atomic_load_explicit(&main_control->wake, memory_order_relaxed);
   const uint32_t express_wake = atomic_load_explicit(&express_control->wake, memory_order_relaxed);
+  const uint32_t seat_wake = e->seat ? atomic_load_explicit(&e->seat->wake, memory_order_acquire) : 0;
   atomic_store_explicit(&main_control->consumer_parked, 1, memory_order_relaxed);
   atomic_store_explicit(&express_control->consumer_parked, 1, memory_order_relaxed);
   atomic_thread_fence(memory_order_seq_cst);
-  if (!rings_ready(e) && !atomic_load_explicit(&e->stop_requested, memory_order_relaxed)) {
-    wait_rings(main_wake, express_wake, e, timeout_ns);
+  if (!rings_ready(e) && !(e->seat && turns_have_news(e)) &&
+      !atomic_load_explicit(&e->stop_requested, memory_order_relaxed)) {
+    wait_rings(main_wake, express_wake, seat_wake, e, timeout_ns);
   }
   atomic_store_explicit(&main_control->consumer_parked, 0, memory_order_relaxed);
   atomic_store_explicit(&express_control->consumer_parked, 0, memory_order_relaxed);
 }
 
 static uint64_t sleep_time(const orion_engine* e, uint64_t idle_ns) {
-  const bool polls = e->swap.moving || e->swap.has_ticket || e->first_parked || e->first_query || e->first_batch ||
-                     e->maps_first || (e->net && net_busy(e));
+  const bool close = e->turns.is_on && turns_are_close(e);
+  const bool polls = close || e->swap.moving || e->swap.has_ticket || (e->first_parked && !park_waits_for_server(e)) ||
+                     e->first_query || e->first_batch || e->maps_first || (e->net && net_busy(e));
   if (polls) {
-    const uint64_t growing = idle_ns / 4;
+    const uint64_t growing = idle_ns / 4, most = close ? SLEEP_TURN_MAX_NS : SLEEP_POLL_MAX_NS;
     if (growing < SLEEP_POLL_MIN_NS) return SLEEP_POLL_MIN_NS;
-    return growing < SLEEP_POLL_MAX_NS ? growing : SLEEP_POLL_MAX_NS;
+    return growing < most ? growing : most;
   }
   if (e->gap_since_ns && !e->gap_logged) return GAP_LOG_NS / 4;
   return e->first_dirty ? SLEEP_OUTSTANDING_NS : SLEEP_IDLE_NS;
@@ -235,6 +244,7 @@ static bool work_once(orion_engine* e) {
   bool moved = e->net ? net_pump(e) : false;
   moved |= engine_drain_express(e, LOOP_BATCH) > 0;
   if (e->seat) moved |= swap_pass(e);
+  if (e->seat) moved |= turns_pass(e);
   moved |= drain_main(e) > 0;
   moved |= park_pass(e) > 0;
   if (e->first_query) moved |= query_pass(e);

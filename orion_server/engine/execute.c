@@ -4,6 +4,7 @@
 #include "internal.h"
 #include "launcher.h"
 #include "ledger.h"
+#include "turns.h"
 
 #define CONTEXT_MOST_BYTES (2ull << 30)  // that one which the program adds may be charged
 
@@ -127,6 +128,7 @@ void context_create(orion_engine* e, const orion_op* op) {
 
 // Frees what the context's ledger holds. The context is current and has no work left, or is corrupt.
 static void release_ledger(orion_engine* e, uint32_t index) {
+  turns_drop_context(e, index);
   graph_drop_context(e, index);
   for (uint32_t i = 0; i < e->event_high; i++) {
     const event_state* v = &e->events[i];

@@ -213,6 +213,33 @@ typedef struct parked_op {
   orion_op op;  // op.bytes bytes follow from here
 } parked_op;
 
+/// This worker's turns on one device of the session (turns.c).
+typedef struct turn {
+  // as the server has told
+  bool is_limited;
+  uint64_t grant, budget_ns, recalled;
+  // as the server is told
+  bool wants;
+  uint64_t returned, ending;
+  uint64_t spent_ns, in_flight_ns, throttled_ns, works, cold_works;
+  uint64_t admitted_ns;      // of this grant: measured, and by estimate what is not measured yet
+  uint64_t idle_since_ns;    // nothing of it runs or waits; 0: something does
+  uint64_t waited_since_ns;  // up to when waiting has been counted; 0: nothing waits
+  uint32_t wait_epoch;       // == epoch: an operation waits for this turn
+  bool outstanding;          // something issued is not measured yet
+  bool cold_flies;           // among it, something without an estimate
+  bool cold_waits;           // what waits has none, and goes alone
+  bool has_asked_for_more;   // the server knows that the budget is nearly used up
+} turn;
+struct interval;
+typedef struct turns_state {
+  turn devices[ORION_DEVICES];
+  bool is_on;  // some device is limited
+  struct meter* meter;
+  struct interval* sample;  // around the operation that is being issued, for its estimate; NULL: none
+  uint64_t admitted_works;
+} turns_state;
+
 /// Where the memory of one device of the session is, or is going (swap.c).
 enum swap_phase { SWAP_RESIDENT, SWAP_ENDING, SWAP_LEAVING, SWAP_GONE, SWAP_RETURNING };
 #define SWAP_BATCH 64u
@@ -233,7 +260,7 @@ typedef struct swap_state {
   bool has_ticket;
 } swap_state;
 
-enum cause_kind { CAUSE_DEPTH, CAUSE_HOST_FUNCTION, CAUSE_TICKET, CAUSE_BULK, CAUSE_TIME, CAUSE_RESIDENCY };
+enum cause_kind { CAUSE_DEPTH, CAUSE_HOST_FUNCTION, CAUSE_TICKET, CAUSE_BULK, CAUSE_TIME, CAUSE_RESIDENCY, CAUSE_TURN };
 typedef struct cause {
   enum cause_kind kind;
   uint32_t index;
@@ -373,6 +400,7 @@ struct orion_engine {
   bool frees_progressed;  // something was reclaimed since the waiting maps were last tried
 
   swap_state swap;
+  turns_state turns;
 
   parked_op* first_query;  // STREAM_QUERY that wait for their marker, EVENT_QUERY that wait for their event
   uint32_t query_count;
@@ -498,6 +526,8 @@ static inline bool park_holds_record(const orion_engine* e, const event_state* v
   return e->any_epoch == e->epoch && v->record_epoch == e->epoch;
 }
 bool park_has_room(const orion_engine* e);
+/// True when orion-server alone can make parked operations go on: it wakes the loop.
+bool park_waits_for_server(const orion_engine* e);
 /// One ordered look at all parked operations, if anything they wait for has changed. Returns how many ran.
 uint32_t park_pass(orion_engine* e);
 void park_cause(orion_engine* e, enum cause_kind kind, uint32_t index, uint64_t value, const ticket* t);

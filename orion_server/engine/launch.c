@@ -4,6 +4,7 @@
 #include "internal.h"
 #include "launcher.h"
 #include "ledger.h"
+#include "turns.h"
 
 #define PARAM_MAX_BYTES 32764u
 
@@ -114,7 +115,7 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
     answer_result(e, op, refused);
     return;
   }
-  if (e->launchers && launcher_take(e, s, f, op)) return;
+  if (e->launchers && turns_are_free(e, op->context) && launcher_take(e, s, f, op)) return;
   const bool timed = atomic_load_explicit(&e->stat_launches, memory_order_relaxed) % LAUNCH_TIMED_EVERY == 0;
   const uint64_t started_ns = timed ? engine_now_ns() : 0;
   const int32_t code = (int32_t)launch_call(&e->driver, op, f->handle, s->handle);

@@ -5,6 +5,7 @@
 // the number of the bulk that must have arrived before they are shown.
 #include "net.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -25,7 +26,9 @@ int orion_engine_tcp_listen(orion_engine* e, int lanes, const uint8_t* token, ui
   n->held_last = &n->held_first;
   n->urgent.last = &n->urgent.first;
   n->copies.last = &n->copies.first;
-  n->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  // orion-server's wakes come the same way as the engine's own.
+  n->wake_fd = e->seat ? fcntl(e->config.wake_fd, F_DUPFD_CLOEXEC, 3) : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (e->seat) atomic_store(&e->seat->polls, 1);
   bulk_endpoint[0] = 0;
   if (n->wake_fd >= 0 && (lanes == ORION_ENGINE_LANES_RAW ? net_raw_open(e, ops_endpoint)
                                                           : net_zmq_open(e, ops_endpoint, bulk_endpoint))) {
@@ -531,6 +534,7 @@ void net_free(orion_engine* e) {
   free(n->markers);
   free(n->pending);
   if (n->wake_fd >= 0) close(n->wake_fd);
+  if (e->seat) atomic_store(&e->seat->polls, 0);
   free(n);
   e->net = NULL;
 }

@@ -9,6 +9,7 @@
 
 #include "internal.h"
 #include "swap.h"
+#include "turns.h"
 
 static bool is_stream_ordered(const orion_op* op) {
   return (ORION_OP_INFO[op->code].flags & (ORION_OPF_WORK | ORION_OPF_STREAM)) && op->code != ORION_OP_EVENT_DESTROY;
@@ -180,6 +181,7 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
     stream_state* marker = &e->streams[STREAM_PRIVATE_BASE + op->context];
     if (op->stream == 0 && marker->alive && stream_full(e, marker)) return false;
   }
+  if (e->turns.is_on && turns_concern(e, op) && !turns_admit(e, op)) return false;
   if (ORION_OP_INFO[op->code].flags & ORION_OPF_DRAINS) {
     // HOST_UNREGISTER gives memory back that any context may be using; a library is loaded into several contexts.
     const uint32_t context =
@@ -208,19 +210,26 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
   return true;
 }
 
+static enum step run(orion_engine* e, const orion_op* op, parked_op* node) {
+  if (!e->turns.is_on) return execute(e, op, node);
+  if (turns_concern(e, op)) return turns_execute(e, op, node);
+  if (is_stream_ordered(op)) turns_interrupt(e, op);
+  return execute(e, op, node);
+}
+
 bool park_try(orion_engine* e, const orion_op* op, parked_op* node) {
   if (!node && park_event_of(op) > ORION_EVENTS) {  // spare events are the engine's
     answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
     return true;
   }
-  if (!behind_parked(e, op, node) && ready(e, op, node) && execute(e, op, node) == STEP_DONE) return true;
+  if (!behind_parked(e, op, node) && ready(e, op, node) && run(e, op, node) == STEP_DONE) return true;
   block(e, op);
   return false;
 }
 
 bool park_has_room(const orion_engine* e) {
   return e->parked_bytes + sizeof(parked_op) + ORION_OP_MAX_BYTES <= PARKED_MAX_BYTES &&
-         e->parked_count < PARKED_MAX_COUNT;
+         e->parked_count < (e->turns.is_on ? turns_parked_most(e) : PARKED_MAX_COUNT);
 }
 
 static bool gives_memory_back(const orion_op* op) {
@@ -264,6 +273,16 @@ static bool cause_holds(const orion_engine* e, const cause* c) {
       return engine_now_ns() >= c->value;
     case CAUSE_RESIDENCY:
       return !e->swap.holds;
+    case CAUSE_TURN:
+      return turns_may_go_on(e, c->index);
+  }
+  return true;
+}
+
+bool park_waits_for_server(const orion_engine* e) {
+  if (!e->cause_count || e->causes_overflow) return false;
+  for (uint32_t i = 0; i < e->cause_count; i++) {
+    if (e->causes[i].kind != CAUSE_TURN && e->causes[i].kind != CAUSE_RESIDENCY) return false;
   }
   return true;
 }

@@ -12,6 +12,7 @@
 #include "internal.h"
 #include "seat.h"
 #include "swap.h"
+#include "turns.h"
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
@@ -56,7 +57,7 @@ int orion_engine_new(const orion_engine_config* config, orion_engine** out) {
     orion_engine_free(e);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
-  if (!seat_open(e)) {
+  if (!seat_open(e) || !turns_init(e)) {
     engine_log(e, ENGINE_LOG_ERROR, "the seat cannot be used");
     orion_engine_free(e);
     return CUDA_ERROR_INVALID_VALUE;
@@ -388,6 +389,7 @@ void orion_engine_free(orion_engine* e) {
   free(e->coherent);
   free(e->variables);
   if (e->net) net_free(e);
+  turns_free(e);
   seat_close(e);
   pthread_mutex_destroy(&e->reason_lock);
   free(e);

@@ -1,0 +1,419 @@
+#include "meter.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "launcher.h"
+
+#define ESTIMATES 4096u                // a power of two
+#define INTERVALS 128u                 // of one context
+#define INTERVAL_WORKS 64u             // operations in one
+#define INTERVAL_NS 1000000u           // of estimates in one, where they are measured
+#define COUNTED_NS 2000000u            // where they are not
+#define OPEN_LONG_NS 2000000ull        // a counted interval of a program that goes slowly
+#define ORIGIN_LASTS_NS 2000000000ull  // a float's milliseconds are exact to 0.1 us for so long
+#define SAMPLES_FIRST 3u               // launches of a kernel that are timed when nothing else is measured,
+#define SAMPLES_EVERY 256u             // and then one in so many
+#define SCALE_MOST 8.0                 // by which one measurement corrects estimates
+#define WEIGHT 0.3                     // of a new measurement
+
+enum interval_state { INTERVAL_FREE, INTERVAL_OPEN, INTERVAL_CLOSED };
+typedef struct interval {
+  enum interval_state state;
+  bool timed;     // it has events
+  bool charged;   // by its estimates, or as measured; else a sample, for its estimate alone
+  bool measured;  // charged as measured
+  uint32_t stream, track;
+  uint64_t value;  // of the track, when it is complete
+  uint64_t estimate_ns, opened_ns;
+  CUevent start, end;  // made with the slot's first use
+  uint32_t count;
+  uint32_t keys[INTERVAL_WORKS];
+} interval;
+
+typedef struct estimate {
+  uint64_t identity;  // 0: unused
+  uint32_t count;
+  float ns;
+} estimate;
+
+// Of one context: events can be compared with others of the same context only.
+typedef struct meter_context {
+  interval intervals[INTERVALS];
+  uint32_t used;  // slots below have events
+  uint32_t busy;  // open or closed
+  bool has_origin;
+  CUevent origin, next_origin;
+  bool renews;  // next_origin has been recorded, behind the interval `renewed_by`
+  uint32_t renewed_by;
+  uint64_t origin_at_ns;  // the CPU's clock
+  double busy_until_ms;   // after the origin, up to which time has been charged
+} meter_context;
+
+struct meter {
+  estimate estimates[ESTIMATES];
+  meter_context* contexts[ORION_CONTEXTS];
+  uint32_t open_of[ORION_STREAMS + ORION_CONTEXTS];  // by stream index: slot + 1 of its open interval, 0: none
+};
+
+bool meter_init(orion_engine* e) {
+  e->turns.meter = calloc(1, sizeof *e->turns.meter);
+  return e->turns.meter != NULL;
+}
+
+void meter_free(orion_engine* e) {
+  if (!e->turns.meter) return;
+  for (uint32_t i = 0; i < ORION_CONTEXTS; i++) free(e->turns.meter->contexts[i]);
+  free(e->turns.meter);
+  e->turns.meter = NULL;
+}
+
+// ------------------------------------------------------------------------------------------------ estimates
+static uint64_t mix(uint64_t hash, uint64_t value) {
+  hash ^= value + 0x9e3779b97f4a7c15ull + (hash << 6) + (hash >> 2);
+  hash *= 0xff51afd7ed558ccdull;
+  return hash ^ hash >> 32;
+}
+
+/// Sizes within a quarter of one another take about as long.
+static uint64_t size_class(uint64_t bytes) {
+  if (bytes < 4096) return 0;
+  const uint32_t top = 63u - (uint32_t)__builtin_clzll(bytes);
+  return (uint64_t)top << 2 | (bytes >> (top - 2) & 3);
+}
+
+static uint64_t identity_of(const orion_op* op) {
+  uint64_t hash = mix(1, (uint64_t)op->code << 16 | op->context);
+  switch (op->code) {
+    case ORION_OP_LAUNCH:
+    case ORION_OP_LAUNCH_EX: {
+      const orion_op_launch* o = (const orion_op_launch*)op;  // both begin alike
+      hash = mix(hash, o->function);
+      hash = mix(hash, (uint64_t)o->grid_x << 32 | o->grid_y);
+      hash = mix(hash, (uint64_t)o->grid_z << 32 | o->block_x);
+      hash = mix(hash, (uint64_t)o->block_y << 32 | o->block_z);
+      break;
+    }
+    case ORION_OP_GRAPH_LAUNCH:
+      hash = mix(hash, ((const orion_op_graph_launch*)op)->exec);
+      break;
+    case ORION_OP_MEMSET: {
+      const orion_op_memset* o = (const orion_op_memset*)op;
+      hash = mix(hash, size_class(o->width * (o->height ? o->height : 1)));
+      break;
+    }
+    case ORION_OP_COPY_D2D:
+    case ORION_OP_COPY_PEER:
+      hash = mix(hash, size_class(((const orion_op_copy_d2d*)op)->size_bytes));
+      break;
+    default: {
+      const orion_op_copy_3d* o = (const orion_op_copy_3d*)op;
+      hash = mix(hash, size_class(o->width_bytes * (o->height ? o->height : 1)) << 8 | size_class(o->depth));
+      break;
+    }
+  }
+  return hash ? hash : 1;
+}
+
+uint64_t meter_estimate(const orion_engine* e, const orion_op* op, uint32_t* key) {
+  const uint64_t identity = identity_of(op);
+  const struct meter* m = e->turns.meter;
+  const uint32_t first = (uint32_t)(identity % ESTIMATES), second = first ^ 1u;
+  if (m->estimates[first].identity == identity) {
+    *key = first;
+  } else if (m->estimates[second].identity == identity || m->estimates[first].count > m->estimates[second].count) {
+    *key = second;
+  } else {
+    *key = first;
+  }
+  const estimate* s = &m->estimates[*key];
+  return s->identity == identity && s->count ? (uint64_t)s->ns : METER_UNKNOWN;
+}
+
+static void learn(struct meter* m, const interval* v, double measured_ns) {
+  if (v->count == 1) {
+    estimate* s = &m->estimates[v->keys[0]];
+    s->ns = (float)(s->count ? s->ns + (measured_ns - s->ns) * WEIGHT : measured_ns);
+    if (s->count < UINT32_MAX) s->count++;
+    return;
+  }
+  double scale = v->estimate_ns ? measured_ns / (double)v->estimate_ns : 1;
+  if (scale > SCALE_MOST) scale = SCALE_MOST;
+  if (scale < 1 / SCALE_MOST) scale = 1 / SCALE_MOST;
+  for (uint32_t i = 0; i < v->count; i++) {
+    estimate* s = &m->estimates[v->keys[i]];
+    s->ns = (float)(s->ns * (1 + (scale - 1) * WEIGHT / v->count));
+    if (s->count < UINT32_MAX) s->count++;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ intervals
+static meter_context* context_meter(orion_engine* e, uint32_t context) {
+  struct meter* m = e->turns.meter;
+  if (!m->contexts[context]) m->contexts[context] = calloc(1, sizeof **m->contexts);
+  return m->contexts[context];
+}
+
+static uint32_t* open_slot(orion_engine* e, uint32_t index) { return &e->turns.meter->open_of[index]; }
+
+static interval* open_interval(orion_engine* e, uint32_t context, uint32_t index) {
+  const uint32_t slot = *open_slot(e, index);
+  return slot ? &e->turns.meter->contexts[context]->intervals[slot - 1] : NULL;
+}
+
+static turn* turn_of(orion_engine* e, uint32_t context) { return &e->turns.devices[e->contexts[context].device]; }
+
+static bool has_events(orion_engine* e, interval* v) {
+  if (v->start) return true;
+  if (e->driver.event_create(&v->start, 0)) return false;
+  if (e->driver.event_create(&v->end, 0)) {
+    (void)e->driver.event_destroy(v->start);
+    v->start = NULL;
+    return false;
+  }
+  return true;
+}
+
+static interval* new_interval(orion_engine* e, uint32_t context) {
+  meter_context* c = context_meter(e, context);
+  if (!c) return NULL;
+  for (uint32_t i = 0; i < INTERVALS; i++) {
+    interval* v = &c->intervals[i];
+    if (v->state != INTERVAL_FREE) continue;
+    if (!has_events(e, v)) return NULL;
+    if (i >= c->used) c->used = i + 1;
+    v->count = 0;
+    v->estimate_ns = 0;
+    v->opened_ns = engine_now_ns();
+    c->busy++;
+    return v;
+  }
+  return NULL;
+}
+
+static void record(orion_engine* e, CUevent event, stream_state* s) {
+  if (!e->driver.event_record(event, s->handle, 0)) order_issued(e, s);
+}
+
+/// A time line begins, or goes on from a later event before it has become too long for a float.
+static void keep_origin(orion_engine* e, meter_context* c, uint32_t slot, stream_state* s) {
+  const uint64_t now_ns = engine_now_ns();
+  if (c->renews || (c->has_origin && now_ns - c->origin_at_ns < ORIGIN_LASTS_NS)) return;
+  CUevent* event = c->has_origin ? &c->next_origin : &c->origin;
+  if (!*event && e->driver.event_create(event, 0)) return;
+  record(e, *event, s);
+  c->origin_at_ns = now_ns;
+  c->renews = c->has_origin;
+  c->renewed_by = slot;
+  if (!c->has_origin) c->busy_until_ms = 0;
+  c->has_origin = true;
+}
+
+static interval* open(orion_engine* e, const orion_op* op, bool timed, bool charged, bool measured) {
+  interval* v = new_interval(e, op->context);
+  if (!v) return NULL;
+  const uint32_t index = stream_index(op);
+  stream_state* s = &e->streams[index];
+  v->state = INTERVAL_OPEN;
+  v->timed = timed, v->charged = charged, v->measured = measured;
+  v->stream = index;
+  v->track = s->track;
+  if (!timed) return v;
+  meter_context* c = e->turns.meter->contexts[op->context];
+  if (measured) keep_origin(e, c, (uint32_t)(v - c->intervals), s);
+  record(e, v->start, s);
+  return v;
+}
+
+static void give_back(meter_context* c, interval* v) {
+  v->state = INTERVAL_FREE;
+  c->busy--;
+}
+
+static void close_interval(orion_engine* e, uint32_t context, interval* v) {
+  stream_state* s = &e->streams[v->stream];
+  if (*open_slot(e, v->stream) == (uint32_t)(v - e->turns.meter->contexts[context]->intervals) + 1) {
+    *open_slot(e, v->stream) = 0;
+  }
+  if (!v->count || e->contexts[context].sticky) {
+    if (v->charged) turn_of(e, context)->in_flight_ns -= v->estimate_ns;
+    give_back(e->turns.meter->contexts[context], v);
+    return;
+  }
+  if (e->current_context != context) {
+    (void)e->driver.context_set_current(e->contexts[context].handle);
+    e->current_context = context;
+  }
+  if (v->timed) record(e, v->end, s);
+  order_mark_track(e, v->track);
+  v->value = e->tracks[v->track].issued;
+  v->state = INTERVAL_CLOSED;
+}
+
+void meter_close_stream(orion_engine* e, uint32_t stream) {
+  if (!*open_slot(e, stream)) return;
+  const uint32_t context = e->streams[stream].context;
+  close_interval(e, context, open_interval(e, context, stream));
+}
+
+static void close_open(orion_engine* e, uint32_t context, uint64_t opened_before_ns) {
+  meter_context* c = e->turns.meter->contexts[context];
+  for (uint32_t i = 0; i < c->used && c->busy; i++) {
+    interval* v = &c->intervals[i];
+    if (v->state == INTERVAL_OPEN && v->opened_ns < opened_before_ns) close_interval(e, context, v);
+  }
+}
+
+void meter_close_device(orion_engine* e, uint32_t device) {
+  for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
+    const context_state* c = &e->contexts[i];
+    if (c->alive && c->device == device && e->turns.meter->contexts[i]) close_open(e, i, UINT64_MAX);
+  }
+}
+
+void meter_close_old(orion_engine* e, uint64_t now_ns) {
+  for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
+    if (e->turns.meter->contexts[i] && e->contexts[i].alive) close_open(e, i, now_ns - OPEN_LONG_NS);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ around an operation
+static bool samples_now(const orion_engine* e, uint32_t key, bool known) {
+  const estimate* s = &e->turns.meter->estimates[key];
+  return !known || s->count < SAMPLES_FIRST || e->turns.admitted_works % SAMPLES_EVERY == 0;
+}
+
+void meter_before(orion_engine* e, const orion_op* op, uint32_t key, bool measured) {
+  const uint32_t index = stream_index(op);
+  struct meter* m = e->turns.meter;
+  const uint64_t identity = identity_of(op);
+  const bool known = m->estimates[key].identity == identity && m->estimates[key].count;
+  if (m->estimates[key].identity != identity) m->estimates[key] = (estimate){.identity = identity};
+  interval* v = open_interval(e, op->context, index);
+  if (v && v->measured != measured) {
+    close_interval(e, op->context, v);
+    v = NULL;
+  }
+  if (!v) {
+    v = open(e, op, measured, true, measured);
+    if (v) *open_slot(e, index) = (uint32_t)(v - m->contexts[op->context]->intervals) + 1;
+  }
+  e->turns.sample = NULL;
+  const bool handed = e->launchers && launcher_pending(e, e->streams[index].track);
+  if (!measured && !handed && samples_now(e, key, known)) e->turns.sample = open(e, op, true, false, false);
+}
+
+void meter_after(orion_engine* e, const orion_op* op, uint32_t key, uint64_t estimate_ns, bool measured) {
+  e->turns.admitted_works++;
+  interval* sample = e->turns.sample;
+  if (sample) {
+    sample->keys[sample->count++] = key;
+    sample->estimate_ns = estimate_ns;
+    close_interval(e, op->context, sample);
+  }
+  interval* v = open_interval(e, op->context, stream_index(op));
+  if (!v) {  // more streams at a time than there are intervals
+    turn_of(e, op->context)->spent_ns += estimate_ns;
+    return;
+  }
+  v->keys[v->count++] = key;
+  v->estimate_ns += estimate_ns;
+  turn_of(e, op->context)->in_flight_ns += estimate_ns;
+  if (v->count == INTERVAL_WORKS || v->estimate_ns >= (measured ? INTERVAL_NS : COUNTED_NS) ||
+      (measured && !estimate_ns)) {
+    close_interval(e, op->context, v);
+  }
+}
+
+void meter_refused(orion_engine* e, const orion_op* op) {
+  interval* v = open_interval(e, op->context, stream_index(op));
+  if (e->turns.sample) close_interval(e, op->context, e->turns.sample);
+  if (v && !v->count) close_interval(e, op->context, v);
+}
+
+bool meter_is_busy(const orion_engine* e, uint32_t device) {
+  for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
+    const meter_context* c = e->turns.meter->contexts[i];
+    if (c && c->busy && e->contexts[i].device == device) return true;
+  }
+  return false;
+}
+
+// ------------------------------------------------------------------------------------------------ what is complete
+static double elapsed_ms(const orion_engine* e, CUevent from, CUevent to) {
+  float ms = 0;
+  return e->driver.event_elapsed(&ms, from, to) ? 0 : (double)ms;
+}
+
+/// Nanoseconds of the interval that no earlier one has covered.
+static uint64_t uncovered_ns(orion_engine* e, meter_context* c, const interval* v, uint32_t slot) {
+  double start_ms = elapsed_ms(e, c->origin, v->start);
+  const double end_ms = start_ms + elapsed_ms(e, v->start, v->end);
+  if (start_ms < c->busy_until_ms) start_ms = c->busy_until_ms;
+  const double ms = end_ms > start_ms ? end_ms - start_ms : 0;
+  if (end_ms > c->busy_until_ms) c->busy_until_ms = end_ms;
+  if (c->renews && c->renewed_by == slot) {
+    c->busy_until_ms -= elapsed_ms(e, c->origin, c->next_origin);
+    const CUevent old = c->origin;
+    c->origin = c->next_origin;
+    c->next_origin = old;
+    c->renews = false;
+  }
+  return (uint64_t)(ms * 1e6);
+}
+
+static void take_in(orion_engine* e, uint32_t context, interval* v, uint32_t slot) {
+  meter_context* c = e->turns.meter->contexts[context];
+  turn* t = turn_of(e, context);
+  const double own_ns = v->timed ? elapsed_ms(e, v->start, v->end) * 1e6 : 0;
+  if (v->timed) learn(e->turns.meter, v, own_ns);
+  if (v->charged) {
+    const uint64_t ns = v->measured && c->has_origin ? uncovered_ns(e, c, v, slot) : v->estimate_ns;
+    t->in_flight_ns -= v->estimate_ns;
+    t->spent_ns += ns;
+    // What was admitted by its estimate counts as measured from here on.
+    if (v->measured) t->admitted_ns += ns - v->estimate_ns;
+  }
+  give_back(c, v);
+}
+
+/// A track that has been given to another stream counts from 0 again; so it does only when all of the old one is done.
+static bool is_complete(const orion_engine* e, const interval* v) {
+  const track* t = &e->tracks[v->track];
+  return !t->dirty || t->issued < v->value || order_track_done(e, v->track) >= v->value;
+}
+
+bool meter_pass(orion_engine* e) {
+  bool any = false;
+  for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
+    meter_context* c = e->turns.meter->contexts[i];
+    if (!c || !c->busy) continue;
+    for (uint32_t slot = 0; slot < c->used; slot++) {
+      interval* v = &c->intervals[slot];
+      if (v->state != INTERVAL_CLOSED || !is_complete(e, v)) continue;
+      if (e->current_context != i) {
+        if (e->driver.context_set_current(e->contexts[i].handle)) continue;
+        e->current_context = i;
+      }
+      take_in(e, i, v, slot);
+      any = true;
+    }
+  }
+  return any;
+}
+
+void meter_drop_context(orion_engine* e, uint32_t context) {
+  meter_context* c = e->turns.meter ? e->turns.meter->contexts[context] : NULL;
+  if (!c) return;
+  for (uint32_t i = 0; i < c->used; i++) {
+    interval* v = &c->intervals[i];
+    if (v->state == INTERVAL_OPEN && *open_slot(e, v->stream) == i + 1) *open_slot(e, v->stream) = 0;
+    if (v->state != INTERVAL_FREE && v->charged) turn_of(e, context)->in_flight_ns -= v->estimate_ns;
+    if (v->start) (void)e->driver.event_destroy(v->start);
+    if (v->end) (void)e->driver.event_destroy(v->end);
+  }
+  if (c->origin) (void)e->driver.event_destroy(c->origin);
+  if (c->next_origin) (void)e->driver.event_destroy(c->next_origin);
+  free(c);
+  e->turns.meter->contexts[context] = NULL;
+}
