@@ -23,6 +23,7 @@ typedef struct interval {
   bool timed;     // it has events
   bool charged;   // by its estimates, or as measured; else a sample, for its estimate alone
   bool measured;  // charged as measured
+  bool is_first;  // a sample of what had no estimate yet: charged as measured too
   uint32_t stream, track;
   uint64_t value;  // of the track, when it is complete
   uint64_t estimate_ns, opened_ns;
@@ -184,6 +185,7 @@ static interval* new_interval(orion_engine* e, uint32_t context) {
     if (i >= c->used) c->used = i + 1;
     v->count = 0;
     v->estimate_ns = 0;
+    v->is_first = false;
     v->opened_ns = engine_now_ns();
     c->busy++;
     return v;
@@ -309,6 +311,7 @@ void meter_after(orion_engine* e, const orion_op* op, uint32_t key, uint64_t est
   if (sample) {
     sample->keys[sample->count++] = key;
     sample->estimate_ns = estimate_ns;
+    sample->is_first = !estimate_ns;
     close_interval(e, op->context, sample);
   }
   interval* v = open_interval(e, op->context, stream_index(op));
@@ -367,6 +370,7 @@ static void take_in(orion_engine* e, uint32_t context, interval* v, uint32_t slo
   turn* t = turn_of(e, context);
   const double own_ns = v->timed ? elapsed_ms(e, v->start, v->end) * 1e6 : 0;
   if (v->timed) learn(e->turns.meter, v, own_ns);
+  if (v->is_first) t->spent_ns += (uint64_t)own_ns;
   if (v->charged) {
     const uint64_t ns = v->measured && c->has_origin ? uncovered_ns(e, c, v, slot) : v->estimate_ns;
     t->in_flight_ns -= v->estimate_ns;

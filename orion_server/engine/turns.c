@@ -237,6 +237,7 @@ bool turns_pass(orion_engine* e) {
     publish(t, seat);
     if (holds(t)) look_at_turn(e, i, seat, now_ns);
     if (holds(t)) {
+      if (t->wants) store(&seat->wants, 0);
       t->wants = false;
     } else if (waits(e, t)) {
       want(e, t, seat);
