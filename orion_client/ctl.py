@@ -179,8 +179,10 @@ def drain(context: typer.Context, as_json: Json = False) -> None:
     began_s = time.monotonic()
     _ask(chosen, control.Drain(id=next_id(), token=_token(chosen)), control.Drained, waits=True)
     seconds = time.monotonic() - began_s
-    print(json.dumps({"drained": True, "seconds": round(seconds, 3)}) if as_json else f"drained: {chosen.server} has no "
-          "program left")  # fmt: skip
+    if as_json:
+        print(json.dumps({"drained": True, "seconds": round(seconds, 3)}))
+    else:
+        print(f"drained: {chosen.server} has no program left")
 
 
 def _chosen(context: typer.Context) -> Chosen:

@@ -131,7 +131,9 @@ def vgpu_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     for column in (*(["server"] if several else []), "vGPU", "group", "GPU"):
         table.add_column(column, overflow="fold")
     for column in ("memory used / quota", "ratio", "achieved", "throttled", "policy"):
-        table.add_column(column, justify="right" if column != "policy" else "left", no_wrap=column != "memory used / quota")
+        table.add_column(
+            column, justify="right" if column != "policy" else "left", no_wrap=column != "memory used / quota"
+        )
     for server, v in rows:
         quota = mib(v["quota_bytes"]) if v["quota_bytes"] else "no quota"
         cells = [

@@ -19,9 +19,7 @@ _RATES = ("utilization_gpu_percent", "utilization_memory_percent")
 class Reports:
     """Belongs to the event loop's thread."""
 
-    def __init__(
-        self, telemetry: Telemetry, vgpus: Vgpus, images: ImageCache, sessions: dict[str, Session]
-    ) -> None:
+    def __init__(self, telemetry: Telemetry, vgpus: Vgpus, images: ImageCache, sessions: dict[str, Session]) -> None:
         self._telemetry = telemetry
         self._vgpus = vgpus
         self._images = images
