@@ -118,7 +118,7 @@ def list_vgpus(context: typer.Context, as_json: Json = False) -> None:
 @app.command("set", help=_SET_HELP, context_settings=_NAMES)
 def set_limits(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="Group, session, process id or vGPU.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Group, session, process id or vGPU.")],
     gmem: Annotated[int | None, typer.Option(min=1, max=1 << 30, metavar="MIB", help="Memory quota in MiB.")] = None,
     ratio: Annotated[
         int | None, typer.Option(min=1, max=100, metavar="PERCENT", help="Share of the GPU's time, 1 to 100.")

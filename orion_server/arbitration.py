@@ -12,7 +12,8 @@ from orion_server.slices import Limits
 
 # Seats are by the server's ordinals, and the first is made before anybody knows how many GPUs there are.
 GPUS_MAX = 64
-MEMORY_KINDS = ("buffer", "virtual", "array", "module", "context", "limit", "graph")
+# enum orion_memory_kind. "heap": what cuCtxSetLimit makes the driver keep; a memory limit is the quota here.
+MEMORY_KINDS = ("buffer", "virtual", "array", "module", "context", "heap", "graph")
 
 
 class ArbiterError(Exception):
