@@ -130,18 +130,17 @@ def vgpu_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     several = len({server for server, _ in rows}) > 1
     for column in (*(["server"] if several else []), "vGPU", "group", "GPU"):
         table.add_column(column, overflow="fold")
-    for column in ("memory used / quota", "ratio", "achieved", "throttled", "policy"):
-        table.add_column(
-            column, justify="right" if column != "policy" else "left", no_wrap=column != "memory used / quota"
-        )
+    for column in ("MiB used / quota", "ratio", "achieved", "throttled"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
     for server, v in rows:
-        quota = mib(v["quota_bytes"]) if v["quota_bytes"] else "no quota"
+        quota = f"{v['quota_bytes'] >> 20:,}" if v["quota_bytes"] else "no quota"
         cells = [
             *([server] if several else []),
             v["vgpu"],
             printable(v["group"]) or f"pid {', '.join(map(str, v['pids'][:3]))}",
             v["gpu"],
-            f"{mib(v['used_bytes'])} / {quota}",
+            f"{v['used_bytes'] >> 20:,} / {quota}",
             f"{v['ratio']} %" if v["ratio"] else "none",
             f"{v['achieved_10s'] * 100:.1f} %",
             f"{v['throttled_ns'] / 1e9:,.1f} s",

@@ -86,7 +86,7 @@ def test_list_and_set(ctl: Ctl, attach: Callable[..., Any]) -> None:
         "team", 2048 * MIB, 25, 2)  # fmt: skip
     done = ctl("set", "team", "--gmem", "4096", "--ratio", "50", "--policy", "elastic")
     assert done.returncode == 0, done.stderr
-    assert "4,096 MiB" in done.stdout and "50 %" in done.stdout and "elastic" in done.stdout
+    assert "0 / 4,096" in done.stdout and "50 %" in done.stdout and "elastic" in done.stdout
     done = ctl("set", "team", "--ratio", "60", "--json")
     assert [v["ratio"] for v in json.loads(done.stdout)["vgpus"]] == [60]
     table = ctl("list").stdout

@@ -83,7 +83,7 @@ def test_config_file_uses_the_products_keys(tmp_path):
 
 def test_what_cannot_divide_a_gpu_is_one_line(tmp_path):
     for arguments, text in (
-        (("--vgpu-count", "101"), "101"),
+        (("--vgpu-count", "101"), "--vgpu-count"),
         (("--ratio-policy", "soft"), "it is one of hard, elastic"),
         (("--metrics", "0.0.0.0:1"), "authenticated"),
     ):
