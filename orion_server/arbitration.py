@@ -69,15 +69,21 @@ class Arbiter:
 
     def __init__(self, turn_ns: int = 0) -> None:
         options = ffi.new("orion_arbiter_options *", {"slice_ns": turn_ns, "gpu_count": GPUS_MAX})
-        self._arbiter: Any = lib.orion_arbiter_new(options)
-        if not self._arbiter:
+        self._made: Any = lib.orion_arbiter_new(options)
+        if not self._made:
             raise MemoryError("no memory or no thread for the arbiter")
 
     def close(self) -> None:
-        """Ends its thread. Nothing else may be called afterwards."""
-        if self._arbiter:
-            lib.orion_arbiter_free(self._arbiter)
-            self._arbiter = None
+        """Ends its thread. All calls fail afterwards: an attach may still be on its way when the server stops."""
+        made, self._made = self._made, None
+        if made:
+            lib.orion_arbiter_free(made)
+
+    @property
+    def _arbiter(self) -> Any:
+        if not self._made:
+            raise ArbiterError("the server is stopping", -errno.ESHUTDOWN)
+        return self._made
 
     def add_slice(self, gpu: int, limits: Limits, pinned_bytes: int) -> int:
         """Its number."""

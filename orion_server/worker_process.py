@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orion_server.arbitration import Arbiter
+from orion_server.arbitration import Arbiter, ArbiterError
 from orion_server.channel import ChannelProtocol
 from orion_server.image_cache import ImageCache, ImageDesk
 from orion_server.libcuda import Libcuda, is_orion_client_library
@@ -247,7 +247,8 @@ class WorkerProcess:
         if self.images is not None:
             self.images.close()
         if self._arbiter is not None:
-            self._arbiter.remove_seat(self.seat)
+            with contextlib.suppress(ArbiterError):  # the server has stopped
+                self._arbiter.remove_seat(self.seat)
         error = WorkerDied(self.reason)
         for future in self._answers.values():
             if not future.done():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orion_server.server import gpu_memory
 from orion_server.slices import (
     GRANULE_BYTES,
     MIB,
@@ -19,6 +23,8 @@ from orion_server.slices import (
     SliceError,
     Wish,
 )
+from orion_server.telemetry import Telemetry
+from wire import control
 
 GIB = 1 << 30
 CARD = Gpu(0, total_bytes=80 * GIB, foreign_bytes=1 * GIB, context_bytes=512 * MIB)
@@ -187,6 +193,25 @@ def test_contexts_of_more_sessions_than_expected_are_the_nodes_too() -> None:
     for name in "bcd":
         slices.admit(member(name, "g", shares=True), Wish())
     assert slices.capacity_bytes(0) == 5 * GIB  # of one warm worker and four that serve
+
+
+def test_what_a_context_takes_is_measured_by_nvml_else_by_what_the_first_worker_sees() -> None:
+    device = control.Device(
+        ordinal=3, name="", uuid=bytes(16), pci_bus_id="", total_bytes=80 * GIB, attributes={}, priority_range=(0, 0),
+        slot_bytes=0,
+    )  # fmt: skip
+    assert gpu_memory(device, 70 * GIB, 2 * GIB, 3 * GIB) == Gpu(3, 80 * GIB, 2 * GIB, GIB)
+    assert gpu_memory(device, 70 * GIB, 3 * GIB, 2 * GIB) == Gpu(3, 80 * GIB, 3 * GIB, 0)  # others freed meanwhile
+    assert gpu_memory(device, 80 * GIB - 600 * MIB, None, None) == Gpu(3, 80 * GIB, 0, 600 * MIB)
+    assert gpu_memory(device, 70 * GIB, None, None) == Gpu(3, 80 * GIB, 9 * GIB, GIB)
+
+
+def test_nvml_tells_the_memory_of_every_gpu_of_the_machine(tmp_path: Path) -> None:
+    library = tmp_path / "libnvidia-ml.so.1"
+    source = Path(__file__).resolve().parents[1] / "programs" / "fake_nvml.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    assert Telemetry(library).used_bytes() == {bytes([*bytes(15), n]): n * GIB for n in (1, 2)}
+    assert Telemetry(None).used_bytes() == {}
 
 
 # ---------------------------------------------------------------------------------------------- change
