@@ -85,6 +85,7 @@ class Server:
         self._sessions: dict[str, Session] = {}
         self._attaching = 0
         self._draining = False
+        self._started = asyncio.Event()  # what the devices are is known
         self._idle = asyncio.Event()
         self._idle.set()
         self._socket: ControlSocket | None = None
@@ -134,6 +135,7 @@ class Server:
         self._telemetry.describe(self._gpus)
         self._reports = Reports(self._telemetry, self._vgpus, self._images, self._sessions)
         self._reports.describe(self._gpus, self._driver_version)
+        self._started.set()
 
     def _registry(self, gpus: list[Gpu]) -> Registry:
         return Registry(
@@ -217,6 +219,7 @@ class Server:
     # ------------------------------------------------------------------------------------------ attach and bind
 
     async def _attach(self, envelope: Envelope, request: control.Attach) -> None:
+        await self._started.wait()  # the port is open before the first worker is ready
         if self._draining:
             raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the server is draining and takes no new clients",
                           "name another server in ORION_SERVER or try again later")  # fmt: skip
