@@ -20,5 +20,5 @@ def compile_program(name: str, folder: Path) -> Path:
     output = folder / name
     subprocess.run(
         ["gcc", "-O2", "-std=gnu11", "-w", f"-I{HERE.parent / 'wire/include'}", str(HERE / "native" / f"{name}.c"),
-         "-o", str(output), "-lpthread", "-ldl"], check=True)  # fmt: skip
+         "-o", str(output), "-lpthread", "-ldl", "-lm"], check=True)  # fmt: skip
     return output

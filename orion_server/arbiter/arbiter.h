@@ -18,6 +18,13 @@ typedef struct orion_arbiter_options {
   int gpu_count;
 } orion_arbiter_options;
 
+// A GPU whose slices may have quotas that are more than it has together. `capacity_bytes` is what their workers may
+// have on it at a time, `backing_bytes` what each worker may keep in host memory. 0: memory never moves.
+typedef struct orion_gpu_memory {
+  uint64_t capacity_bytes;
+  uint64_t backing_bytes;
+} orion_gpu_memory;
+
 typedef struct orion_slice_limits {
   uint64_t quota_bytes;    // device memory of all workers of the vGPU together; 0: none
   uint64_t pinned_bytes;   // pinned host memory of each worker; 0: no limit
@@ -37,6 +44,9 @@ typedef struct orion_slice_usage {
   int64_t credit_ns;   // of GPU time, now
   double achieved_1s;  // share of the GPU over the last second, 0 to 1
   double achieved_10s;
+  uint64_t out_bytes;                        // of charged_bytes, what lies in host memory alone
+  uint64_t moved_out_bytes, moved_in_bytes;  // since the slice was made, by workers that have not ended
+  uint64_t moving_out_ns, moving_in_ns;
   uint32_t seats;
 } orion_slice_usage;
 
@@ -44,6 +54,8 @@ typedef struct orion_slice_usage {
 orion_arbiter* orion_arbiter_new(const orion_arbiter_options* options);
 void orion_arbiter_free(orion_arbiter* arbiter);
 
+// Before the GPU has slices. 0, -EINVAL or -EBUSY.
+int orion_arbiter_set_memory(orion_arbiter* arbiter, int gpu, const orion_gpu_memory* memory);
 // A slice of one GPU. Returns its number (> 0), or -ENOSPC when there are too many, -EINVAL for limits out of range.
 int orion_arbiter_add_slice(orion_arbiter* arbiter, int gpu, const orion_slice_limits* limits);
 // 0, -ENOENT, -EINVAL, or -EBUSY: the quota is below what is charged and `shrink` is ORION_SHRINK_REFUSE; then nothing

@@ -15,6 +15,7 @@
 
 #include "internal.h"
 #include "launcher.h"
+#include "swap.h"
 
 #define LOOP_BATCH 64u              // main operations between two looks at everything else
 #define SLEEP_IDLE_NS 100000000ull  // nothing outstanding: only a wake can bring work
@@ -198,7 +199,8 @@ static void sleep_until_needed(orion_engine* e, uint64_t timeout_ns) {
 }
 
 static uint64_t sleep_time(const orion_engine* e, uint64_t idle_ns) {
-  const bool polls = e->first_parked || e->first_query || e->first_batch || e->maps_first || (e->net && net_busy(e));
+  const bool polls = e->swap.moving || e->swap.has_ticket || e->first_parked || e->first_query || e->first_batch ||
+                     e->maps_first || (e->net && net_busy(e));
   if (polls) {
     const uint64_t growing = idle_ns / 4;
     if (growing < SLEEP_POLL_MIN_NS) return SLEEP_POLL_MIN_NS;
@@ -232,6 +234,7 @@ static void watch_gap(orion_engine* e, uint64_t now_ns) {
 static bool work_once(orion_engine* e) {
   bool moved = e->net ? net_pump(e) : false;
   moved |= engine_drain_express(e, LOOP_BATCH) > 0;
+  if (e->seat) moved |= swap_pass(e);
   moved |= drain_main(e) > 0;
   moved |= park_pass(e) > 0;
   if (e->first_query) moved |= query_pass(e);

@@ -138,6 +138,10 @@ typedef struct range {
   uint32_t next_free;
   uint32_t memory;   // index into engine->memories whose part is mapped; 0: the range owns `handle`
   uint16_t context;  // 0 where `memory` is not: bound to no context
+  bool stays;        // an export has been asked for: other processes may know it
+  bool is_out;       // its content is in `backing` alone; nothing is mapped at its address (swap.c)
+  uint8_t* backing;  // host memory kept for it, registered as far as `backed_bytes`; NULL: none
+  uint64_t backed_bytes;
 } range;
 
 /// Memory that the client has made by VMM_CREATE or SHARE_IMPORT.
@@ -207,7 +211,27 @@ typedef struct parked_op {
   orion_op op;  // op.bytes bytes follow from here
 } parked_op;
 
-enum cause_kind { CAUSE_DEPTH, CAUSE_HOST_FUNCTION, CAUSE_TICKET, CAUSE_BULK, CAUSE_TIME };
+/// Where the memory of one device of the session is, or is going (swap.c).
+enum swap_phase { SWAP_RESIDENT, SWAP_ENDING, SWAP_LEAVING, SWAP_GONE, SWAP_RETURNING };
+#define SWAP_BATCH 64u
+typedef struct swap_device {
+  enum swap_phase phase;
+  uint64_t wish;  // value of the seat's residency that is being done, or has been
+  uint32_t next;  // range to look at next
+  CUstream stream;
+  uint32_t batch[SWAP_BATCH];  // ranges whose copies are on their way
+  uint32_t batch_count;
+  uint64_t batch_bytes, batch_at_ns;
+} swap_device;
+typedef struct swap_state {
+  swap_device devices[ORION_DEVICES];
+  bool holds;       // a device is not whole: work waits
+  uint32_t moving;  // batches on their way
+  ticket ticket;    // of all that ran when memory was asked to leave
+  bool has_ticket;
+} swap_state;
+
+enum cause_kind { CAUSE_DEPTH, CAUSE_HOST_FUNCTION, CAUSE_TICKET, CAUSE_BULK, CAUSE_TIME, CAUSE_RESIDENCY };
 typedef struct cause {
   enum cause_kind kind;
   uint32_t index;
@@ -320,6 +344,8 @@ struct orion_engine {
   uint32_t maps_count;
   uint64_t maps_until;    // main ring position up to which frees may still help the last waiting allocation
   bool frees_progressed;  // something was reclaimed since the waiting maps were last tried
+
+  swap_state swap;
 
   parked_op* first_query;  // STREAM_QUERY that wait for their marker, EVENT_QUERY that wait for their event
   uint32_t query_count;
@@ -525,6 +551,8 @@ void memory_host_register(orion_engine* e, const orion_op* op);
 enum step memory_host_unregister(orion_engine* e, const orion_op* op);
 void memory_drop_context(orion_engine* e, uint32_t context);
 void memory_allow_peer(orion_engine* e, uint32_t owner, uint32_t reader, bool allow);
+/// Memory for a range that has none (swap.c), at its address, with the access that its device allows. 0 or a CUresult.
+int32_t memory_back(orion_engine* e, range* r);
 /// Reclaims frees whose ticket is reached, then tries waiting allocations. Returns whether something happened.
 bool memory_reclaim(orion_engine* e, bool close_batch);
 void memory_free_all(orion_engine* e);

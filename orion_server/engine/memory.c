@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "internal.h"
+#include "swap.h"
 
 // ------------------------------------------------------------------------------------------------ slots
 int memory_bind_device(orion_engine* e, uint32_t index) {
@@ -76,38 +77,40 @@ static int32_t set_access(orion_engine* e, const device_state* owner, uint64_t b
   return (int32_t)e->driver.memory_set_access(base, bytes, access, count);
 }
 
+int32_t memory_back(orion_engine* e, range* r) {
+  const device_state* d = &e->devices[e->contexts[r->context].device];
+  CUmemAllocationProp properties = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                    .location = {CU_MEM_LOCATION_TYPE_DEVICE, (int)d->ordinal}};
+  // Whether the program will share an allocation is not known when it is made.
+  if (!e->memory_stays_here) properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+  int32_t result = (int32_t)e->driver.memory_create(&r->handle, r->bytes, &properties, 0);
+  if (result == CUDA_ERROR_NOT_SUPPORTED && !e->memory_stays_here) {
+    e->memory_stays_here = true;
+    properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
+    result = (int32_t)e->driver.memory_create(&r->handle, r->bytes, &properties, 0);
+  }
+  if (result) return result;
+  result = (int32_t)e->driver.memory_map(r->base, r->bytes, 0, r->handle, 0);
+  if (!result) {
+    result = set_access(e, d, r->base, r->bytes);
+    if (result) (void)e->driver.memory_unmap(r->base, r->bytes);
+  }
+  if (result) (void)e->driver.memory_release(r->handle);
+  return result;
+}
+
 static int32_t map_range(orion_engine* e, uint32_t context, uint64_t base, uint64_t bytes) {
   device_state* d = &e->devices[e->contexts[context].device];
   const uint32_t index = memory_range_new(e);
   if (!index) return CUDA_ERROR_OUT_OF_MEMORY;
   range* r = &e->ranges[index];
-  *r = (range){0};
-  CUmemAllocationProp properties = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
-                                    .location = {CU_MEM_LOCATION_TYPE_DEVICE, (int)d->ordinal}};
-  // Whether the program will share an allocation is not known when it is made.
-  if (!e->memory_stays_here) properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
-  int32_t result = (int32_t)e->driver.memory_create(&r->handle, bytes, &properties, 0);
-  if (result == CUDA_ERROR_NOT_SUPPORTED && !e->memory_stays_here) {
-    e->memory_stays_here = true;
-    properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
-    result = (int32_t)e->driver.memory_create(&r->handle, bytes, &properties, 0);
-  }
-  if (!result) {
-    result = (int32_t)e->driver.memory_map(base, bytes, 0, r->handle, 0);
-    if (!result) {
-      result = set_access(e, d, base, bytes);
-      if (result) (void)e->driver.memory_unmap(base, bytes);
-    }
-    if (result) (void)e->driver.memory_release(r->handle);
-  }
+  *r = (range){.base = base, .bytes = bytes, .context = (uint16_t)context};
+  const int32_t result = memory_back(e, r);
   if (result) {
     memory_range_give(e, index);
     return result;
   }
-  r->base = base;
-  r->bytes = bytes;
   r->serial = ++e->range_serial;
-  r->context = (uint16_t)context;
   memory_set_chunks(d, base, bytes, index);
   atomic_fetch_add_explicit(&d->mapped_bytes, bytes, memory_order_relaxed);
   return 0;
@@ -117,8 +120,11 @@ static void unmap_range(orion_engine* e, uint32_t index) {
   range* r = &e->ranges[index];
   device_state* d = memory_device_at(e, r->base);
   share_withdraw(e, &r->token);
-  (void)e->driver.memory_unmap(r->base, r->bytes);
-  (void)e->driver.memory_release(r->handle);
+  if (!r->is_out) {
+    (void)e->driver.memory_unmap(r->base, r->bytes);
+    (void)e->driver.memory_release(r->handle);
+  }
+  swap_forget(e, r);
   memory_set_chunks(d, r->base, r->bytes, 0);
   atomic_fetch_sub_explicit(&d->mapped_bytes, r->bytes, memory_order_relaxed);
   memory_range_give(e, index);
@@ -126,7 +132,7 @@ static void unmap_range(orion_engine* e, uint32_t index) {
 }
 
 // ------------------------------------------------------------------------------------------------ map
-static bool frees_may_help(const orion_engine* e) { return e->first_batch || e->parked_frees; }
+static bool frees_may_help(const orion_engine* e) { return e->first_batch || e->parked_frees || e->swap.holds; }
 
 static int32_t map_checked(orion_engine* e, const orion_op_mem_map* o) {
   const device_state* d = &e->devices[e->contexts[o->op.context].device];
@@ -155,8 +161,9 @@ static bool attempt(orion_engine* e, const orion_op* op, bool last) {
 
 // An allocation travels in the express ring and may have overtaken the frees that make room for it. It waits until all
 // that was in the main ring when it failed has been read and every free among it has been reclaimed.
+// Nor is memory made while other memory of the session leaves the GPU for somebody else's.
 void memory_allocate(orion_engine* e, const orion_op* op) {
-  if (attempt(e, op, false)) return;
+  if (!e->swap.holds && attempt(e, op, false)) return;
   uint64_t until = atomic_load_explicit(&e->main_ring.control->tail, memory_order_acquire);
   if (until - e->main_position > ORION_MAIN_SLOTS) until = e->main_position + ORION_MAIN_SLOTS;
   parked_op* node = NULL;
@@ -177,6 +184,7 @@ void memory_allocate(orion_engine* e, const orion_op* op) {
 }
 
 static bool try_waiting_maps(orion_engine* e) {
+  if (e->swap.holds) return false;
   const bool last_chance = (int64_t)(e->main_position - e->maps_until) >= 0 && !frees_may_help(e);
   if (!e->frees_progressed && !last_chance) return false;
   e->frees_progressed = false;
@@ -245,6 +253,7 @@ void memory_free(orion_engine* e, const orion_op* op) {
 }
 
 bool memory_reclaim(orion_engine* e, bool close_batch) {
+  if (swap_is_moving(e)) return false;
   uint64_t reclaimed = 0;
   for (free_batch* batch = e->first_batch; batch; batch = e->first_batch) {
     if (!batch->closed) {
@@ -318,7 +327,8 @@ void memory_allow_peer(orion_engine* e, uint32_t owner, uint32_t reader, bool al
   }
   d->peers |= bit;
   for (uint32_t i = 1; i < e->range_fresh; i++) {
-    if (e->ranges[i].serial && !e->ranges[i].memory && e->contexts[e->ranges[i].context].device == owner) {
+    if (e->ranges[i].serial && !e->ranges[i].memory && !e->ranges[i].is_out &&
+        e->contexts[e->ranges[i].context].device == owner) {
       (void)set_access(e, d, e->ranges[i].base, e->ranges[i].bytes);
     }
   }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "swap.h"
 
 static bool is_stream_ordered(const orion_op* op) {
   return (ORION_OP_INFO[op->code].flags & (ORION_OPF_WORK | ORION_OPF_STREAM)) && op->code != ORION_OP_EVENT_DESTROY;
@@ -165,6 +166,10 @@ static bool stream_full(orion_engine* e, stream_state* s) {
 
 // The operation's own condition, apart from what its handler finds.
 static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
+  if (swap_holds(e, op)) {
+    park_cause(e, CAUSE_RESIDENCY, 0, 0, NULL);
+    return false;
+  }
   if (e->net && op->bulk_seq > e->bulk_arrived) {
     park_cause(e, CAUSE_BULK, 0, op->bulk_seq, NULL);
     return false;
@@ -257,6 +262,8 @@ static bool cause_holds(const orion_engine* e, const cause* c) {
       return e->bulk_arrived >= c->value;
     case CAUSE_TIME:
       return engine_now_ns() >= c->value;
+    case CAUSE_RESIDENCY:
+      return !e->swap.holds;
   }
   return true;
 }

@@ -11,6 +11,7 @@
 
 #include "internal.h"
 #include "seat.h"
+#include "swap.h"
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
@@ -359,6 +360,7 @@ void orion_engine_free(orion_engine* e) {
   park_free_all(e);
   query_free(e);
   if (e->bound) {
+    swap_stop(e);
     for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
       if (e->contexts[i].alive) context_close(e, i);
     }

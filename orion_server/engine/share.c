@@ -111,6 +111,7 @@ static bool find(orion_engine* e, const orion_op_share_export* o, exported* x) {
   const uint32_t index = d ? d->chunk_range[(o->device_address - d->base) / ORION_CHUNK_BYTES] : 0;
   if (!index || e->ranges[index].memory) return false;
   range* r = &e->ranges[index];
+  r->stays = true;
   *x = (exported){r->handle, &r->token, r->bytes, o->device_address - r->base};
   return true;
 }

@@ -119,6 +119,7 @@ class Session:
         launchers: int = int(os.environ.get("ENGINE_TEST_LAUNCHERS", "0")),
         slots: list[tuple[int, int]] | None = None,
         prepared: tuple[int, bool, list[tuple[int, int]]] | None = None,
+        seat: tuple[int, int, int] | None = None,
     ) -> None:
         """`slots`: (ordinal, candidate) of each device; `prepared`: host base, whether the arena is the client's too,
         and slots, before the bind."""
@@ -132,6 +133,8 @@ class Session:
         config.log_level = int(os.environ.get("ENGINE_TEST_LOG", "1"))
         config.log_fd = log_fd
         config.launchers, config.launchers_always = launchers, 1
+        if seat:
+            config.seat_fd, config.doorbell_fd, config.wake_fd = seat
         if output:
             config.stdout_fd, config.stderr_fd = output
         made = ffi.new("orion_engine **")

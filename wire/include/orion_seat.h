@@ -10,6 +10,10 @@
 // while it holds one, recalled != grant and what it has admitted in this grant is below budget_ns, and sets returned
 // when nothing of it is left in flight. budget_ns may grow while a grant lasts. A worker with work and no grant sets
 // wants and rings the doorbell.
+//
+// Residency. When residency becomes odd, the worker lets what runs end, moves its memory to the host and gives it back
+// to the driver; all work waits from then on, until an even value has brought it back to the same addresses. The server
+// does so only to a worker that holds no grant.
 #ifndef ORION_SEAT_H
 #define ORION_SEAT_H
 
@@ -45,6 +49,9 @@ typedef struct orion_seat_device {
   _Atomic uint64_t budget_ns;          // written before the grant; ORION_SEAT_NO_LIMIT: nobody else wants the GPU
   _Atomic uint64_t recalled;           // number of a grant that shall end
   _Atomic uint64_t is_limited;         // 0: work needs no grant on this GPU (no vGPU, or nothing to share)
+  // by orion-server: where the memory is
+  alignas(64) _Atomic uint64_t residency;  // grows; odd: it shall go to host memory, even: it shall be on the GPU
+  _Atomic uint64_t backing_granted_bytes;  // host memory that the worker may keep for it
   // by the worker: memory
   alignas(64) _Atomic uint64_t charged_bytes;
   _Atomic uint64_t kind_bytes[ORION_MEMORY_KINDS];  // of it; for people
@@ -58,6 +65,13 @@ typedef struct orion_seat_device {
   _Atomic uint64_t throttled_ns;       // time in which work waited for a grant
   _Atomic uint64_t works;              // operations admitted: launches, graph launches, fills, copies on the device
   _Atomic uint64_t cold_works;         // of them, those without an estimate
+  // by the worker: where the memory is
+  alignas(64) _Atomic uint64_t residency_done;  // the last value of residency that has been reached
+  _Atomic uint64_t residency_failed;            // the last one that could not be: no memory here or there
+  _Atomic uint64_t wants_residency;             // 1: work waits for memory that is not on the GPU
+  _Atomic uint64_t out_bytes;                   // of charged_bytes, what lies in host memory alone
+  _Atomic uint64_t backing_bytes;               // host memory kept for it
+  _Atomic uint64_t moved_out_bytes, moved_in_bytes, moving_out_ns, moving_in_ns;
 } orion_seat_device;
 
 typedef struct orion_seat {
