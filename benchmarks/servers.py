@@ -17,12 +17,12 @@ from pathlib import Path
 def server(
     device: str, *options: str, log: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Yields the address host:port of a running server; `device` is nvidia, softgpu or auto, `environment` is added
-    to this process's."""
+    """Yields the address host:port of a running server, without limits unless `options` set some; `device` is nvidia,
+    softgpu or auto, `environment` is added to this process's."""
     with tempfile.TemporaryDirectory(prefix="orion-bench-") as folder:
         ready = Path(folder) / "ready"
         command = [sys.executable, "-m", "orion_server", "--listen", "127.0.0.1:0", "--device", device,
-                   "--ready-file", str(ready), *options]  # fmt: skip
+                   "--vgpu-count", "0", "--ready-file", str(ready), *options]  # fmt: skip
         with open(log or Path(folder) / "server.log", "w+") as output:
             process = subprocess.Popen(
                 command,

@@ -28,7 +28,8 @@ class PrivateServer:
         try:
             command = [sys.executable, "-P", "-m", "orion_server", "--listen", "127.0.0.1:0", "--exit-with-parent"]
             command += ["--device", device, "--log-level", log_level, "--ready-fd", str(write_fd)]
-            command += ["--drain-timeout", "1", *extra]
+            # It serves one program, which may have many processes: each may use the whole GPU.
+            command += ["--drain-timeout", "1", "--vgpu-count", "0", *extra]
             self.process = subprocess.Popen(
                 command,
                 env=environment,

@@ -29,6 +29,7 @@ one that is started for this program and stopped with it.
 \b
   orion-run -- python train.py --epochs 3
   orion-run --server 127.0.0.1:9960 --transport tcp -- ./vectorAdd
+  orion-run --gmem 8192 --ratio 50 -- python train.py    a vGPU of 8 GiB and half of the GPU's time
   orion-run --sync -- ./program      every CUDA call waits: shows which one fails
 
 The exit code is the program's. 125: orion-run itself failed; 126: PROGRAM cannot be executed; 127: no such PROGRAM.
@@ -45,10 +46,9 @@ def run(
     server: Annotated[str | None, typer.Option(help="HOST:PORT, or several with commas: their GPUs add up.")] = None,
     transport: Annotated[str | None, typer.Option(help="auto, shm (same host) or tcp.")] = None,
     vgpu: Annotated[int | None, typer.Option(min=1, max=64, help="How many vGPUs (default: all there).")] = None,
-    gmem: Annotated[int | None, typer.Option(min=1, help="Memory of each vGPU in MiB; told to the server, not enforced "
-                                             "in this version.")] = None,
-    ratio: Annotated[int | None, typer.Option(min=1, max=100, help="Compute share in percent; told to the server, not "
-                                              "enforced in this version.")] = None,
+    gmem: Annotated[int | None, typer.Option(min=1, help="Memory of each vGPU in MiB (default: the server's).")] = None,
+    ratio: Annotated[int | None, typer.Option(min=1, max=100, help="Share of the GPU's time in percent (default: the "
+                                              "server's).")] = None,
     device: Annotated[str, typer.Option(help="Device of a private server: auto, nvidia or softgpu.")] = "auto",
     sync: Annotated[bool, typer.Option("--sync", help="Wait after every CUDA call (ORION_SYNC=1).")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The library tells what it does.")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 DEFAULT_SERVER = "127.0.0.1:9960"
@@ -49,3 +50,23 @@ def servers() -> list[str]:
     """Configured servers; empty when nobody named one."""
     value = setting("ORION_SERVER")
     return [parse_server(item) for item in value.split(",")] if value else []
+
+
+def runtime_folder() -> Path:
+    """Where servers of this user keep their sockets and the admin token, unless they were told otherwise."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK):
+        return Path(runtime) / "orion"
+    return Path(tempfile.gettempdir()) / f"orion-{os.geteuid()}"
+
+
+def admin_token(file: Path | None) -> str:
+    """Of `file`, else ORION_ADMIN_TOKEN, else of a server of this user on this machine; empty when there is none."""
+    if file is None and os.environ.get("ORION_ADMIN_TOKEN"):
+        return os.environ["ORION_ADMIN_TOKEN"].strip()
+    try:
+        return (file or runtime_folder() / "admin-token").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        if file is None:
+            return ""
+        raise SettingError(f"cannot read the token in {file}: {getattr(error, 'strerror', error)}") from None

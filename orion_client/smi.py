@@ -8,6 +8,7 @@ import time
 import uuid
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from orion_client import __version__, settings
 from orion_client.control_client import ServerUnreachable, stats
+from wire import control
 
 _HELP = """Shows servers, their GPUs and who uses them.
 
@@ -29,7 +31,7 @@ The servers are those of --server, else of ORION_SERVER (environment or client.c
 Exit code 1 when a server did not answer.
 """
 
-_PIPE_COLUMNS = 160
+PIPE_COLUMNS = 160
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None)
 
@@ -47,7 +49,7 @@ def smi(
         print(f"orion-smi {__version__}")
         return
     # Into a pipe or a file: wide enough that nothing is folded.
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS)
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
     try:
         named = server.split(",") if server else []
         servers = [settings.parse_server(s) for s in named] or settings.servers() or [settings.DEFAULT_SERVER]
@@ -94,10 +96,14 @@ def report(server: str, timeout_s: float) -> dict[str, Any]:
                 "uuid": f"GPU-{uuid.UUID(bytes=gpu.uuid)}",
                 "total_bytes": gpu.total_bytes,
                 "used_bytes": gpu.used_bytes,
-                "vgpus": sum(gpu.ordinal in session.devices for session in answer.sessions),
+                "vgpus": sum(gpu.ordinal == vgpu.gpu for vgpu in answer.vgpus),
+                "capacity_bytes": gpu.capacity_bytes,
+                "given_bytes": gpu.given_bytes,
+                "given_percent": gpu.given_percent,
             }
             for gpu in answer.gpus
         ],
+        "vgpus": [vgpu_report(vgpu) for vgpu in answer.vgpus],
         "sessions": [
             {
                 "session": session.session,
@@ -113,6 +119,37 @@ def report(server: str, timeout_s: float) -> dict[str, Any]:
     }
 
 
+def vgpu_report(vgpu: control.VgpuStats) -> dict[str, Any]:
+    """One vGPU as plain data."""
+    return dict(msgspec.to_builtins(vgpu))
+
+
+def vgpu_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
+    """vGPUs for people: (server, report) each. `achieved` is over the last 10 seconds."""
+    table = Table(title="vGPUs", title_justify="left")
+    several = len({server for server, _ in rows}) > 1
+    for column in (*(["server"] if several else []), "vGPU", "group", "GPU"):
+        table.add_column(column, overflow="fold")
+    for column in ("MiB used / quota", "ratio", "achieved", "throttled"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
+    for server, v in rows:
+        quota = f"{v['quota_bytes'] >> 20:,}" if v["quota_bytes"] else "no quota"
+        cells = [
+            *([server] if several else []),
+            v["vgpu"],
+            printable(v["group"]) or f"pid {', '.join(map(str, v['pids'][:3]))}",
+            v["gpu"],
+            f"{v['used_bytes'] >> 20:,} / {quota}",
+            f"{v['ratio']} %" if v["ratio"] else "none",
+            f"{v['achieved_10s'] * 100:.1f} %",
+            f"{v['throttled_ns'] / 1e9:,.1f} s",
+            v["policy"] if v["ratio"] else "",
+        ]
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    return table
+
+
 def render(reports: list[dict[str, Any]], now_s: float) -> Group:
     """Tables for people."""
     gpus = Table(title="GPUs", title_justify="left")
@@ -126,6 +163,7 @@ def render(reports: list[dict[str, Any]], now_s: float) -> Group:
     clients.add_column("memory", justify="right")
     clients.add_column("for", justify="right")
     errors: list[Text] = []
+    vgpus: list[tuple[str, dict[str, Any]]] = []
     count = 0
     for r in reports:
         if "error" in r:
@@ -135,6 +173,7 @@ def render(reports: list[dict[str, Any]], now_s: float) -> Group:
             memory = f"{mib(gpu['used_bytes'])} / {mib(gpu['total_bytes'])}"
             row = (r["address"], gpu["ordinal"], printable(gpu["name"]), gpu["uuid"], memory, gpu["vgpus"])
             gpus.add_row(*(Text(str(cell)) for cell in row))
+        vgpus += [(r["address"], v) for v in r["vgpus"]]
         for s in r["sessions"]:
             count += 1
             used_by = ",".join(map(str, s["devices"]))
@@ -144,7 +183,7 @@ def render(reports: list[dict[str, Any]], now_s: float) -> Group:
             clients.add_row(*(Text(str(cell)) for cell in row), Text(mib(s["used_bytes"])), Text(age))
     parts: list[Any] = [*errors]
     if len(errors) < len(reports):
-        parts += [gpus, clients if count else Text("no clients")]
+        parts += [gpus, *([vgpu_table(vgpus)] if vgpus else []), clients if count else Text("no clients")]
     return Group(*parts)
 
 

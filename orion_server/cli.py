@@ -19,14 +19,17 @@ from orion_server import __version__
 from orion_server import log as log_setup
 from orion_server.config import (
     DEFAULT_CONFIG_FILE,
+    DEFAULT_METRICS_PORT,
     LOG_LEVELS,
     ConfigError,
     Settings,
+    check_slices,
     load_file,
     parse_listen,
     private_directory,
 )
 from orion_server.libcuda import Libcuda, LibcudaError, choose
+from orion_server.metrics import MetricsPort
 from orion_server.server import Server
 from orion_server.shares import raise_descriptor_limit
 from orion_server.worker_process import WorkerError
@@ -46,11 +49,16 @@ workers use softgpu, a software GPU, so that everything can be tried anywhere.
   orion-server --device softgpu --warm 2      no GPU needed, two workers kept ready
   orion-run -- python my_cuda_program.py      on the client: run a program on it
   orion-smi                                   who uses what
+  orionctl set GROUP --ratio 50               change a vGPU while its programs run
+
+Each program gets a vGPU on each GPU that it uses: a memory quota and a compute ratio that hold. Who asks for nothing
+(ORION_GMEM, ORION_RATIO) gets 1 of --vgpu-count parts of the GPU, by default a quarter. To give whole GPUs:
+--vgpu-count 1 (one program on each GPU at a time) or --vgpu-count 0 (no limits for who asks for none).
 
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
-libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, drain_timeout, comm_path; [log] log_level, json);
-options win.
+libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio,
+pinned_mib, metrics_listen, drain_timeout, comm_path; [log] log_level, json); options win.
 """
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None)
@@ -73,6 +81,21 @@ def serve(
     max_sessions: Annotated[int | None, typer.Option(min=1, max=4096, help="Clients at once (default 64).")] = None,
     image_cache_mib: Annotated[
         int | None, typer.Option(min=0, max=1 << 20, help="Memory for images of earlier clients (2048; 0: none).")
+    ] = None,
+    vgpu_count: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Default vGPU: 1 of N parts of a GPU (4); 0: no limits.")
+    ] = None,
+    ratio_policy: Annotated[
+        str | None, typer.Option(help="hard (default): never above the ratio; elastic: idle GPU time too.")
+    ] = None,
+    overcommit_ratio: Annotated[
+        bool, typer.Option(help="Ratios of a GPU may sum to more than 100 %: they share in proportion.")
+    ] = False,
+    pinned_mib: Annotated[
+        int | None, typer.Option(min=0, help="Pinned host memory of each client in MiB (0: no limit).")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Prometheus metrics and /healthz there; loopback only.")
     ] = None,
     null_engine: Annotated[bool, typer.Option(help="Accept and drop all work: measures the path, not a GPU.")] = False,
     drain_timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait when draining (30).")] = None,
@@ -107,6 +130,11 @@ def serve(
             "warm": warm,
             "max_sessions": max_sessions,
             "image_cache_mib": image_cache_mib,
+            "vgpu_count": vgpu_count,
+            "ratio_policy": ratio_policy,
+            "overcommit_ratio": overcommit_ratio or None,
+            "pinned_mib": pinned_mib,
+            "metrics_listen": metrics,
             "drain_timeout_s": drain_timeout,
             "bind_timeout_s": bind_timeout,
             "socket_dir": socket_dir,
@@ -118,6 +146,9 @@ def serve(
         settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
         if settings.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level is one of {', '.join(LOG_LEVELS)}")
+        check_slices(settings)
+        if settings.metrics_listen is not None:
+            parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)
         if settings.device not in ("auto", "nvidia", "softgpu"):
             raise ConfigError("--device is one of auto, nvidia, softgpu")
         folder = private_directory(settings.socket_dir)
@@ -142,7 +173,12 @@ async def _serve(settings: Settings, libcuda: Libcuda, folder: Path) -> int:
     loop = asyncio.get_running_loop()
     stop_now = asyncio.Event()
     drain_task: asyncio.Task[None] | None = None
-    server = Server(settings, libcuda, folder)
+    try:
+        server = Server(settings, libcuda, folder)
+    except ConfigError as error:
+        print(f"orion-server: {error}", file=sys.stderr)
+        return _EXIT_SETUP
+    metrics: MetricsPort | None = None
 
     async def drain_then_stop() -> None:
         try:
@@ -169,11 +205,18 @@ async def _serve(settings: Settings, libcuda: Libcuda, folder: Path) -> int:
             await server.close()
             return 0
         starting.result()
+        if settings.metrics_listen is not None:
+            host, port = parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)
+            metrics = MetricsPort(host, port, server.report, loop)
+            log.info("metrics on http://%s/metrics", metrics.address)
     except (OSError, WorkerError) as error:
         print(f"orion-server: {getattr(error, 'strerror', None) or f'cannot serve: {error}'}", file=sys.stderr)
+        await server.close()
         return 1
     _announce(settings, libcuda, server)
     await stopping
+    if metrics is not None:
+        metrics.close()
     await server.close()
     log.info("stopped")
     return 0

@@ -13,8 +13,10 @@ from typing import Any
 
 DEFAULT_CONFIG_FILE = Path("/etc/orion/server.conf")
 DEFAULT_PORT = 9960
+DEFAULT_METRICS_PORT = 9961
 # A unix socket's path has 107 bytes; ours end in a slash and a session's id.
 _MAX_FOLDER_BYTES = 85
+RATIO_POLICIES = ("hard", "elastic")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 # What a client may set for its worker. Everything else of its environment stays with it.
@@ -48,6 +50,11 @@ class Settings:
     warm: int | None = None  # two on a GPU, one otherwise
     max_sessions: int = 64
     image_cache_mib: int = 2048
+    vgpu_count: int = 4
+    ratio_policy: str = "hard"
+    overcommit_ratio: bool = False
+    pinned_mib: int = 0  # pinned host memory of each worker; 0: no limit
+    metrics_listen: str | None = None
     enable_shm: bool = True
     log_level: str = "info"
     json_log: bool = False
@@ -61,20 +68,30 @@ class Settings:
     ignored: tuple[str, ...] = field(default=(), compare=False)
 
 
-def parse_listen(text: str) -> tuple[str, int]:
+def parse_listen(text: str, option: str = "--listen", default_port: int = DEFAULT_PORT) -> tuple[str, int]:
     """`host:port`, `:port` or `host`; port 0 lets the system choose. Only loopback until clients authenticate."""
     host, separator, port_text = text.rpartition(":")
     if not separator:
-        host, port_text = text, str(DEFAULT_PORT)
+        host, port_text = text, str(default_port)
     host = host.strip("[]") or "127.0.0.1"
     try:
         port = int(port_text)
     except ValueError:
-        raise ConfigError(f"--listen {text}: {port_text!r} is not a port number") from None
+        raise ConfigError(f"{option} {text}: {port_text!r} is not a port number") from None
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--listen {text}: a port is 0 (any free one) to 65535")
+        raise ConfigError(f"{option} {text}: a port is 0 (any free one) to 65535")
     check_loopback(host)
     return ("127.0.0.1" if host == "localhost" else host), port
+
+
+def check_slices(settings: Settings) -> None:
+    """Refuses what cannot divide a GPU."""
+    if not 0 <= settings.vgpu_count <= 100:
+        raise ConfigError(f"a vgpu_count of {settings.vgpu_count}: it is 1 to 100, or 0 for no limits by default")
+    if settings.ratio_policy not in RATIO_POLICIES:
+        raise ConfigError(f"a ratio policy {settings.ratio_policy!r}: it is one of {', '.join(RATIO_POLICIES)}")
+    if settings.pinned_mib < 0:
+        raise ConfigError(f"a pinned_mib of {settings.pinned_mib}: it is a number of MiB, or 0 for no limit")
 
 
 def check_loopback(host: str) -> None:
@@ -106,6 +123,11 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "warm_workers"): "warm",
     ("server", "max_sessions"): "max_sessions",
     ("server", "image_cache_mib"): "image_cache_mib",
+    ("server", "vgpu_count"): "vgpu_count",
+    ("server", "ratio_policy"): "ratio_policy",
+    ("server", "overcommit_ratio"): "overcommit_ratio",
+    ("server", "pinned_mib"): "pinned_mib",
+    ("server", "metrics_listen"): "metrics_listen",
     ("server", "drain_timeout"): "drain_timeout_s",
     ("server", "comm_path"): "socket_dir",
     ("server-log", "log_level"): "log_level",

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from orion_server.arbitration import Arbiter, ArbiterError
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess, needed_environment
@@ -32,6 +33,7 @@ class WorkerPool:
         start_timeout_s: float,
         log_level: str,
         images: ImageCache,
+        arbiter: Arbiter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -42,6 +44,7 @@ class WorkerPool:
         self._start_timeout_s = start_timeout_s
         self._log_level = log_level
         self._images = images
+        self._arbiter = arbiter
         self._idle: set[WorkerProcess] = set()  # starting or warm, without a client environment of their own
         self.workers: set[WorkerProcess] = set()  # every process that has not been reaped
         self._failures = 0
@@ -114,9 +117,10 @@ class WorkerPool:
                 client_environment,
                 self._log_level,
                 self._images,
+                self._arbiter,
                 self.transport,
             )
-        except OSError as error:
+        except (OSError, ArbiterError) as error:
             raise WorkerError(f"cannot start a worker: {error}") from error
         self.workers.add(worker)
         watcher = asyncio.create_task(self._watch(worker))

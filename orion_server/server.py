@@ -1,4 +1,4 @@
-"""Admission: attach, bind, stats and drain, and the life of sessions. Never touches CUDA."""
+"""Admission: attach, bind, stats, changes and drain, and the life of sessions. Never touches CUDA."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from orion_server import __version__, runtime_validation
+from orion_server.admin_token import AdminToken
+from orion_server.arbitration import Arbiter
 from orion_server.config import CLIENT_ENVIRONMENT, Settings
 from orion_server.control_socket import ControlSocket, Envelope
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.pool import WorkerPool
+from orion_server.reports import Reports
+from orion_server.session import Session
 from orion_server.shares import Shares
+from orion_server.slices import MIB, Change, Gpu, Member, Owner, Policy, Registry, Slice, SliceError, Wish
 from orion_server.telemetry import Telemetry, find_library
+from orion_server.vgpus import Vgpus
 from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess
 from wire import control
 
@@ -31,6 +36,7 @@ log = logging.getLogger("orion.server")
 CUDA_ERROR_INVALID_VALUE = 1
 CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 CUDA_ERROR_INVALID_DEVICE = 101
+CUDA_ERROR_NOT_PERMITTED = 800
 CUDA_ERROR_UNKNOWN = 999
 
 _STATS_TIMEOUT_S = 0.5
@@ -39,17 +45,8 @@ _STAGES_MAX = 8
 # One for the client that comes and one for the next, who may come before there is another. Each has a context on each
 # GPU.
 _WARM = {"nvidia": 2, "softgpu": 1, "null": 1}
-_MAX_BYTES = (1 << 63) - 1
-_ENGINE_COUNTERS = (
-    "busy_ns",
-    "looking_ns",
-    "asleep_ns",
-    "operations",
-    "launches",
-    "launches_timed",
-    "launches_timed_ns",
-    "launches_handed",
-)
+# What a worker's context takes where NVML does not tell it apart from what others hold.
+_CONTEXT_MOST_BYTES = 1 << 30
 
 
 class Refused(Exception):
@@ -61,47 +58,6 @@ class Refused(Exception):
         self.hint = hint
 
 
-@dataclass(frozen=True)
-class Owner:
-    """Whose sessions a client may see: those of its own user and group on its own host."""
-
-    host: str
-    uid: int
-    group: str
-
-
-@dataclass(eq=False)
-class Session:
-    """One client process on this server, and the worker that is its own."""
-
-    id: str
-    token: bytes
-    worker: WorkerProcess
-    pid: int
-    program: str
-    devices: list[int]
-    since: float
-    owner: Owner
-    transport: str = ""
-    connected: bool = False
-    deadline: asyncio.TimerHandle | None = None
-    stages: dict[str, int] = field(default_factory=dict)
-    bound_at_s: float = 0.0
-    stats: dict[str, Any] = field(default_factory=dict)
-
-    def used_bytes(self, ordinal: int) -> int:
-        """Device memory that the session holds, as its worker last told."""
-        used = self.stats.get("used_bytes")
-        value = used.get(ordinal, 0) if isinstance(used, dict) else 0
-        return value if isinstance(value, int) and value >= 0 else 0
-
-    def engine_counters(self) -> dict[str, int]:
-        """Of its engine, as its worker last told. A worker is its tenant's: what is no counter is left out."""
-        told = self.stats.get("engine")
-        values = {name: told.get(name) for name in _ENGINE_COUNTERS} if isinstance(told, dict) else {}
-        return {name: v for name, v in values.items() if isinstance(v, int) and 0 <= v <= _MAX_BYTES}
-
-
 class Server:
     """orion-server without its command line."""
 
@@ -111,19 +67,25 @@ class Server:
         self._socket_dir = socket_dir
         self._images = ImageCache(settings.image_cache_mib << 20)
         self._shares = Shares()
+        self._admin = AdminToken(socket_dir)
+        self._warm = settings.warm if settings.warm is not None else _WARM[libcuda.kind]
+        self._arbiter = Arbiter()
         self._pool = WorkerPool(
             libcuda,
             settings.devices,
-            settings.warm if settings.warm is not None else _WARM[libcuda.kind],
+            self._warm,
             settings.worker_start_timeout_s,
             settings.log_level,
             self._images,
+            self._arbiter,
         )
+        self._vgpus = Vgpus(self._registry([]), self._arbiter, settings.pinned_mib * MIB)
         if not settings.enable_shm:
             self._pool.transport = "tcp"
         self._sessions: dict[str, Session] = {}
         self._attaching = 0
         self._draining = False
+        self._started = asyncio.Event()  # what the devices are is known
         self._idle = asyncio.Event()
         self._idle.set()
         self._socket: ControlSocket | None = None
@@ -133,6 +95,7 @@ class Server:
         self._driver_version = 0
         self._runtime = runtime_validation.Outcome()
         self._telemetry = Telemetry(find_library(libcuda, settings.nvml))
+        self._reports = Reports(self._telemetry, self._vgpus, self._images, self._sessions)
 
     @property
     def address(self) -> str:
@@ -148,20 +111,40 @@ class Server:
     async def start(self) -> None:
         """Opens the control port once a first worker has shown that the devices work."""
         self._socket = ControlSocket(self._settings.host, self._settings.port, self._receive)
+        foreign_bytes = self._telemetry.used_bytes()
         try:
-            first, self._runtime = await asyncio.gather(
-                self._pool.start(), runtime_validation.validate(self._libcuda, self._settings.devices)
-            )
+            first = await self._pool.start()
+            # At once: what is there more than before is this one worker's contexts, and nobody else's of ours.
+            used_bytes = self._telemetry.used_bytes()
+            self._runtime = await runtime_validation.validate(self._libcuda, self._settings.devices)
         except WorkerError:
             await self.close()
             raise
         try:
             self._gpus = msgspec.convert(first.hello.get("devices"), list[control.Device])
             self._driver_version = msgspec.convert(first.hello.get("driver_version"), int)
-        except msgspec.ValidationError as error:
+            free_bytes = msgspec.convert(first.hello.get("free_bytes"), list[int])
+            gpus = [
+                gpu_memory(gpu, free, foreign_bytes.get(gpu.uuid), used_bytes.get(gpu.uuid))
+                for gpu, free in zip(self._gpus, free_bytes, strict=True)
+            ]
+        except (msgspec.ValidationError, ValueError) as error:
             await self.close()
             raise WorkerError(f"the driver's description of its devices cannot be used: {error}") from error
+        self._vgpus = Vgpus(self._registry(gpus), self._arbiter, self._settings.pinned_mib * MIB)
         self._telemetry.describe(self._gpus)
+        self._reports = Reports(self._telemetry, self._vgpus, self._images, self._sessions)
+        self._reports.describe(self._gpus, self._driver_version)
+        self._started.set()
+
+    def _registry(self, gpus: list[Gpu]) -> Registry:
+        return Registry(
+            gpus,
+            warm=self._warm,
+            vgpu_count=self._settings.vgpu_count,
+            policy=Policy[self._settings.ratio_policy.upper()],
+            overcommit_ratio=self._settings.overcommit_ratio,
+        )
 
     async def drain(self) -> None:
         """Admits nobody from now on; returns when the last session has ended."""
@@ -174,6 +157,7 @@ class Server:
         """Ends all sessions and workers and closes the port."""
         self._draining = True
         await self._pool.close()
+        self._arbiter.close()
         self._images.close()
         for task in list(self._tasks):
             task.cancel()
@@ -199,6 +183,8 @@ class Server:
             control.Detach: self._detach,
             control.Stats: self._stats,
             control.Drain: self._drain,
+            control.Resize: self._resize,
+            control.Configure: self._configure,
         }
         task = asyncio.create_task(self._handle(handlers[type(request)], envelope, request))
         self._tasks.add(task)
@@ -211,6 +197,8 @@ class Server:
             await handler(envelope, request)
         except Refused as refusal:
             self._refuse(envelope, request.id, refusal)
+        except SliceError as error:
+            self._refuse(envelope, request.id, Refused(error.code, str(error), error.hint))
         except WorkerError as error:
             self._refuse(envelope, request.id, Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, str(error), _SEE_SERVER_LOG))
         except Exception:
@@ -231,6 +219,7 @@ class Server:
     # ------------------------------------------------------------------------------------------ attach and bind
 
     async def _attach(self, envelope: Envelope, request: control.Attach) -> None:
+        await self._started.wait()  # the port is open before the first worker is ready
         if self._draining:
             raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the server is draining and takes no new clients",
                           "name another server in ORION_SERVER or try again later")  # fmt: skip
@@ -254,20 +243,35 @@ class Server:
 
     async def _open_session(self, request: control.Attach, envelope: Envelope) -> Session:
         environment = {k: v for k, v in request.env.items() if k in CLIENT_ENVIRONMENT}
-        began_s = time.monotonic()
-        worker = await self._pool.take(environment)
-        stages = {"worker": _us_since(began_s)}
+        owner = Owner(request.host, request.uid, request.group)
+        member = Member(secrets.token_hex(6), request.pid, owner, _shares(request))
+        slices = self._vgpus.admit(member, _wish(request))
+        worker: WorkerProcess | None = None
         try:
-            return await self._prepare(worker, request, envelope, stages)
+            began_s = time.monotonic()
+            worker = await self._pool.take(environment)
+            stages = {"worker": _us_since(began_s)}
+            self._vgpus.assign(member.session, worker.seat)
+            return await self._prepare(worker, request, envelope, stages, member, slices)
         except BaseException:
-            worker.stop("attach failed")
+            if worker is None or worker.state is State.DEAD:
+                self._vgpus.release(member.session)
+            else:  # it has its seat until it is dead
+                worker.dead.add_done_callback(lambda _: self._vgpus.release(member.session))
+                worker.stop("attach failed")
             raise
 
     async def _prepare(
-        self, worker: WorkerProcess, request: control.Attach, envelope: Envelope, stages: dict[str, int]
+        self,
+        worker: WorkerProcess,
+        request: control.Attach,
+        envelope: Envelope,
+        stages: dict[str, int],
+        member: Member,
+        slices: list[Slice],
     ) -> Session:
-        devices = self._choose_devices(request.vgpu)
-        session_id = secrets.token_hex(6)
+        devices = [mine.gpu for mine in slices]
+        session_id, owner = member.session, member.owner
         token = secrets.token_bytes(32)
         same_host = request.host == self._boot_id and request.uid in (os.geteuid(), 0)
         transports = [
@@ -287,7 +291,6 @@ class Server:
             raise WorkerError(str(prepared.get("message", "the worker refused the session"))[:400])
         stages["prepare"] = _us_since(began_s)
         stages.update(_stages(prepared))
-        owner = Owner(request.host, request.uid, request.group)
         session = Session(session_id, token, worker, request.pid, request.program, devices, time.time(), owner)
         session.stages = stages
         self._sessions[session_id] = session
@@ -312,21 +315,15 @@ class Server:
                 tcp_bulk=str(prepared.get("tcp_bulk", "")),
                 warm=worker.was_warm,
                 stages=stages,
-                devices=[device for device in self._gpus if device.ordinal in devices],
+                devices=[self._as_seen(mine) for mine in slices],
             ),
         )
         return session
 
-    def _choose_devices(self, count: int) -> list[int]:
-        """`count` devices (0: all), those with the fewest sessions first; told in ordinal order."""
-        ordinals = [gpu.ordinal for gpu in self._gpus]
-        if count > len(ordinals):
-            raise Refused(CUDA_ERROR_INVALID_DEVICE, f"{count} vGPUs wanted, this server has {len(ordinals)} GPU(s)",
-                          "lower ORION_VGPU or name more servers in ORION_SERVER")  # fmt: skip
-        if count == 0:
-            return ordinals
-        load = {o: sum(o in session.devices for session in self._sessions.values()) for o in ordinals}
-        return sorted(sorted(ordinals, key=lambda o: (load[o], o))[:count])
+    def _as_seen(self, mine: Slice) -> control.Device:
+        """The GPU of a vGPU as its programs see it: as large as their quota."""
+        device = next(gpu for gpu in self._gpus if gpu.ordinal == mine.gpu)
+        return msgspec.structs.replace(device, total_bytes=mine.limits.quota_bytes or device.total_bytes)
 
     async def _bind(self, envelope: Envelope, request: control.Bind) -> None:
         session = self._sessions.get(request.session)
@@ -386,6 +383,7 @@ class Server:
         if session.deadline is not None:
             session.deadline.cancel()
         self._sessions.pop(session.id, None)
+        self._vgpus.release(session.id)
         log.info("session %s: ended: %s", session.id, session.worker.reason)
         self._update_idle()
 
@@ -393,63 +391,21 @@ class Server:
         if not self._sessions and self._attaching == 0:
             self._idle.set()
 
-    # ------------------------------------------------------------------------------------------ stats and drain
+    # ------------------------------------------------------------------------------------------ stats
 
     async def _stats(self, envelope: Envelope, request: control.Stats) -> None:
-        refreshes = [self._refresh(session) for session in list(self._sessions.values())]
-        await asyncio.gather(*refreshes, *([self._telemetry.refresh()] if request.telemetry else []))
-        sessions = list(self._sessions.values())
-        ordinals = [gpu.ordinal for gpu in self._gpus]
+        await self._refresh_sessions()
         if request.telemetry:
-            owner = Owner(request.host, request.uid, request.group)
-            sessions = [session for session in sessions if session.owner == owner]
-            own = [session.devices for session in sessions if session.pid == request.pid]
-            ordinals = own[0] if own else self._choose_devices(min(request.vgpu, len(ordinals)))
-        self._send(
-            envelope,
-            control.StatsAnswer(
-                id=request.id,
-                server=__version__,
-                name=os.uname().nodename,
-                driver=self._telemetry.driver,
-                driver_version=self._driver_version,
-                gpus=[self._gpu_stats(ordinal, ordinals, request.telemetry) for ordinal in ordinals],
-                sessions=[self._session_stats(session) for session in sessions],
-                images=self._images.stats(),
-            ),
-        )
+            await self._telemetry.refresh()
+        self._send(envelope, self._reports.for_tenant(request) if request.telemetry else self._reports.whole(request))
 
-    def _gpu_stats(self, ordinal: int, ordinals: list[int], telemetry: bool) -> control.GpuStats:
-        index = next(i for i, gpu in enumerate(self._gpus) if gpu.ordinal == ordinal)
-        gpu = self._gpus[index]
-        used = sum(session.used_bytes(ordinal) for session in self._sessions.values())
-        answer = control.GpuStats(
-            ordinal=ordinal,
-            name=gpu.name,
-            uuid=gpu.uuid,
-            total_bytes=gpu.total_bytes,
-            used_bytes=min(used, gpu.total_bytes),
-            pci_bus_id=gpu.pci_bus_id,
-        )
-        if telemetry:
-            answer.metrics = {name: max(0, value) for name, value in self._telemetry.metrics(index).items()}
-            peers = self._telemetry.peers(index)
-            answer.peers = [peers[i] for i, other in enumerate(self._gpus) if other.ordinal in ordinals]
-        return answer
+    async def report(self) -> control.StatsAnswer:
+        """What `stats` tells an operator, now."""
+        await self._refresh_sessions()
+        return self._reports.whole(control.Stats(id=0))
 
-    def _session_stats(self, session: Session) -> control.SessionStats:
-        used = {ordinal: min(session.used_bytes(ordinal), _MAX_BYTES) for ordinal in session.devices}
-        return control.SessionStats(
-            session=session.id,
-            pid=session.pid,
-            program=session.program,
-            transport=session.transport,
-            devices=session.devices,
-            used_bytes=min(sum(used.values()), _MAX_BYTES),
-            since=session.since,
-            used_by_device=used,
-            engine=session.engine_counters(),
-        )
+    async def _refresh_sessions(self) -> None:
+        await asyncio.gather(*(self._refresh(session) for session in list(self._sessions.values())))
 
     async def _refresh(self, session: Session) -> None:
         try:
@@ -458,9 +414,52 @@ class Server:
             return  # busy inside the driver or ending: the last figures stand
         session.stats = answer
 
+    # ------------------------------------------------------------------------------------------ changes and drain
+
+    def _authorize(self, token: str) -> None:
+        if not self._admin.admits(token):
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, "only an administrator may do that, and the token is missing or "
+                          "wrong", f"it lies in {self._admin.path} on the server's machine: set ORION_ADMIN_TOKEN or "
+                          "use orionctl --token-file")  # fmt: skip
+
+    async def _resize(self, envelope: Envelope, request: control.Resize) -> None:
+        self._authorize(request.token)
+        policy = None if request.policy is None else Policy[request.policy.upper()]
+        change = Change(request.gmem_mib, request.ratio, policy)
+        slices = self._vgpus.resize(request.target, request.gpu, change, request.shrink == "block")
+        self._send(envelope, control.Resized(id=request.id, vgpus=self._reports.vgpus(slices)))
+
+    async def _configure(self, envelope: Envelope, request: control.Configure) -> None:
+        self._authorize(request.token)
+        policy = None if request.policy is None else Policy[request.policy.upper()]
+        self._vgpus.registry.configure(request.vgpu_count, policy, request.overcommit_ratio)
+        defaults = self._reports.defaults()
+        log.info("vGPUs made from now on: %s", defaults)
+        self._send(envelope, control.Configured(id=request.id, defaults=defaults))
+
     async def _drain(self, envelope: Envelope, request: control.Drain) -> None:
+        self._authorize(request.token)
         await self.drain()
         self._send(envelope, control.Drained(id=request.id))
+
+
+def gpu_memory(gpu: control.Device, free_bytes: int, before_bytes: int | None, after_bytes: int | None) -> Gpu:
+    """What of a GPU others hold, and what a worker's context takes: from NVML's figures before and after the first
+    worker started, else from what that worker saw left."""
+    if before_bytes is not None and after_bytes is not None:
+        return Gpu(gpu.ordinal, gpu.total_bytes, before_bytes, max(0, after_bytes - before_bytes))
+    used_bytes = max(0, gpu.total_bytes - free_bytes)
+    context_bytes = min(used_bytes, _CONTEXT_MOST_BYTES)
+    return Gpu(gpu.ordinal, gpu.total_bytes, used_bytes - context_bytes, context_bytes)
+
+
+def _wish(request: control.Attach) -> Wish:
+    policy = Policy[request.ratio_policy.upper()] if request.ratio_policy else None
+    return Wish(request.vgpu, request.gmem_mib, request.ratio, policy)
+
+
+def _shares(request: control.Attach) -> bool:
+    return request.res_group == "BOX" and bool(request.group)
 
 
 def _us_since(began_s: float) -> int:

@@ -7,6 +7,7 @@ on a thread, and answers are kept for a moment however many clients ask.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import time
@@ -143,6 +144,25 @@ class Telemetry:
                 facts |= self._read_static(handle)
             self._static.append(facts)
         self._peers = [[self._read_peer(a, b) for b in self._handles] for a in self._handles]
+
+    def used_bytes(self) -> dict[bytes, int]:
+        """Memory in use on every GPU of this machine, by UUID, whoever uses it; without NVML nothing."""
+        found: dict[bytes, int] = {}
+        count = ctypes.c_uint()
+        if self._nvml is None or not self._ask("nvmlDeviceGetCount_v2", ctypes.byref(count)):
+            return found
+        name = ctypes.create_string_buffer(96)
+        memory = _Memory2(version=ctypes.sizeof(_Memory2) | 2 << 24)
+        for index in range(count.value):
+            handle = ctypes.c_void_p()
+            if (
+                self._ask("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
+                and self._ask("nvmlDeviceGetUUID", handle, name, ctypes.c_uint(len(name)))
+                and self._ask("nvmlDeviceGetMemoryInfo_v2", handle, ctypes.byref(memory))
+            ):
+                with contextlib.suppress(ValueError):  # a MIG device has another form
+                    found[uuid.UUID(name.value.decode("ascii", "replace").removeprefix("GPU-")).bytes] = memory.used
+        return found
 
     async def refresh(self) -> None:
         """Reads the live values, at most once in FRESH_S for all who ask."""

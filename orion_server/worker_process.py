@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orion_server.arbitration import Arbiter, ArbiterError
 from orion_server.channel import ChannelProtocol
 from orion_server.image_cache import ImageCache, ImageDesk
 from orion_server.libcuda import Libcuda, is_orion_client_library
@@ -115,6 +116,8 @@ class WorkerProcess:
         self._pidfd = -1
         self._kill_timer: asyncio.TimerHandle | None = None
         self.images: ImageDesk | None = None
+        self.seat = 0  # the arbiter's handle
+        self._arbiter: Arbiter | None = None
 
     @classmethod
     async def spawn(
@@ -124,27 +127,38 @@ class WorkerProcess:
         client_environment: Mapping[str, str],
         log_level: str,
         images: ImageCache,
+        arbiter: Arbiter,
         transport: str = "shm",
     ) -> WorkerProcess:
         """Starts a worker; `ready` completes when its contexts are made. `transport`: what it prepares for."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         desk, desk_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, desk_theirs:
+        with theirs, desk_theirs, contextlib.ExitStack() as made:
+            made.callback(ours.close)
+            made.callback(desk.close)
+            seat = arbiter.add_seat()
+            made.callback(arbiter.remove_seat, seat.handle)
             command = [sys.executable, "-P", "-m", "orion_server.worker", "--channel-fd", str(theirs.fileno())]
             command += ["--kind", libcuda.kind, "--libcuda", libcuda.path, "--log-level", log_level]
             command += ["--image-fd", str(desk_theirs.fileno()), "--transport", transport]
-            process = subprocess.Popen(
-                command,
-                env=worker_environment(libcuda, devices, client_environment),
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),
-                pass_fds=[theirs.fileno(), desk_theirs.fileno()],
-                # Ctrl-C at a terminal is for the server, which drains; workers end when it says so.
-                process_group=0,
-            )
+            command += ["--seat-fds", *map(str, seat.fds)]
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env=worker_environment(libcuda, devices, client_environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=sys.stderr.fileno(),
+                    pass_fds=[theirs.fileno(), desk_theirs.fileno(), *seat.fds],
+                    # Ctrl-C at a terminal is for the server, which drains; workers end when it says so.
+                    process_group=0,
+                )
+            finally:
+                seat.close_fds()
+            made.pop_all()  # the worker's, from now on
         worker = cls(process, client_environment)
         worker.images = ImageDesk(images, desk)
+        worker.seat, worker._arbiter = seat.handle, arbiter
         worker._pidfd = os.pidfd_open(process.pid)
         loop.add_reader(worker._pidfd, worker._reap)
         ours.setblocking(False)
@@ -232,6 +246,9 @@ class WorkerProcess:
             self._protocol.close()
         if self.images is not None:
             self.images.close()
+        if self._arbiter is not None:
+            with contextlib.suppress(ArbiterError):  # the server has stopped
+                self._arbiter.remove_seat(self.seat)
         error = WorkerDied(self.reason)
         for future in self._answers.values():
             if not future.done():

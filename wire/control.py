@@ -24,6 +24,7 @@ U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U31 = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 I32 = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+I63 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Bytes63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Address = Annotated[int, Meta(ge=0, lt=1 << 47, multiple_of=1 << 21)]
 Ordinal = Annotated[int, Meta(ge=0, lt=64)]
@@ -31,6 +32,8 @@ Text = Annotated[str, Meta(max_length=400)]
 Token = Annotated[bytes, Meta(min_length=32, max_length=32)]
 SessionId = Annotated[str, Meta(min_length=1, max_length=64)]
 Transport = Literal["shm", "tcp"]
+RatioPolicy = Literal["hard", "elastic"]
+AdminToken = Annotated[str, Meta(max_length=128)]
 
 
 WIRE_VERSION: tuple[int, int] = (MAJOR, MINOR)
@@ -65,8 +68,10 @@ class Attach(_Message, tag="attach", kw_only=True):
     lanes: Annotated[list[Annotated[str, Meta(max_length=16)]], Meta(max_length=8)] = []
     vgpu: Annotated[int, Meta(ge=0, le=64)] = 0
     gmem_mib: U31 = 0
-    ratio: Annotated[int, Meta(ge=0, le=100)] = 0
+    ratio: U31 = 0
+    ratio_policy: Literal["", "hard", "elastic"] = ""
     group: Text = ""
+    res_group: Text = ""  # "BOX": the sessions of `group` share one vGPU on each GPU
     env: Annotated[dict[Annotated[str, Meta(max_length=64)], Text], Meta(max_length=64)] = {}
 
 
@@ -143,7 +148,9 @@ class Stats(_Message, tag="stats", kw_only=True):
     uid: U32 = 0
     host: Text = ""
     vgpu: Annotated[int, Meta(ge=0, le=64)] = 0
+    gmem_mib: U31 = 0
     group: Text = ""
+    res_group: Text = ""
 
 
 class GpuStats(msgspec.Struct, kw_only=True):
@@ -153,6 +160,10 @@ class GpuStats(msgspec.Struct, kw_only=True):
     total_bytes: Bytes63
     used_bytes: Bytes63
     pci_bus_id: Annotated[str, Meta(max_length=31)] = ""
+    # What vGPUs can have and have: memory (the node's own is not in it), and the sum of their ratios.
+    capacity_bytes: Bytes63 = 0
+    given_bytes: Bytes63 = 0
+    given_percent: U31 = 0
     # What the device tells about itself, by name with its unit; and, for each device of `gpus`, how it is reached:
     # [topology level, P2P status by capability...].
     metrics: Annotated[dict[Annotated[str, Meta(max_length=64)], Bytes63], Meta(max_length=64)] = {}
@@ -170,6 +181,38 @@ class SessionStats(msgspec.Struct, kw_only=True):
     used_by_device: dict[Ordinal, Bytes63] = {}
     # Counters of the worker's engine, by name with their unit (docs/statistics.md).
     engine: Annotated[dict[Annotated[str, Meta(max_length=64)], Bytes63], Meta(max_length=64)] = {}
+
+
+class VgpuStats(msgspec.Struct, kw_only=True):
+    """A vGPU: what it may use, and what its sessions have used since it was made."""
+
+    vgpu: Text
+    gpu: Ordinal
+    group: Text = ""
+    shared: bool = False  # by the sessions of the group
+    sessions: list[SessionId] = []
+    pids: list[U31] = []
+    since: float = 0.0
+    quota_bytes: Bytes63 = 0  # 0: none
+    used_bytes: Bytes63 = 0
+    kind_bytes: Annotated[dict[Annotated[str, Meta(max_length=32)], Bytes63], Meta(max_length=32)] = {}
+    pinned_bytes: Bytes63 = 0
+    ratio: Annotated[int, Meta(ge=0, le=100)] = 0  # percent; 0: none
+    policy: RatioPolicy = "hard"
+    achieved_1s: float = 0.0  # share of the GPU, 0 to 1
+    achieved_10s: float = 0.0
+    spent_ns: Bytes63 = 0
+    throttled_ns: Bytes63 = 0
+    works: Bytes63 = 0
+    turns: Bytes63 = 0
+
+
+class Defaults(msgspec.Struct, kw_only=True):
+    """What a vGPU gets whose client does not ask for something else."""
+
+    vgpu_count: U31 = 0
+    policy: RatioPolicy = "hard"
+    overcommit_ratio: bool = False
 
 
 class ImageStats(msgspec.Struct, kw_only=True):
@@ -194,10 +237,43 @@ class StatsAnswer(_Message, tag="stats", kw_only=True):
     gpus: Annotated[list[GpuStats], Meta(max_length=64)]
     sessions: Annotated[list[SessionStats], Meta(max_length=4096)]
     images: ImageStats | None = None
+    vgpus: Annotated[list[VgpuStats], Meta(max_length=16384)] = []
+    defaults: Defaults | None = None
+
+
+class Resize(_Message, tag="resize", kw_only=True):
+    """New limits for running vGPUs: those of a group, a session, a client's process id, or one by its name."""
+
+    token: AdminToken = ""
+    target: Text
+    gpu: Ordinal | None = None  # of the target's vGPUs, the one on this GPU
+    gmem_mib: I63 | None = None
+    ratio: I63 | None = None
+    policy: RatioPolicy | None = None
+    shrink: Literal["refuse", "block"] = "refuse"
+
+
+class Resized(_Message, tag="resized", kw_only=True):
+    """The vGPUs of the target as they are now; the programs in them have met the new limits already."""
+
+    vgpus: Annotated[list[VgpuStats], Meta(max_length=16384)]
+
+
+class Configure(_Message, tag="configure", kw_only=True):
+    """What later vGPUs get by default; None: as it is."""
+
+    token: AdminToken = ""
+    vgpu_count: I63 | None = None
+    policy: RatioPolicy | None = None
+    overcommit_ratio: bool | None = None
+
+
+class Configured(_Message, tag="configured", kw_only=True):
+    defaults: Defaults
 
 
 class Drain(_Message, tag="drain", kw_only=True):
-    pass
+    token: AdminToken = ""
 
 
 class Drained(_Message, tag="drained", kw_only=True):
@@ -210,8 +286,8 @@ class Error(_Message, tag="error", kw_only=True):
     hint: Text = ""
 
 
-Request = Attach | Bind | Detach | Stats | Drain
-Answer = Attached | Bound | Conflict | StatsAnswer | Drained | Error
+Request = Attach | Bind | Detach | Stats | Drain | Resize | Configure
+Answer = Attached | Bound | Conflict | StatsAnswer | Drained | Resized | Configured | Error
 
 _encoder = msgspec.msgpack.Encoder()
 Decoded = TypeVar("Decoded")

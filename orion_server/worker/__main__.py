@@ -21,7 +21,7 @@ from orion_server import log as log_setup
 from orion_server.channel import BlockingChannel
 from orion_server.worker.doorway import Doorway
 from orion_server.worker.driver import Driver, null_snapshot
-from orion_server.worker.engine import BindConflict, Engine, EngineError, Files, reserve_addresses
+from orion_server.worker.engine import BindConflict, Engine, EngineError, Files, Seat, reserve_addresses
 
 log = logging.getLogger("orion.worker")
 
@@ -42,6 +42,7 @@ class Worker:
         log_level: str,
         image_fd: int,
         log_fd: int,
+        seat: Seat,
     ) -> None:
         self._channel = channel
         self._kind = kind
@@ -50,6 +51,7 @@ class Worker:
         self._log_level = log_level
         self._image_fd = image_fd
         self._log_fd = log_fd
+        self._seat = seat
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel.socket, selectors.EVENT_READ, self._on_channel)
         self._engine: Engine | None = None
@@ -79,13 +81,17 @@ class Worker:
             self._driver.exercise()
         watch.lap("exercise")
         files = Files(_replace("orion-stdout", 1), _replace("orion-stderr", 2), self._log_fd)
-        self._engine = Engine(self._kind, self._libcuda, handles, self._log_level, self._image_fd, files)
+        self._engine = Engine(self._kind, self._libcuda, handles, self._log_level, self._image_fd, files, self._seat)
         try:
             self._engine.prepare(self._transport, {d["ordinal"]: d["slot_bytes"] for d in devices})
         except EngineError as error:
             log.warning("nothing is prepared for a client: %s", error)  # its bind does all, or tells it why not
         watch.lap("prepare")
-        self._channel.send({"type": "hello", "driver_version": driver_version, "devices": devices, "times": watch.laps})
+        free_bytes = self._driver.free_bytes() if self._driver is not None else [d["total_bytes"] for d in devices]
+        self._channel.send(
+            {"type": "hello", "driver_version": driver_version, "devices": devices, "free_bytes": free_bytes,
+             "times": watch.laps}
+        )  # fmt: skip
 
     def serve(self) -> str:
         """Handles events until the session ends; returns why it did."""
@@ -259,6 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="orion_server.worker")
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--image-fd", type=int, required=True)
+    parser.add_argument("--seat-fds", type=int, nargs=3, required=True, metavar=("MEMORY", "DOORBELL", "WAKE"))
     parser.add_argument("--kind", required=True)
     parser.add_argument("--libcuda", required=True)
     parser.add_argument("--transport", choices=["shm", "tcp"], default="shm")
@@ -269,8 +276,8 @@ def main() -> None:
     log_fd = os.dup(2)
     log_setup.configure(arguments.log_level, False, os.fdopen(log_fd, "w", buffering=1))
     channel = BlockingChannel(socket.socket(fileno=arguments.channel_fd))
-    os.set_inheritable(arguments.channel_fd, False)
-    os.set_inheritable(arguments.image_fd, False)
+    for fd in (arguments.channel_fd, arguments.image_fd, *arguments.seat_fds):
+        os.set_inheritable(fd, False)
     worker = Worker(
         channel,
         arguments.kind,
@@ -279,6 +286,7 @@ def main() -> None:
         arguments.log_level,
         arguments.image_fd,
         log_fd,
+        Seat(*arguments.seat_fds),
     )
     try:
         worker.warm()

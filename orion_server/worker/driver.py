@@ -62,6 +62,17 @@ class Driver:
         """Everything that attach tells a client about each device."""
         return [self._device(ordinal) for ordinal in range(len(self.contexts))]
 
+    def free_bytes(self) -> list[int]:
+        """Memory that each device has left, beside this process's context and all that others have there."""
+        free: list[int] = []
+        for context in self.contexts:
+            context.push()
+            try:
+                free.append(self._pycuda.mem_get_info()[0])
+            finally:
+                self._pycuda.Context.pop()
+        return free
+
     def exercise(self) -> None:
         """Loads a module on every device, runs it, and copies: what a driver does at the first of each (its compiler,
         local memory, copy queues) is done before there is a client who would wait for it. Nothing of it stays."""

@@ -27,6 +27,14 @@ class Files(NamedTuple):
     log: int
 
 
+class Seat(NamedTuple):
+    """Descriptors of this worker's seat (orion_seat.h): its memory, and the eventfds to orion-server and from it."""
+
+    memory: int
+    doorbell: int
+    wake: int
+
+
 def reserve_addresses() -> None:
     """Keeps addresses free where clients have memory that they may register: before this process maps much itself."""
     lib.orion_engine_reserve_addresses()
@@ -58,7 +66,14 @@ class Engine:
     """One session's engine. What every session needs is made before its client is known (`prepare`)."""
 
     def __init__(
-        self, kind: str, libcuda: str, primary_handles: list[int], log_level: str, image_fd: int, files: Files
+        self,
+        kind: str,
+        libcuda: str,
+        primary_handles: list[int],
+        log_level: str,
+        image_fd: int,
+        files: Files,
+        seat: Seat | None = None,
     ) -> None:
         self._ordinals: list[int] = []
         self._memory: tuple[int, int] | None = None
@@ -75,6 +90,8 @@ class Engine:
         config.launchers_always = os.environ.get("ORION_ENGINE_LAUNCHERS_ALWAYS") == "1"
         config.image_fd = image_fd
         config.stdout_fd, config.stderr_fd, config.log_fd = files
+        if seat is not None:
+            config.seat_fd, config.doorbell_fd, config.wake_fd = seat
         config.log_level = _LOG_LEVELS[log_level]
         made = ffi.new("orion_engine **")
         result = lib.orion_engine_new(config, made)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from orion_client import libraries, settings, smi
 from orion_client.private_server import PrivateServer
@@ -114,6 +115,21 @@ def test_smi_shows_the_gpu(server):
     assert data[0]["gpus"][0]["name"] == "softgpu (CPU)"
     assert data[0]["gpus"][0]["uuid"].startswith("GPU-")
     assert data[0]["sessions"] == []
+
+
+def test_smi_shows_vgpus_at_a_hundred_columns():
+    vgpu = {"vgpu": "vgpu-12", "gpu": 0, "group": "a-team-with-a-name", "pids": [1], "quota_bytes": 79 << 30,
+            "used_bytes": 40 << 30, "ratio": 50, "policy": "elastic", "achieved_10s": 0.4987,
+            "throttled_ns": 12_345_600_000_000}  # fmt: skip
+    free = {**vgpu, "vgpu": "vgpu-13", "group": "", "pids": [4711], "quota_bytes": 0, "ratio": 0}
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(smi.vgpu_table([("127.0.0.1:9960", vgpu), ("127.0.0.1:9960", free)]))
+    text = capture.get()
+    assert len(text.splitlines()) == 7  # nothing is folded
+    for cell in ("a-team-with-a-name", "40,960 / 80,896", "50 %", "49.9 %", "12,345.6 s", "elastic", "pid 4711",
+                 "no quota"):  # fmt: skip
+        assert cell in text, text
 
 
 def test_smi_without_a_server_says_what_to_do():

@@ -15,9 +15,8 @@ WAKE, PINNED_GRANTED, PINNED, DEVICES = (
 )
 GRANTED, QUOTA, OTHERS, ANSWERED, CHARGED, KINDS, ASKED, ASKED_BYTES = (
     DEVICE[name]
-    for name in (
-        "granted_bytes", "quota_bytes", "others_bytes", "answered", "charged_bytes", "kind_bytes", "asked", "asked_bytes"
-    )
+    for name in ("granted_bytes", "quota_bytes", "others_bytes", "answered", "charged_bytes", "kind_bytes", "asked",
+                 "asked_bytes")
 )  # fmt: skip
 KIND_NAMES = ("buffer", "virtual", "array", "module", "context", "limit", "graph")
 

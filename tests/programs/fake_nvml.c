@@ -26,6 +26,19 @@ int nvmlDeviceGetHandleByUUID(const char* uuid, void** device) {
   return 0;
 }
 
+// Every GPU of the machine, served or not: two that no server has.
+int nvmlDeviceGetCount_v2(unsigned int* count) {
+  *count = 2;
+  return 0;
+}
+int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void** device) {
+  *device = (void*)(long)(index + 1);
+  return index < 2 ? 0 : 2;
+}
+int nvmlDeviceGetUUID(void* device, char* text, unsigned int capacity) {
+  return snprintf(text, capacity, "GPU-00000000-0000-0000-0000-%012lx", (long)device) > 0 ? 0 : 7;
+}
+
 #define VALUE(name, value)                       \
   int name(void* device, unsigned int* out) {    \
     *out = (value) + (unsigned int)(long)device; \

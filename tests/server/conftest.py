@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import zmq
 
+from orion_client import settings
 from orion_client.private_server import PrivateServer
 from wire import control
 
@@ -56,6 +57,12 @@ def attach_request(request_id: int = 1, **changes: Any) -> control.Attach:
 @pytest.fixture
 def attach() -> Callable[..., control.Attach]:
     return attach_request
+
+
+@pytest.fixture
+def admin_token(server: PrivateServer) -> str:
+    """Of the servers that tests start in the default folder."""
+    return settings.admin_token(None)
 
 
 @pytest.fixture

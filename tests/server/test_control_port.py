@@ -223,10 +223,13 @@ def test_lazy_loading_is_served_by_the_waiting_worker(server, client, attach):
     assert set(waiting) & set(worker_pids(server.process.pid))
 
 
-def test_drain_refuses_newcomers_and_answers_when_empty(server, client, connect, attach, eventually):
+def test_drain_refuses_newcomers_and_answers_when_empty(server, client, connect, attach, eventually, admin_token):
     attached = client.ask(attach())
     other = connect(server.address)
-    other.send(control.encode(control.Drain(id=8)))
+    refused = other.ask(control.Drain(id=7))
+    assert isinstance(refused, control.Error)
+    assert "admin-token" in refused.hint  # says where the token lies
+    other.send(control.encode(control.Drain(id=8, token=admin_token)))
     late = connect(server.address)
     eventually(lambda: isinstance(late.ask(attach(transports=["tcp"])), control.Error))
     answer = late.ask(attach())

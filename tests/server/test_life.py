@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from orion_client.private_server import PrivateServer
+from orion_server.admin_token import AdminToken
 from orion_server.channel import MAX_MESSAGE_BYTES, ChannelError, Decoder, encode
-from orion_server.config import ConfigError, Settings, load_file, parse_listen, private_directory
+from orion_server.config import ConfigError, Settings, check_slices, load_file, parse_listen, private_directory
 from orion_server.control_socket import RateLimiter
 from orion_server.libcuda import LibcudaError, choose, is_orion_client_library
 from wire import control
@@ -80,6 +81,42 @@ def test_config_file_uses_the_products_keys(tmp_path):
             load_file(path, Settings())
 
 
+def test_what_cannot_divide_a_gpu_is_one_line(tmp_path):
+    for arguments, text in (
+        (("--vgpu-count", "101"), "--vgpu-count"),
+        (("--ratio-policy", "soft"), "it is one of hard, elastic"),
+        (("--metrics", "0.0.0.0:1"), "authenticated"),
+    ):
+        result = run_server("--listen", "127.0.0.1:0", "--device", "softgpu", *arguments)
+        assert result.returncode == 2
+        assert text in result.stderr
+    path = tmp_path / "server.conf"
+    path.write_text("[server]\nvgpu_count = 2\nratio_policy = elastic\nmetrics_listen = 127.0.0.1:0\n")
+    settings = load_file(path, Settings())
+    assert (settings.vgpu_count, settings.ratio_policy, settings.metrics_listen) == (2, "elastic", "127.0.0.1:0")
+    path.write_text("[server]\nvgpu_count = -1\n")
+    with pytest.raises(ConfigError):
+        check_slices(load_file(path, Settings()))
+
+
+def test_admin_token_is_one_for_a_folder_and_closed_to_others(tmp_path):
+    token = AdminToken(tmp_path)
+    assert stat.S_IMODE(token.path.stat().st_mode) == 0o600
+    text = token.path.read_text().strip()
+    assert len(text) == 64 and token.admits(text)
+    assert not token.admits("") and not token.admits(text[:-1]) and not token.admits("é" * 64)
+    assert AdminToken(tmp_path).admits(text)  # a second server of the same folder
+    token.path.chmod(0o644)
+    with pytest.raises(ConfigError):
+        AdminToken(tmp_path)
+    token.path.chmod(0o600)
+    token.path.write_text("short")
+    with pytest.raises(ConfigError):
+        AdminToken(tmp_path)
+    token.path.unlink()
+    assert not AdminToken(tmp_path).admits(text)
+
+
 def test_socket_folder_must_be_ours_alone(tmp_path):
     folder = private_directory(tmp_path / "s")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -116,7 +153,7 @@ def test_no_process_and_no_socket_file_is_left(tmp_path, attach, connect, eventu
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         assert children
     eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["admin-token"]
 
 
 def test_workers_die_with_a_killed_server(server, eventually):

@@ -61,7 +61,8 @@ class Scene:
 
         monkeypatch.setattr(pool_module.WorkerProcess, "spawn", spawn)
         images: Any = None
-        self.pool = WorkerPool(Libcuda("null", ""), None, warm, 60.0, "error", images, clock=lambda: self.now_s)
+        arbiter: Any = None  # workers that are no processes have no seats
+        self.pool = WorkerPool(Libcuda("null", ""), None, warm, 60.0, "error", images, arbiter, lambda: self.now_s)
 
     async def start(self) -> None:
         starting = asyncio.ensure_future(self.pool.start())

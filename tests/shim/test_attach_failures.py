@@ -160,13 +160,15 @@ def test_silent_server(serve: Callable[[Answer], FakeServer]) -> None:
 def test_refusal_and_what_attach_says(serve: Callable[[Answer], FakeServer]) -> None:
     server = serve(lambda request: refusal(request, 2, "no memory for\nthis quota"))
     codes, lines, _ = run_init(
-        server.address, ORION_GMEM="512", ORION_RATIO="25", ORION_VGPU="2", CUDA_MODULE_LOADING="EAGER"
-    )
+        server.address, ORION_GMEM="512", ORION_RATIO="25", ORION_VGPU="2", CUDA_MODULE_LOADING="EAGER",
+        ORION_GROUP_ID="team", ORION_RES_GROUP="BOX", ORION_RATIO_POLICY="elastic",
+    )  # fmt: skip
     assert codes == [2, 2]
     one_line(lines, "refused", "no memory for this quota", "do that")
     request = server.requests[0]
     assert (request["v"], request["type"], request["wire"]) == (1, "attach", [1, 0])
     assert (request["vgpu"], request["gmem_mib"], request["ratio"]) == (2, 512, 25)
+    assert (request["group"], request["res_group"], request["ratio_policy"]) == ("team", "BOX", "elastic")
     assert request["transports"] == ["shm", "tcp"]
     assert request["env"] == {"CUDA_MODULE_LOADING": "EAGER"}
 
@@ -271,6 +273,11 @@ def test_endless_conflicts_end(serve: Callable[[Answer], FakeServer]) -> None:
         ("ORION_SERVER", "127.0.0.1:70000"),
         ("ORION_TRANSPORT", "pigeon"),
         ("ORION_RATIO", "101"),
+        ("ORION_RATIO", "0"),
+        ("ORION_RATIO", "abc"),
+        ("ORION_RATIO_POLICY", "soft"),
+        ("ORION_RES_GROUP", "box of mine"),
+        ("ORION_RES_GROUP", "BOX"),  # of which group?
         ("ORION_GMEM", "-5"),
         ("ORION_VGPU", "many"),
         ("ORION_LOG", "loud"),

@@ -164,7 +164,7 @@ static bool ask_server(const orion_config* config, uint32_t server, orion_nvml_i
   char host[64];
   read_boot_id(host, sizeof host);
   orion_packer p = {buffer, 0, sizeof buffer, false};
-  orion_control_begin(&control, &p, "stats", 6);
+  orion_control_begin(&control, &p, "stats", 8);
   orion_pack_string(&p, "telemetry");
   orion_pack_bool(&p, true);
   orion_pack_string(&p, "pid");
@@ -177,6 +177,10 @@ static bool ask_server(const orion_config* config, uint32_t server, orion_nvml_i
   orion_pack_unsigned(&p, config->vgpu_count);
   orion_pack_string(&p, "group");
   orion_pack_string(&p, config->group);
+  orion_pack_string(&p, "gmem_mib");
+  orion_pack_unsigned(&p, config->gmem_mib);
+  orion_pack_string(&p, "res_group");
+  orion_pack_string(&p, config->shares_vgpu ? "BOX" : "");
   char type[32];
   const bool answered = orion_control_request(&control, &p, type, quiet) == CUDA_SUCCESS &&
                         strcmp(type, "stats") == 0 && read_stats(&control, inventory, server);

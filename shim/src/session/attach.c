@@ -135,7 +135,7 @@ static CUresult attach(attach_job* job, const orion_config* config) {
   read_line("/proc/sys/kernel/random/boot_id", host, sizeof host);
   const ssize_t program_bytes = readlink("/proc/self/exe", program, sizeof program - 1);
   program[program_bytes > 0 ? program_bytes : 0] = 0;
-  orion_control_begin(&job->control, &p, "attach", 13);
+  orion_control_begin(&job->control, &p, "attach", 15);
   orion_pack_string(&p, "wire");
   orion_pack_array(&p, 2);
   orion_pack_unsigned(&p, ORION_WIRE_MAJOR);
@@ -166,6 +166,10 @@ static CUresult attach(attach_job* job, const orion_config* config) {
   orion_pack_unsigned(&p, config->ratio_percent);
   orion_pack_string(&p, "group");
   orion_pack_string(&p, config->group);
+  orion_pack_string(&p, "res_group");
+  orion_pack_string(&p, config->shares_vgpu ? "BOX" : "");
+  orion_pack_string(&p, "ratio_policy");
+  orion_pack_string(&p, config->ratio_policy);
   orion_pack_string(&p, "env");
   uint32_t set = 0;
   for (int i = 0; i < FORWARDED; i++) set += is_forwarded(forwarded[i]);

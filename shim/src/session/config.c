@@ -169,6 +169,28 @@ static bool read_stats_setting(char* wish, size_t capacity) {
   return true;
 }
 
+static bool read_group_settings(orion_config* config) {
+  char value[VALUE_BYTES];
+  config->ratio_policy = "";
+  if (setting("ORION_GROUP_ID", value)) {
+    if (strlen(value) >= sizeof config->group) return bad_value("ORION_GROUP_ID", value, "at most 255 bytes");
+    memcpy(config->group, value, strlen(value) + 1);
+  }
+  if (setting("ORION_RES_GROUP", value)) {
+    if (strcmp(value, "BOX") != 0)
+      return bad_value("ORION_RES_GROUP", value, "BOX (the processes of the group share one vGPU), or nothing");
+    if (!config->group[0]) return bad_value("ORION_RES_GROUP", value, "the group's name in ORION_GROUP_ID beside it");
+    config->shares_vgpu = true;
+  }
+  if (setting("ORION_RATIO_POLICY", value)) {
+    static const char* const policies[] = {"hard", "elastic"};
+    for (int i = 0; i < 2; i++)
+      if (strcasecmp(value, policies[i]) == 0) config->ratio_policy = policies[i];
+    if (!config->ratio_policy[0]) return bad_value("ORION_RATIO_POLICY", value, "hard or elastic");
+  }
+  return true;
+}
+
 bool orion_config_read(orion_config* config) {
   memset(config, 0, sizeof *config);
   if (!read_log_settings()) return false;
@@ -194,10 +216,7 @@ bool orion_config_read(orion_config* config) {
     if (wish == 3) return bad_value("ORION_COHERENT", value, "params, all or off");
     config->coherent = wish;
   }
-  if (setting("ORION_GROUP_ID", value)) {
-    if (strlen(value) >= sizeof config->group) return bad_value("ORION_GROUP_ID", value, "at most 255 bytes");
-    memcpy(config->group, value, strlen(value) + 1);
-  }
+  if (!read_group_settings(config)) return false;
   if (!read_stats_setting(config->stats, sizeof config->stats)) return false;
   uint64_t vgpu = 0;
   uint64_t stripes = default_stripes();

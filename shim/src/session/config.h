@@ -16,10 +16,12 @@ typedef struct orion_config {
   uint32_t server_count;
   bool server_is_default;  // nobody named one
   enum orion_transport_wish transport;
-  uint32_t vgpu_count;     // 0: all that the server offers
-  uint64_t gmem_mib;       // 0: the server's default
-  uint32_t ratio_percent;  // 0: the server's default
+  uint32_t vgpu_count;       // 0: all that the server offers
+  uint64_t gmem_mib;         // 0: the server's default
+  uint32_t ratio_percent;    // 0: the server's default
+  const char* ratio_policy;  // "hard", "elastic", or empty: the server's default
   char group[256];
+  bool shares_vgpu;  // ORION_RES_GROUP=BOX: the processes of the group share one vGPU on each GPU
   uint32_t spin_us;
   uint32_t copy_threads;  // 0: as many as suit the machine
   uint32_t tcp_lanes;     // bits of enum orion_lanes_wish
