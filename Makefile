@@ -5,6 +5,8 @@
 PYTHON_IN_VENV := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTEST_ARGS ?=
+# Tests mostly wait for processes: one more at a time than there are CPUs, but not more than memory is there for.
+PYTEST_WORKERS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +21,7 @@ demo: build ## run an unmodified Numba-CUDA program on a remote GPU (softgpu whe
 	@$(PYTHON_IN_VENV) -m orion_client.demo
 
 test: build ## the tests, without the slow ones
-	$(PYTHON_IN_VENV) -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(PYTHON_IN_VENV) -m pytest -q -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: build ## the slow tests
 	$(PYTHON_IN_VENV) -m pytest -q -m slow $(PYTEST_ARGS)

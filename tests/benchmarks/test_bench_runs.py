@@ -98,7 +98,11 @@ def descendants(pid: int) -> set[int]:
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     arguments = command("copy", "--sizes", "4,64k", "--repeats", "50", "--out", str(tmp_path))
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell has started in the background were told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     rows = tmp_path / "rows.jsonl"
     deadline = time.monotonic() + 120
     while not (rows.exists() and "@4" in rows.read_text()):

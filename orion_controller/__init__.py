@@ -1,0 +1,1 @@
+"""The pool: which GPU a vGPU is a slice of."""
