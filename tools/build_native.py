@@ -40,8 +40,8 @@ def newest(paths: list[Path]) -> float:
 
 
 def build_module(source: Path, output: Path, variables: dict[str, str]) -> Path:
-    """Runs a folder's own builder: `_NAME.abi3.so` of SOURCE/build_NAME.py. cffi's own build always compiles everything,
-    so it is skipped when nothing that it reads is newer."""
+    """Runs a folder's own builder: `_NAME.abi3.so` of SOURCE/build_NAME.py. cffi's own build always compiles
+    everything, so it is skipped when nothing that it reads is newer."""
     name = source.name
     module = output / f"_{name}.abi3.so"
     sources = [path for path in source.iterdir() if path.suffix in (".c", ".h", ".py")]

@@ -271,14 +271,16 @@ def test_every_kind_of_gpu_work_waits() -> None:
         server.recall()
         server.until(0, "returned", 1)
         device = {"src_kind": 2, "dst_kind": 2, "src_context": 1, "dst_context": 1}
-        shape = {"width_bytes": 64, "height": 1, "depth": 1, "src_pitch": 64, "dst_pitch": 64, "src_height": 1, "dst_height": 1}
+        shape = dict.fromkeys(("width_bytes", "src_pitch", "dst_pitch"), 64)
+        shape |= dict.fromkeys(("height", "depth", "src_height", "dst_height"), 1)
         pushes = {
             "LAUNCH": lambda: spin(s, address, stream=1),
             "LAUNCH_EX": lambda: s.push(
                 "LAUNCH_EX", struct.pack("<QI", address, 10), stream=2, function=SPIN, param_bytes=12,
                 **{f"{kind}_{axis}": 1 for kind in ("grid", "block") for axis in "xyz"}),
             "MEMSET": lambda: zero(s, address + CHUNK, stream=3),
-            "COPY_D2D": lambda: s.push("COPY_D2D", device_dst=address + 256, src=address + 512, size_bytes=64, stream=4),
+            "COPY_D2D": lambda: s.push("COPY_D2D", device_dst=address + 256, src=address + 512, size_bytes=64,
+                                       stream=4),
             "COPY_PEER": lambda: s.push("COPY_PEER", device_dst=address + 256, src=address + 512, size_bytes=64,
                                         dst_context=1, src_context=1, stream=5),
             "COPY_3D": lambda: s.push("COPY_3D", src_address=address + 512, dst_address=address + 256, stream=6,
@@ -302,8 +304,9 @@ def test_copies_of_rows_to_the_host_wait_for_nobody() -> None:
     server = Server()
     with Session(seat=server.fds) as s:
         address = prepare(s)
-        s.push("COPY_3D", src_kind=2, dst_kind=1, src_context=1, dst_context=1, src_address=address, dst_address=0,
-               src_pitch=64, dst_pitch=64, src_height=1, dst_height=1, width_bytes=64, height=1, depth=1, stream=1)  # fmt: skip
+        shape = dict.fromkeys(("width_bytes", "src_pitch", "dst_pitch"), 64)
+        shape |= dict.fromkeys(("height", "depth", "src_height", "dst_height", "src_context", "dst_context"), 1)
+        s.push("COPY_3D", src_kind=2, dst_kind=1, src_address=address, dst_address=0, stream=1, **shape)
         s.sync(1)
         assert server[0, "wants"] == 0
 

@@ -121,7 +121,7 @@ enum orion_op_flag {
   ORION_OPF_STREAM = 1u << 4,  // ordered on header.stream without being GPU work
   ORION_OPF_BULK_IN = 1u << 5,  // reads host arena bytes that travel ahead of it
   ORION_OPF_BULK_OUT = 1u << 6,  // writes host arena bytes that must be delivered before a later completion word
-  ORION_OPF_GPU_TIME = 1u << 7,  // takes the GPU's time: admitted by the ratio (copies between host and device have engines of their own)
+  ORION_OPF_GPU_TIME = 1u << 7,  // takes the GPU's time: admitted by the ratio (copies between host and device have their own engines)
   ORION_OPF_CHARGES = 1u << 8,  // may take memory: charged to the quota
 };
 

@@ -19,7 +19,7 @@ FLAGS = {
     "stream": "ordered on header.stream without being GPU work",
     "bulk_in": "reads host arena bytes that travel ahead of it",
     "bulk_out": "writes host arena bytes that must be delivered before a later completion word",
-    "gpu_time": "takes the GPU's time: admitted by the ratio (copies between host and device have engines of their own)",
+    "gpu_time": "takes the GPU's time: admitted by the ratio (copies between host and device have their own engines)",
     "charges": "may take memory: charged to the quota",
 }
 
