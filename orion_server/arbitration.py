@@ -42,6 +42,7 @@ class Usage:
     credit_ns: int
     achieved_1s: float  # share of the GPU, 0 to 1
     achieved_10s: float
+    out_bytes: int = 0  # of charged_bytes, what lies in host memory alone
 
 
 @dataclass
@@ -85,6 +86,11 @@ class Arbiter:
             raise ArbiterError("the server is stopping", -errno.ESHUTDOWN)
         return self._made
 
+    def set_memory(self, gpu: int, capacity_bytes: int, backing_bytes: int) -> None:
+        """What workers may have on a GPU at a time, and what each may keep in host memory; before it has slices."""
+        memory = ffi.new("orion_gpu_memory *", {"capacity_bytes": capacity_bytes, "backing_bytes": backing_bytes})
+        _check("memory cannot be shared out", lib.orion_arbiter_set_memory(self._arbiter, gpu, memory))
+
     def add_slice(self, gpu: int, limits: Limits, pinned_bytes: int) -> int:
         """Its number."""
         number: int = lib.orion_arbiter_add_slice(self._arbiter, gpu, _limits(limits, pinned_bytes))
@@ -120,6 +126,7 @@ class Arbiter:
             credit_ns=usage.credit_ns,
             achieved_1s=usage.achieved_1s,
             achieved_10s=usage.achieved_10s,
+            out_bytes=usage.out_bytes,
         )
 
     def add_seat(self) -> Seat:

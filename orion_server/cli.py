@@ -58,7 +58,7 @@ Each program gets a vGPU on each GPU that it uses: a memory quota and a compute 
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
 libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio,
-pinned_mib, metrics_listen, drain_timeout, comm_path; [log] log_level, json); options win.
+pinned_mib, swap_mib, metrics_listen, drain_timeout, comm_path; [log] log_level, json); options win.
 """
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None)
@@ -93,6 +93,10 @@ def serve(
     ] = False,
     pinned_mib: Annotated[
         int | None, typer.Option(min=0, help="Pinned host memory of each client in MiB (0: no limit).")
+    ] = None,
+    swap_mib: Annotated[
+        int | None,
+        typer.Option(min=0, help="Quotas of a GPU may exceed its memory by this: what is idle goes to host memory."),
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Prometheus metrics and /healthz there; loopback only.")
@@ -134,6 +138,7 @@ def serve(
             "ratio_policy": ratio_policy,
             "overcommit_ratio": overcommit_ratio or None,
             "pinned_mib": pinned_mib,
+            "swap_mib": swap_mib,
             "metrics_listen": metrics,
             "drain_timeout_s": drain_timeout,
             "bind_timeout_s": bind_timeout,

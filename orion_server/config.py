@@ -54,6 +54,7 @@ class Settings:
     ratio_policy: str = "hard"
     overcommit_ratio: bool = False
     pinned_mib: int = 0  # pinned host memory of each worker; 0: no limit
+    swap_mib: int = 0  # by which the quotas of a GPU may exceed its memory; idle vGPUs' goes to host memory. 0: none
     metrics_listen: str | None = None
     enable_shm: bool = True
     log_level: str = "info"
@@ -90,6 +91,8 @@ def check_slices(settings: Settings) -> None:
         raise ConfigError(f"a vgpu_count of {settings.vgpu_count}: it is 1 to 100, or 0 for no limits by default")
     if settings.ratio_policy not in RATIO_POLICIES:
         raise ConfigError(f"a ratio policy {settings.ratio_policy!r}: it is one of {', '.join(RATIO_POLICIES)}")
+    if settings.swap_mib < 0:
+        raise ConfigError(f"a swap_mib of {settings.swap_mib}: it is a number of MiB, or 0 for none")
     if settings.pinned_mib < 0:
         raise ConfigError(f"a pinned_mib of {settings.pinned_mib}: it is a number of MiB, or 0 for no limit")
 
@@ -127,6 +130,7 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "ratio_policy"): "ratio_policy",
     ("server", "overcommit_ratio"): "overcommit_ratio",
     ("server", "pinned_mib"): "pinned_mib",
+    ("server", "swap_mib"): "swap_mib",
     ("server", "metrics_listen"): "metrics_listen",
     ("server", "drain_timeout"): "drain_timeout_s",
     ("server", "comm_path"): "socket_dir",

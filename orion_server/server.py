@@ -132,6 +132,7 @@ class Server:
             await self.close()
             raise WorkerError(f"the driver's description of its devices cannot be used: {error}") from error
         self._vgpus = Vgpus(self._registry(gpus), self._arbiter, self._settings.pinned_mib * MIB)
+        self._vgpus.oversubscribe()
         self._telemetry.describe(self._gpus)
         self._reports = Reports(self._telemetry, self._vgpus, self._images, self._sessions)
         self._reports.describe(self._gpus, self._driver_version)
@@ -144,6 +145,7 @@ class Server:
             vgpu_count=self._settings.vgpu_count,
             policy=Policy[self._settings.ratio_policy.upper()],
             overcommit_ratio=self._settings.overcommit_ratio,
+            swap_bytes=self._settings.swap_mib * MIB,
         )
 
     async def drain(self) -> None:

@@ -126,11 +126,13 @@ class Registry:
         vgpu_count: int,
         policy: Policy = Policy.HARD,
         overcommit_ratio: bool = False,
+        swap_bytes: int = 0,
     ) -> None:
         self.gpus = {gpu.ordinal: gpu for gpu in gpus}
         self.vgpu_count = vgpu_count
         self.policy = policy
         self.overcommit_ratio = overcommit_ratio
+        self.swap_bytes = swap_bytes
         self.slices: list[Slice] = []
         self.members: dict[str, Member] = {}
         self._warm = warm
@@ -145,6 +147,12 @@ class Registry:
         expected = max(self.vgpu_count, len(self.members) if workers is None else workers)
         node_bytes = gpu.foreign_bytes + gpu.context_bytes * (self._warm + expected)
         return max(0, gpu.total_bytes - node_bytes)
+
+    def left_bytes(self, ordinal: int, workers: int | None = None) -> int:
+        """Memory that has not been given out. Quotas together may exceed the GPU by `swap_bytes`, no single one."""
+        capacity_bytes = self.capacity_bytes(ordinal, workers)
+        left_bytes = capacity_bytes + self.swap_bytes - self.given_bytes(ordinal)
+        return max(0, min(left_bytes, capacity_bytes))
 
     def given_bytes(self, ordinal: int) -> int:
         """Memory that the vGPUs of a GPU may use together."""
@@ -229,7 +237,7 @@ class Registry:
         return sorted(sorted(with_room, key=lambda o: (load[o], o))[: count or None])
 
     def _fits_memory(self, ordinal: int, quota_bytes: int, workers: int) -> bool:
-        return quota_bytes == 0 or quota_bytes <= self.capacity_bytes(ordinal, workers) - self.given_bytes(ordinal)
+        return quota_bytes == 0 or quota_bytes <= self.left_bytes(ordinal, workers)
 
     def _fits_ratio(self, ordinal: int, ratio_percent: int) -> bool:
         return ratio_percent == 0 or self.overcommit_ratio or self.given_percent(ordinal) + ratio_percent <= 100
@@ -239,8 +247,7 @@ class Registry:
         if lacks_memory:
             need = max((limit.quota_bytes for limit in limits.values()), default=0)
             left = "; ".join(
-                f"GPU {o} has {mib(max(0, self.capacity_bytes(o, workers) - self.given_bytes(o)))} left of "
-                f"{mib(self.gpus[o].total_bytes)}"
+                f"GPU {o} has {mib(self.left_bytes(o, workers))} left of {mib(self.gpus[o].total_bytes)}"
                 for o in limits
             )
             return SliceError(CUDA_ERROR_OUT_OF_MEMORY, f"{wanted} {mib(need)} left for a vGPU: {left}"[:380],
@@ -315,10 +322,10 @@ class Registry:
             planned.append((s, new))
         # What grows must fit. What shrinks always does, also where more is given out than there is now.
         for ordinal, more in more_bytes.items():
-            left_bytes = self.capacity_bytes(ordinal) - self.given_bytes(ordinal)
+            left_bytes = self.left_bytes(ordinal)
             if more > 0 and more > left_bytes:
                 raise SliceError(CUDA_ERROR_OUT_OF_MEMORY,
-                                 f"GPU {ordinal} has {mib(max(0, left_bytes))} left of "
+                                 f"GPU {ordinal} has {mib(left_bytes)} left of "
                                  f"{mib(self.gpus[ordinal].total_bytes)}, the change needs {mib(more)} more",
                                  "name a smaller GMEM, or make another vGPU smaller first")  # fmt: skip
         for ordinal, percent in more_percent.items():

@@ -37,6 +37,12 @@ class Vgpus:
         self._numbers: dict[Slice, int] = {}  # the arbiter's
         self._since_s: dict[Slice, float] = {}
 
+    def oversubscribe(self) -> None:
+        """Before the first session: where quotas may exceed a GPU, the arbiter says whose memory is on it."""
+        swap_bytes = self.registry.swap_bytes
+        for ordinal in self.registry.gpus if swap_bytes else ():
+            self._arbiter.set_memory(ordinal, self.registry.capacity_bytes(ordinal), swap_bytes)
+
     def admit(self, member: Member, wish: Wish) -> list[Slice]:
         """The session's vGPUs, made where its group has none; a SliceError changes nothing."""
         slices = self.registry.admit(member, wish)

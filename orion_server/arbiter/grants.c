@@ -66,6 +66,7 @@ void grants_begin(orion_arbiter* a, uint32_t index, int gpu) {
   const int slice = s->places[gpu].slice;
   orion_seat_device* d = seat_at(s, gpu);
   put(&d->quota_bytes, a->slices[slice].limits.quota_bytes);
+  put(&d->backing_granted_bytes, a->gpus[gpu].backing_bytes);
   // The first of a slice gets it whole; a second one asks, as does everybody on a GPU with a capacity.
   const bool is_first = seats_of(a, slice) == 1 && !a->gpus[gpu].capacity_bytes;
   set_granted(a, index, gpu, is_first || quota_of(a, slice) == ORION_SEAT_NO_LIMIT ? quota_of(a, slice) : 0);

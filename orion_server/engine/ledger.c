@@ -6,6 +6,7 @@
 #include "seat.h"
 
 #define ANSWER_WAIT_NS 1000000000ull
+#define ROOM_WAIT_NS 60000000000ull  // where somebody else's memory may have to leave the GPU first
 #define ANSWER_NOW_NS 20000000ull
 #define LOOK_NS 20000u
 #define STACK_DEFAULT_BYTES 1024u
@@ -79,7 +80,8 @@ int32_t ledger_charge(orion_engine* e, const orion_op* op, uint32_t device, enum
   // One question at a time: another's stands until its operation has come for the answer, or is too late for it.
   if (is_mine || (q->key && now_ns < q->deadline_ns)) return LEDGER_WAITS;
   ask(e, s, bytes);
-  *q = (ledger_question){key, load(&s->asked), now_ns + ANSWER_WAIT_NS};
+  *q = (ledger_question){key, load(&s->asked),
+                         now_ns + (load(&s->backing_granted_bytes) ? ROOM_WAIT_NS : ANSWER_WAIT_NS)};
   return LEDGER_WAITS;
 }
 
