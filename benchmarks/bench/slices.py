@@ -223,7 +223,8 @@ def scenarios(ground: Ground) -> list[Scenario]:
         found.append(Scenario(name, place, items, timed, measure, len(tenants)))
 
     def group(kind: str, places: tuple[str, ...], *tenants: Tenant) -> None:
-        ratios = "_".join(dict.fromkeys(str(tenant.ratio) for tenant in tenants))
+        # Four equal ones are told once.
+        ratios = "_".join(str(tenant.ratio) for tenant in (tenants[:1] if kind == "four" else tenants))
         items = "_".join(dict.fromkeys(tenant.item.name for tenant in tenants))
         for place in places:
             shares(f"{kind}_{ratios}_{items}", place, "all together, each with its own ratio", *tenants)

@@ -1,7 +1,7 @@
 """From the times at which fixed amounts of work were done to shares of a GPU: pure arithmetic.
 
 The share in a window is the work done in it, in seconds that the work takes alone, over the window's length. The work
-of an item counts evenly over the time since the item before it. The first second is dropped: clocks and estimates settle.
+of an item counts evenly over the time since the item before it. The first second is dropped: clocks settle then.
 """
 
 from __future__ import annotations
