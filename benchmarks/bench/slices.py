@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.bench.ground import Done, Ground, rounded
 from benchmarks.bench.model import NATIVE, Cell, Row, Task, Unknown
 from benchmarks.bench.runner import TaskError
+from benchmarks.bench.slices_server import set_ratio, wait_until_free
 from benchmarks.bench.slices_tenants import (
     Item,
     Tenant,
@@ -115,10 +116,6 @@ def request_row(tenants: list[Told], what: str) -> Row:
 
 def change_row(ground: Ground, item: Item, seconds: float) -> Row:
     """A program whose ratio changes while it runs, again and again; the worst time until its share is the new one."""
-    from orion_client import settings
-    from orion_client.control_client import ServerUnreachable, ask, next_id
-    from wire import control
-
     places = sliced(ground)
     group = group_name("change")
     changes: list[tuple[float, float, int]] = []
@@ -128,31 +125,25 @@ def change_row(ground: Ground, item: Item, seconds: float) -> Row:
         while at_s + CHANGE_APART_S <= let_go_s + seconds + 0.01:
             time.sleep(max(0.0, at_s - time.monotonic()))
             ratio = CHANGE_RATIOS[turn % 2]
-            sent_s = time.monotonic()
-            try:
-                request = control.Resize(id=next_id(), token=settings.admin_token(None), target=group, ratio=ratio)
-                ask(places.address, request, control.Resized, ground.options.timeout_s)
-            except (ServerUnreachable, settings.SettingError) as error:
-                raise TaskError(f"the ratio was not changed: {error}", whole=True) from None
-            changes.append((sent_s, time.monotonic(), ratio))
+            changes.append((*set_ratio(places.address, group, ratio, ground.options.timeout_s), ratio))
             at_s, turn = at_s + CHANGE_APART_S, turn + 1
 
     (told,) = run_tenants(ground, places, "shm", [Tenant(item, CHANGE_RATIOS[0], group=group)], seconds, during)
     work = told.work()
     settled: list[float] = []
     unsettled = 0
-    ends_s = [sent_s for sent_s, _, _ in changes[1:]] + [told.first_s + work.end_s]
-    for (sent_s, _, ratio), end_s in zip(changes, ends_s):
-        took_s = settled_s(work, sent_s - told.first_s, end_s - told.first_s, ratio, CHANGE_TOLERANCE_PP)
+    ends_s = [asked_s for asked_s, _, _ in changes[1:]] + [told.first_s + work.end_s]
+    for (asked_s, _, ratio), end_s in zip(changes, ends_s):
+        took_s = settled_s(work, asked_s - told.first_s, end_s - told.first_s, ratio, CHANGE_TOLERANCE_PP)
         unsettled += took_s is None
-        settled.append(1e3 * (end_s - sent_s if took_s is None else took_s))
+        settled.append(1e3 * (end_s - asked_s if took_s is None else took_s))
     if not settled:
         raise TaskError(f"{seconds:g} s are too short: a change needs {1 + 2 * CHANGE_APART_S:g} s", whole=True)
     return {"unit": "ms", "better": "lower",
             "what": "a new ratio is asked for, until every window of 100 ms has the new share; the worst of several",
             "value": max(settled), "low": min(settled), "high": max(settled), "each": settled, "unsettled": unsettled,
-            "answer_ms": [1e3 * (answered_s - sent_s) for sent_s, answered_s, _ in changes],
-            "changes": [[sent_s - told.first_s, ratio] for sent_s, _, ratio in changes],
+            "answer_ms": [1e3 * (answered_s - asked_s) for asked_s, answered_s, _ in changes],
+            "changes": [[asked_s - told.first_s, ratio] for asked_s, _, ratio in changes],
             "first_ratio": CHANGE_RATIOS[0], "series": [series(work)], **digests([told])}  # fmt: skip
 
 
@@ -190,6 +181,7 @@ def overhead_launch_rate(ground: Ground) -> Row:
             (whole(ground), Tenant(BATCH), without),
             (sliced(ground), Tenant(BATCH, 100), with_slices),
         ):
+            wait_until_free(places.address)
             outcome = ground.run(places, "shm", command, ground.options.timeout_s, extra=tenant.environment())
             told = json.loads(outcome.stdout)
             kept.append(told["replay_per_second"])

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from benchmarks.bench.model import NATIVE, Row
 from benchmarks.bench.slices import CHANGE_TOLERANCE_PP, TARGETS
 from benchmarks.bench.slices_windows import WINDOWS_S
-from benchmarks.bench.summary import FAILED, Entry, Line
-from benchmarks.bench.tables import Table, Text, digest_cell, number
+from benchmarks.bench.summary import FAILED, SAME, Entry, Line
+from benchmarks.bench.tables import Table, Text, number
 
 # Percentage points off in windows of so many seconds, for items of up to so many milliseconds.
 WORST_PP, WORST_ITEM_MS = {"1": 2.0, "10": 1.0}, 11.0
@@ -41,6 +41,10 @@ OTHERS_NOTE = (
 
 def good_rows(entry: Entry) -> list[Row]:
     return [row for row in entry.rows if "value" in row]
+
+
+def digest_cell(entry: Entry) -> Text:
+    return Text(entry.verdict, "bad" if entry.bad else "good" if entry.verdict == SAME else "poor")
 
 
 def within(value: float, target: float | None, text: str) -> Text:
@@ -91,7 +95,7 @@ def shares(lines: Iterable[Line]) -> Table:
                 together = statistics.fmean(row["value"] for row in rows)
                 table.rows.append([
                     Text(line.name if first else ""), Text(label if first else ""), Text(repeats[0]["item"]),
-                    digest_cell(line) if first else Text(""),
+                    digest_cell(entry) if first else Text(""),
                     Text(f"{configured} %") if configured else NONE, Text(f"{mean:.2f} %"),
                     *(worst_cell(repeats, window) for window in windows), granted,
                     Text(f"{together:.2f} %") if first and line.clients > 1 else NONE,
@@ -126,7 +130,7 @@ def requests(lines: list[Line]) -> Table:
                 ratio = within(part, target, f"{part:.2f}")
             p50, p90 = (statistics.median(row[name] for row in rows) for name in ("p50", "p90"))
             table.rows.append([
-                Text(line.name), Text(label), digest_cell(line), Text(number(p50)), Text(number(p90)),
+                Text(line.name), Text(label), digest_cell(entry), Text(number(p50)), Text(number(p90)),
                 Text(number(entry.value.median)), Text(str(sum(row["requests"] for row in rows))), ratio,
             ])  # fmt: skip
     return table
@@ -138,11 +142,13 @@ def others(lines: Iterable[Line]) -> Table:
     for line in lines:
         for entry in line.entries.values():
             target = TARGETS[kind_of(line)]
-            cells = [Text(line.name), digest_cell(line), Text(line.unit, "dim")]
+            cells = [Text(line.name), digest_cell(entry), Text(line.unit, "dim")]
             if entry.value is None:
                 cells += [Text(FAILED, "bad"), NONE, NONE]
             else:
                 value = within(entry.value.median, target, number(entry.value.median))
+                if any(row.get("unsettled") for row in good_rows(entry)):
+                    value = Text("never", "poor")
                 cells += [value, Text(number(entry.value.low)), Text(number(entry.value.high))]
             table.rows.append([*cells, Text(f"{target:g}", "dim")])
     return table

@@ -14,6 +14,7 @@ from benchmarks.bench.crowd import ATTACH_TIMEOUT_MS, Client
 from benchmarks.bench.ground import Ground
 from benchmarks.bench.model import NATIVE, Cell, Row
 from benchmarks.bench.runner import TaskError, identity
+from benchmarks.bench.slices_server import wait_until_free
 from benchmarks.bench.slices_windows import Work
 from benchmarks.bench.store import Store
 from benchmarks.places import Places
@@ -157,6 +158,8 @@ def run_tenants(
     deadline = time.monotonic() + max(START_S, ground.options.timeout_s) + 2 * seconds
     try:
         base = places.environment(place)
+        if place != NATIVE:
+            wait_until_free(places.address)
         for position, (tenant, measure) in enumerate(zip(tenants, rulers)):
             # The seed is the tenant's place: the same arrivals alone and beside others.
             command = places.command(place, command_of(ground, tenant, measure, seconds, 1 + position))
@@ -171,7 +174,6 @@ def run_tenants(
         if during is not None:
             during(let_go_s)
         told = [json.loads(client.next(deadline)) for client in clients]
-        # The server counts a program's share as given until its process has ended.
         for client in clients:
             client.process.wait(timeout=START_S)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
