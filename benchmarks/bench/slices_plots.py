@@ -41,9 +41,10 @@ def against(lines: list[Line]) -> str | None:
         apart = 5.0 / max(1, len(points))
         for position, (kind, told) in enumerate(points.items()):
             shift = (position - (len(points) - 1) / 2) * apart
-            xs = [configured + shift for configured, *_ in told]
             ink = SERIES[(position + 1) % len(SERIES)]
             for panel, base in ((axes, 0.0), (errors, 1.0)):
+                # On the diagonal nothing may be moved aside.
+                xs = [configured + base * shift for configured, *_ in told]
                 ys = [mean - base * configured for configured, mean, *_ in told]
                 below = [max(0.0, mean - low) for _, mean, low, _ in told]
                 above = [max(0.0, high - mean) for _, mean, _, high in told]

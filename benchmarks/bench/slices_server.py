@@ -33,7 +33,7 @@ def wait_until_free(address: str) -> None:
 
     deadline = time.monotonic() + FREE_TIMEOUT_S
     try:
-        while names := [vgpu.name for vgpu in stats(address).vgpus]:
+        while names := [vgpu.vgpu for vgpu in stats(address).vgpus]:
             if time.monotonic() > deadline:
                 raise TaskError(f"vGPUs without a program are still there after {FREE_TIMEOUT_S:g} s: {names}")
             time.sleep(0.05)

@@ -24,8 +24,8 @@ NONE = Text("-", "dim")
 
 SHARES_NOTE = (
     "Percent of one GPU's time, measured with one ruler: items of fixed work, calibrated alone and natively in this "
-    "run. `off` is the largest deviation from what was configured over all sliding windows of that length, in "
-    "percentage points, the first second dropped; `lost` is what tenants together were to have and did not get. "
+    "run. Off: the largest deviation from what was configured over all sliding windows of that length, in percentage "
+    "points, the first second dropped. Lost: what tenants together were to have and did not get. "
     "Targets: 2 pp off over 1 s, 1 over 10 s for items up to 10 ms; 3 pp lost by two tenants, 4 by four; 0.97 of what "
     "was granted."
 )

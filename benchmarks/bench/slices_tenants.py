@@ -120,7 +120,7 @@ def calibration_cell(item: Item) -> Cell:
 def calibrate(ground: Ground, item: Item) -> Row:
     places = native(ground)
     command = [str(ground.program("slice_probe")), "calibrate", f"{item.item_ms:g}", str(item.graph)]
-    command += SHAPES[ground.options.device]
+    command += [*SHAPES[ground.options.device], str(item.depth)]
     outcome = ground.run(places, NATIVE, command, ground.options.timeout_s, extra=softgpu_environment(ground))
     told = json.loads(outcome.stdout)
     if told["digest"] < 0:

@@ -1,6 +1,6 @@
 // How much of a GPU does this process get? Kernels of a fixed amount of work, and the time at which each was done.
 //
-//   slice_probe calibrate ITEM_MS GRAPH BLOCKS THREADS             finds the iterations that make an item last ITEM_MS
+//   slice_probe calibrate ITEM_MS GRAPH BLOCKS THREADS DEPTH       finds the iterations that make an item last ITEM_MS
 //   slice_probe saturate ITERATIONS GRAPH BLOCKS THREADS SECONDS DEPTH
 //                                                                  items back to back, DEPTH of them in flight
 //   slice_probe request ITERATIONS GRAPH BLOCKS THREADS SECONDS RATE SEED
@@ -8,8 +8,8 @@
 //
 // An item is a kernel, or with GRAPH > 0 one launch of an executable graph of that many kernels. BLOCKS 0: one for each
 // multiprocessor. The work is integer arithmetic in registers, a constant of the GPU: it needs no bandwidth, and less
-// power than makes clocks fall. Except for `calibrate` the program prints `ready` and waits for a line on standard input,
-// so that several can begin together. It prints one JSON object. Times are CLOCK_MONOTONIC; `done_us` and
+// power than makes clocks fall. Except for `calibrate` the program prints `ready` and waits for a line on standard
+// input, so that several can begin together. It prints one JSON object. Times are CLOCK_MONOTONIC; `done_us` and
 // `latency_us` count from `began`. `digest` is what one kernel computes, or -1 when not each of them has computed it.
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -23,7 +23,8 @@
 #define WARM_UP_ITEMS 5
 #define WARM_UP_SECONDS 0.3
 #define CALIBRATION_ROUNDS 4
-#define CALIBRATION_SECONDS 1.5
+#define CALIBRATION_SECONDS 0.6
+#define CALIBRATION_LOOPS 3  // their median counts
 
 // Two chains of dependent multiplications a thread; the first thread of each block adds their end to the sum.
 static const char BURN_PTX[] =
@@ -31,7 +32,8 @@ static const char BURN_PTX[] =
     ".visible .entry burn(.param .u64 sum, .param .u32 iterations)\n"
     "{ .reg .u32 %r<8>; .reg .u64 %rd<2>; .reg .pred %p<2>;\n"
     "  ld.param.u64 %rd1, [sum]; ld.param.u32 %r1, [iterations];\n"
-    "  mov.u32 %r2, %tid.x; mov.u32 %r3, %ctaid.x; mad.lo.u32 %r4, %r3, 2654435761, %r2; xor.b32 %r5, %r4, 1540483477;\n"
+    "  mov.u32 %r2, %tid.x; mov.u32 %r3, %ctaid.x; mad.lo.u32 %r4, %r3, 2654435761, %r2; xor.b32 %r5, %r4, "
+    "1540483477;\n"
     "  mov.u32 %r6, 0;\n"
     "again:\n"
     "  mad.lo.u32 %r4, %r4, 1664525, 1013904223; mad.lo.u32 %r5, %r5, 22695477, 1;\n"
@@ -131,25 +133,6 @@ static int items_in(double seconds, double item_seconds) {
   return count < 3 ? 3 : count > 100000 ? 100000 : (int)count;
 }
 
-static void calibrate(double item_ms) {
-  const double wanted = item_ms * 1e-3;
-  iterations = 100;
-  if (graph_kernels) make_graph();
-  double took = seconds_each(3);
-  for (int i = 0; i < CALIBRATION_ROUNDS; i++) {
-    const double next = iterations * wanted / took;
-    iterations = next < 1 ? 1 : next > 4e9 ? 4000000000u : (uint32_t)next;
-    if (graph_kernels) make_graph();
-    seconds_each(items_in(WARM_UP_SECONDS, wanted));  // clocks rise
-    took = seconds_each(items_in(WARM_UP_SECONDS, wanted));
-  }
-  learn_the_value();
-  clear_sum();
-  const double alone = seconds_each(items_in(CALIBRATION_SECONDS, took));
-  printf("{\"iterations\": %u, \"alone_ms\": %.6f, \"digest\": %lld}\n", iterations, alone * 1e3, digest());
-}
-
-// --------------------------------------------------------------------------------------------------- measuring
 typedef struct {
   double* at;
   size_t count, room;
@@ -173,6 +156,56 @@ static void tell(const char* name, const series* s) {
   printf("]");
 }
 
+/// Items back to back, `depth` of them in flight: when each was done, since `began`.
+static void back_to_back(series* done, double began, double seconds, int depth) {
+  for (unsigned long i = 0; now() - began < seconds; i++) {
+    void* event = events[i % (unsigned)depth];
+    if (i >= (unsigned)depth) {
+      check(wait_event(event), "cuEventSynchronize");
+      add(done, now() - began);
+    }
+    item();
+    check(record(event, stream), "cuEventRecord");
+  }
+}
+
+/// The median of some loops like those that are measured afterwards, the events in them included.
+static double seconds_alone(int depth, double item_seconds) {
+  double loops[CALIBRATION_LOOPS];
+  for (int i = 0; i < CALIBRATION_LOOPS; i++) {
+    const double longest = (depth + 10) * item_seconds;
+    series done = {0};
+    back_to_back(&done, now(), longest > CALIBRATION_SECONDS ? longest : CALIBRATION_SECONDS, depth);
+    check(synchronize(stream), "cuStreamSynchronize");
+    if (done.count < 2) {
+      fprintf(stderr, "too slow to be calibrated\n");
+      exit(1);
+    }
+    loops[i] = (done.at[done.count - 1] - done.at[0]) / (double)(done.count - 1);
+    free(done.at);
+  }
+  qsort(loops, CALIBRATION_LOOPS, sizeof *loops, compare_doubles);
+  return loops[CALIBRATION_LOOPS / 2];
+}
+
+static void calibrate(double item_ms, int depth) {
+  const double wanted = item_ms * 1e-3;
+  iterations = 100;
+  if (graph_kernels) make_graph();
+  double took = seconds_each(3);
+  for (int i = 0; i < CALIBRATION_ROUNDS; i++) {
+    const double next = iterations * wanted / took;
+    iterations = next < 1 ? 1 : next > 4e9 ? 4000000000u : (uint32_t)next;
+    if (graph_kernels) make_graph();
+    seconds_each(items_in(WARM_UP_SECONDS, wanted));  // clocks rise
+    took = seconds_each(items_in(WARM_UP_SECONDS, wanted));
+  }
+  learn_the_value();
+  clear_sum();
+  const double alone = seconds_alone(depth, took);
+  printf("{\"iterations\": %u, \"alone_ms\": %.6f, \"digest\": %lld}\n", iterations, alone * 1e3, digest());
+}
+
 static void wait_for_go(void) {
   char line[16];
   learn_the_value();
@@ -188,15 +221,7 @@ static void saturate(double seconds, int depth) {
   series done = {0};
   wait_for_go();
   const double began = now();
-  for (unsigned long i = 0; now() - began < seconds; i++) {
-    void* event = events[i % (unsigned)depth];
-    if (i >= (unsigned)depth) {
-      check(wait_event(event), "cuEventSynchronize");
-      add(&done, now() - began);
-    }
-    item();
-    check(record(event, stream), "cuEventRecord");
-  }
+  back_to_back(&done, began, seconds, depth);
   printf("{\"began\": %.6f, \"digest\": %lld", began, digest());
   tell("done_us", &done);
   printf("}\n");
@@ -248,9 +273,10 @@ static void request(double seconds, double rate, uint64_t seed) {
 }
 
 static int usage(void) {
-  fprintf(stderr, "usage: slice_probe calibrate ITEM_MS GRAPH BLOCKS THREADS\n"
-                  "       slice_probe saturate ITERATIONS GRAPH BLOCKS THREADS SECONDS DEPTH\n"
-                  "       slice_probe request ITERATIONS GRAPH BLOCKS THREADS SECONDS RATE SEED\n");
+  fprintf(stderr,
+          "usage: slice_probe calibrate ITEM_MS GRAPH BLOCKS THREADS DEPTH\n"
+          "       slice_probe saturate ITERATIONS GRAPH BLOCKS THREADS SECONDS DEPTH\n"
+          "       slice_probe request ITERATIONS GRAPH BLOCKS THREADS SECONDS RATE SEED\n");
   return 2;
 }
 
@@ -262,9 +288,11 @@ int main(int argc, char** argv) {
   blocks = (unsigned)strtoul(argv[4], NULL, 10);
   threads = (unsigned)strtoul(argv[5], NULL, 10);
   if (graph_kernels > GRAPH_MAX || !threads || threads > 1024) return usage();
-  if (!strcmp(mode, "calibrate") && argc == 6 && atof(argv[2]) > 0) {
+  if (!strcmp(mode, "calibrate")) {
+    const int depth = argc == 7 ? atoi(argv[6]) : 0;
+    if (!(atof(argv[2]) > 0) || depth < 1 || depth > DEPTH_MAX) return usage();
     prepare();
-    calibrate(atof(argv[2]));
+    calibrate(atof(argv[2]), depth);
     return 0;
   }
   iterations = (uint32_t)strtoul(argv[2], NULL, 10);

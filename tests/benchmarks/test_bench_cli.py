@@ -18,7 +18,7 @@ from benchmarks.bench.ground import Ground
 from benchmarks.bench.model import Network, Observer, Options
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("latency", "launch", "copy", "attach", "scale", "network", "suite", "all", "report")
+COMMANDS = ("latency", "launch", "copy", "attach", "scale", "network", "slices", "suite", "all", "report")
 
 
 def invoke(*arguments: str) -> Any:
@@ -85,6 +85,7 @@ def test_all_measures_everything(asked: list[tuple[str, Options]], tmp_path: Pat
         ["copy", "--sizes", "999g", "--device", "softgpu"],
         ["scale", "--clients", "0"],
         ["network", "--links", "100"],
+        ["slices", "--rows", "alone_101_2ms", "--device", "softgpu"],
         ["latency", "--no-such-option"],
         ["no-such-command"],
     ],

@@ -22,6 +22,7 @@ from benchmarks.bench.slices_tenants import (
     as_told,
     calibration_cell,
     command_of,
+    native,
     ruler,
     run_tenants,
 )
@@ -245,7 +246,7 @@ def test_a_seed_means_the_same_arrivals(probe: Path) -> None:
 
 
 def test_the_probe_calibrates(probe: Path) -> None:
-    told = run_probe(probe, "calibrate", "2", "0", "1", "32")
+    told = run_probe(probe, "calibrate", "2", "0", "1", "32", "5")
     assert told["iterations"] > 1 and told["alone_ms"] > 0 and told["digest"] > 0
 
 
@@ -253,7 +254,8 @@ def test_the_probe_calibrates(probe: Path) -> None:
     "arguments",
     [
         [],
-        ["calibrate", "0", "0", "1", "32"],
+        ["calibrate", "0", "0", "1", "32", "4"],
+        ["calibrate", "2", "0", "1", "32"],
         ["saturate", "0", "0", "1", "32", "1", "4"],
         ["saturate", "10", "0", "1", "32", "1", "65"],
         ["saturate", "10", "0", "1", "2048", "1", "4"],
@@ -270,7 +272,7 @@ def test_a_pair_of_native_tenants(tmp_path: Path) -> None:
         Store(tmp_path).add(
             {**calibration_cell(Item(2.0)).record(), "run": {}, "value": 1.0, "iterations": 100, "digest": 4}
         )
-        told = run_tenants(ground, slices.native(ground), NATIVE, [Tenant(Item(2.0))] * 2, 0.5)
+        told = run_tenants(ground, native(ground), NATIVE, [Tenant(Item(2.0))] * 2, 0.5)
     assert len(told) == 2 and all(one.done_s and one.digest > 0 for one in told)
     # The digest is not the ruler's: of such rows the summary says so.
     found = slices.digests(told)
@@ -284,7 +286,7 @@ def test_a_tenant_that_cannot_start_fails_its_row(tmp_path: Path, monkeypatch: p
         )
         monkeypatch.setattr("benchmarks.bench.slices_tenants.SHAPES", {"softgpu": ("1", "0")})
         with pytest.raises(TaskError, match="ended with 2"):
-            run_tenants(ground, slices.native(ground), NATIVE, [Tenant(Item(2.0))] * 2, 0.5)
+            run_tenants(ground, native(ground), NATIVE, [Tenant(Item(2.0))] * 2, 0.5)
 
 
 def test_kinds_of_lines() -> None:
