@@ -96,10 +96,11 @@ def shares_row(tenants: list[Told], what: str) -> Row:
         raise TaskError("a tenant has done no work after the first second")
     shares = [100 * work.share(begin_s, end_s - begin_s) for work in works]
     row: Row = {"unit": "%", "better": "higher", "what": what, "value": sum(shares),
-                "tenants": [tenant_record(told) for told in tenants], "series": [series(work) for work in works],
-                **digests(tenants)}  # fmt: skip
+                "tenants": [tenant_record(told) for told in tenants], **digests(tenants)}  # fmt: skip
     ratios = [told.tenant.ratio for told in tenants if told.tenant.ratio is not None]
     if len(tenants) > 1:
+        # What a plot shows; of a tenant alone the windows tell enough.
+        row["series"] = [series(work) for work in works]
         row["lost_pp"] = lost_pp(shares, ratios if len(ratios) == len(tenants) else [100.0])
     return row
 

@@ -177,7 +177,18 @@ def test_measuring_needs_no_package_of_the_terminal(tmp_path: Path) -> None:
     assert "launch_and_sync" in (tmp_path / "tables.txt").read_text()
 
 
-@pytest.mark.parametrize("arguments", [["pigeon"], ["--quick", "--full"], ["--transports", "x"], ["--repeats", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pigeon"],
+        ["--quick", "--full"],
+        ["--transports", "x"],
+        ["--repeats", "0"],
+        ["--rows", "reply"],
+        ["--seconds", "0"],
+        ["slices", "--device", "softgpu", "--rows", "alone_101_2ms"],
+    ],
+)
 def test_the_plain_twin_refuses_too(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         measure_all.main([*arguments, "--out", str(tmp_path)])
