@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "ledger.h"
 
 #define VIEW_OF_ARRAY 0x80000000u
 #define DIMENSION_MAX (1ull << 32)
@@ -11,16 +11,19 @@
 #define LEVELS_MAX 32u
 #define RETRY_NS 200000u
 #define VIEWED_ARRAY 1u
+#define TRUE_UP_MOST_BYTES (32ull << 20)
 
 typedef struct array_state {
   CUarray handle;
   uint32_t source;  // 0: its own; else the index of the mipmap it is a level of, | VIEW_OF_ARRAY: of a plane's array
   uint16_t context;
+  uint64_t charged_bytes;
 } array_state;
 
 typedef struct mipmap_state {
   CUmipmappedArray handle;
   uint16_t context;
+  uint64_t charged_bytes;
 } mipmap_state;
 
 typedef struct texture_state {
@@ -59,6 +62,28 @@ CUarray array_handle(const orion_engine* e, uint64_t index) {
   return a ? a->handle : NULL;
 }
 
+// ------------------------------------------------------------------------------------------------ memory
+/// Charges the most that an array can take. One that no GPU could hold is the driver's to refuse.
+static int32_t charge(orion_engine* e, const orion_op* op, const CUDA_ARRAY3D_DESCRIPTOR* d, uint32_t levels,
+                      uint64_t* charged_bytes) {
+  const uint64_t bytes = ledger_array_bytes(d, levels);
+  if (bytes == UINT64_MAX) return 0;
+  const int32_t result = ledger_charge(e, op, e->contexts[op->context].device, ORION_MEMORY_ARRAY, bytes);
+  if (!result) *charged_bytes = bytes;
+  return result;
+}
+
+/// Charges what the driver has taken beyond that.
+static int32_t true_up(orion_engine* e, const orion_op* op, ledger_mark mark, uint64_t* charged_bytes) {
+  const uint64_t most_bytes = *charged_bytes + TRUE_UP_MOST_BYTES;
+  mark.free_bytes -= mark.free_bytes < *charged_bytes ? mark.free_bytes : *charged_bytes;
+  return ledger_settle(e, e->contexts[op->context].device, ORION_MEMORY_ARRAY, mark, most_bytes, charged_bytes);
+}
+
+static void uncharge(orion_engine* e, uint32_t context, uint64_t bytes) {
+  ledger_uncharge(e, e->contexts[context].device, ORION_MEMORY_ARRAY, bytes);
+}
+
 // ------------------------------------------------------------------------------------------------ arrays
 static int32_t create_mipmap(orion_engine* e, const orion_op_mipmap_create* o, const CUDA_ARRAY3D_DESCRIPTOR* d) {
   array_ledger* ledger = ledger_of(e);
@@ -67,17 +92,48 @@ static int32_t create_mipmap(orion_engine* e, const orion_op_mipmap_create* o, c
     return CUDA_ERROR_INVALID_VALUE;
   }
   CUmipmappedArray handle = NULL;
-  const int32_t result = answer_check(e, o->op.context, (int32_t)e->driver.mipmap_create(&handle, d, o->levels));
+  uint64_t charged_bytes = 0;
+  const ledger_mark mark = ledger_begin(e, e->contexts[o->op.context].device);
+  int32_t result = charge(e, &o->op, d, o->levels, &charged_bytes);
   if (result) return result;
-  ledger->mipmaps[o->mipmap] = (mipmap_state){handle, o->op.context};
+  result = answer_check(e, o->op.context, (int32_t)e->driver.mipmap_create(&handle, d, o->levels));
+  if (!result) {
+    result = true_up(e, &o->op, mark, &charged_bytes);
+    if (result) (void)e->driver.mipmap_destroy(handle);
+  }
+  if (result) {
+    uncharge(e, o->op.context, charged_bytes);
+    return result;
+  }
+  ledger->mipmaps[o->mipmap] = (mipmap_state){handle, o->op.context, charged_bytes};
   if (o->mipmap >= ledger->mipmap_high) ledger->mipmap_high = o->mipmap + 1;
   return 0;
 }
 
-static void bind_array(orion_engine* e, const orion_op* op, uint32_t index, CUarray handle, uint32_t source) {
+static void bind_array(orion_engine* e, const orion_op* op, uint32_t index, CUarray handle, uint32_t source,
+                       uint64_t charged_bytes) {
   array_ledger* ledger = e->arrays;
-  ledger->arrays[index] = (array_state){handle, source, op->context};
+  ledger->arrays[index] = (array_state){handle, source, op->context, charged_bytes};
   if (index >= ledger->array_high) ledger->array_high = index + 1;
+}
+
+static int32_t create_array(orion_engine* e, const orion_op* op, uint32_t index, const CUDA_ARRAY3D_DESCRIPTOR* d) {
+  CUarray handle = NULL;
+  uint64_t charged_bytes = 0;
+  const ledger_mark mark = ledger_begin(e, e->contexts[op->context].device);
+  int32_t result = charge(e, op, d, 1, &charged_bytes);
+  if (result) return result;
+  result = answer_check(e, op->context, (int32_t)e->driver.array_create(&handle, d));
+  if (!result) {
+    result = true_up(e, op, mark, &charged_bytes);
+    if (result) (void)e->driver.array_destroy(handle);
+  }
+  if (result) {
+    uncharge(e, op->context, charged_bytes);
+  } else {
+    bind_array(e, op, index, handle, 0, charged_bytes);
+  }
+  return result;
 }
 
 static bool array_is_free(orion_engine* e, uint32_t index) {
@@ -109,11 +165,10 @@ enum step array_create(orion_engine* e, const orion_op* op) {
   } else if (!array_is_free(e, o->array)) {
     result = CUDA_ERROR_INVALID_VALUE;
   } else {
-    CUarray handle = NULL;
-    result = answer_check(e, op->context, (int32_t)e->driver.array_create(&handle, &descriptor));
-    if (!result) bind_array(e, op, o->array, handle, 0);
+    result = create_array(e, op, o->array, &descriptor);
   }
-  if (result == CUDA_ERROR_OUT_OF_MEMORY && e->first_batch) {  // memory that was freed before is on its way back
+  // Memory that was freed before is on its way back, or orion-server has been asked for more.
+  if (result == LEDGER_WAITS || (result == CUDA_ERROR_OUT_OF_MEMORY && e->first_batch)) {
     park_cause(e, CAUSE_TIME, 0, engine_now_ns() + RETRY_NS, NULL);
     return STEP_AGAIN;
   }
@@ -131,6 +186,7 @@ static void close_array(orion_engine* e, uint32_t index) {
   array_state* a = &e->arrays->arrays[index];
   forget_views(e, index | VIEW_OF_ARRAY);
   (void)answer_check(e, a->context, (int32_t)e->driver.array_destroy(a->handle));
+  uncharge(e, a->context, a->charged_bytes);
   *a = (array_state){0};
   e->frees_progressed = true;
 }
@@ -139,6 +195,7 @@ static void close_mipmap(orion_engine* e, uint32_t index) {
   mipmap_state* m = &e->arrays->mipmaps[index];
   forget_views(e, index);
   (void)answer_check(e, m->context, (int32_t)e->driver.mipmap_destroy(m->handle));
+  uncharge(e, m->context, m->charged_bytes);
   *m = (mipmap_state){0};
   e->frees_progressed = true;
 }
@@ -177,7 +234,7 @@ void array_view(orion_engine* e, const orion_op* op) {
   int32_t result = (int32_t)(m ? e->driver.mipmap_level(&handle, m->handle, o->number)
                                : e->driver.array_plane(&handle, a->handle, o->number));
   if (!result) result = (int32_t)e->driver.array_descriptor(&d, handle);
-  if (!result) bind_array(e, op, o->array, handle, m ? o->source : o->source | VIEW_OF_ARRAY);
+  if (!result) bind_array(e, op, o->array, handle, m ? o->source : o->source | VIEW_OF_ARRAY, 0);
   const orion_reply_array_view reply = {.width = d.Width,
                                         .height = d.Height,
                                         .depth = d.Depth,

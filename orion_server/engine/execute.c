@@ -3,6 +3,9 @@
 
 #include "internal.h"
 #include "launcher.h"
+#include "ledger.h"
+
+#define CONTEXT_MOST_BYTES (2ull << 30)  // that one which the program adds may be charged
 
 context_state* use_context(orion_engine* e, const orion_op* op) {
   context_state* c = &e->contexts[op->context];
@@ -101,13 +104,25 @@ void context_create(orion_engine* e, const orion_op* op) {
   if (!op->context || e->contexts[op->context].alive) result = CUDA_ERROR_INVALID_CONTEXT;
   if (!result && !d) result = CUDA_ERROR_INVALID_DEVICE;
   CUcontext handle = NULL;
+  ledger_mark mark = {0};
+  uint64_t charged_bytes = 0;
+  if (!result && !e->driver.context_set_current(d->primary)) mark = ledger_begin(e, index);
   if (!result) result = (int32_t)e->driver.context_create(&handle, o->ctx_flags, (CUdevice)d->ordinal);
   e->current_context = 0;  // creation made the new one current
+  if (!result) {
+    result = ledger_settle(e, index, ORION_MEMORY_CONTEXT, mark, CONTEXT_MOST_BYTES, &charged_bytes);
+    if (result) (void)e->driver.context_destroy(handle);
+  }
   if (result) {
     answer_result(e, op, result);
     return;
   }
   context_open(e, op, index, handle, false, o->ctx_flags);
+  if (e->contexts[op->context].alive) {
+    e->ledger.contexts[op->context].own_bytes = charged_bytes;
+  } else {
+    ledger_uncharge(e, index, ORION_MEMORY_CONTEXT, charged_bytes);
+  }
 }
 
 // Frees what the context's ledger holds. The context is current and has no work left, or is corrupt.
@@ -140,7 +155,9 @@ void context_close(orion_engine* e, uint32_t index) {
   order_track_close(e, null_stream->track);
   *null_stream = (stream_state){0};
   output_drop_context(e, index);
+  if (c->primary) ledger_reset_limits(e, index);
   if (!c->primary) (void)e->driver.context_destroy(c->handle);
+  ledger_context_end(e, index);
   (void)e->driver.context_set_current(NULL);
   e->current_context = 0;
   c->alive = false;
@@ -159,6 +176,7 @@ void context_destroy(orion_engine* e, const orion_op* op) {
 void context_reset(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;  // a corrupted context is not mended: its worker is replaced
   release_ledger(e, op->context);
+  ledger_reset_limits(e, op->context);
   answer_reply(e, op, 0, NULL, 0);
 }
 
@@ -166,7 +184,7 @@ void context_simple(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
   if (op->code == ORION_OP_CTX_SET_LIMIT) {
     const orion_op_ctx_set_limit* o = (const orion_op_ctx_set_limit*)op;
-    answer_result(e, op, answer_check(e, op->context, (int32_t)e->driver.context_set_limit(o->limit, o->value)));
+    answer_result(e, op, answer_check(e, op->context, ledger_set_limit(e, op->context, o->limit, o->value)));
   } else if (op->code == ORION_OP_CTX_GET_LIMIT) {
     const orion_op_ctx_get_limit* o = (const orion_op_ctx_get_limit*)op;
     size_t value = 0;
@@ -316,6 +334,9 @@ enum step execute(orion_engine* e, const orion_op* op, parked_op* node) {
       break;
     case ORION_OP_MEM_INFO:
       memory_info(e, op);
+      break;
+    case ORION_OP_DEVICE_MEMORY:
+      ledger_device_memory(e, op);
       break;
     case ORION_OP_HOST_REGISTER:
     case ORION_OP_HOST_REGISTER_AT:

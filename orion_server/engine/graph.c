@@ -9,6 +9,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "ledger.h"
+
+// The most that an executable graph may be charged.
+#define GRAPH_MOST_BYTES (64ull << 20)
+#define NODE_MOST_BYTES (1ull << 20)
+
 typedef union node_params {
   CUDA_KERNEL_NODE_PARAMS kernel;
   CUDA_MEMCPY3D copy;
@@ -44,6 +50,7 @@ bool graph_init(orion_engine* e) {
 static void close_graph(orion_engine* e, graph_state* g) {
   if (!g->alive) return;
   if (g->exec) (void)e->driver.graph_exec_destroy(g->exec);
+  ledger_uncharge(e, e->contexts[g->context].device, ORION_MEMORY_GRAPH, g->charged_bytes);
   if (g->graph) (void)e->driver.graph_destroy(g->graph);
   e->graphs->node_count -= g->node_count;
   free(g->nodes);
@@ -311,6 +318,13 @@ static const orion_op* inner_operation(const orion_op* op) {
   return !engine_header_fault(inner, false) && inner->context == op->context ? inner : NULL;
 }
 
+/// The local memory of a node's kernel, which has been described: the driver takes it before the launch at the latest.
+static int32_t charge_local(orion_engine* e, const orion_op* inner) {
+  if (inner->code != ORION_OP_LAUNCH && inner->code != ORION_OP_LAUNCH_EX) return 0;
+  const orion_op_launch* o = (const orion_op_launch*)inner;  // LAUNCH_EX begins like it
+  return ledger_local(e, inner->context, e->functions[o->function].local_bytes);
+}
+
 static void node(orion_engine* e, const orion_op* op) {
   const orion_op_graph_node* o = (const orion_op_graph_node*)op;
   graph_state* g = use_context(e, op) ? graph_at(e, op) : NULL;
@@ -336,6 +350,7 @@ static void node(orion_engine* e, const orion_op* op) {
     const orion_op* inner = inner_operation(op);
     description d;
     result = inner ? describe(e, inner, &d) : CUDA_ERROR_INVALID_VALUE;
+    if (!result) result = charge_local(e, inner);
     if (!result && g->graph) result = (int32_t)add_node(e, inner, g->graph, &d, &n->handle);
     if (!result) {
       n->code = inner->code;
@@ -422,6 +437,30 @@ static bool find_effects(graph_state* g) {
   return true;
 }
 
+// Within a quota a graph is uploaded at once, where it can still be refused: later uploads and launches then take no
+// more memory.
+static int32_t instantiate_within(orion_engine* e, graph_state* g, CUDA_GRAPH_INSTANTIATE_PARAMS* params) {
+  const uint32_t device = e->contexts[g->context].device;
+  const ledger_mark mark = ledger_begin(e, device);
+  int32_t result = (int32_t)e->driver.graph_instantiate(&g->exec, g->graph, params);
+  if (result || !mark.taken) return result;
+  CUstream stream = NULL;
+  result = (int32_t)e->driver.stream_create(&stream, CU_STREAM_NON_BLOCKING, 0);
+  if (!result) {
+    result = (int32_t)e->driver.graph_upload(g->exec, stream);
+    (void)e->driver.stream_destroy(stream);
+  }
+  if (!result) {
+    const uint64_t most_bytes = GRAPH_MOST_BYTES + g->node_count * NODE_MOST_BYTES;
+    result = ledger_settle(e, device, ORION_MEMORY_GRAPH, mark, most_bytes, &g->charged_bytes);
+  }
+  if (result) {
+    (void)e->driver.graph_exec_destroy(g->exec);
+    g->exec = NULL;
+  }
+  return result;
+}
+
 static void instantiate(orion_engine* e, const orion_op* op) {
   const orion_op_graph_instantiate* o = (const orion_op_graph_instantiate*)op;
   graph_state* g = use_context(e, op) ? graph_at(e, op) : NULL;
@@ -430,7 +469,7 @@ static void instantiate(orion_engine* e, const orion_op* op) {
   int32_t result = g->exec ? CUDA_ERROR_INVALID_VALUE : g->failed;
   if (!result) {
     CUDA_GRAPH_INSTANTIATE_PARAMS params = {.flags = o->instantiate_flags};
-    result = answer_check(e, op->context, (int32_t)e->driver.graph_instantiate(&g->exec, g->graph, &params));
+    result = answer_check(e, op->context, instantiate_within(e, g, &params));
     if (result) reply.error_node = node_index(g, params.hErrNode_out);
     if (!result && !find_effects(g)) result = CUDA_ERROR_OUT_OF_MEMORY;
   }
@@ -499,6 +538,7 @@ static void set_node(orion_engine* e, const orion_op* op) {
   const orion_op* inner = o->kind == GRAPH_NODE_OPERATION ? inner_operation(op) : NULL;
   description d;
   int32_t result = inner && n->code ? describe(e, inner, &d) : CUDA_ERROR_INVALID_VALUE;
+  if (!result) result = charge_local(e, inner);
   const orion_driver* v = &e->driver;
   const CUcontext context = e->contexts[op->context].handle;
   if (!result) {

@@ -31,6 +31,7 @@ typedef struct graph_state {
   uint32_t node_count, effect_count, edge_count, edge_capacity;
   uint32_t failed_node;
   int32_t failed;  // first error of the definition
+  uint64_t charged_bytes;
   uint32_t epoch;  // == engine->epoch: an operation that names this graph is parked
   uint16_t context;
   bool alive;

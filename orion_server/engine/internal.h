@@ -101,6 +101,7 @@ typedef struct module_state {
   CUmodule handle;
   uint32_t first_function;  // list through function_state.next; an entry is index + 1, 0 ends it
   uint32_t library;         // index + 1 of the library that owns it, 0: none
+  uint64_t charged_bytes;
   uint16_t context;
   bool alive;
 } module_state;
@@ -111,6 +112,7 @@ typedef struct function_state {
   uint32_t next;
   uint32_t previous;
   uint32_t param_bytes;
+  uint32_t local_bytes;  // a thread
   bool layout_known;
   bool alive;
 } function_state;
@@ -256,6 +258,31 @@ typedef struct free_batch {
 struct orion_net;
 struct array_ledger;
 
+#define LEDGER_LIMITS 8u  // CUlimit: those that compute programs may set
+
+/// What is charged to a context itself, beside its objects (ledger.c).
+typedef struct ledger_context {
+  uint64_t own_bytes;                           // of one that the program has made
+  uint64_t local_charged_bytes;                 // local memory of its kernels
+  uint64_t limit_charged_bytes[LEDGER_LIMITS];  // by CUlimit
+  uint64_t limit_before[LEDGER_LIMITS];         // values that the program has changed
+  uint32_t limits_changed;                      // bit i: limit i
+  uint32_t local_bytes;                         // a thread: the largest of any kernel so far
+} ledger_context;
+
+/// What an operation has asked orion-server for.
+typedef struct ledger_question {
+  uint64_t key;  // of the operation; 0: none
+  uint64_t number;
+  uint64_t deadline_ns;
+} ledger_question;
+
+typedef struct ledger_state {
+  ledger_context contexts[ORION_CONTEXTS];
+  ledger_question questions[ORION_DEVICES];
+  uint64_t threads[ORION_DEVICES];  // that the device can hold at once; 0: not asked yet
+} ledger_state;
+
 // Rows of the arena that a 2D or 3D copy writes.
 typedef struct net_rows {
   uint64_t offset, width, pitch, rows, slice_pitch, slices;
@@ -370,6 +397,7 @@ struct orion_engine {
 
   output_state output;
   orion_seat* seat;  // NULL: nothing is limited
+  ledger_state ledger;
   struct orion_net* net;
   struct image_table* images;        // image.c; NULL until the first offer
   struct share_table* shares;        // share.c; NULL until the first question
@@ -679,6 +707,8 @@ enum step image_execute(orion_engine* e, const orion_op* op, parked_op* node);
 void image_free_all(orion_engine* e);
 void library_execute(orion_engine* e, const orion_op* op);
 void library_free_all(orion_engine* e);
+/// What is charged to a library's module is given back with its context, or else with its library.
+void library_module_end(orion_engine* e, const module_state* m);
 
 // ---- array.c: arrays, mipmapped arrays, textures and surfaces
 enum step array_create(orion_engine* e, const orion_op* op);

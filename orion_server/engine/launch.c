@@ -3,6 +3,7 @@
 
 #include "internal.h"
 #include "launcher.h"
+#include "ledger.h"
 
 #define PARAM_MAX_BYTES 32764u
 
@@ -108,6 +109,11 @@ void launch_kernel(orion_engine* e, const orion_op* op) {
     answer_result(e, op, CUDA_ERROR_NOT_SUPPORTED);
     return;
   }
+  const int32_t refused = ledger_local(e, op->context, f->local_bytes);
+  if (refused) {
+    answer_result(e, op, refused);
+    return;
+  }
   if (e->launchers && launcher_take(e, s, f, op)) return;
   const bool timed = atomic_load_explicit(&e->stat_launches, memory_order_relaxed) % LAUNCH_TIMED_EVERY == 0;
   const uint64_t started_ns = timed ? engine_now_ns() : 0;
@@ -151,10 +157,12 @@ void module_get_function(orion_engine* e, const orion_op* op) {
   name[name_bytes] = 0;
   CUfunction handle = NULL;
   int32_t result = CUDA_ERROR_INVALID_VALUE;
+  const ledger_mark mark = ledger_begin(e, e->contexts[op->context].device);
   if (name_bytes && strlen(name) == name_bytes) {
     result =
         answer_check(e, op->context, (int32_t)e->driver.module_function(&handle, e->modules[o->module].handle, name));
   }
+  if (!result) result = ledger_function(e, o->module, mark);
   if (result) {
     answer_result(e, op, result);
   } else {
@@ -191,6 +199,10 @@ void function_open(orion_engine* e, const orion_op* op, uint32_t module, uint32_
   // Unknown layouts are told: parameters would be lost otherwise. The null engine looks at none.
   reply.head.param_count = f.layout_known ? params : e->config.null_engine ? 0 : UINT32_MAX;
   if (!f.layout_known) used = 2 * reply.head.attribute_count;
+  int local_bytes = 0;
+  if (!e->driver.function_attribute(&local_bytes, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, handle) && local_bytes > 0) {
+    f.local_bytes = (uint32_t)local_bytes;
+  }
   f.next = m->first_function;
   m->first_function = index + 1;
   e->functions[index] = f;

@@ -283,6 +283,7 @@ void launcher_before(orion_engine* e, const orion_op* op) {
     case ORION_OP_MEM_MAP:
     case ORION_OP_MEM_FREE:  // waits for markers, which stand behind all launches
     case ORION_OP_MEM_INFO:
+    case ORION_OP_DEVICE_MEMORY:
       return;
     default:
       break;

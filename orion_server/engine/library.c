@@ -5,15 +5,18 @@
 #include <sys/mman.h>
 
 #include "image.h"
+#include "ledger.h"
 
 #define LIBRARIES 65536u
 #define KERNELS 1048576u
+#define LIBRARY_MOST_BYTES (2ull << 30)  // that a library's code may be charged in one context
 
 typedef struct library_state {
   CUlibrary handle;
   void* image;  // mapped and sealed: stays while the library lives, so that the driver needs no copy
   uint64_t image_bytes;
   uint32_t first_kernel;  // list through kernel_state.next; an entry is index + 1, 0 ends it
+  uint64_t charged_bytes[ORION_DEVICES];
   bool alive;
 } library_state;
 
@@ -60,6 +63,38 @@ static bool read_name(const orion_op* op, char* name) {
   return bytes && strlen(name) == bytes;
 }
 
+/// A library may be loaded into every context at once: CUDA_MODULE_LOADING=EAGER.
+static void begin_all(orion_engine* e, ledger_mark* marks) {
+  for (uint32_t i = 0; i < e->device_count; i++) {
+    marks[i] = (ledger_mark){0};
+    if (!e->seat || !e->devices[i].reserved || e->driver.context_set_current(e->devices[i].primary)) continue;
+    e->current_context = 0;
+    marks[i] = ledger_begin(e, i);
+  }
+}
+
+static int32_t settle_all(orion_engine* e, const ledger_mark* marks, uint64_t image_bytes, library_state* l) {
+  int32_t result = 0;
+  for (uint32_t i = 0; i < e->device_count && !result; i++) {
+    if (!marks[i].taken || e->driver.context_set_current(e->devices[i].primary)) continue;
+    result = ledger_settle(e, i, ORION_MEMORY_MODULE, marks[i], ledger_image_most(image_bytes), &l->charged_bytes[i]);
+  }
+  return result;
+}
+
+static void uncharge_all(orion_engine* e, const library_state* l) {
+  for (uint32_t i = 0; i < e->device_count; i++) ledger_uncharge(e, i, ORION_MEMORY_MODULE, l->charged_bytes[i]);
+}
+
+void library_module_end(orion_engine* e, const module_state* m) {
+  const context_state* c = &e->contexts[m->context];
+  if (c->primary) {
+    e->libraries->libraries[m->library - 1].charged_bytes[c->device] += m->charged_bytes;
+  } else {
+    ledger_uncharge(e, c->device, ORION_MEMORY_MODULE, m->charged_bytes);
+  }
+}
+
 static void load(orion_engine* e, const orion_op* op) {
   const orion_op_library_load* o = (const orion_op_library_load*)op;
   struct library_table* t = table_of(e);
@@ -90,9 +125,18 @@ static void load(orion_engine* e, const orion_op* op) {
   if (!result) {
     CUlibraryOption options[] = {CU_LIBRARY_BINARY_IS_PRESERVED};
     void* values[] = {(void*)(uintptr_t)1};
+    ledger_mark marks[ORION_DEVICES];
+    begin_all(e, marks);
     result = (int32_t)e->driver.library_load(&made.handle, copy ? (void*)copy : made.image, j.options, j.values,
                                              j.count, options, values, made.image ? 1 : 0);
     result = answer_check(e, op->context, result);
+    if (!result) {
+      result = settle_all(e, marks, copy ? o->image_bytes : made.image_bytes, &made);
+      if (result) {
+        (void)e->driver.library_unload(made.handle);
+        uncharge_all(e, &made);
+      }
+    }
   }
   if (!result) output_scan(e, copy ? copy : made.image, copy ? o->image_bytes : made.image_bytes);
   free(copy);
@@ -121,6 +165,7 @@ static void close_library(orion_engine* e, uint32_t index) {
     k = next;
   }
   (void)e->driver.library_unload(l->handle);
+  uncharge_all(e, l);
   if (l->image) munmap(l->image, l->image_bytes);
   *l = (library_state){0};
 }
@@ -153,13 +198,20 @@ static void get_kernel(orion_engine* e, const orion_op* op) {
 
 static void get_module(orion_engine* e, const orion_op* op) {
   const orion_op_library_get_module* o = (const orion_op_library_get_module*)op;
-  const library_state* l = use_context(e, op) ? library_of(e, op, o->library) : NULL;
+  library_state* l = use_context(e, op) ? library_of(e, op, o->library) : NULL;
   if (!l) return;
+  const uint32_t device = e->contexts[op->context].device;
   module_state made = {.library = o->library + 1, .context = op->context, .alive = true};
   orion_reply_library_get_module reply = {0};
   int32_t result = CUDA_ERROR_INVALID_VALUE;
+  const ledger_mark mark = ledger_begin(e, device);
   if (o->module < ORION_MODULES && !e->modules[o->module].alive) {
     result = answer_check(e, op->context, (int32_t)e->driver.library_module(&made.handle, l->handle));
+  }
+  if (!result) {
+    // It stays in the context until the library goes, whatever is answered.
+    result = ledger_settle_anyway(e, device, ORION_MEMORY_MODULE, mark, LIBRARY_MOST_BYTES, &made.charged_bytes);
+    if (result) l->charged_bytes[device] += made.charged_bytes;
   }
   if (!result) {
     e->modules[o->module] = made;
@@ -226,7 +278,10 @@ static void kernel_function(orion_engine* e, const orion_op* op) {
     return;
   }
   CUfunction handle = NULL;
-  const int32_t result = answer_check(e, op->context, (int32_t)e->driver.kernel_function(&handle, k->handle));
+  const uint32_t device = e->contexts[op->context].device;
+  const ledger_mark mark = ledger_begin(e, device);
+  int32_t result = answer_check(e, op->context, (int32_t)e->driver.kernel_function(&handle, k->handle));
+  if (!result) result = ledger_function(e, o->module, mark);
   if (result) {
     answer_result(e, op, result);
   } else {

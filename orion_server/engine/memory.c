@@ -3,7 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "internal.h"
+#include "ledger.h"
 #include "swap.h"
 
 // ------------------------------------------------------------------------------------------------ slots
@@ -99,14 +99,21 @@ int32_t memory_back(orion_engine* e, range* r) {
   return result;
 }
 
-static int32_t map_range(orion_engine* e, uint32_t context, uint64_t base, uint64_t bytes) {
-  device_state* d = &e->devices[e->contexts[context].device];
+static int32_t map_range(orion_engine* e, const orion_op* op, uint64_t base, uint64_t bytes) {
+  const uint32_t context = op->context, device = e->contexts[context].device;
+  device_state* d = &e->devices[device];
   const uint32_t index = memory_range_new(e);
   if (!index) return CUDA_ERROR_OUT_OF_MEMORY;
+  const int32_t refused = ledger_charge(e, op, device, ORION_MEMORY_BUFFER, bytes);
+  if (refused) {
+    memory_range_give(e, index);
+    return refused;
+  }
   range* r = &e->ranges[index];
   *r = (range){.base = base, .bytes = bytes, .context = (uint16_t)context};
   const int32_t result = memory_back(e, r);
   if (result) {
+    ledger_uncharge(e, device, ORION_MEMORY_BUFFER, bytes);
     memory_range_give(e, index);
     return result;
   }
@@ -126,6 +133,7 @@ static void unmap_range(orion_engine* e, uint32_t index) {
   }
   swap_forget(e, r);
   memory_set_chunks(d, r->base, r->bytes, 0);
+  ledger_uncharge(e, (uint32_t)(d - e->devices), ORION_MEMORY_BUFFER, r->bytes);
   atomic_fetch_sub_explicit(&d->mapped_bytes, r->bytes, memory_order_relaxed);
   memory_range_give(e, index);
   e->frees_progressed = true;
@@ -145,30 +153,32 @@ static int32_t map_checked(orion_engine* e, const orion_op_mem_map* o) {
   for (uint64_t i = 0; i < o->size_bytes / ORION_CHUNK_BYTES; i++) {
     if (d->chunk_range[first + i]) return CUDA_ERROR_INVALID_VALUE;
   }
-  return answer_check(e, o->op.context, map_range(e, o->op.context, o->device_address, o->size_bytes));
+  return answer_check(e, o->op.context, map_range(e, &o->op, o->device_address, o->size_bytes));
 }
 
-// One attempt. False when it has run out of memory; else the operation is answered.
-static bool attempt(orion_engine* e, const orion_op* op, bool last) {
+// One attempt. 0 when the operation is answered; else CUDA_ERROR_OUT_OF_MEMORY or LEDGER_WAITS.
+static int32_t attempt(orion_engine* e, const orion_op* op, bool last) {
   const bool map = op->code == ORION_OP_MEM_MAP;
-  if (map && !use_context(e, op)) return true;
+  if (map && !use_context(e, op)) return 0;
   const int32_t result =
       map ? map_checked(e, (const orion_op_mem_map*)op) : vmm_create(e, (const orion_op_vmm_create*)op);
-  if (result == CUDA_ERROR_OUT_OF_MEMORY && !last) return false;
+  if (result == LEDGER_WAITS || (result == CUDA_ERROR_OUT_OF_MEMORY && !last)) return result;
   answer_reply(e, op, result, NULL, 0);
-  return true;
+  return 0;
 }
 
 // An allocation travels in the express ring and may have overtaken the frees that make room for it. It waits until all
-// that was in the main ring when it failed has been read and every free among it has been reclaimed.
-// Nor is memory made while other memory of the session leaves the GPU for somebody else's.
+// that was in the main ring when it failed has been read and every free among it has been reclaimed. So it does while
+// orion-server has been asked for a larger grant, and while other memory of the session leaves the GPU for somebody
+// else's.
 void memory_allocate(orion_engine* e, const orion_op* op) {
-  if (!e->swap.holds && attempt(e, op, false)) return;
+  const int32_t result = e->swap.holds ? CUDA_ERROR_OUT_OF_MEMORY : attempt(e, op, false);
+  if (!result) return;
   uint64_t until = atomic_load_explicit(&e->main_ring.control->tail, memory_order_acquire);
   if (until - e->main_position > ORION_MAIN_SLOTS) until = e->main_position + ORION_MAIN_SLOTS;
   parked_op* node = NULL;
   const bool behind = until != e->main_position || e->main_in_hand;
-  if ((behind || frees_may_help(e)) && e->maps_count < MAPS_WAITING_MAX) {
+  if ((behind || frees_may_help(e) || result == LEDGER_WAITS) && e->maps_count < MAPS_WAITING_MAX) {
     node = calloc(1, sizeof *node + op->bytes);
   }
   if (!node) {
@@ -186,7 +196,7 @@ void memory_allocate(orion_engine* e, const orion_op* op) {
 static bool try_waiting_maps(orion_engine* e) {
   if (e->swap.holds) return false;
   const bool last_chance = (int64_t)(e->main_position - e->maps_until) >= 0 && !frees_may_help(e);
-  if (!e->frees_progressed && !last_chance) return false;
+  if (!e->frees_progressed && !last_chance && !ledger_answered(e)) return false;
   e->frees_progressed = false;
   parked_op* node = e->maps_first;
   e->maps_first = NULL;
@@ -196,7 +206,7 @@ static bool try_waiting_maps(orion_engine* e) {
   while (node) {
     parked_op* next = node->next;
     node->next = NULL;
-    if (attempt(e, &node->op, last_chance)) {
+    if (!attempt(e, &node->op, last_chance)) {
       free(node);
       moved = true;
     } else {
@@ -310,6 +320,7 @@ void memory_free_all(orion_engine* e) {
   }
   e->last_batch = NULL;
   for (uint32_t i = 1; i < e->pinned_count; i++) {
+    ledger_unpin(e, e->pinned[i].bytes);
     (void)e->driver.host_unregister(e->arena + e->pinned[i].offset);
     if (e->pinned[i].alias) alias_drop(e, &e->pinned[i]);
   }
@@ -338,7 +349,12 @@ void memory_info(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
   size_t free_bytes = 0, total_bytes = 0;
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.memory_info(&free_bytes, &total_bytes));
-  const orion_reply_mem_info reply = {free_bytes, total_bytes};
+  orion_reply_mem_info reply = {free_bytes, total_bytes};
+  // The device may have less than the quota leaves: tenants together may have been promised more than there is.
+  if (!result && ledger_view(e, e->contexts[op->context].device, &reply.free_bytes, &reply.total_bytes) &&
+      reply.free_bytes > free_bytes) {
+    reply.free_bytes = free_bytes / ORION_CHUNK_BYTES * ORION_CHUNK_BYTES;
+  }
   answer_reply(e, op, result, &reply, sizeof reply);
 }
 
@@ -396,6 +412,11 @@ void memory_host_register(orion_engine* e, const orion_op* op) {
       result = CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
     }
   }
+  bool charged = false;
+  if (!result) {
+    charged = ledger_pin(e, o->size_bytes);
+    if (!charged) result = CUDA_ERROR_OUT_OF_MEMORY;
+  }
   if (!result && op->code == ORION_OP_HOST_REGISTER_AT) {
     result = answer_check(e, op->context, alias_add(e, o->arena_off, o->size_bytes, alias));
   }
@@ -410,6 +431,7 @@ void memory_host_register(orion_engine* e, const orion_op* op) {
     }
     if (result && alias) alias_drop(e, &(host_range){o->arena_off, o->size_bytes, alias});
   }
+  if (result && charged) ledger_unpin(e, o->size_bytes);
   answer_reply(e, op, result, NULL, 0);
 }
 
@@ -429,6 +451,7 @@ enum step memory_host_unregister(orion_engine* e, const orion_op* op) {
   memmove(&e->pinned[i], &e->pinned[i + 1], (e->pinned_count - i - 1) * sizeof *e->pinned);
   e->pinned_count--;
   STAT_ADD(e, stat_pinned, -o->size_bytes);
+  ledger_unpin(e, o->size_bytes);
   uint8_t* address = e->arena + o->arena_off;
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.host_unregister(address));
   if (ended.alias) alias_drop(e, &ended);

@@ -5,6 +5,7 @@
 
 #include "image.h"
 #include "jit.h"
+#include "ledger.h"
 
 #define FATBIN_MAGIC 0xba55ed50u
 #define ELF_MAGIC 0x464c457fu
@@ -81,15 +82,23 @@ void module_open(orion_engine* e, const orion_op* op, uint32_t index, const void
   bool text = false;
   CUmodule handle = NULL;
   int32_t result = image_check(image, image_bytes, &text) ? 0 : CUDA_ERROR_INVALID_IMAGE;
+  const uint32_t device = e->contexts[op->context].device;
+  const ledger_mark mark = ledger_begin(e, device);
+  uint64_t charged_bytes = 0;
   if (!result) {
     result =
         answer_check(e, op->context, (int32_t)e->driver.module_load(&handle, image, j->count, j->options, j->values));
+  }
+  if (!result) {
+    result = ledger_settle(e, device, ORION_MEMORY_MODULE, mark, ledger_image_most(image_bytes), &charged_bytes);
+    if (result) (void)e->driver.module_unload(handle);
   }
   orion_reply_module_load reply = {0};
   jit_deliver(e, j, log_off, &reply.info_log_bytes, &reply.error_log_bytes);
   if (!result) {
     output_scan(e, image, image_bytes);
-    e->modules[index] = (module_state){.handle = handle, .context = op->context, .alive = true};
+    e->modules[index] =
+        (module_state){.handle = handle, .context = op->context, .alive = true, .charged_bytes = charged_bytes};
     if (index >= e->module_high) e->module_high = index + 1;
     unsigned int count = 0;
     if (e->driver.module_function_count(&count, handle) == 0) reply.function_count = count;
@@ -133,7 +142,12 @@ void module_close(orion_engine* e, uint32_t index) {
   e->global_count = kept;
   if (!m->library) variable_forget(e, variable_owner_module(index));
   // A library's module goes with its library.
-  if (!m->library) (void)answer_check(e, m->context, (int32_t)e->driver.module_unload(m->handle));
+  if (m->library) {
+    library_module_end(e, m);
+  } else {
+    (void)answer_check(e, m->context, (int32_t)e->driver.module_unload(m->handle));
+    ledger_uncharge(e, e->contexts[m->context].device, ORION_MEMORY_MODULE, m->charged_bytes);
+  }
   *m = (module_state){0};
 }
 

@@ -4,7 +4,7 @@
 // indices, that a mapping lies in a slot where nothing is mapped, and that a range names whole mappings of this kind.
 #include <string.h>
 
-#include "internal.h"
+#include "ledger.h"
 
 #define ACCESS_MAX 256u
 
@@ -48,9 +48,14 @@ int32_t vmm_create(orion_engine* e, const orion_op_vmm_create* o) {
   properties.allocFlags.gpuDirectRDMACapable = (unsigned char)(o->alloc_flags >> 8);
   properties.allocFlags.usage = (unsigned short)(o->alloc_flags >> 16);
   CUmemGenericAllocationHandle handle = 0;
-  int32_t result = vmm_some_context(e);
-  if (!result) result = (int32_t)e->driver.memory_create(&handle, o->size_bytes, &properties, 0);
+  int32_t result = ledger_charge(e, &o->op, device, ORION_MEMORY_VIRTUAL, o->size_bytes);
   if (result) return result;
+  result = vmm_some_context(e);
+  if (!result) result = (int32_t)e->driver.memory_create(&handle, o->size_bytes, &properties, 0);
+  if (result) {
+    ledger_uncharge(e, device, ORION_MEMORY_VIRTUAL, o->size_bytes);
+    return result;
+  }
   bind_memory(e, o->memory, handle, o->size_bytes, device);
   atomic_fetch_add_explicit(&d->mapped_bytes, o->size_bytes, memory_order_relaxed);
   return 0;
@@ -69,6 +74,7 @@ static void release(orion_engine* e, memory_state* m) {
   share_withdraw(e, &m->token);
   (void)e->driver.memory_release(m->handle);
   if (!m->imported) {
+    ledger_uncharge(e, m->device, ORION_MEMORY_VIRTUAL, m->bytes);
     atomic_fetch_sub_explicit(&e->devices[m->device].mapped_bytes, m->bytes, memory_order_relaxed);
   }
   *m = (memory_state){0};

@@ -122,7 +122,7 @@ class Session:
         seat: tuple[int, int, int] | None = None,
     ) -> None:
         """`slots`: (ordinal, candidate) of each device; `prepared`: host base, whether the arena is the client's too,
-        and slots, before the bind."""
+        and slots, before the bind; `seat`: descriptors of its memory, its doorbell and its wake."""
         self.client = client_library()
         config = ffi.new("orion_engine_config *")
         path = ffi.new("char[]", libcuda_path().encode())
@@ -137,6 +137,8 @@ class Session:
             config.seat_fd, config.doorbell_fd, config.wake_fd = seat
         if output:
             config.stdout_fd, config.stderr_fd = output
+        if seat:
+            config.seat_fd, config.doorbell_fd, config.wake_fd = seat
         made = ffi.new("orion_engine **")
         assert lib.orion_engine_new(config, made) == 0
         self.engine = made[0]

@@ -20,7 +20,7 @@ for sanitizer in address,undefined thread; do
   name=${sanitizer%%,*}
   wrapped=()
   [ "$name" = thread ] && wrapped=(tests/native/tsan_sendmsg.c -Wl,--wrap=sendmsg)
-  for test in engine_ring engine_lanes lanes_unit; do
+  for test in engine_ring engine_lanes lanes_unit ledger_race; do
     gcc "${flags[@]}" "-fsanitize=$sanitizer" -fno-sanitize-recover=all "tests/native/$test.c" "${wrapped[@]}" \
       "${engine[@]}" "${libraries[@]}" -o "$out/${test}_$name"
     echo "$test ($sanitizer)"

@@ -118,6 +118,7 @@ static void test_memory(void) {
   CUipcMemHandle handle, again, inside;
   OK(cuMemAlloc_v2(&memory, 8 * MIB));
   OK(cuMemsetD32_v2(memory, 0x11223344, 2 * MIB));
+  OK(cuCtxSynchronize());  // other processes' reads are not behind it
   OK(cuIpcGetMemHandle(&handle, memory));
   OK(cuIpcGetMemHandle(&again, memory));
   OK(cuIpcGetMemHandle(&inside, memory + 5 * MIB));

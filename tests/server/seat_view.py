@@ -7,19 +7,7 @@ import os
 import struct
 from pathlib import Path
 
-# orion_seat.h
-_DEVICES_AT, _DEVICE_BYTES = 192, 320
-_FIELDS = {
-    "granted_bytes": 0,
-    "quota_bytes": 8,
-    "others_bytes": 16,
-    "answered": 24,
-    "is_limited": 88,
-    "charged_bytes": 128,
-    "asked": 192,
-    "asked_bytes": 200,
-}
-NO_LIMIT = (1 << 64) - 1
+from tests.engine.seat import DEVICE, DEVICE_BYTES, SEAT
 
 
 def worker_pids(server_pid: int) -> list[int]:
@@ -46,12 +34,15 @@ class SeatView:
             os.close(fd)
 
     def read(self, name: str, device: int = 0) -> int:
-        at = _DEVICES_AT + device * _DEVICE_BYTES + _FIELDS[name]
-        value: int = struct.unpack_from("<Q", self._map, at)[0]
+        value: int = struct.unpack_from("<Q", self._map, self._at(name, device))[0]
         return value
 
     def write(self, name: str, value: int, device: int = 0) -> None:
-        struct.pack_into("<Q", self._map, _DEVICES_AT + device * _DEVICE_BYTES + _FIELDS[name], value)
+        struct.pack_into("<Q", self._map, self._at(name, device), value)
+
+    @staticmethod
+    def _at(name: str, device: int) -> int:
+        return SEAT["devices"] + device * DEVICE_BYTES + DEVICE[name]
 
     def close(self) -> None:
         self._map.close()

@@ -38,6 +38,7 @@ enum orion_op_code {
   ORION_OP_MEM_INFO = 42,
   ORION_OP_HOST_REGISTER = 43,
   ORION_OP_HOST_UNREGISTER = 44,
+  ORION_OP_DEVICE_MEMORY = 45,
   ORION_OP_COPY_H2D = 50,
   ORION_OP_COPY_D2H = 51,
   ORION_OP_COPY_D2D = 52,
@@ -435,6 +436,19 @@ typedef struct orion_op_host_unregister {
   uint64_t size_bytes;
 } orion_op_host_unregister;
 _Static_assert(sizeof(orion_op_host_unregister) == 48, "orion_op_host_unregister");
+
+// what the slice has of a device now; needs no context; quota_bytes 0: no quota.
+typedef struct orion_op_device_memory {
+  orion_op op;
+  uint32_t device;
+  uint32_t pad;
+} orion_op_device_memory;
+_Static_assert(sizeof(orion_op_device_memory) == 40, "orion_op_device_memory");
+typedef struct orion_reply_device_memory {
+  uint64_t quota_bytes;
+  uint64_t free_bytes;
+} orion_reply_device_memory;
+_Static_assert(sizeof(orion_reply_device_memory) == 16, "orion_reply_device_memory");
 
 // host arena to device on header.stream.
 typedef struct orion_op_copy_h2d {
@@ -1355,6 +1369,7 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_MEM_INFO] = {"MEM_INFO", sizeof(orion_op_mem_info), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_HOST_REGISTER] = {"HOST_REGISTER", sizeof(orion_op_host_register), ORION_OPF_REPLY | ORION_OPF_EXPRESS | ORION_OPF_CHARGES, 0},
     [ORION_OP_HOST_UNREGISTER] = {"HOST_UNREGISTER", sizeof(orion_op_host_unregister), ORION_OPF_REPLY | ORION_OPF_DRAINS, 0},
+    [ORION_OP_DEVICE_MEMORY] = {"DEVICE_MEMORY", sizeof(orion_op_device_memory), ORION_OPF_REPLY | ORION_OPF_EXPRESS, 0},
     [ORION_OP_COPY_H2D] = {"COPY_H2D", sizeof(orion_op_copy_h2d), ORION_OPF_WORK | ORION_OPF_BULK_IN, 0},
     [ORION_OP_COPY_D2H] = {"COPY_D2H", sizeof(orion_op_copy_d2h), ORION_OPF_WORK | ORION_OPF_BULK_OUT, 0},
     [ORION_OP_COPY_D2D] = {"COPY_D2D", sizeof(orion_op_copy_d2d), ORION_OPF_WORK | ORION_OPF_GPU_TIME, 0},
@@ -1364,7 +1379,7 @@ static const orion_op_info ORION_OP_INFO[ORION_OP_CODE_END] = {
     [ORION_OP_COPY_H2D_INLINE] = {"COPY_H2D_INLINE", sizeof(orion_op_copy_h2d_inline), ORION_OPF_WORK, 1},
     [ORION_OP_MODULE_LOAD] = {"MODULE_LOAD", sizeof(orion_op_module_load), ORION_OPF_REPLY | ORION_OPF_DRAINS | ORION_OPF_BULK_IN | ORION_OPF_CHARGES, 1},
     [ORION_OP_MODULE_UNLOAD] = {"MODULE_UNLOAD", sizeof(orion_op_module_unload), ORION_OPF_DRAINS, 0},
-    [ORION_OP_MODULE_GET_FUNCTION] = {"MODULE_GET_FUNCTION", sizeof(orion_op_module_get_function), ORION_OPF_REPLY, 1},
+    [ORION_OP_MODULE_GET_FUNCTION] = {"MODULE_GET_FUNCTION", sizeof(orion_op_module_get_function), ORION_OPF_REPLY | ORION_OPF_CHARGES, 1},
     [ORION_OP_MODULE_GET_GLOBAL] = {"MODULE_GET_GLOBAL", sizeof(orion_op_module_get_global), ORION_OPF_REPLY, 1},
     [ORION_OP_FUNCTION_SET_ATTRIBUTE] = {"FUNCTION_SET_ATTRIBUTE", sizeof(orion_op_function_set_attribute), ORION_OPF_REPLY, 0},
     [ORION_OP_FUNCTION_SET_CACHE_CONFIG] = {"FUNCTION_SET_CACHE_CONFIG", sizeof(orion_op_function_set_cache_config), 0, 0},

@@ -1,4 +1,4 @@
-// Devices: all answered from the snapshot that attach brought.
+// Devices: answered from the snapshot that attach brought, but for what a slice has of the memory, which changes.
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -88,7 +88,11 @@ ORION_API CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice device) { return cu
 ORION_API CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
   ORION_ENTER_DEVICE(state, device);
   ORION_REQUIRE(bytes != NULL, CUDA_ERROR_INVALID_VALUE);
-  *bytes = state->info->total_bytes;
+  // A quota may have changed since attach.
+  orion_op_device_memory op = {.op = {.code = ORION_OP_DEVICE_MEMORY}, .device = state->info->remote_ordinal};
+  orion_reply_device_memory reply = {0};
+  const CUresult result = orion_call(state->info->session, &op.op, sizeof op, NULL, 0, &reply, sizeof reply, NULL);
+  *bytes = result == CUDA_SUCCESS && reply.quota_bytes != 0 ? reply.quota_bytes : state->info->total_bytes;
   return CUDA_SUCCESS;
 }
 

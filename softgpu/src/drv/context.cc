@@ -12,6 +12,12 @@ namespace {
 
 std::atomic<uint64_t> next_context_id{1};
 
+// A primary context's own memory is not counted: there is always one, and programs do not choose it.
+constexpr size_t kContextBytes = size_t{8} << 20;
+constexpr size_t kStackBytes = 1024, kPrintfBytes = 1 << 20, kHeapBytes = 8 << 20;
+
+size_t above(size_t bytes, size_t included_bytes) { return bytes > included_bytes ? bytes - included_bytes : 0; }
+
 constexpr uintptr_t kLegacyHandle = 1;     // CU_STREAM_LEGACY
 constexpr uintptr_t kPerThreadHandle = 2;  // CU_STREAM_PER_THREAD
 
@@ -23,8 +29,39 @@ Context::Context(int device_ordinal, bool is_primary, unsigned context_flags)
       id(next_context_id.fetch_add(1)),
       flags(context_flags),
       space(std::make_shared<ContextSpace>(device_ordinal, id)) {
-  const size_t defaults[CU_LIMIT_MAX] = {1024, 1 << 20, 8 << 20, 2, 2048, 64, 0, 0, 0, 0};
+  const size_t defaults[CU_LIMIT_MAX] = {kStackBytes, kPrintfBytes, kHeapBytes, 2, 2048, 64, 0, 0, 0, 0};
   for (int i = 0; i < CU_LIMIT_MAX; ++i) limits[i] = defaults[i];
+}
+
+bool Context::take_memory(size_t stack_bytes, size_t printf_bytes, size_t heap_bytes, size_t local_bytes) {
+  Driver& driver = Driver::get();
+  DeviceArena& arena = *driver.devices[device]->arena;
+  if (printf_bytes > arena.capacity_bytes() || heap_bytes > arena.capacity_bytes()) return false;
+  // Every thread that the device can hold has a stack, on which local memory lies, whatever the grids are.
+  const size_t threads = static_cast<size_t>(driver.multiprocessors) * kMaxThreadsPerMultiprocessor;
+  const size_t stacks_bytes = driver.record ? 0 : above(std::max(stack_bytes, local_bytes), kStackBytes) * threads;
+  const size_t bytes =
+      (primary ? 0 : kContextBytes) + above(printf_bytes, kPrintfBytes) + above(heap_bytes, kHeapBytes) + stacks_bytes;
+  return memory_.resize(arena, round_up(bytes, kDriverUnitBytes));
+}
+
+bool Context::take_limit(int limit, size_t value) {
+  const auto of = [&](int which) { return limit == which ? value : limits[which].load(); };
+  return take_memory(of(CU_LIMIT_STACK_SIZE), of(CU_LIMIT_PRINTF_FIFO_SIZE), of(CU_LIMIT_MALLOC_HEAP_SIZE),
+                     local_bytes_);
+}
+
+bool Context::take_local(size_t local_bytes) {
+  if (local_bytes <= local_bytes_.load(std::memory_order_relaxed)) return true;
+  const bool taken = take_memory(limits[CU_LIMIT_STACK_SIZE], limits[CU_LIMIT_PRINTF_FIFO_SIZE],
+                                 limits[CU_LIMIT_MALLOC_HEAP_SIZE], local_bytes);
+  if (taken) local_bytes_ = local_bytes;
+  return taken;
+}
+
+void Context::give_memory() {
+  local_bytes_ = 0;
+  memory_.resize(*Driver::get().devices[device]->arena, 0);
 }
 
 std::shared_ptr<Stream> Context::add_stream(StreamRole role, int priority) {
@@ -165,6 +202,7 @@ void Context::tear_down() {
     return region.context_id == id && region.kind != RegionKind::module && region.kind != RegionKind::pool &&
            region.kind != RegionKind::vmm;
   }));
+  give_memory();
   space->peer_mask = 0;
   fault = 0;
   closing = false;

@@ -27,6 +27,7 @@ CUresult create(CUcontext* out, unsigned flags, CUdevice dev) {
     if (!out || !valid_flags(flags)) return CUDA_ERROR_INVALID_VALUE;
     if (!driver.device(dev)) return CUDA_ERROR_INVALID_DEVICE;
     auto context = std::make_shared<Context>(dev, false, flags);
+    if (!context->take_memory(0, 0, 0, 0)) return CUDA_ERROR_OUT_OF_MEMORY;
     *out = to_handle<CUcontext>(driver.contexts.add(context));
     thread_state().stack.push_back(std::move(context));
     return CUDA_SUCCESS;
@@ -243,6 +244,7 @@ SG_API cuCtxSetLimit(CUlimit limit, size_t value) {
     if (limit > CU_LIMIT_PERSISTING_L2_CACHE_SIZE) return CUDA_ERROR_UNSUPPORTED_LIMIT;
     if (limit == CU_LIMIT_STACK_SIZE && value >= (512 << 10)) return CUDA_ERROR_INVALID_VALUE;
     if (limit == CU_LIMIT_MAX_L2_FETCH_GRANULARITY && value > 128) return CUDA_ERROR_INVALID_VALUE;
+    if (!context.take_limit(limit, value)) return CUDA_ERROR_OUT_OF_MEMORY;
     context.limits[limit] = value;
     return CUDA_SUCCESS;
   });

@@ -96,6 +96,7 @@ struct GraphExec {
   std::mutex mutex;
   std::shared_ptr<const std::vector<ExecStep>> steps;  // replaced as a whole: launches on their way keep theirs
   Ticket last_launch;
+  DriverMemory uploaded;  // taken by the first upload or launch
 };
 
 /// All graphs, nodes and instances, and the lock that orders every change of a graph or of a capture.

@@ -60,6 +60,13 @@ CUresult instantiate(CUgraphExec* out, CUgraph handle, uint64_t flags) {
   });
 }
 
+/// What the device keeps of an instance. Under the instance's mutex.
+bool take_upload(Driver& driver, GraphExec& exec) {
+  constexpr size_t kNodeBytes = 4096;
+  return exec.uploaded.resize(*driver.devices[exec.context->device]->arena,
+                              round_up(exec.steps->size() * kNodeBytes, kDriverUnitBytes));
+}
+
 template <class F>
 CUresult with_exec(CUgraphExec handle, F f) {
   return with_context([&](Driver& driver, Context&) -> CUresult {
@@ -74,13 +81,14 @@ int64_t now_ns() {
 }
 
 CUresult launch(CUgraphExec handle, CUstream stream_handle, bool per_thread) {
-  return with_stream(stream_handle, per_thread, [&](Driver&, Context& context, const auto& stream) -> CUresult {
+  return with_stream(stream_handle, per_thread, [&](Driver& driver, Context& context, const auto& stream) -> CUresult {
     auto exec = Graphs::get().execs.get(handle);
     if (!exec) return CUDA_ERROR_INVALID_VALUE;
     refuse_capture(stream);
     // Held over the submission: launches of one instance run one after the other, on whichever streams.
     std::lock_guard graphs_lock(Graphs::get().mutex);
     std::lock_guard lock(exec->mutex);
+    if (!take_upload(driver, *exec)) return CUDA_ERROR_OUT_OF_MEMORY;
     const auto steps = exec->steps;
     const bool frees_itself = (exec->flags & kAutoFree) != 0;
     for (const ExecStep& step : *steps) {
@@ -222,8 +230,11 @@ SG_API cuGraphLaunch_ptsz(CUgraphExec exec, CUstream stream) { return launch(exe
 
 namespace {
 CUresult upload(CUgraphExec handle, CUstream stream, bool per_thread) {
-  return with_stream(stream, per_thread, [&](Driver&, Context&, const auto&) -> CUresult {
-    return Graphs::get().execs.get(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  return with_stream(stream, per_thread, [&](Driver& driver, Context&, const auto&) -> CUresult {
+    auto exec = Graphs::get().execs.get(handle);
+    if (!exec) return CUDA_ERROR_INVALID_VALUE;
+    std::lock_guard lock(exec->mutex);
+    return take_upload(driver, *exec) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
   });
 }
 }  // namespace

@@ -91,6 +91,7 @@ CUresult launch(CUfunction handle, const Shape& shape, CUstream stream_handle, b
     std::vector<uint8_t> packed;
     const CUresult packing = pack_params(*function->kernel, params, extra, &packed);
     if (packing != CUDA_SUCCESS) return packing;
+    if (!context.take_local(function->kernel->local_bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
     StreamOp op;
     op.node_type = CU_GRAPH_NODE_TYPE_KERNEL;
     op.run = [&driver, &context, module, kernel = function->kernel, shape, bytes = std::move(packed)] {

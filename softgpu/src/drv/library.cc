@@ -69,6 +69,12 @@ CUresult load_library(CUlibrary* out, const void* code, unsigned count, const CU
       if (!log.empty()) std::fprintf(stderr, "softgpu: library: %.2000s\n", log.c_str());
       return result;
     }
+    for (auto& context : loads_eagerly() ? driver.contexts.all() : decltype(driver.contexts.all())()) {
+      std::shared_ptr<Module> module;
+      if (!context->active) continue;
+      result = library->module_in(context, &module, &log);
+      if (result != CUDA_SUCCESS) return result;
+    }
     driver.libraries.add(library);
     for (const std::string& name : library->outline->kernel_names()) {
       auto kernel = std::make_shared<LibraryKernel>();

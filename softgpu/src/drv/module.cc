@@ -19,6 +19,11 @@ void report(const char* what, const std::string& log) {
 
 }  // namespace
 
+bool loads_eagerly() {
+  const char* asked = std::getenv("CUDA_MODULE_LOADING");
+  return asked && std::strcmp(asked, "EAGER") == 0;
+}
+
 CUresult Module::function(const char* name, std::shared_ptr<Function>* out) {
   std::lock_guard lock(mutex);
   auto it = functions.find(std::string_view(name));
@@ -34,6 +39,9 @@ CUresult Module::function(const char* name, std::shared_ptr<Function>* out) {
     return code;
   }
   auto made = std::make_shared<Function>();
+  if (!made->code.resize(*Driver::get().devices[context->device]->arena, kDriverUnitBytes)) {
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
   made->module = weak_from_this();
   made->module_handle = handle;
   made->kernel = kernel;
@@ -50,6 +58,10 @@ CUresult make_module(const std::shared_ptr<Context>& context, const std::vector<
   module->context = context;
   module->space = context->space;
   const std::vector<std::string_view> views(texts.begin(), texts.end());
+  size_t code_bytes = 0;
+  for (const std::string& text : texts) code_bytes += text.size();
+  DeviceArena& arena = *Driver::get().devices[context->device]->arena;
+  if (!module->code.resize(arena, round_up(code_bytes, kDriverUnitBytes))) return CUDA_ERROR_OUT_OF_MEMORY;
   int code = CUDA_ERROR_INVALID_PTX;
   module->program = link_ptx(views, *module->space, log, &code, managed);
   if (!module->program) return code;
@@ -142,9 +154,8 @@ SG_API cuModuleGetGlobal_v2(CUdeviceptr* address, size_t* bytes, CUmodule handle
 SG_API cuModuleGetLoadingMode(int* mode) {
   return with_driver([&](Driver&) -> CUresult {
     if (!mode) return CUDA_ERROR_INVALID_VALUE;
-    const char* asked = std::getenv("CUDA_MODULE_LOADING");
     constexpr int kEager = 1, kLazy = 2;
-    *mode = asked && std::strcmp(asked, "EAGER") == 0 ? kEager : kLazy;
+    *mode = loads_eagerly() ? kEager : kLazy;
     return CUDA_SUCCESS;
   });
 }

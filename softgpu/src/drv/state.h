@@ -79,6 +79,7 @@ struct Function {
   std::weak_ptr<Module> module;
   uint64_t module_handle = 0;
   const Kernel* kernel = nullptr;                // lives as long as the module's program
+  DriverMemory code;                             // loaded at first use
   std::atomic<int> max_dynamic_shared_bytes{0};  // at first what static shared memory leaves of the default limit
   std::atomic<int> carveout{-1};
   // What cuFuncSetBlockShape and its like keep until the launch. One thread at a time, as the old API asks.
@@ -93,6 +94,7 @@ struct Module : std::enable_shared_from_this<Module> {
   std::shared_ptr<Context> context;
   std::shared_ptr<ContextSpace> space;  // the program frees its globals here, after the context may be gone
   std::unique_ptr<Program> program;
+  DriverMemory code;
   bool owned_by_library = false;
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<Function>, std::less<>> functions;
@@ -196,6 +198,13 @@ struct Context : std::enable_shared_from_this<Context> {
   std::atomic<int> cache_config{0};
   std::atomic<int> shared_config{1};
   std::array<std::atomic<size_t>, CU_LIMIT_MAX> limits;
+  /// Takes what a driver takes for a context of this kind with these limits, and for kernels that want so many bytes of
+  /// local memory a thread. False, and nothing has changed, if the device has no room.
+  bool take_memory(size_t stack_bytes, size_t printf_bytes, size_t heap_bytes, size_t local_bytes);
+  bool take_limit(int limit, size_t value);
+  /// Grows the local memory where a kernel wants more than any before it.
+  bool take_local(size_t local_bytes);
+  void give_memory();
   const std::shared_ptr<ContextSpace> space;
 
   /// The stream behind a stream argument. 400 if it is none, or one of another context.
@@ -222,6 +231,8 @@ struct Context : std::enable_shared_from_this<Context> {
   std::mutex order_mutex_;  // submissions to the NULL stream and to blocking streams are ordered by it
   std::vector<std::shared_ptr<Stream>> streams_;
   std::shared_ptr<Stream> legacy_;
+  DriverMemory memory_;
+  std::atomic<size_t> local_bytes_{0};  // the largest of any kernel launched so far
 };
 
 /// The whole driver. Made at the first call, never destroyed: streams may still run while the process exits.
@@ -294,6 +305,9 @@ CUresult resolve_function(Driver& driver, const std::shared_ptr<Context>& contex
 /// Loads PTX texts into a context. `managed`: memory of their managed variables, where that is there already.
 CUresult make_module(const std::shared_ptr<Context>& context, const std::vector<std::string>& texts,
                      std::shared_ptr<Module>* out, std::string* log, void* managed = nullptr);
+
+/// CUDA_MODULE_LOADING=EAGER: libraries are loaded into every context at once, not at first use.
+bool loads_eagerly();
 
 struct ManagedOwner {
   int device = 0;

@@ -218,6 +218,19 @@ size_t DeviceArena::used_bytes() const {
   return used_bytes_;
 }
 
+bool DriverMemory::resize(DeviceArena& arena, size_t bytes) {
+  std::lock_guard lock(mutex_);
+  if (bytes > bytes_ && !arena.charge(bytes - bytes_)) return false;
+  if (bytes < bytes_) arena.uncharge(bytes_ - bytes);
+  arena_ = &arena;
+  bytes_ = bytes;
+  return true;
+}
+
+DriverMemory::~DriverMemory() {
+  if (arena_) arena_->uncharge(bytes_);
+}
+
 PhysicalMemory::~PhysicalMemory() {
   if (fd >= 0) close(fd);
   if (charged_to) charged_to->uncharge(size_bytes);

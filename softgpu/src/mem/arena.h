@@ -22,6 +22,7 @@ namespace sg {
 constexpr int kMaxDevices = 32;
 constexpr size_t kVmmGranularityBytes = size_t{2} << 20;
 constexpr size_t kPageBytes = 4096;
+constexpr size_t kDriverUnitBytes = size_t{64} << 10;  // what a driver takes for itself is a multiple of it
 
 inline uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -135,6 +136,22 @@ class DeviceArena {
   size_t capacity_bytes_;
   size_t used_bytes_ = 0;
   std::map<uint64_t, size_t> free_;  // address -> bytes, neighbours merged
+};
+
+/// Memory that a driver takes for itself: counted, at no address. Given back with its holder.
+class DriverMemory {
+ public:
+  DriverMemory() = default;
+  DriverMemory(const DriverMemory&) = delete;
+  DriverMemory& operator=(const DriverMemory&) = delete;
+  ~DriverMemory();
+  /// False, with what there was, if the device has no room for more.
+  bool resize(DeviceArena& arena, size_t bytes);
+
+ private:
+  std::mutex mutex_;
+  DeviceArena* arena_ = nullptr;
+  size_t bytes_ = 0;
 };
 
 /// Memory made by cuMemCreate: a sealed memfd, so that it can be mapped at several addresses and passed on as an fd.

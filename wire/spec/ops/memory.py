@@ -25,4 +25,12 @@ op(
     "reply express charges",
     "registers pinned memory: a page-aligned part of the host arena",
 )
+op(
+    45,
+    "DEVICE_MEMORY",
+    "device:u32 pad:u32",
+    "reply express",
+    "what the slice has of a device now; needs no context; quota_bytes 0: no quota",
+    reply="quota_bytes:u64 free_bytes:u64",
+)
 op(44, "HOST_UNREGISTER", "arena_off:u64 size_bytes:u64", "reply drains", "gives it back")

@@ -16,7 +16,7 @@ op(
     62,
     "MODULE_GET_FUNCTION",
     "module:u32 function:u32",
-    "reply",
+    "reply charges",
     "binds a client-minted function index; answers attributes and parameter layout",
     tail="name, not terminated",
     reply="attribute_count:u32 param_count:u32",
