@@ -40,5 +40,5 @@ tarball: setup ## dist/orion-client-VERSION-linux-x86_64.tar.gz: the two client 
 	$(PYTHON_IN_VENV) tools/make_tarball.py
 
 clean: ## remove what the build made (not .venv, not the cache of third-party builds)
-	rm -rf build dist *.egg-info orion_server/engine/_engine*
+	rm -rf build dist *.egg-info orion_server/engine/_engine* orion_server/arbiter/_arbiter*
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

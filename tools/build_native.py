@@ -1,4 +1,4 @@
-"""Builds everything that is compiled: the client libraries, softgpu and the engine.
+"""Builds everything that is compiled: the client libraries, softgpu, the engine and the arbiter.
 
     build_native.py                     development build with the system's gcc, in build/ and in place
     build_native.py --release FOLDER    release build with zig (glibc 2.17), laid out as in the wheel
@@ -22,7 +22,7 @@ from zig_wrappers import zig_folder, zig_wrappers
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "orion_server" / "engine"
 CLIENT_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
-ENGINE_MODULE = "_engine.abi3.so"
+ARBITER = ROOT / "orion_server" / "arbiter"
 
 
 def cmake_build(source: Path, build: Path, settings: dict[str, str]) -> None:
@@ -39,19 +39,22 @@ def newest(paths: list[Path]) -> float:
     return max(path.stat().st_mtime for path in paths)
 
 
-def build_engine(output: Path, libzmq: Path, compilers: dict[str, str]) -> None:
-    """cffi's own build always compiles everything, so it is skipped when nothing that it reads is newer."""
-    module = output / ENGINE_MODULE
-    sources = [path for path in ENGINE.iterdir() if path.suffix in (".c", ".h", ".py")]
-    sources = [path for path in sources if not path.name.startswith("_engine")]
+def build_module(source: Path, output: Path, variables: dict[str, str]) -> Path:
+    """Runs a folder's own builder: `_NAME.abi3.so` of SOURCE/build_NAME.py. cffi's own build always compiles everything,
+    so it is skipped when nothing that it reads is newer."""
+    name = source.name
+    module = output / f"_{name}.abi3.so"
+    sources = [path for path in source.iterdir() if path.suffix in (".c", ".h", ".py")]
+    sources = [path for path in sources if not path.name.startswith(f"_{name}")]
     sources += list((ROOT / "wire" / "include").glob("*.h"))
     if module.exists() and module.stat().st_mtime > newest(sources):
-        return
-    env = {**os.environ, **compilers, "ORION_LIBZMQ_DIR": str(libzmq)}
+        return module
+    env = {**os.environ, **variables}
     output.mkdir(parents=True, exist_ok=True)
-    run([sys.executable, str(ENGINE / "build_engine.py"), "--output-dir", str(output)], cwd=ROOT, env=env, quiet=True)
+    run([sys.executable, str(source / f"build_{name}.py"), "--output-dir", str(output)], cwd=ROOT, env=env, quiet=True)
     if not module.exists():
-        raise SystemExit(f"build_engine.py made no {module}")
+        raise SystemExit(f"build_{name}.py made no {module}")
+    return module
 
 
 def build_development() -> None:
@@ -59,7 +62,9 @@ def build_development() -> None:
     cmake_build(ROOT / "shim", ROOT / "build" / "shim", {"ORION_LIBZMQ_DIR": str(libzmq)})
     cmake_build(ROOT / "softgpu", ROOT / "build" / "softgpu", {})
     # Linked by the C++ driver, with its runtime inside, because libzmq is C++.
-    build_engine(ENGINE, libzmq, {"LDSHARED": "g++ -shared -static-libstdc++ -static-libgcc"})
+    linker = "g++ -shared -static-libstdc++ -static-libgcc"
+    build_module(ENGINE, ENGINE, {"LDSHARED": linker, "ORION_LIBZMQ_DIR": str(libzmq)})
+    build_module(ARBITER, ARBITER, {})
 
 
 def build_test_client() -> None:
@@ -127,10 +132,11 @@ def build_release(destination: Path) -> None:
         "LDSHARED": f"{wrappers / 'zig-c++'} -shared",
         "LDCXXSHARED": f"{wrappers / 'zig-c++'} -shared",
     }
-    build_engine(build / "engine", libzmq, compilers)
-    engine = destination / "orion_server" / "engine"
-    engine.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(build / "engine" / ENGINE_MODULE, engine / ENGINE_MODULE)
+    for source, variables in ((ENGINE, {"ORION_LIBZMQ_DIR": str(libzmq)}), (ARBITER, {})):
+        module = build_module(source, build / source.name, {**compilers, **variables})
+        target = destination / "orion_server" / source.name / module.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(module, target)
 
 
 def main() -> None:

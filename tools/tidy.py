@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The one of the virtual environment, whatever PATH has.
 CLANG_TIDY = str(Path(sys.executable).with_name("clang-tidy"))
 RESULTS = ROOT / "build" / "tidy"
-HEADER_FOLDERS = ("shim", "softgpu", "wire", "orion_server/engine")
+HEADER_FOLDERS = ("shim", "softgpu", "wire", "orion_server/engine", "orion_server/arbiter")
 
 
 def sources() -> dict[Path, list[str]]:
@@ -33,12 +33,14 @@ def sources() -> dict[Path, list[str]]:
     libzmq = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "build_libzmq.py")], check=True, capture_output=True, text=True
     ).stdout.strip()
-    # cffi compiles the engine without leaving a compilation database.
-    engine_flags = ["-std=c11", "-D_GNU_SOURCE", f"-I{ROOT}/wire/include", f"-I{ROOT}/orion_server/engine"]
-    engine_flags += [f"-I{libzmq}/include", f"-I{sysconfig.get_path('include')}"]
-    for path in sorted((ROOT / "orion_server" / "engine").glob("*.c")):
-        if not path.name.startswith("_engine"):
-            found[path] = ["--", *engine_flags]
+    # cffi compiles these without leaving a compilation database.
+    for name in ("engine", "arbiter"):
+        folder = ROOT / "orion_server" / name
+        flags = ["-std=c11", "-D_GNU_SOURCE", f"-I{ROOT}/wire/include", f"-I{folder}"]
+        flags += [f"-I{libzmq}/include", f"-I{sysconfig.get_path('include')}"]
+        for path in sorted(folder.glob("*.c")):
+            if not path.name.startswith(f"_{name}"):
+                found[path] = ["--", *flags]
     return {path: flags for path, flags in sorted(found.items()) if not path.name.startswith("gen_")}
 
 

@@ -70,6 +70,7 @@ def test_wheel_holds_what_client_and_server_need_and_no_other_sources(wheel: Pat
         "orion_client/lib/libnvidia-ml.so.1",
         "orion_server/lib/libcuda.so.1",
         "orion_server/engine/_engine.abi3.so",
+        "orion_server/arbiter/_arbiter.abi3.so",
     }
     assert {"wire/__init__.py", "orion_client/run.py", "orion_server/cli.py", "benchmarks/cli.py"} <= set(names)
     sources = [name for name in names if name.endswith((".c", ".cc", ".h", ".o", ".a"))]
@@ -85,7 +86,7 @@ def test_the_self_test_is_not_answered_without_a_gpu(installed: Path) -> None:
 
 def test_nothing_needs_a_newer_glibc(installed: Path) -> None:
     libraries = native_files(installed)
-    assert len(libraries) == 4
+    assert len(libraries) == 5
     for library in libraries:
         versions = needed_versions(library, "GLIBC")
         assert versions, library
