@@ -8,10 +8,16 @@ import struct
 import threading
 from collections.abc import Callable
 
-MAGIC, VERSION, BYTES = 0x0053414553, 1, 192 + 64 * 320
-NO_LIMIT = (1 << 64) - 1
-WAKE, PINNED_GRANTED, PINNED, DEVICES, DEVICE_BYTES = 64, 72, 128, 192, 320
-GRANTED, QUOTA, OTHERS, ANSWERED, CHARGED, KINDS, ASKED, ASKED_BYTES = 0, 8, 16, 24, 128, 136, 192, 200
+from seat import DEVICE, DEVICE_BYTES, MAGIC, NO_LIMIT, SEAT, SEAT_BYTES, VERSION
+
+WAKE, PINNED_GRANTED, PINNED, DEVICES = (
+    SEAT[name] for name in ("wake", "pinned_granted_bytes", "pinned_bytes", "devices")
+)
+GRANTED, QUOTA, OTHERS, ANSWERED, CHARGED, KINDS, ASKED, ASKED_BYTES = (
+    DEVICE[name]
+    for name in ("granted_bytes", "quota_bytes", "others_bytes", "answered", "charged_bytes", "kind_bytes", "asked",
+                 "asked_bytes")
+)  # fmt: skip
 KIND_NAMES = ("buffer", "virtual", "array", "module", "context", "limit", "graph")
 
 
@@ -20,9 +26,9 @@ class MemorySeat:
 
     def __init__(self, quota: int, granted: int | None = None, pinned: int = NO_LIMIT) -> None:
         self.fd = os.memfd_create("seat")
-        os.ftruncate(self.fd, BYTES)
+        os.ftruncate(self.fd, SEAT_BYTES)
         self.doorbell, self.wake = os.eventfd(0), os.eventfd(0)
-        self.memory = mmap.mmap(self.fd, BYTES)
+        self.memory = mmap.mmap(self.fd, SEAT_BYTES)
         struct.pack_into("<II", self.memory, 0, MAGIC, VERSION)
         self.put(PINNED_GRANTED, pinned)
         for device in range(64):
