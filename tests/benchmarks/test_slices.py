@@ -107,8 +107,9 @@ def test_targets_that_are_missed_are_marked() -> None:
 
 def test_more_than_was_configured_is_no_success() -> None:
     """A hard share that is exceeded, and a pair that together got more than it was to have."""
-    rows = [as_row("alone_50_2ms", slices.shares_row([told_of(50, 0.9)], "x")),
-            as_row("pair_30_70_2ms", slices.shares_row([told_of(30, 0.5), told_of(70, 0.7)], "x"), clients=2)]  # fmt: skip
+    pair = slices.shares_row([told_of(30, 0.5), told_of(70, 0.7)], "x")
+    rows = [as_row("alone_50_2ms", slices.shares_row([told_of(50, 0.9)], "x"))]
+    rows.append(as_row("pair_30_70_2ms", pair, clients=2))
     (table,) = tables_of(summarise(rows), "slices")
     assert [cells[table.head.index("of granted")].mark for cells in table.rows] == ["poor", "poor", "good"]
     assert table.rows[1][table.head.index("lost")].mark == "poor"
