@@ -43,7 +43,10 @@ static void publish_turn(orion_arbiter* a, uint32_t index, int gpu) {
   place* p = &s->places[gpu];
   const policy_seat* turn = &a->gpus[gpu].turns.seats[p->policy_index];
   orion_seat_device* d = seat_at(s, gpu);
-  if (turn->grant == p->grant && turn->budget_ns == p->budget_ns && turn->recalled == p->recalled) return;
+  // Before its first turn here a worker keeps the number of the last one that it has had.
+  if (!turn->grant || (turn->grant == p->grant && turn->budget_ns == p->budget_ns && turn->recalled == p->recalled)) {
+    return;
+  }
   put(&d->budget_ns, turn->budget_ns);
   put(&d->recalled, turn->recalled);
   put(&d->grant, turn->grant);
@@ -53,17 +56,22 @@ static void publish_turn(orion_arbiter* a, uint32_t index, int gpu) {
 
 static bool has_turns(const seat* s, int gpu) { return s->is_used && s->places[gpu].policy_index != NO_INDEX; }
 
-uint64_t arbiter_look(orion_arbiter* a, int gpu, uint64_t now_ns) {
-  for (uint32_t i = 0; i < SEATS_MAX; i++) {
+/// What the workers of a GPU have used until now is charged as the limits are now.
+static void tell_all(orion_arbiter* a, int gpu, uint64_t now_ns) {
+  for (uint32_t i = 0; i < a->seat_count; i++) {
     if (has_turns(&a->seats[i], gpu)) tell_policy(a, i, gpu, now_ns);
   }
-  for (int i = 0; i < (int)SLICES_MAX; i++) {
+}
+
+uint64_t arbiter_look(orion_arbiter* a, int gpu, uint64_t now_ns) {
+  tell_all(a, gpu, now_ns);
+  for (int i = 0; i < (int)a->slice_count; i++) {
     if (a->slices[i].is_used && a->slices[i].gpu == gpu) grants_answer(a, i);
   }
   uint64_t again_ns = moves_look(a, gpu, now_ns);
   const uint64_t turn_ns = policy_decide(&a->gpus[gpu].turns, now_ns);
   if (turn_ns < again_ns) again_ns = turn_ns;
-  for (uint32_t i = 0; i < SEATS_MAX; i++) {
+  for (uint32_t i = 0; i < a->seat_count; i++) {
     if (has_turns(&a->seats[i], gpu)) publish_turn(a, i, gpu);
   }
   return again_ns;
@@ -71,7 +79,7 @@ uint64_t arbiter_look(orion_arbiter* a, int gpu, uint64_t now_ns) {
 
 void arbiter_wake(orion_arbiter* a) {
   const uint64_t one = 1;
-  for (uint32_t i = 0; i < SEATS_MAX; i++) {
+  for (uint32_t i = 0; i < a->seat_count; i++) {
     seat* s = &a->seats[i];
     if (!s->is_used || !s->has_changed) continue;
     s->has_changed = false;
@@ -230,10 +238,26 @@ int orion_arbiter_add_slice(orion_arbiter* a, int gpu, const orion_slice_limits*
     }
     *s = (slice){.is_used = true, .gpu = gpu, .policy_index = turns, .limits = *limits, .since_ns = now_ns};
     a->gpus[gpu].is_used = true;
+    if (i >= a->slice_count) a->slice_count = i + 1;
     result = (int)i + 1;
   }
   pthread_mutex_unlock(&a->lock);
   return result;
+}
+
+/// The seat takes turns on the GPU from now on. False: there are too many.
+static bool begin_turns(orion_arbiter* a, uint32_t index, int gpu, uint64_t now_ns) {
+  const seat* s = &a->seats[index];
+  place* p = &a->seats[index].places[gpu];
+  orion_seat_device* d = seat_at(s, gpu);
+  const uint32_t slice = (uint32_t)a->slices[p->slice].policy_index;
+  p->policy_index = policy_add_seat(&a->gpus[gpu].turns, slice, get(&d->spent_ns), now_ns);
+  if (p->policy_index == NO_INDEX) return false;
+  // A turn of the time before a ratio was taken away is none any more.
+  put(&d->recalled, get(&d->grant));
+  p->recalled = get(&d->grant);
+  put(&d->is_limited, 1);
+  return true;
 }
 
 /// The slice's seats begin or cease to take turns, as its ratio says.
@@ -242,6 +266,7 @@ static int change_turns(orion_arbiter* a, int index, const orion_slice_limits* l
   policy* turns = &a->gpus[s->gpu].turns;
   const bool elastic = limits->policy == ORION_POLICY_ELASTIC;
   if (limits->ratio_percent && s->policy_index != NO_INDEX) {
+    tell_all(a, s->gpu, now_ns);
     policy_set_slice(turns, (uint32_t)s->policy_index, limits->ratio_percent, elastic, now_ns);
     return 0;
   }
@@ -254,9 +279,12 @@ static int change_turns(orion_arbiter* a, int index, const orion_slice_limits* l
   for (uint32_t i = 0; i < SEATS_MAX; i++) {
     seat* t = &a->seats[i];
     if (!t->is_used || t->places[s->gpu].slice != index) continue;
-    place* p = &t->places[s->gpu];
-    p->policy_index = limits->ratio_percent ? policy_add_seat(turns, (uint32_t)s->policy_index, now_ns) : NO_INDEX;
-    put(&seat_at(t, s->gpu)->is_limited, p->policy_index != NO_INDEX);
+    if (!limits->ratio_percent) {
+      t->places[s->gpu].policy_index = NO_INDEX;
+      put(&seat_at(t, s->gpu)->is_limited, 0);
+    } else if (!begin_turns(a, i, s->gpu, now_ns)) {
+      return -ENOSPC;
+    }
     t->has_changed = true;
   }
   if (!limits->ratio_percent) {
@@ -271,8 +299,12 @@ int orion_arbiter_set_slice(orion_arbiter* a, int number, const orion_slice_limi
   pthread_mutex_lock(&a->lock);
   const int index = slice_index(a, number);
   int result = index == NO_INDEX ? -ENOENT : 0;
+  const uint64_t quota_before = result ? 0 : a->slices[index].limits.quota_bytes;
   if (!result && !grants_resize(a, index, limits->quota_bytes, shrink)) result = -EBUSY;
-  if (!result) result = change_turns(a, index, limits, arbiter_now_ns());
+  if (!result) {
+    result = change_turns(a, index, limits, arbiter_now_ns());
+    if (result) (void)grants_resize(a, index, quota_before, ORION_SHRINK_BLOCK);
+  }
   if (!result) {
     slice* s = &a->slices[index];
     s->limits = *limits;
@@ -306,6 +338,7 @@ int orion_arbiter_get_slice(orion_arbiter* a, int number, orion_slice_limits* li
   pthread_mutex_lock(&a->lock);
   const int index = slice_index(a, number);
   if (index != NO_INDEX) {
+    settle(a);  // what has been used until now counts
     const slice* s = &a->slices[index];
     *limits = s->limits;
     *usage = (orion_slice_usage){
@@ -396,8 +429,10 @@ int orion_arbiter_add_seat(orion_arbiter* a, int seat_fd, int doorbell_fd, int w
     munmap(made.memory, sizeof *made.memory);
     return -error;
   }
-  // The thread empties it without waiting.
+  // The thread waits for no worker: neither for one that has emptied its doorbell, nor for one that has filled its
+  // wake.
   (void)fcntl(made.doorbell_fd, F_SETFL, fcntl(made.doorbell_fd, F_GETFL) | O_NONBLOCK);
+  (void)fcntl(made.wake_fd, F_SETFL, fcntl(made.wake_fd, F_GETFL) | O_NONBLOCK);
   fill(&made);
   int result = -ENOSPC;
   pthread_mutex_lock(&a->lock);
@@ -405,6 +440,7 @@ int orion_arbiter_add_seat(orion_arbiter* a, int seat_fd, int doorbell_fd, int w
     if (a->seats[i].is_used) continue;
     if (!watch(a, made.doorbell_fd, i)) break;
     a->seats[i] = made;
+    if (i >= a->seat_count) a->seat_count = i + 1;
     result = (int)i + 1;
   }
   pthread_mutex_unlock(&a->lock);
@@ -424,15 +460,12 @@ int orion_arbiter_assign(orion_arbiter* a, int number, int slice_number) {
     if (p->slice != NO_INDEX) {
       result = -EEXIST;
     } else {
-      int turns = NO_INDEX;
-      if (of->policy_index != NO_INDEX) {
-        turns = policy_add_seat(&a->gpus[of->gpu].turns, (uint32_t)of->policy_index, arbiter_now_ns());
-        if (turns < 0) result = -ENOSPC;
-      }
-      if (!result) {
-        *p = (place){.slice = index, .policy_index = turns};
+      *p = (place){.slice = index, .policy_index = NO_INDEX};
+      if (of->policy_index != NO_INDEX && !begin_turns(a, (uint32_t)number - 1, of->gpu, arbiter_now_ns())) {
+        p->slice = NO_INDEX;
+        result = -ENOSPC;
+      } else {
         grants_begin(a, (uint32_t)number - 1, of->gpu);
-        put(&seat_at(s, of->gpu)->is_limited, turns != NO_INDEX);
         settle(a);
       }
     }

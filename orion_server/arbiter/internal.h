@@ -32,6 +32,9 @@ typedef struct place {
   int slice;                            // index; NO_INDEX: nothing
   int policy_index;                     // of its seat there; NO_INDEX: no ratio
   uint64_t grant, budget_ns, recalled;  // as published
+  uint64_t granted_bytes, answered;     // as published
+  uint64_t overdrawn_bytes;             // charged when the quota became less than that; 0: nothing
+  uint64_t asked, asked_bytes;          // as last read
   uint64_t residency;                   // as published
   uint64_t residency_at_ns;
 } place;
@@ -59,6 +62,7 @@ struct orion_arbiter {
   uint64_t timer_at_ns;
   gpu gpus[GPUS_MAX];
   int gpu_count;
+  uint32_t seat_count, slice_count;  // one past the highest that has been in use
   seat seats[SEATS_MAX];
   slice slices[SLICES_MAX];
 };
@@ -87,7 +91,9 @@ bool grants_resize(orion_arbiter* a, int slice, uint64_t quota_bytes, int shrink
 /// Sum of what the slice's workers say they have charged.
 uint64_t grants_charged(const orion_arbiter* a, int slice);
 /// What the seat still asks for on top of its grant, no more than its quota allows; 0: nothing.
-uint64_t grants_wanted(const orion_arbiter* a, uint32_t seat, int gpu);
+uint64_t grants_wanted(orion_arbiter* a, uint32_t seat, int gpu);
+/// What the seat has of its quota: its grant, or what it had charged when the quota was lowered below that.
+uint64_t grants_held(orion_arbiter* a, uint32_t seat, int gpu);
 /// Grants `bytes` more, and answers.
 void grants_allow(orion_arbiter* a, uint32_t seat, int gpu, uint64_t bytes);
 void grants_refuse(orion_arbiter* a, uint32_t seat, int gpu);

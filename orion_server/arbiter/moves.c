@@ -23,7 +23,8 @@ static void learn_leaving(orion_arbiter* a, uint32_t index, int gpu, uint64_t no
   residency_seat* r = &a->gpus[gpu].memory.seats[index];
   if (get(&d->residency_done) < a->seats[index].places[gpu].residency) return;
   // Nothing is charged while memory is away, so the grant can be what was charged.
-  r->granted_bytes = grants_reclaim(a, index, gpu);
+  (void)grants_reclaim(a, index, gpu);
+  r->granted_bytes = grants_held(a, index, gpu);
   const uint64_t out = get(&d->out_bytes);
   r->fixed_bytes = out < r->granted_bytes ? r->granted_bytes - out : 0;
   set_place(r, PLACE_GONE, now_ns);
@@ -54,7 +55,7 @@ static void learn(orion_arbiter* a, uint32_t index, int gpu, uint64_t now_ns) {
   if (r->place == PLACE_NONE) set_place(r, PLACE_HERE, now_ns);
   if (r->place == PLACE_LEAVING) learn_leaving(a, index, gpu, now_ns);
   if (r->place == PLACE_RETURNING) learn_returning(a, index, gpu, now_ns);
-  r->granted_bytes = get(&d->granted_bytes);
+  r->granted_bytes = grants_held(a, index, gpu);
   r->asked_bytes = grants_wanted(a, index, gpu);
   r->wants = get(&d->wants) || get(&d->wants_residency);
   const int turn = s->places[gpu].policy_index;
@@ -69,7 +70,8 @@ static uint64_t with_step(const orion_arbiter* a, uint32_t index, int gpu, uint6
   const uint64_t quota = a->slices[slice].limits.quota_bytes ? a->slices[slice].limits.quota_bytes : UINT64_MAX;
   const uint64_t granted = m->seats[index].granted_bytes, promised = residency_promised(m);
   uint64_t most = m->capacity_bytes > promised ? m->capacity_bytes - promised : 0;
-  if (most > quota - granted) most = quota - granted;
+  const uint64_t below_quota = quota > granted ? quota - granted : 0;
+  if (most > below_quota) most = below_quota;
   const uint64_t stepped = (wanted + GRANT_STEP_BYTES - 1) / GRANT_STEP_BYTES * GRANT_STEP_BYTES;
   return stepped < most ? stepped : wanted;
 }
@@ -87,7 +89,7 @@ static void take_step(orion_arbiter* a, int gpu, const residency_step* step, uin
       break;
     case RESIDENCY_ALLOW:
       grants_allow(a, step->seat, gpu, with_step(a, step->seat, gpu, r->asked_bytes));
-      r->granted_bytes = get(&seat_at(&a->seats[step->seat], gpu)->granted_bytes);
+      r->granted_bytes = grants_held(a, step->seat, gpu);
       r->asked_bytes = 0;
       break;
     case RESIDENCY_REFUSE:
@@ -102,7 +104,7 @@ static void take_step(orion_arbiter* a, int gpu, const residency_step* step, uin
 uint64_t moves_look(orion_arbiter* a, int gpu, uint64_t now_ns) {
   residency_gpu* m = &a->gpus[gpu].memory;
   if (!m->capacity_bytes) return POLICY_NEVER;
-  for (uint32_t i = 0; i < SEATS_MAX; i++) {
+  for (uint32_t i = 0; i < a->seat_count; i++) {
     if (a->seats[i].is_used && a->seats[i].places[gpu].slice != NO_INDEX) {
       learn(a, i, gpu, now_ns);
       if (m->count <= i) m->count = i + 1;

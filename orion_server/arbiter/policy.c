@@ -6,7 +6,7 @@
 static bool slice_is_active(const policy* p, uint32_t slice) {
   for (uint32_t i = 0; i < p->seat_count; i++) {
     const policy_seat* s = &p->seats[i];
-    if (s->is_used && s->slice == slice && (s->wants || s->holds)) return true;
+    if (s->is_used && s->slice == slice && ((s->wants && !s->is_held_back) || s->holds)) return true;
   }
   return false;
 }
@@ -41,7 +41,40 @@ static uint64_t earned_ns(const policy_slice* c, bool is_active, shares sums, ui
   return own_ns + passed_ns * (100 - sums.all) / 100 * c->ratio_percent / sums.elastic;
 }
 
+/// Of the slice, what its workers estimate to run or to be queued.
+static int64_t in_flight(const policy* p, uint32_t slice) {
+  int64_t ns = 0;
+  for (uint32_t i = 0; i < p->seat_count; i++) {
+    const policy_seat* s = &p->seats[i];
+    if (s->is_used && s->slice == slice) ns += (int64_t)s->in_flight_ns;
+  }
+  return ns;
+}
+
+/// Time for which work of the slice may have run that has not been measured yet: a worker tells little while a long
+/// kernel runs.
+static int64_t unmeasured(const policy* p, uint32_t slice) {
+  uint64_t most_ns = 0;
+  for (uint32_t i = 0; i < p->seat_count; i++) {
+    const policy_seat* s = &p->seats[i];
+    if (!s->is_used || s->slice != slice || !s->holds) continue;
+    const uint64_t ns = p->now_ns - s->measured_at_ns;
+    if (ns > most_ns) most_ns = ns;
+  }
+  return most_ns < (uint64_t)POLICY_ACCOUNT_MAX_NS ? (int64_t)most_ns : POLICY_ACCOUNT_MAX_NS;
+}
+
+/// The account after some time. What an idle slice has above the burst it loses; an active one keeps what it has and
+/// stops earning at its bound.
+static int64_t grown(const policy_slice* c, bool is_active, int64_t earned, int64_t open_ns) {
+  if (!is_active) return bounded(c->credit_ns + earned, INT64_MIN, POLICY_BURST_NS);
+  const int64_t most_ns = POLICY_BURST_NS + POLICY_SAVED_NS * c->ratio_percent / 100 + open_ns;
+  if (c->credit_ns >= most_ns) return c->credit_ns;
+  return bounded(c->credit_ns + earned, INT64_MIN, most_ns);
+}
+
 static bool others_want(const policy* p, uint32_t seat);
+static bool blocks(const policy* p, const policy_seat* s);
 
 /// All that has come about since the last call, by time alone.
 static void pass_time(policy* p, uint64_t now_ns) {
@@ -50,17 +83,17 @@ static void pass_time(policy* p, uint64_t now_ns) {
   p->now_ns = now_ns;
   for (uint32_t i = 0; i < p->seat_count; i++) {
     policy_seat* s = &p->seats[i];
-    if (s->is_used && s->holds && others_want(p, i)) s->contended_ns += passed_ns;
+    // One that holds on too long, or is about to end, keeps the GPU from nobody.
+    if (blocks(p, s) && others_want(p, i)) s->contended_ns += passed_ns;
   }
   if (passed_ns > (uint64_t)POLICY_ACCOUNT_MAX_NS) passed_ns = (uint64_t)POLICY_ACCOUNT_MAX_NS;
   const shares sums = shares_of(p);
   for (uint32_t i = 0; i < p->slice_count; i++) {
     policy_slice* c = &p->slices[i];
     if (!c->is_used) continue;
-    // What an idle slice has above the burst it loses.
     const bool is_active = slice_is_active(p, i);
-    const int64_t most_ns = is_active ? POLICY_ACCOUNT_MAX_NS : POLICY_BURST_NS;
-    c->credit_ns = bounded(c->credit_ns + (int64_t)earned_ns(c, is_active, sums, passed_ns), INT64_MIN, most_ns);
+    const int64_t open_ns = in_flight(p, i) + unmeasured(p, i);
+    c->credit_ns = grown(c, is_active, (int64_t)earned_ns(c, is_active, sums, passed_ns), open_ns);
   }
 }
 
@@ -84,14 +117,7 @@ static void charge(policy_slice* c, uint64_t measured_ns, uint64_t extra_ns, uin
 }
 
 /// Credit that is left when all that is in flight will have been charged.
-static int64_t available(const policy* p, uint32_t slice) {
-  int64_t ns = p->slices[slice].credit_ns;
-  for (uint32_t i = 0; i < p->seat_count; i++) {
-    const policy_seat* s = &p->seats[i];
-    if (s->is_used && s->slice == slice) ns -= (int64_t)s->in_flight_ns;
-  }
-  return ns;
-}
+static int64_t available(const policy* p, uint32_t slice) { return p->slices[slice].credit_ns - in_flight(p, slice); }
 
 // ------------------------------------------------------------------------------------------------ who may come
 static bool waits(const policy_seat* s) { return s->is_used && s->wants && !s->holds && !s->is_held_back; }
@@ -172,7 +198,7 @@ static void give(policy* p, uint32_t seat) {
   s->grant = ++p->last_grant;
   s->holds = true;
   s->is_ending = false;
-  s->granted_at_ns = p->now_ns;
+  s->granted_at_ns = s->measured_at_ns = p->now_ns;
   s->recalled_at_ns = 0;
   s->spent_before_ns = s->spent_ns;
   s->contended_ns = 0;
@@ -208,12 +234,13 @@ static uint64_t keep_or_end(policy* p, uint32_t seat) {
   if (s->is_held_back) recall(p, s);
   if (s->budget_ns == POLICY_NO_LIMIT) {
     if (contended || !is_unlimited(p, s->slice)) recall(p, s);
-    return p->now_ns + POLICY_OVERRUN_NS;
+    // A worker without a limit does not ring: what it has used is looked at as often as it is averaged.
+    return p->now_ns + (is_recalled(s) ? POLICY_OVERRUN_NS : POLICY_BUCKET_NS);
   }
   if (!contended) {
     if (is_unlimited(p, s->slice)) {
       s->budget_ns = POLICY_NO_LIMIT;
-      return POLICY_NEVER;
+      return p->now_ns + POLICY_BUCKET_NS;
     }
     const uint64_t used_ns = s->spent_ns - s->spent_before_ns + s->in_flight_ns;
     if (available(p, s->slice) > 0 && used_ns + p->turn_ns / 2 >= s->budget_ns) s->budget_ns += p->turn_ns;
@@ -282,6 +309,7 @@ void policy_tell(policy* p, uint32_t seat, const policy_report* r, uint64_t now_
   const uint64_t spent_ns = r->spent_ns > s->spent_ns ? r->spent_ns - s->spent_ns : 0;
   s->spent_ns += spent_ns;
   const uint64_t most_ns = (uint64_t)POLICY_ACCOUNT_MAX_NS;
+  if (spent_ns) s->measured_at_ns = p->now_ns;
   s->in_flight_ns = r->in_flight_ns < most_ns ? r->in_flight_ns : most_ns;
   if (spent_ns) charge(&p->slices[s->slice], spent_ns, 0, now_ns);
   s->wants = r->wants;
@@ -298,7 +326,8 @@ double policy_achieved(const policy* p, uint32_t slice, uint64_t window_ns, uint
   if (whole > POLICY_BUCKETS - 1) whole = POLICY_BUCKETS - 1;
   // Whole buckets alone: the one that is being filled would make a steady share look as if it trembled.
   for (uint64_t i = 1; i <= whole && i <= c.bucket; i++) sum_ns += c.buckets_ns[(c.bucket - i) % POLICY_BUCKETS];
-  return (double)sum_ns / (double)(whole * POLICY_BUCKET_NS);
+  const double share = (double)sum_ns / (double)(whole * POLICY_BUCKET_NS);
+  return share < 1 ? share : 1;
 }
 
 // ------------------------------------------------------------------------------------------------ slices and seats
@@ -337,13 +366,13 @@ void policy_remove_slice(policy* p, uint32_t slice, uint64_t now_ns) {
   while (p->slice_count && !p->slices[p->slice_count - 1].is_used) p->slice_count--;
 }
 
-int policy_add_seat(policy* p, uint32_t slice, uint64_t now_ns) {
+int policy_add_seat(policy* p, uint32_t slice, uint64_t spent_ns, uint64_t now_ns) {
   pass_time(p, now_ns);
   uint32_t i = 0;
   while (i < p->seat_count && p->seats[i].is_used) i++;
   if (i == POLICY_SEATS_MAX) return -1;
   if (i == p->seat_count) p->seat_count++;
-  p->seats[i] = (policy_seat){.is_used = true, .slice = slice};
+  p->seats[i] = (policy_seat){.is_used = true, .slice = slice, .spent_ns = spent_ns};
   return (int)i;
 }
 

@@ -4,7 +4,10 @@
 // Each slice has an account of GPU time. It earns its ratio of the time that passes; what its workers have measured is
 // taken off. Overuse is debt, and a slice in debt gets no turn. Time that is earned is kept while work waits or runs;
 // only an idle slice loses what it has above a burst. (Cutting it while work runs loses a part of every long kernel:
-// 11 percentage points at 90 % with kernels of 10 ms.)
+// 11 percentage points at 90 % with kernels of 10 ms.) A slice that is active and yet does not use what it earns,
+// because its program launches slowly or because some of the GPU's time is lost between turns, stops earning at a bound
+// above what it has in flight and what has run without being measured yet: else it would save up seconds, and take the
+// whole GPU for as long once it could.
 #ifndef ORION_POLICY_H
 #define ORION_POLICY_H
 
@@ -19,6 +22,7 @@
 #define POLICY_TURN_NS 5000000ull           // of one turn, where others wait
 #define POLICY_BURST_NS 5000000ll           // what an idle slice may have earned in advance
 #define POLICY_OVERRUN_NS 10000000ull       // after this long past its end a turn no longer keeps others from theirs
+#define POLICY_SAVED_NS 40000000ll          // times its ratio: what an active slice may earn beyond burst and in flight
 #define POLICY_ACCOUNT_MAX_NS 4000000000ll  // neither credit nor debt of an account matters for longer
 #define POLICY_ELASTIC_DEBT_NS 5000000ll    // idle time that was used on top leaves no more debt than this
 #define POLICY_BUCKET_NS 100000000ull
@@ -49,6 +53,7 @@ typedef struct policy_seat {
   bool is_used, wants, holds, is_ending, is_held_back;
   uint32_t slice;
   uint64_t spent_ns, in_flight_ns;
+  uint64_t measured_at_ns;  // when spent_ns last grew, or the turn began
   // what the worker is told
   uint64_t grant, budget_ns, recalled;
   // of the turn that it has
@@ -72,7 +77,8 @@ int policy_add_slice(policy* p, uint32_t ratio_percent, bool is_elastic, uint64_
 /// Effective at once: what was earned in advance at the old ratio counts no more than the new one would have.
 void policy_set_slice(policy* p, uint32_t slice, uint32_t ratio_percent, bool is_elastic, uint64_t now_ns);
 void policy_remove_slice(policy* p, uint32_t slice, uint64_t now_ns);
-int policy_add_seat(policy* p, uint32_t slice, uint64_t now_ns);
+/// `spent_ns`: what the worker has measured before, which is not charged.
+int policy_add_seat(policy* p, uint32_t slice, uint64_t spent_ns, uint64_t now_ns);
 void policy_remove_seat(policy* p, uint32_t seat, uint64_t now_ns);
 /// A seat that is held back gets no turn (its memory is elsewhere).
 void policy_hold_back(policy* p, uint32_t seat, bool is_held_back, uint64_t now_ns);

@@ -65,8 +65,8 @@ class Policy:
     def remove_slice(self, index: int, now_ns: int) -> None:
         self.lib.policy_remove_slice(self.p, index, u64(now_ns))
 
-    def add_seat(self, index: int, now_ns: int = 0) -> int:
-        return int(self.lib.policy_add_seat(self.p, index, u64(now_ns)))
+    def add_seat(self, index: int, now_ns: int = 0, spent_ns: int = 0) -> int:
+        return int(self.lib.policy_add_seat(self.p, index, u64(spent_ns), u64(now_ns)))
 
     def remove_seat(self, seat: int, now_ns: int) -> None:
         self.lib.policy_remove_seat(self.p, seat, u64(now_ns))

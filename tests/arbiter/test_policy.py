@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from model import MS, NEVER, NO_LIMIT, Machine, Policy, Tenant
+from model import MS, NEVER, NO_LIMIT, Machine, Policy, Tenant, u64
 
 SECONDS = 21
 
@@ -148,6 +148,7 @@ def test_a_small_tenant_waits_no_longer_than_turns_are():
 def test_another_ratio_is_effective_within_a_tenth_of_a_second(before: int, after: int, kernel_ms: float):
     machine = Machine([Tenant(before, kernel_ms)], 3)
     machine.run(5)
+    machine.on_doorbell(0)  # as the arbiter does: what has been used was used at the old ratio
     machine.policy.set_slice(0, after, machine.now_ns)
     machine.on_doorbell(0)
     machine.run(5)
@@ -254,3 +255,56 @@ def test_whoever_they_are_nobody_is_starved_and_hard_ratios_are_not_exceeded(mix
             assert share <= tenant.ratio / 100 + 0.04
         if not tenant.gap_ms:
             assert share >= 0.8 * tenant.ratio / whole - 0.04
+
+
+# ---------------------------------------------------------------------------------------------------- saving up
+def test_a_tenant_that_launches_slowly_does_not_save_up_while_it_holds_the_gpu():
+    """Alone it uses a fifth of its half for 12 s, and never returns its turn; then it can use all."""
+    tenant = Tenant(50, 0.02, gap_ms=0.18)
+    machine = Machine([tenant], 1)
+    machine.run(12)
+    tenant.gap_ms = 0
+    tenant.kernel_ms = 2
+    machine.run(6)
+    assert max(machine.shares(0, 1, from_s=12.1)) < 0.56
+    assert machine.worst_error_pp(0, 1, 0.5, from_s=13) <= 1.5
+
+
+def test_a_worker_that_is_stopped_in_its_turn_has_no_debt_of_seconds_afterwards():
+    policy = Policy()
+    stopped = policy.add_seat(policy.add_slice(50))
+    others = [policy.add_seat(policy.add_slice(25)) for _ in range(2)]
+    policy.tell(stopped, MS, wants=True)
+    policy.decide(MS)
+    assert policy.holds(stopped)
+    now_ns, spent = MS, dict.fromkeys(others, 0)
+    for _ in range(4000):  # 20 s in which the others take turns
+        now_ns += 5 * MS
+        for seat in others:
+            spent[seat] += 5 * MS if policy.holds(seat) else 0
+            policy.tell(seat, now_ns, wants=True, returned=policy.turn(seat)[0], spent_ns=spent[seat])
+        policy.decide(now_ns)
+    assert min(spent.values()) > 4500 * MS
+    policy.tell(stopped, now_ns, wants=True, returned=policy.turn(stopped)[0])
+    assert policy.credit_ns(0) > -20 * MS
+
+
+def test_what_was_measured_before_a_ratio_is_not_charged():
+    policy = Policy()
+    index = policy.add_slice(50)
+    seat = policy.add_seat(index, spent_ns=3600 * 1000 * MS)
+    policy.tell(seat, MS, wants=True, spent_ns=3600 * 1000 * MS + MS)
+    assert policy.credit_ns(index) >= -MS
+    policy.decide(4 * MS)
+    assert policy.holds(seat)
+
+
+def test_a_seat_whose_memory_is_away_saves_nothing_up():
+    policy = Policy()
+    index = policy.add_slice(50)
+    seat = policy.add_seat(index)
+    policy.tell(seat, MS, wants=True)
+    policy.lib.policy_hold_back(policy.p, seat, True, u64(0))
+    for now_ms in range(1, 5000):
+        policy.decide(now_ms * MS)
+    assert not policy.holds(seat) and policy.credit_ns(index) <= 5 * MS
