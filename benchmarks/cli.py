@@ -345,6 +345,33 @@ def network(
     run(("network",), options, as_json)
 
 
+SLICES_HELP = """What share of a GPU tenants get, beside what they were configured to get.
+
+Kernels of a fixed amount of work, calibrated alone and natively in this run, are the ruler: the share in a window is
+the work done in it, over the window. Rows: tenants alone at their ratios (kernels and graphs), pairs and fours,
+requests that come by chance alone and beside a saturating tenant, a ratio that changes while the program runs, and
+what slices cost; beside native programs under the driver's own time-slicing. `off` is the worst of all windows.
+
+Quick: 12 s a row, within eight minutes on a GPU. Full: 31 s a row, ratios from 10 to 90, kernels from 0.2 to 50 ms.
+Over shm, one pair over tcp. Needs gcc.
+
+\b
+  orion-bench slices
+  orion-bench slices --rows pair_30_70_2ms,change_30_70_2ms --transports shm
+  orion-bench slices --full --out ~/h200      Ctrl-C, and the same command goes on later
+"""
+
+
+@app.command(help=SLICES_HELP, short_help=session.COMMANDS["slices"].what, context_settings=TERMINAL_HELP)
+def slices(
+    device: Device = DEVICE, out: Out = OUT, full: Full = False, transports: Transports = TRANSPORTS,
+    rows: Rows = "", seconds: Seconds = None, repeats: Repeats = None, timeout: Timeout = TIMEOUT_S,
+    budget: Budget = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    options = options_of(device, out, full, transports, repeats, timeout, budget, rows=names_in(rows), seconds=seconds)
+    run(("slices",), options, as_json)
+
+
 SUITE_HELP = """Real programs (PyTorch, JAX, CuPy, the driver API) natively, over shm and over tcp.
 
 Programs whose packages are missing are left out; --rows asks for one all the same. On softgpu: the driver API alone.
@@ -367,7 +394,7 @@ def suite(
     run(("suite",), options, as_json)
 
 
-ALL_HELP = """All measurements, one after the other: latency, launch, copy, scale, attach, network, suite.
+ALL_HELP = """All measurements, one after the other: latency, launch, copy, scale, attach, network, slices, suite.
 
 \b
   orion-bench all

@@ -5,6 +5,7 @@
 #
 #   rows        facts, null engine, driver-API rows (benchmarks.session); without a MODE
 #   bench       latency, launch, copy, scale, attach, network (benchmarks.measure_all, 500 s): rows.jsonl, tables.txt
+#   slices      configured against achieved shares, alone, in company and changed live (560 s): rows.jsonl, tables.txt
 #   suite       the workloads (benchmarks.suite_session): suite.json
 #   areas       every tests/programs/*_api.c (benchmarks.area_session): areas.json
 #   runtime     programs of the CUDA runtime (benchmarks.runtime_session): runtime.json
@@ -41,7 +42,7 @@ if [ "${1:-}" = correctness ]; then
   exit $failed
 fi
 case "${1:-}" in
-  bench) program=measure_all ;;
+  bench | slices) program=measure_all ;;
   suite) program=suite_session ;;
   areas) program=area_session ;;
   runtime) program=runtime_session ;;
@@ -54,9 +55,11 @@ case "${1:-}" in
     exit 2
     ;;
 esac
-case "${1:-}" in --* | "") ;; *) shift ;; esac
+mode=${1:-}
+case "$mode" in --* | "") ;; *) shift ;; esac
+if [ "$mode" = slices ]; then set -- slices --budget 560 "$@"; fi
 # Below the ten minutes that such machines give a command; `--budget` behind the mode says otherwise.
-if [ "$program" = measure_all ]; then set -- --budget 500 "$@"; fi
+if [ "$mode" = bench ]; then set -- --budget 500 "$@"; fi
 if [ "$program" = session ]; then
   gcc -O1 -std=gnu11 -Iwire/include tests/programs/driver_api.c -o build/tests/driver_api -ldl -lpthread
   python3 -m benchmarks.gpu_facts > "$out/facts.json" 2> "$out/facts.log" || echo "a fact does not hold: see $out/facts.json"

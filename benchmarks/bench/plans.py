@@ -16,6 +16,7 @@ from benchmarks.bench.crowd import ATTACH_TIMEOUT_MS, crowd_task
 from benchmarks.bench.ground import Done, Ground, floors_task, known, rounded, streams_task
 from benchmarks.bench.model import NATIVE, Cell, Impossible, Network, Options, Row, Task, Unknown
 from benchmarks.bench.runner import TaskError
+from benchmarks.bench.slices import plan as slices
 from benchmarks.measure import spread
 from benchmarks.workloads.driver_rows import LEFT_OUT
 from orion_client import libraries
@@ -298,6 +299,7 @@ COMMANDS = {
         Command("scale", (1, 3), "many clients on one GPU at once: rate, fairness, latency under load", scale),
         Command("attach", (1, 3), "process start to the first kernel, cold and warm", attach),
         Command("network", (1, 3), "eight rows over emulated networks", network),
+        Command("slices", (1, 1), "vGPUs: configured against achieved shares of a GPU, changed live; overhead", slices),
         Command("suite", (1, 3), "real programs: PyTorch, JAX, CuPy, the driver API", suite),
     )
 }

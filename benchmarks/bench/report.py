@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.bench import slices_plots
 from benchmarks.bench.model import NATIVE, Row
 from benchmarks.bench.plans import COMMANDS
 from benchmarks.bench.plots import PLOTS, NoMatplotlib
@@ -18,6 +19,7 @@ from benchmarks.bench.summary import SAME, UNCHECKED, Line, good, runs_of, summa
 from benchmarks.bench.tables import Table, number, tables_of
 
 SUITE_FILE = "suite.json"
+ALL_PLOTS = {**PLOTS, "slices": slices_plots.slices}
 INSTALL = "the page needs matplotlib: pip install 'orion-vgpu[report]'"
 
 
@@ -179,7 +181,7 @@ def meanings(section: Section) -> str:
 
 
 def section_html(section: Section) -> str:
-    plots = "".join(f'<figure class="plot">{plot}</figure>' for plot in PLOTS[section.command](section.lines))
+    plots = "".join(f'<figure class="plot">{plot}</figure>' for plot in ALL_PLOTS[section.command](section.lines))
     tables = "".join(table_html(table) for table in tables_of(section.lines, section.command))
     run = section.run
     where = f"{run.get('gpu') or run.get('device', '')}, commit {str(run.get('commit') or 'unknown')[:12]}"

@@ -241,6 +241,11 @@ def floor_table(command: str, lines: list[Line]) -> Table | None:
 def tables_of(lines: Iterable[Line], command: str) -> list[Table]:
     """The tables of one command; none when it has no rows."""
     mine = [line for line in lines if line.command == command]
+    if command == "slices":
+        # Its tables are made of these parts.
+        from benchmarks.bench.slices_tables import slices_tables
+
+        return slices_tables(mine)
     measured = [line for line in mine if BARE not in line.entries]
     if not mine:
         return []

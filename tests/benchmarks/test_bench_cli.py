@@ -18,7 +18,7 @@ from benchmarks.bench.ground import Ground
 from benchmarks.bench.model import Network, Observer, Options
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("latency", "launch", "copy", "attach", "scale", "network", "suite", "all", "report")
+COMMANDS = ("latency", "launch", "copy", "attach", "scale", "network", "slices", "suite", "all", "report")
 
 
 def invoke(*arguments: str) -> Any:
@@ -85,6 +85,7 @@ def test_all_measures_everything(asked: list[tuple[str, Options]], tmp_path: Pat
         ["copy", "--sizes", "999g", "--device", "softgpu"],
         ["scale", "--clients", "0"],
         ["network", "--links", "100"],
+        ["slices", "--rows", "alone_101_2ms", "--device", "softgpu"],
         ["latency", "--no-such-option"],
         ["no-such-command"],
     ],
@@ -176,7 +177,18 @@ def test_measuring_needs_no_package_of_the_terminal(tmp_path: Path) -> None:
     assert "launch_and_sync" in (tmp_path / "tables.txt").read_text()
 
 
-@pytest.mark.parametrize("arguments", [["pigeon"], ["--quick", "--full"], ["--transports", "x"], ["--repeats", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pigeon"],
+        ["--quick", "--full"],
+        ["--transports", "x"],
+        ["--repeats", "0"],
+        ["--rows", "reply"],
+        ["--seconds", "0"],
+        ["slices", "--device", "softgpu", "--rows", "alone_101_2ms"],
+    ],
+)
 def test_the_plain_twin_refuses_too(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         measure_all.main([*arguments, "--out", str(tmp_path)])

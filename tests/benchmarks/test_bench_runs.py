@@ -75,6 +75,32 @@ def test_two_clients_and_launches_and_attaches(tmp_path: Path) -> None:
     assert told["good"] and rows["attach_cold"]["shm"]["digests"] == rows["attach_warm"]["native"]["digests"] == ["42"]
 
 
+def test_slices(tmp_path: Path) -> None:
+    rows = ["native_pair_2ms", "pair_30_70_2ms", "inference_50_1ms", "overhead_launch_rate"]
+    few = ["--rows", ",".join(rows), "--seconds", "1.5", "--out", str(tmp_path)]
+    told, said = bench("slices", *few)
+    places = {line["row"]: line["places"] for line in told["rows"]}
+    assert told["good"] and "no GPU timings" in " ".join(said.split())
+    assert set(places) == {*rows, "calibrate_2ms", "calibrate_1ms"}
+    assert {where["digest"] for line in places.values() for where in line.values()} == {"same"}
+    assert set(places["pair_30_70_2ms"]) == {"shm", "tcp"}
+    (details,) = places["pair_30_70_2ms"]["shm"]["details"]
+    assert [tenant["configured"] for tenant in details["tenants"]] == [30, 70]
+    assert all(tenant["items"] > 0 for tenant in details["tenants"])
+    assert places["inference_50_1ms"]["shm"]["details"][0]["requests"] > 0
+    # Again, and nothing is measured: the ruler is the saved one.
+    saved = (tmp_path / "rows.jsonl").read_bytes()
+    assert bench("slices", *few)[0] == told and (tmp_path / "rows.jsonl").read_bytes() == saved
+
+
+def test_a_ratio_changes_while_a_program_runs(tmp_path: Path) -> None:
+    told, _ = bench("slices", "--rows", "change_30_70_2ms", "--transports", "shm", "--out", str(tmp_path))
+    (change,) = [line["places"]["shm"] for line in told["rows"] if line["row"] == "change_30_70_2ms"]
+    assert told["good"] and change["digest"] == "same"
+    # Each of the two requests was answered; whether the share follows is for a machine with time to spare.
+    assert len(change["details"][0]["answer_ms"]) == len(change["details"][0]["each"]) == 2
+
+
 def test_a_row_that_cannot_end_is_a_failure(tmp_path: Path) -> None:
     told, said = bench("suite", "--rows", "launch_pipelined", "--transports", "native", "--timeout", "0.01", "--out",
                        str(tmp_path), status=1)  # fmt: skip
