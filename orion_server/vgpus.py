@@ -121,6 +121,7 @@ class Vgpus:
             since=self._since_s[s],
             quota_bytes=s.limits.quota_bytes,
             used_bytes=bounded(max(usage.charged_bytes, mapped_bytes)),
+            out_bytes=bounded(usage.out_bytes),
             kind_bytes={kind: bounded(value) for kind, value in usage.kind_bytes.items()},
             pinned_bytes=bounded(usage.pinned_bytes),
             ratio=s.limits.ratio_percent,

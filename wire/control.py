@@ -195,6 +195,7 @@ class VgpuStats(msgspec.Struct, kw_only=True):
     since: float = 0.0
     quota_bytes: Bytes63 = 0  # 0: none
     used_bytes: Bytes63 = 0
+    out_bytes: Bytes63 = 0  # of it, what lies in host memory alone
     kind_bytes: Annotated[dict[Annotated[str, Meta(max_length=32)], Bytes63], Meta(max_length=32)] = {}
     pinned_bytes: Bytes63 = 0
     ratio: Annotated[int, Meta(ge=0, le=100)] = 0  # percent; 0: none
