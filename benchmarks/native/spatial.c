@@ -171,7 +171,7 @@ int main(int argc, char** argv) {
     quick.stream = new_stream(greatest);
     heavy.stream = new_stream(least);
   }
-  tenant *tenants[] = {&quick, &heavy};
+  tenant* tenants[] = {&quick, &heavy};
   for (int i = 0; i < 2; i++) {
     check(need("cuCtxSetCurrent")(tenants[i]->context), "cuCtxSetCurrent");
     run_one(tenants[i]);
@@ -186,8 +186,9 @@ int main(int argc, char** argv) {
     latency(&quick);
   }
   if (two) pthread_join(thread, NULL);
-  printf("{\"latency_us\": {\"p50\": %.1f, \"p99\": %.1f, \"longest\": %.1f, \"a_second\": %.1f, \"sms\": %d},"
-         " \"batch_a_second\": %.2f}\n",
-         quick.p50_us, quick.p99_us, quick.longest_us, quick.kernels, quick.blocks, heavy.kernels);
+  printf(
+      "{\"latency_us\": {\"p50\": %.1f, \"p99\": %.1f, \"longest\": %.1f, \"a_second\": %.1f, \"sms\": %d},"
+      " \"batch_a_second\": %.2f}\n",
+      quick.p50_us, quick.p99_us, quick.longest_us, quick.kernels, quick.blocks, heavy.kernels);
   return 0;
 }

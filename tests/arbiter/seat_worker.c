@@ -12,8 +12,9 @@
 #include "orion_seat.h"
 
 uint64_t seat_offset(uint32_t device, const char* name) {
-#define WORD(field) \
-  if (!strcmp(name, #field)) return offsetof(orion_seat, devices) + device * sizeof(orion_seat_device) + offsetof(orion_seat_device, field)
+#define WORD(field)          \
+  if (!strcmp(name, #field)) \
+  return offsetof(orion_seat, devices) + device * sizeof(orion_seat_device) + offsetof(orion_seat_device, field)
   WORD(granted_bytes);
   WORD(quota_bytes);
   WORD(others_bytes);
@@ -39,7 +40,8 @@ uint64_t seat_offset(uint32_t device, const char* name) {
   return UINT64_MAX;
 }
 
-/// What all workers have allocated: raised after charging and lowered before giving back, so never more than is charged.
+/// What all workers have allocated: raised after charging and lowered before giving back, so never more than is
+/// charged.
 typedef struct truth {
   _Atomic uint64_t bytes, most_bytes, charges, refusals;
 } truth;

@@ -1,5 +1,5 @@
-"""The arbiter's thread with real seats: turns, memory grants, limits that change, workers that die or lie. What must come
-is awaited; nothing here depends on how long it takes."""
+"""The arbiter's thread with real seats: turns, memory grants, limits that change, workers that die or lie. What must
+come is awaited; nothing here depends on how long it takes."""
 
 from __future__ import annotations
 
@@ -261,7 +261,9 @@ def test_eight_workers_that_race_are_never_above_the_quota(with_resizes: bool):
         resizes = [0, 0]
         while any(process.poll() is None for process in processes):
             if with_resizes:
-                result = a.set_slice(number, quota=quota // (1 + resizes[0] % 3), shrink=BLOCK if resizes[0] % 2 else REFUSE)
+                result = a.set_slice(
+                    number, quota=quota // (1 + resizes[0] % 3), shrink=BLOCK if resizes[0] % 2 else REFUSE
+                )
                 assert result in (0, -16)
                 resizes[0] += 1
             assert sum(worker.granted_bytes for worker in workers) <= quota or with_resizes
@@ -341,7 +343,10 @@ def test_a_worker_that_is_killed_in_its_turn_gives_all_back():
     with arbiter() as a:
         slices = [a.add_slice(ratio=50, quota=MIB) for _ in range(2)]
         killed, other = (a.worker(number) for number in slices)
-        holder = "import mmap, sys, time; m = mmap.mmap(int(sys.argv[1]), 0); m[int(sys.argv[2])] = 1; print(flush=True); time.sleep(600)"  # fmt: skip
+        holder = (
+            "import mmap, sys, time; m = mmap.mmap(int(sys.argv[1]), 0); m[int(sys.argv[2])] = 1; print(flush=True); "
+            "time.sleep(600)"
+        )
         command = [sys.executable, "-c", holder, str(killed.seat_fd), str(offset_of("wants", 0))]
         process = subprocess.Popen(command, pass_fds=(killed.seat_fd,), stdout=subprocess.PIPE)
         assert process.stdout is not None
@@ -411,8 +416,9 @@ def test_a_seat_that_its_worker_could_resize_is_not_taken():
 
 def liar(worker: Worker, step: int) -> None:
     worker.set(spent_ns=NO_LIMIT - step, in_flight_ns=NO_LIMIT, returned=step << 40, ending=step * 7, wants=1,
-               charged_bytes=NO_LIMIT, asked_bytes=NO_LIMIT, asked=worker.asked + 3, answered=step, granted_bytes=NO_LIMIT - step,
-               grant=step * 3, budget_ns=step, recalled=step, others_bytes=step)  # fmt: skip
+               charged_bytes=NO_LIMIT, asked_bytes=NO_LIMIT, asked=worker.asked + 3, answered=step,
+               granted_bytes=NO_LIMIT - step, grant=step * 3, budget_ns=step, recalled=step,
+               others_bytes=step)  # fmt: skip
 
 
 def test_a_worker_that_writes_nonsense_everywhere_hurts_no_other():
@@ -444,7 +450,9 @@ def test_an_arbiter_that_has_nothing_to_do_sleeps():
         until(worker.holds)
         worker.give_back()
         until(lambda: a.usage(1).credit_ns > 0)
-        threads = [task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text().strip() == "arbiter"]
+        threads = [
+            task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text().strip() == "arbiter"
+        ]
 
         def switches() -> list[str]:
             return [line for task in threads for line in (task / "status").read_text().splitlines() if "ctxt" in line]

@@ -21,7 +21,7 @@ from wire import control
 ROOT = Path(__file__).resolve().parents[2]
 # A burst, a turn and what is in flight at the end; kernels here take a few milliseconds, more on a loaded machine.
 SLACK_S = 0.12
-# For each line: "k N" launches N kernels and waits, "a MIB" allocates, "f V" fills with a value, "c V" counts its bytes.
+# For each line: "k N" launches N kernels and waits, "a MIB" allocates, "f V" fills with a value, "c V" counts those.
 PROGRAM = """
 import ctypes, sys
 from benchmarks.driver import SPIN_PTX, Driver
