@@ -113,7 +113,9 @@ class Arbiter:
     def add_slice(self, *, quota: int = 0, ratio: int = 0, policy: int = HARD, gpu: int = 0) -> int:
         return int(lib.orion_arbiter_add_slice(self.p, gpu, limits(quota, ratio, policy)))
 
-    def set_slice(self, number: int, *, quota: int = 0, ratio: int = 0, policy: int = HARD, shrink: int = REFUSE) -> int:
+    def set_slice(
+        self, number: int, *, quota: int = 0, ratio: int = 0, policy: int = HARD, shrink: int = REFUSE
+    ) -> int:
         return int(lib.orion_arbiter_set_slice(self.p, number, limits(quota, ratio, policy), shrink))
 
     def usage(self, number: int) -> Any:

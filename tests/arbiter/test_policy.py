@@ -164,8 +164,8 @@ def test_what_a_worker_makes_up_hurts_no_other():
     spent_ns = 0
     for step in range(2000):
         now_ns += MS
-        policy.tell(liar, now_ns, wants=True, returned=(1 << 63) + step, ending=step * 7919, spent_ns=(1 << 64) - 1 - step,
-                    in_flight_ns=(1 << 64) - 1)  # fmt: skip
+        policy.tell(liar, now_ns, wants=True, returned=(1 << 63) + step, ending=step * 7919,
+                    spent_ns=(1 << 64) - 1 - step, in_flight_ns=(1 << 64) - 1)  # fmt: skip
         grant, budget, recalled = policy.turn(honest)
         if policy.holds(honest):
             spent_ns += MS
@@ -213,7 +213,7 @@ def test_two_workers_of_one_slice_share_its_account_in_turn():
     index = policy.add_slice(50)
     seats = [policy.add_seat(index) for _ in range(2)]
     other = policy.add_seat(policy.add_slice(50))
-    turns = {seat: 0 for seat in (*seats, other)}
+    turns = dict.fromkeys((*seats, other), 0)
     spent = dict.fromkeys(turns, 0)
     now_ns = 0
     for _ in range(400):
