@@ -42,7 +42,7 @@ typedef struct orion_seat_device {
   // by orion-server: memory
   alignas(64) _Atomic uint64_t granted_bytes;  // charged_bytes may not exceed it; ORION_SEAT_NO_LIMIT
   _Atomic uint64_t quota_bytes;                // of the vGPU, what programs see as total; 0: no quota
-  _Atomic uint64_t others_bytes;               // granted to other workers of the same vGPU
+  _Atomic uint64_t others_bytes;               // charged by other workers of the same vGPU, when the server last looked
   _Atomic uint64_t answered;
   // by orion-server: GPU time
   alignas(64) _Atomic uint64_t grant;  // 0: none yet
