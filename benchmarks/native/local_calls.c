@@ -76,7 +76,6 @@ typedef int (*function)();
   _(cuDeviceGet)                                          \
   _(cuDeviceGetCount)                                     \
   _(cuDeviceGetName)                                      \
-  _(cuDeviceTotalMem_v2)                                  \
   _(cuDeviceGetAttribute)                                 \
   _(cuDriverGetVersion)                                   \
   _(cuGetErrorString)                                     \
@@ -136,7 +135,6 @@ static int nothing(void) { return 0; }
   _(cuDeviceGet, 0, cuDeviceGet(&number, 0))                                                              \
   _(cuDeviceGetCount, 0, cuDeviceGetCount(&number))                                                       \
   _(cuDeviceGetName, 0, cuDeviceGetName(text, (int)sizeof text, 0))                                       \
-  _(cuDeviceTotalMem, 0, cuDeviceTotalMem_v2(&size, 0))                                                   \
   _(cuDeviceGetAttribute, 0, cuDeviceGetAttribute(&number, 16, 0))                                        \
   _(cuDriverGetVersion, 0, cuDriverGetVersion(&number))                                                   \
   _(cuGetErrorString, 0, cuGetErrorString(0, &pointer))                                                   \

@@ -211,7 +211,7 @@ static void keep_origin(orion_engine* e, meter_context* c, uint32_t slot, stream
   c->has_origin = true;
 }
 
-static interval* open(orion_engine* e, const orion_op* op, bool timed, bool charged, bool measured) {
+static interval* open_new(orion_engine* e, const orion_op* op, bool timed, bool charged, bool measured) {
   interval* v = new_interval(e, op->context);
   if (!v) return NULL;
   const uint32_t index = stream_index(op);
@@ -297,12 +297,12 @@ void meter_before(orion_engine* e, const orion_op* op, uint32_t key, bool measur
     v = NULL;
   }
   if (!v) {
-    v = open(e, op, measured, true, measured);
+    v = open_new(e, op, measured, true, measured);
     if (v) *open_slot(e, index) = (uint32_t)(v - m->contexts[op->context]->intervals) + 1;
   }
   e->turns.sample = NULL;
   const bool handed = e->launchers && launcher_pending(e, e->streams[index].track);
-  if (!measured && !handed && samples_now(e, key, known)) e->turns.sample = open(e, op, true, false, false);
+  if (!measured && !handed && samples_now(e, key, known)) e->turns.sample = open_new(e, op, true, false, false);
 }
 
 void meter_after(orion_engine* e, const orion_op* op, uint32_t key, uint64_t estimate_ns, bool measured) {

@@ -28,6 +28,7 @@ from benchmarks.driver import SPIN_PTX, Driver
 cu = Driver()
 stream, counter, blocks = cu.stream(), cu.allocate(8), []
 cu("cuMemsetD8_v2", counter, 0, ctypes.c_size_t(8))
+cu("cuCtxSynchronize")
 launch = cu.launcher(cu.kernel(SPIN_PTX, b"spin"), stream, counter, ctypes.c_uint64(int(sys.argv[1])))
 print("ready", flush=True)
 for line in sys.stdin:

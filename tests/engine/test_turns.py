@@ -327,9 +327,9 @@ def test_what_is_measured_grows_with_what_is_done() -> None:
             return server[0, "spent_ns"] - before
 
         spent(1, 400_000)
-        short, long = spent(4, 400_000), spent(16, 400_000)
-        assert 2 < long / short < 8
-        assert spent(4, 1_600_000) > 2 * short
+        short = spent(4, 400_000)
+        assert spent(40, 400_000) > 2 * short  # ten times as long, on a machine that does nothing else
+        assert spent(4, 4_000_000) > 2 * short
 
 
 @isolated
@@ -392,13 +392,9 @@ def test_a_fault_in_a_turn_gives_it_back() -> None:
     with Session(seat=server.fds) as s:
         prepare(s)
         s.function(b"fault", 5)
-        grant = server.give(1000 * MS)
         s.launch(5, b"", stream=1)
-        deadline_s = time.monotonic() + 20
-        while not s.word(WORD_CONTEXT_ERROR + 1):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.005)
-        server.until(0, "returned", grant)
+        server.serve(lambda: s.word(WORD_CONTEXT_ERROR + 1) != 0)
+        server.until(0, "returned", server[0, "grant"])
         assert server[0, "in_flight_ns"] == 0
 
 
@@ -408,18 +404,20 @@ def test_a_long_kernel_keeps_its_turn_and_says_what_it_was() -> None:
     with Session(seat=server.fds) as s:
         address = prepare(s)
         zero(s, address, stream=1)
-        server.give(5 * MS)
+        server.sync(s)
         s.write_host(FLAG, struct.pack("<I", 0))
         s.launch(HOLD, struct.pack("<Q", HOST_BASE + FLAG), stream=1)
         spin(s, address)
+        server.until(0, "wants", 1)
+        before, grant = server[0, "returned"], server.give(5 * MS)
         settled(s)
         server.recall()
         settled(s)
         assert server.is_held()
-        assert server[0, "returned"] == 0
+        assert server[0, "returned"] == before
         time.sleep(0.1)
         s.write_host(FLAG, struct.pack("<I", 1))
-        server.until(0, "returned", 1)
+        server.until(0, "returned", grant)
         assert server[0, "spent_ns"] > 100 * MS
         server.until(0, "wants", 1)
         server.give()

@@ -110,6 +110,7 @@ def test_softgpu_survives_wild_mappings() -> None:
     with Session() as s:
         s.open()
         places = [SLOT_BASE + i * CHUNK for i in range(6)] + [0, 8, SLOT_BASE + 8, SLOT_BASE + SLOT_BYTES - CHUNK]
+        frees = 0
         for _ in range(6000):
             name = generator.choice(names)
             values = {}
@@ -120,11 +121,16 @@ def test_softgpu_survives_wild_mappings() -> None:
                     values[field] = generator.choice([0, CHUNK, CHUNK, 2 * CHUNK, 3 * CHUNK, 8])
                 else:
                     values[field] = generator.choice([0, 0, 1, 1, 2, 3])
+            if name in ("VMM_UNMAP", "VMM_SET_ACCESS"):
+                s.sync()  # a copy that is still on its way would find nothing there, as natively
             tail = {"VMM_SET_ACCESS": ACCESS, "COPY_H2D_INLINE": b"12345678"}.get(name, b"")
             if "reply" in BY_NAME[name].flags:
                 s.call(name, tail, **values)
             else:
                 s.push(name, tail, **values)
+            if name == "MEM_FREE":  # as would one that is sent before the memory is gone
+                frees += 1
+                assert s.wait_word(WORD_FREES_DONE, frees)
         s.sync()
         assert s.word(64 + 1) == 0
         assert s.word(WORD_SESSION_ERROR) == 0

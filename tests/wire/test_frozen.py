@@ -123,7 +123,7 @@ def test_another_control_version_is_refused_with_a_sentence() -> None:
     "change",
     [
         {"transports": []}, {"transports": ["carrier pigeon"]}, {"transports": ["tcp"] * 9}, {"wire": [1]},
-        {"wire": [1, 65536]}, {"vgpu": 65}, {"vgpu": -1}, {"ratio": 101}, {"gmem_mib": 1 << 40}, {"program": "x" * 401},
+        {"wire": [1, 65536]}, {"vgpu": 65}, {"vgpu": -1}, {"ratio": -1}, {"gmem_mib": 1 << 40}, {"program": "x" * 401},
         {"env": {"k" * 65: ""}}, {"env": {str(i): "" for i in range(65)}}, {"pid": "1"}, {"id": 1 << 32}, {"id": None},
     ],
     ids=str,
