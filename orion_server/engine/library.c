@@ -66,7 +66,6 @@ static bool read_name(const orion_op* op, char* name) {
 /// A library may be loaded into every context at once: CUDA_MODULE_LOADING=EAGER.
 static void begin_all(orion_engine* e, ledger_mark* marks) {
   for (uint32_t i = 0; i < e->device_count; i++) {
-    marks[i] = (ledger_mark){0};
     if (!e->seat || !e->devices[i].reserved || e->driver.context_set_current(e->devices[i].primary)) continue;
     e->current_context = 0;
     marks[i] = ledger_begin(e, i);
@@ -125,7 +124,7 @@ static void load(orion_engine* e, const orion_op* op) {
   if (!result) {
     CUlibraryOption options[] = {CU_LIBRARY_BINARY_IS_PRESERVED};
     void* values[] = {(void*)(uintptr_t)1};
-    ledger_mark marks[ORION_DEVICES];
+    ledger_mark marks[ORION_DEVICES] = {0};
     begin_all(e, marks);
     result = (int32_t)e->driver.library_load(&made.handle, copy ? (void*)copy : made.image, j.options, j.values,
                                              j.count, options, values, made.image ? 1 : 0);
