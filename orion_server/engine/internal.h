@@ -227,8 +227,8 @@ typedef struct turn {
   uint64_t waited_since_ns;  // up to when waiting has been counted; 0: nothing waits
   uint32_t wait_epoch;       // == epoch: an operation waits for this turn
   bool outstanding;          // something issued is not measured yet
-  bool cold_flies;           // among it, something without an estimate
-  bool cold_waits;           // what waits has none, and goes alone
+  uint32_t cold_in_flight;   // among it, operations without an estimate
+  uint32_t cold_epoch;       // of the last pass in which one without an estimate had to wait
   bool has_asked_for_more;   // the server knows that the budget is nearly used up
 } turn;
 struct interval;
@@ -237,7 +237,6 @@ typedef struct turns_state {
   bool is_on;  // some device is limited
   struct meter* meter;
   struct interval* sample;  // around the operation that is being issued, for its estimate; NULL: none
-  uint64_t admitted_works;
 } turns_state;
 
 /// Where the memory of one device of the session is, or is going (swap.c).

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "launcher.h"
+#include "timeline.h"
 
 #define ESTIMATES 4096u                // a power of two
 #define INTERVALS 128u                 // of one context
@@ -12,6 +13,7 @@
 #define COUNTED_NS 2000000u            // where they are not
 #define OPEN_LONG_NS 2000000ull        // a counted interval of a program that goes slowly
 #define ORIGIN_LASTS_NS 2000000000ull  // a float's milliseconds are exact to 0.1 us for so long
+#define READY_LIMIT_NS 2000000ull      // the driver may need a moment to see what the GPU has passed
 #define SAMPLES_FIRST 3u               // launches of a kernel that are timed when nothing else is measured,
 #define SAMPLES_EVERY 256u             // and then one in so many
 #define SCALE_MOST 8.0                 // by which one measurement corrects estimates
@@ -24,9 +26,12 @@ typedef struct interval {
   bool charged;   // by its estimates, or as measured; else a sample, for its estimate alone
   bool measured;  // charged as measured
   bool is_first;  // a sample of what had no estimate yet: charged as measured too
+  bool is_cold;   // it counts in cold_in_flight
+  bool renews;    // next_origin has been recorded before it
   uint32_t stream, track;
   uint64_t value;  // of the track, when it is complete
   uint64_t estimate_ns, opened_ns;
+  uint64_t passed_ns;  // when it was seen complete
   CUevent start, end;  // made with the slot's first use
   uint32_t count;
   uint32_t keys[INTERVAL_WORKS];
@@ -34,21 +39,21 @@ typedef struct interval {
 
 typedef struct estimate {
   uint64_t identity;  // 0: unused
-  uint32_t count;
+  uint32_t count;     // of measurements
+  uint32_t issued;
   float ns;
 } estimate;
 
 // Of one context: events can be compared with others of the same context only.
 typedef struct meter_context {
   interval intervals[INTERVALS];
-  uint32_t used;  // slots below have events
-  uint32_t busy;  // open or closed
+  uint32_t used;   // slots below have events
+  uint32_t taken;  // of those, open or closed
   bool has_origin;
   CUevent origin, next_origin;
-  bool renews;  // next_origin has been recorded, behind the interval `renewed_by`
-  uint32_t renewed_by;
+  bool renews;            // next_origin has been recorded and is taken with its interval
   uint64_t origin_at_ns;  // the CPU's clock
-  double busy_until_ms;   // after the origin, up to which time has been charged
+  timeline busy;          // from the origin on: what has been charged
 } meter_context;
 
 struct meter {
@@ -93,6 +98,7 @@ static uint64_t identity_of(const orion_op* op) {
       hash = mix(hash, (uint64_t)o->grid_x << 32 | o->grid_y);
       hash = mix(hash, (uint64_t)o->grid_z << 32 | o->block_x);
       hash = mix(hash, (uint64_t)o->block_y << 32 | o->block_z);
+      hash = mix(hash, o->dynamic_shared_bytes);
       break;
     }
     case ORION_OP_GRAPH_LAUNCH:
@@ -184,10 +190,10 @@ static interval* new_interval(orion_engine* e, uint32_t context) {
     if (!has_events(e, v)) return NULL;
     if (i >= c->used) c->used = i + 1;
     v->count = 0;
-    v->estimate_ns = 0;
-    v->is_first = false;
+    v->estimate_ns = v->passed_ns = 0;
+    v->is_first = v->is_cold = v->renews = false;
     v->opened_ns = engine_now_ns();
-    c->busy++;
+    c->taken++;
     return v;
   }
   return NULL;
@@ -198,16 +204,14 @@ static void record(orion_engine* e, CUevent event, stream_state* s) {
 }
 
 /// A time line begins, or goes on from a later event before it has become too long for a float.
-static void keep_origin(orion_engine* e, meter_context* c, uint32_t slot, stream_state* s) {
+static void keep_origin(orion_engine* e, meter_context* c, interval* v, stream_state* s) {
   const uint64_t now_ns = engine_now_ns();
   if (c->renews || (c->has_origin && now_ns - c->origin_at_ns < ORIGIN_LASTS_NS)) return;
   CUevent* event = c->has_origin ? &c->next_origin : &c->origin;
   if (!*event && e->driver.event_create(event, 0)) return;
   record(e, *event, s);
   c->origin_at_ns = now_ns;
-  c->renews = c->has_origin;
-  c->renewed_by = slot;
-  if (!c->has_origin) c->busy_until_ms = 0;
+  c->renews = v->renews = c->has_origin;
   c->has_origin = true;
 }
 
@@ -222,14 +226,22 @@ static interval* open_new(orion_engine* e, const orion_op* op, bool timed, bool 
   v->track = s->track;
   if (!timed) return v;
   meter_context* c = e->turns.meter->contexts[op->context];
-  if (measured) keep_origin(e, c, (uint32_t)(v - c->intervals), s);
+  if (measured) keep_origin(e, c, v, s);
   record(e, v->start, s);
   return v;
 }
 
-static void give_back(meter_context* c, interval* v) {
+static void give_back(orion_engine* e, uint32_t context, interval* v) {
+  meter_context* c = e->turns.meter->contexts[context];
+  if (v->is_cold) turn_of(e, context)->cold_in_flight--;
+  if (v->renews) c->renews = false;
   v->state = INTERVAL_FREE;
-  c->busy--;
+  c->taken--;
+}
+
+static void make_current(orion_engine* e, uint32_t context) {
+  if (e->current_context == context) return;
+  e->current_context = e->driver.context_set_current(e->contexts[context].handle) ? 0 : context;
 }
 
 static void close_interval(orion_engine* e, uint32_t context, interval* v) {
@@ -239,28 +251,33 @@ static void close_interval(orion_engine* e, uint32_t context, interval* v) {
   }
   if (!v->count || e->contexts[context].sticky) {
     if (v->charged) turn_of(e, context)->in_flight_ns -= v->estimate_ns;
-    give_back(e->turns.meter->contexts[context], v);
+    give_back(e, context, v);
     return;
   }
-  if (e->current_context != context) {
-    (void)e->driver.context_set_current(e->contexts[context].handle);
-    e->current_context = context;
-  }
-  if (v->timed) record(e, v->end, s);
+  make_current(e, context);
+  // On NULL itself an end that comes later than its work would hold what blocking streams have got since.
+  stream_state* on = marker_stream(e, s);
+  if (!on) on = s;
+  if (v->timed) record(e, v->end, on);
+  v->track = on->track;
   order_mark_track(e, v->track);
   v->value = e->tracks[v->track].issued;
   v->state = INTERVAL_CLOSED;
 }
 
-void meter_close_stream(orion_engine* e, uint32_t stream) {
+void meter_interrupt(orion_engine* e, const orion_op* op) {
+  const uint32_t stream = stream_index(op);
   if (!*open_slot(e, stream)) return;
   const uint32_t context = e->streams[stream].context;
-  close_interval(e, context, open_interval(e, context, stream));
+  interval* v = open_interval(e, context, stream);
+  // Counted ones have no time of their own that something else could lengthen, and records and markers take none.
+  const bool takes_time = op->code != ORION_OP_EVENT_RECORD && op->code != ORION_OP_MARK;
+  if (op->code == ORION_OP_STREAM_DESTROY || (v->measured && takes_time)) close_interval(e, context, v);
 }
 
 static void close_open(orion_engine* e, uint32_t context, uint64_t opened_before_ns) {
   meter_context* c = e->turns.meter->contexts[context];
-  for (uint32_t i = 0; i < c->used && c->busy; i++) {
+  for (uint32_t i = 0; i < c->used && c->taken; i++) {
     interval* v = &c->intervals[i];
     if (v->state == INTERVAL_OPEN && v->opened_ns < opened_before_ns) close_interval(e, context, v);
   }
@@ -280,16 +297,12 @@ void meter_close_old(orion_engine* e, uint64_t now_ns) {
 }
 
 // ------------------------------------------------------------------------------------------------ around an operation
-static bool samples_now(const orion_engine* e, uint32_t key, bool known) {
-  const estimate* s = &e->turns.meter->estimates[key];
-  return !known || s->count < SAMPLES_FIRST || e->turns.admitted_works % SAMPLES_EVERY == 0;
-}
+static bool samples_now(const estimate* s) { return s->count < SAMPLES_FIRST || s->issued % SAMPLES_EVERY == 0; }
 
 void meter_before(orion_engine* e, const orion_op* op, uint32_t key, bool measured) {
   const uint32_t index = stream_index(op);
   struct meter* m = e->turns.meter;
   const uint64_t identity = identity_of(op);
-  const bool known = m->estimates[key].identity == identity && m->estimates[key].count;
   if (m->estimates[key].identity != identity) m->estimates[key] = (estimate){.identity = identity};
   interval* v = open_interval(e, op->context, index);
   if (v && v->measured != measured) {
@@ -302,26 +315,32 @@ void meter_before(orion_engine* e, const orion_op* op, uint32_t key, bool measur
   }
   e->turns.sample = NULL;
   const bool handed = e->launchers && launcher_pending(e, e->streams[index].track);
-  if (!measured && !handed && samples_now(e, key, known)) e->turns.sample = open_new(e, op, true, false, false);
+  if (!measured && !handed && samples_now(&m->estimates[key])) e->turns.sample = open_new(e, op, true, false, false);
 }
 
 void meter_after(orion_engine* e, const orion_op* op, uint32_t key, uint64_t estimate_ns, bool measured) {
-  e->turns.admitted_works++;
+  turn* t = turn_of(e, op->context);
+  e->turns.meter->estimates[key].issued++;
   interval* sample = e->turns.sample;
   if (sample) {
     sample->keys[sample->count++] = key;
     sample->estimate_ns = estimate_ns;
-    sample->is_first = !estimate_ns;
+    sample->is_first = sample->is_cold = !estimate_ns;
+    t->cold_in_flight += sample->is_cold;
     close_interval(e, op->context, sample);
   }
   interval* v = open_interval(e, op->context, stream_index(op));
   if (!v) {  // more streams at a time than there are intervals
-    turn_of(e, op->context)->spent_ns += estimate_ns;
+    t->spent_ns += estimate_ns;
     return;
+  }
+  if (!estimate_ns && !v->is_cold && !sample) {
+    v->is_cold = true;
+    t->cold_in_flight++;
   }
   v->keys[v->count++] = key;
   v->estimate_ns += estimate_ns;
-  turn_of(e, op->context)->in_flight_ns += estimate_ns;
+  t->in_flight_ns += estimate_ns;
   if (v->count == INTERVAL_WORKS || v->estimate_ns >= (measured ? INTERVAL_NS : COUNTED_NS) ||
       (measured && !estimate_ns)) {
     close_interval(e, op->context, v);
@@ -337,48 +356,57 @@ void meter_refused(orion_engine* e, const orion_op* op) {
 bool meter_is_busy(const orion_engine* e, uint32_t device) {
   for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
     const meter_context* c = e->turns.meter->contexts[i];
-    if (c && c->busy && e->contexts[i].device == device) return true;
+    if (c && c->taken && e->contexts[i].device == device) return true;
   }
   return false;
 }
 
 // ------------------------------------------------------------------------------------------------ what is complete
-static double elapsed_ms(const orion_engine* e, CUevent from, CUevent to) {
-  float ms = 0;
-  return e->driver.event_elapsed(&ms, from, to) ? 0 : (double)ms;
+static CUresult elapsed(const orion_engine* e, CUevent from, CUevent to, double* ms) {
+  float single_ms = 0;
+  const CUresult code = e->driver.event_elapsed(&single_ms, from, to);
+  *ms = code ? 0 : (double)single_ms;
+  return code;
 }
 
-/// Nanoseconds of the interval that no earlier one has covered.
-static uint64_t uncovered_ns(orion_engine* e, meter_context* c, const interval* v, uint32_t slot) {
-  double start_ms = elapsed_ms(e, c->origin, v->start);
-  const double end_ms = start_ms + elapsed_ms(e, v->start, v->end);
-  if (start_ms < c->busy_until_ms) start_ms = c->busy_until_ms;
-  const double ms = end_ms > start_ms ? end_ms - start_ms : 0;
-  if (end_ms > c->busy_until_ms) c->busy_until_ms = end_ms;
-  if (c->renews && c->renewed_by == slot) {
-    c->busy_until_ms -= elapsed_ms(e, c->origin, c->next_origin);
+/// How much of the interval none before has covered. All of it while the origin has not been reached: that may stand
+/// behind a wait of its stream.
+static double uncovered_ms(const orion_engine* e, meter_context* c, const interval* v, double own_ms) {
+  double start_ms = 0, later_ms = 0;
+  if (!c->has_origin || elapsed(e, c->origin, v->start, &start_ms)) return own_ms;
+  const double ms = timeline_add(&c->busy, start_ms, start_ms + own_ms);
+  if (v->renews && !elapsed(e, c->origin, c->next_origin, &later_ms)) {
     const CUevent old = c->origin;
     c->origin = c->next_origin;
     c->next_origin = old;
-    c->renews = false;
+    timeline_move_origin(&c->busy, later_ms);
   }
-  return (uint64_t)(ms * 1e6);
+  return ms;
 }
 
-static void take_in(orion_engine* e, uint32_t context, interval* v, uint32_t slot) {
+/// False: the driver cannot tell its time yet.
+static bool take_in(orion_engine* e, uint32_t context, interval* v) {
   meter_context* c = e->turns.meter->contexts[context];
   turn* t = turn_of(e, context);
-  const double own_ns = v->timed ? elapsed_ms(e, v->start, v->end) * 1e6 : 0;
-  if (v->timed) learn(e->turns.meter, v, own_ns);
-  if (v->is_first) t->spent_ns += (uint64_t)own_ns;
+  double own_ms = 0;
+  const CUresult code = v->timed ? elapsed(e, v->start, v->end, &own_ms) : 0;
+  if (code == CUDA_ERROR_NOT_READY && !e->contexts[context].sticky) {
+    const uint64_t now_ns = engine_now_ns();
+    if (!v->passed_ns) v->passed_ns = now_ns;
+    if (now_ns - v->passed_ns < READY_LIMIT_NS) return false;
+    own_ms = (double)v->estimate_ns / 1e6;
+  }
+  if (v->timed && !code) learn(e->turns.meter, v, own_ms * 1e6);
+  if (v->is_first) t->spent_ns += (uint64_t)(own_ms * 1e6);
   if (v->charged) {
-    const uint64_t ns = v->measured && c->has_origin ? uncovered_ns(e, c, v, slot) : v->estimate_ns;
+    const uint64_t ns = v->measured ? (uint64_t)(uncovered_ms(e, c, v, own_ms) * 1e6) : v->estimate_ns;
     t->in_flight_ns -= v->estimate_ns;
     t->spent_ns += ns;
     // What was admitted by its estimate counts as measured from here on.
     if (v->measured) t->admitted_ns += ns - v->estimate_ns;
   }
-  give_back(c, v);
+  give_back(e, context, v);
+  return true;
 }
 
 /// A track that has been given to another stream counts from 0 again; so it does only when all of the old one is done.
@@ -391,16 +419,12 @@ bool meter_pass(orion_engine* e) {
   bool any = false;
   for (uint32_t i = 1; i < ORION_CONTEXTS; i++) {
     meter_context* c = e->turns.meter->contexts[i];
-    if (!c || !c->busy) continue;
+    if (!c || !c->taken) continue;
     for (uint32_t slot = 0; slot < c->used; slot++) {
       interval* v = &c->intervals[slot];
       if (v->state != INTERVAL_CLOSED || !is_complete(e, v)) continue;
-      if (e->current_context != i) {
-        if (e->driver.context_set_current(e->contexts[i].handle)) continue;
-        e->current_context = i;
-      }
-      take_in(e, i, v, slot);
-      any = true;
+      make_current(e, i);
+      any |= take_in(e, i, v);
     }
   }
   return any;
@@ -412,7 +436,10 @@ void meter_drop_context(orion_engine* e, uint32_t context) {
   for (uint32_t i = 0; i < c->used; i++) {
     interval* v = &c->intervals[i];
     if (v->state == INTERVAL_OPEN && *open_slot(e, v->stream) == i + 1) *open_slot(e, v->stream) = 0;
-    if (v->state != INTERVAL_FREE && v->charged) turn_of(e, context)->in_flight_ns -= v->estimate_ns;
+    if (v->state != INTERVAL_FREE) {
+      if (v->charged) turn_of(e, context)->in_flight_ns -= v->estimate_ns;
+      give_back(e, context, v);
+    }
     if (v->start) (void)e->driver.event_destroy(v->start);
     if (v->end) (void)e->driver.event_destroy(v->end);
   }

@@ -2,7 +2,7 @@
 //
 // An interval is a run of operations on one stream without a gap that the engine knows of: between two events where the
 // time is charged as measured, or merely counted by estimates where nobody else wants the GPU. Intervals of several
-// streams overlap; only the time that none before has covered is charged.
+// streams overlap and end in any order; what is charged is their union (timeline.h).
 #ifndef ORION_ENGINE_METER_H
 #define ORION_ENGINE_METER_H
 
@@ -24,8 +24,8 @@ void meter_after(orion_engine* e, const orion_op* op, uint32_t key, uint64_t est
 void meter_refused(orion_engine* e, const orion_op* op);
 /// Whether anything of the device is not taken in yet.
 bool meter_is_busy(const orion_engine* e, uint32_t device);
-/// Ends the open interval of a stream: something that is no GPU time follows on it.
-void meter_close_stream(orion_engine* e, uint32_t stream);
+/// Another operation of the stream is about to be issued: where that is no GPU time, its open interval ends.
+void meter_interrupt(orion_engine* e, const orion_op* op);
 /// Ends all open intervals of a device.
 void meter_close_device(orion_engine* e, uint32_t device);
 /// Ends the open intervals that have been open for long. Called when there is nothing else to do.

@@ -11,6 +11,7 @@
 #define LINGER_NS 200000u              // a program that waits for each kernel keeps its turn for so long
 #define LEAD_NS 150000u                // what is left is so little that the next turn may be given
 #define PARKED_MOST 1024u
+#define COLD_MOST 16u  // operations without an estimate in flight while nobody else wants the GPU
 
 static uint64_t load(const _Atomic uint64_t* word) { return atomic_load_explicit(word, memory_order_acquire); }
 static uint64_t peek(const _Atomic uint64_t* word) { return atomic_load_explicit(word, memory_order_relaxed); }
@@ -48,9 +49,11 @@ bool turns_have_news(const orion_engine* e) {
     const orion_seat_device* seat = seat_device(e, i);
     const turn* t = &e->turns.devices[i];
     if (!seat) return false;
-    if (peek(&seat->grant) != t->grant || peek(&seat->budget_ns) != t->budget_ns ||
-        peek(&seat->recalled) != t->recalled || (peek(&seat->is_limited) != 0) != t->is_limited ||
-        peek(&seat->residency) != e->swap.devices[i].wish) {
+    if ((peek(&seat->is_limited) != 0) != t->is_limited || peek(&seat->residency) != e->swap.devices[i].wish)
+      return true;
+    // Without a limit nothing takes these in: they would keep the loop awake.
+    if (t->is_limited && (peek(&seat->grant) != t->grant || peek(&seat->budget_ns) != t->budget_ns ||
+                          peek(&seat->recalled) != t->recalled)) {
       return true;
     }
   }
@@ -67,14 +70,24 @@ static bool takes_gpu_time(const orion_op* op) {
 
 bool turns_concern(const orion_engine* e, const orion_op* op) {
   const context_state* c = &e->contexts[op->context];
-  return c->alive && e->turns.devices[c->device].is_limited && takes_gpu_time(op) && e->streams[stream_index(op)].alive;
+  if (!c->alive || !e->turns.devices[c->device].is_limited || !takes_gpu_time(op)) return false;
+  const stream_state* s = &e->streams[stream_index(op)];
+  return s->alive && s->context == op->context;  // else it will be refused
 }
+
+/// One without an estimate waits for what is in flight. Nothing more is added to that meanwhile, also by operations
+/// before it in the list: the next pass looks at those first.
+static bool cold_waits(const orion_engine* e, const turn* t) { return t->cold_epoch && e->epoch - t->cold_epoch <= 1; }
 
 bool turns_may_go_on(const orion_engine* e, uint32_t device) {
   const turn* t = &e->turns.devices[device];
   if (!t->is_limited) return true;
   if (!holds(t) || is_over(t)) return false;
-  if (t->cold_waits && !is_unlimited(t)) return !t->outstanding;
+  if (is_unlimited(t)) {
+    if (t->cold_epoch == e->epoch && t->cold_in_flight > COLD_MOST / 2) return false;
+  } else if (t->cold_in_flight || t->cold_epoch == e->epoch) {
+    return !t->outstanding;
+  }
   // Not for each interval that ends: a pass over all that is parked shall be worth it.
   return t->in_flight_ns <= window_ns(t) - window_ns(t) / 4;
 }
@@ -85,15 +98,14 @@ bool turns_admit(orion_engine* e, const orion_op* op) {
   uint32_t key = 0;
   if (holds(t) && !is_over(t)) {
     const bool cold = meter_estimate(e, op, &key) == METER_UNKNOWN;
-    t->cold_waits = false;
-    if (is_unlimited(t) || !cold) {
-      if (!t->cold_flies && t->in_flight_ns < window_ns(t)) return true;
-    } else if (!t->outstanding) {
+    if (is_unlimited(t)) {
+      if (t->in_flight_ns < window_ns(t) && (!cold || t->cold_in_flight < COLD_MOST)) return true;
+    } else if (cold) {
+      if (!t->outstanding) return true;
+    } else if (!t->cold_in_flight && !cold_waits(e, t) && t->in_flight_ns < window_ns(t)) {
       return true;
-    } else {
-      t->cold_waits = true;
-      meter_close_device(e, device);  // what stands before it shall be known soon
     }
+    if (cold) t->cold_epoch = e->epoch;
   }
   t->wait_epoch = e->epoch;
   park_cause(e, CAUSE_TURN, device, 0, NULL);
@@ -122,7 +134,6 @@ enum step turns_execute(orion_engine* e, const orion_op* op, parked_op* node) {
     t->works++;
     t->cold_works += known_ns == METER_UNKNOWN;
     t->outstanding = true;
-    t->cold_flies |= known_ns == METER_UNKNOWN && measured;
     meter_after(e, op, key, estimate_ns, measured);
   } else {
     meter_refused(e, op);
@@ -130,7 +141,7 @@ enum step turns_execute(orion_engine* e, const orion_op* op, parked_op* node) {
   return step;
 }
 
-void turns_interrupt(orion_engine* e, const orion_op* op) { meter_close_stream(e, stream_index(op)); }
+void turns_interrupt(orion_engine* e, const orion_op* op) { meter_interrupt(e, op); }
 
 bool turns_are_free(const orion_engine* e, uint32_t context) {
   const turn* t = &e->turns.devices[e->contexts[context].device];
@@ -164,7 +175,7 @@ static void look_at_turn(orion_engine* e, uint32_t device, orion_seat_device* se
     meter_close_device(e, device);
     if (!t->outstanding) {
       give_back(e, t, seat, waiting || has_work_to_come(e));
-    } else if (t->in_flight_ns < LEAD_NS && !t->cold_flies && t->ending != t->grant) {
+    } else if (t->in_flight_ns < LEAD_NS && !t->cold_in_flight && t->ending != t->grant) {
       t->ending = t->grant;
       t->wants = waiting;
       store(&seat->wants, waiting);
@@ -202,12 +213,17 @@ static void publish(const turn* t, orion_seat_device* seat) {
   store(&seat->cold_works, t->cold_works);
 }
 
-static void look_at_limit(orion_engine* e, turn* t, const orion_seat_device* seat) {
+static void look_at_limit(orion_engine* e, uint32_t device, orion_seat_device* seat) {
+  turn* t = &e->turns.devices[device];
   const bool is_limited = load(&seat->is_limited) != 0;
   if (is_limited == t->is_limited) return;
   t->is_limited = is_limited;
   t->wants = false;
-  if (is_limited) t->returned = t->grant = load(&seat->grant);
+  t->waited_since_ns = 0;
+  t->returned = t->grant = load(&seat->grant);
+  store(&seat->wants, 0);
+  store(&seat->returned, t->returned);
+  if (!is_limited) meter_close_device(e, device);  // what is open must not last until there is a limit again
   e->turns.is_on = false;
   for (uint32_t i = 0; i < e->device_count; i++) e->turns.is_on |= e->turns.devices[i].is_limited;
 }
@@ -215,8 +231,8 @@ static void look_at_limit(orion_engine* e, turn* t, const orion_seat_device* sea
 bool turns_pass(orion_engine* e) {
   const uint64_t now_ns = engine_now_ns();
   for (uint32_t i = 0; i < e->device_count; i++) {
-    const orion_seat_device* seat = seat_device(e, i);
-    if (seat) look_at_limit(e, &e->turns.devices[i], seat);
+    orion_seat_device* seat = seat_device(e, i);
+    if (seat) look_at_limit(e, i, seat);
   }
   if (!e->turns.is_on) return false;
   const bool ran_dry = !has_work_to_come(e);
@@ -228,12 +244,14 @@ bool turns_pass(orion_engine* e) {
     const uint64_t before = t->grant;
     take_news(t, seat);
     moved |= t->grant != before;
-    // Gaps of a program that goes slower than the GPU are not its GPU time.
-    if (ran_dry && !is_unlimited(t)) meter_close_device(e, i);
+    // Gaps of a program that goes slower than the GPU are not its GPU time. Where work waits, what is in flight must
+    // become known: open intervals of several streams may fill the window.
+    if (waits(e, t) || (ran_dry && !is_unlimited(t))) meter_close_device(e, i);
     t->outstanding = meter_is_busy(e, i);
-    if (!t->outstanding) t->cold_flies = false;
+    // What waits in a turn of its own waits for the GPU, as it would without turns.
+    const bool throttled = waits(e, t) && (!holds(t) || is_over(t));
     if (t->waited_since_ns) t->throttled_ns += now_ns - t->waited_since_ns;
-    t->waited_since_ns = waits(e, t) ? now_ns : 0;
+    t->waited_since_ns = throttled ? now_ns : 0;
     publish(t, seat);
     if (holds(t)) look_at_turn(e, i, seat, now_ns);
     if (holds(t)) {
