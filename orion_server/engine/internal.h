@@ -74,6 +74,7 @@ typedef struct stream_state {
   bool alive;
   bool blocking;
   uint64_t marked_value;  // of the last marker for its own word
+  uint64_t word_wait;     // of the track, behind the last wait for a word; 0: it has passed
   bool full;              // reached STREAM_DEPTH and not yet fallen below STREAM_DEPTH_RESUME
 } stream_state;
 
@@ -259,7 +260,16 @@ typedef struct swap_state {
   bool has_ticket;
 } swap_state;
 
-enum cause_kind { CAUSE_DEPTH, CAUSE_HOST_FUNCTION, CAUSE_TICKET, CAUSE_BULK, CAUSE_TIME, CAUSE_RESIDENCY, CAUSE_TURN };
+enum cause_kind {
+  CAUSE_DEPTH,
+  CAUSE_HOST_FUNCTION,
+  CAUSE_TICKET,
+  CAUSE_BULK,
+  CAUSE_TIME,
+  CAUSE_RESIDENCY,
+  CAUSE_TURN,
+  CAUSE_WORD
+};
 typedef struct cause {
   enum cause_kind kind;
   uint32_t index;

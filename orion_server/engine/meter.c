@@ -199,8 +199,10 @@ static interval* new_interval(orion_engine* e, uint32_t context) {
   return NULL;
 }
 
-static void record(orion_engine* e, CUevent event, stream_state* s) {
-  if (!e->driver.event_record(event, s->handle, 0)) order_issued(e, s);
+static bool record(orion_engine* e, CUevent event, stream_state* s) {
+  if (e->driver.event_record(event, s->handle, 0)) return false;
+  order_issued(e, s);
+  return true;
 }
 
 /// A time line begins, or goes on from a later event before it has become too long for a float.
@@ -209,7 +211,7 @@ static void keep_origin(orion_engine* e, meter_context* c, interval* v, stream_s
   if (c->renews || (c->has_origin && now_ns - c->origin_at_ns < ORIGIN_LASTS_NS)) return;
   CUevent* event = c->has_origin ? &c->next_origin : &c->origin;
   if (!*event && e->driver.event_create(event, 0)) return;
-  record(e, *event, s);
+  if (!record(e, *event, s)) return;
   c->origin_at_ns = now_ns;
   c->renews = v->renews = c->has_origin;
   c->has_origin = true;
@@ -227,7 +229,7 @@ static interval* open_new(orion_engine* e, const orion_op* op, bool timed, bool 
   if (!timed) return v;
   meter_context* c = e->turns.meter->contexts[op->context];
   if (measured) keep_origin(e, c, v, s);
-  record(e, v->start, s);
+  v->timed = record(e, v->start, s);
   return v;
 }
 
@@ -257,9 +259,8 @@ static void close_interval(orion_engine* e, uint32_t context, interval* v) {
   make_current(e, context);
   // On NULL itself an end that comes later than its work would hold what blocking streams have got since.
   stream_state* on = marker_stream(e, s);
-  if (!on) on = s;
-  if (v->timed) record(e, v->end, on);
-  v->track = on->track;
+  v->timed = v->timed && on && record(e, v->end, on);
+  v->track = v->timed ? on->track : s->track;
   order_mark_track(e, v->track);
   v->value = e->tracks[v->track].issued;
   v->state = INTERVAL_CLOSED;
@@ -399,7 +400,7 @@ static bool take_in(orion_engine* e, uint32_t context, interval* v) {
   if (v->timed && !code) learn(e->turns.meter, v, own_ms * 1e6);
   if (v->is_first) t->spent_ns += (uint64_t)(own_ms * 1e6);
   if (v->charged) {
-    const uint64_t ns = v->measured ? (uint64_t)(uncovered_ms(e, c, v, own_ms) * 1e6) : v->estimate_ns;
+    const uint64_t ns = v->measured && v->timed ? (uint64_t)(uncovered_ms(e, c, v, own_ms) * 1e6) : v->estimate_ns;
     t->in_flight_ns -= v->estimate_ns;
     t->spent_ns += ns;
     // What was admitted by its estimate counts as measured from here on.

@@ -165,6 +165,18 @@ static bool stream_full(orion_engine* e, stream_state* s) {
   return false;
 }
 
+// Where GPU time is shared out, nothing is issued behind a wait for a word before the word is there. It would take up
+// the turn, which the work that writes the word may need.
+static bool word_is_missing(orion_engine* e, stream_state* s) {
+  if (!s->word_wait) return false;
+  if (order_track_done(e, s->track) < s->word_wait) {
+    park_cause(e, CAUSE_WORD, s->track, s->word_wait, NULL);
+    return true;
+  }
+  s->word_wait = 0;
+  return false;
+}
+
 // The operation's own condition, apart from what its handler finds.
 static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
   if (swap_holds(e, op)) {
@@ -178,6 +190,7 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
   if (is_stream_ordered(op)) {
     stream_state* s = &e->streams[stream_index(op)];
     if (s->alive && stream_full(e, s)) return false;
+    if (e->turns.is_on && word_is_missing(e, s)) return false;
     stream_state* marker = &e->streams[STREAM_PRIVATE_BASE + op->context];
     if (op->stream == 0 && marker->alive && stream_full(e, marker)) return false;
   }
@@ -275,6 +288,8 @@ static bool cause_holds(const orion_engine* e, const cause* c) {
       return !e->swap.holds;
     case CAUSE_TURN:
       return turns_may_go_on(e, c->index);
+    case CAUSE_WORD:
+      return order_track_done(e, c->index) >= c->value;
   }
   return true;
 }

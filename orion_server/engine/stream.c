@@ -158,6 +158,9 @@ void stream_value(orion_engine* e, const orion_op* op) {
                                                                       o->write_flags);
   }
   finish(e, op, s, code);
+  if (write || code || !e->seat) return;
+  order_mark_track(e, s->track);
+  s->word_wait = e->tracks[s->track].issued;
 }
 
 // First the client is told that earlier work is done, then the stream stays parked until its function has returned.

@@ -49,8 +49,8 @@ bool turns_have_news(const orion_engine* e) {
     const orion_seat_device* seat = seat_device(e, i);
     const turn* t = &e->turns.devices[i];
     if (!seat) return false;
-    if ((peek(&seat->is_limited) != 0) != t->is_limited || peek(&seat->residency) != e->swap.devices[i].wish)
-      return true;
+    if ((peek(&seat->is_limited) != 0) != t->is_limited) return true;
+    if (peek(&seat->residency) != e->swap.devices[i].wish) return true;
     // Without a limit nothing takes these in: they would keep the loop awake.
     if (t->is_limited && (peek(&seat->grant) != t->grant || peek(&seat->budget_ns) != t->budget_ns ||
                           peek(&seat->recalled) != t->recalled)) {

@@ -81,11 +81,14 @@ class RawLane:
 class Remote:
     """An engine behind lanes, and a client that speaks frames."""
 
-    def __init__(self, null: bool = False, join: bool = True) -> None:
+    def __init__(self, null: bool = False, join: bool = True, seat: tuple[int, int, int] | None = None) -> None:
+        """`seat`: descriptors of its memory, its doorbell and its wake."""
         config = ffi.new("orion_engine_config *")
         path = ffi.new("char[]", libcuda_path().encode())
         config.libcuda_path, config.null_engine = (ffi.NULL if null else path), null
         config.transport = lib.ORION_ENGINE_TCP
+        if seat:
+            config.seat_fd, config.doorbell_fd, config.wake_fd = seat
         config.log_level = int(os.environ.get("ENGINE_TEST_LOG", "0"))
         made = ffi.new("orion_engine **")
         assert lib.orion_engine_new(config, made) == 0

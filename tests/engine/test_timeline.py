@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import subprocess
 from functools import cache
@@ -84,7 +85,7 @@ def test_more_than_can_be_remembered_is_charged_once_all_the_same(given_ms: list
     total = sum(timeline.add(*one) for one in given_ms)
     assert timeline.count <= SPANS
     spans = timeline.spans[: timeline.count]
-    assert all(a.to_ms < b.from_ms for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.to_ms < b.from_ms for a, b in itertools.pairwise(spans))
     assert abs(sum(s.busy_ms for s in spans) - total) < 1e-6 * total
     assert all(s.busy_ms <= (s.to_ms - s.from_ms) * (1 + 1e-9) for s in spans)
     # One that covers everything brings the sum to the whole, whatever was joined before.
