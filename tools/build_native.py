@@ -10,6 +10,7 @@ All are incremental.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import sys
@@ -69,8 +70,12 @@ def build_development() -> None:
 
 def build_test_client() -> None:
     """For tests/runtime only (docs/nvidia-runtime.md). Nothing that packages looks into this folder."""
-    settings = {"ORION_LIBZMQ_DIR": str(build_libzmq("gcc")), "ORION_TEST_RUNTIME_VALIDATED": "ON"}
-    cmake_build(ROOT / "shim", ROOT / "build" / "shim-test", settings)
+    folder = ROOT / "build" / "shim-test"
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:  # several test processes begin at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        settings = {"ORION_LIBZMQ_DIR": str(build_libzmq("gcc")), "ORION_TEST_RUNTIME_VALIDATED": "ON"}
+        cmake_build(ROOT / "shim", folder, settings)
 
 
 def copy_licences(libzmq: Path, folder: Path) -> None:

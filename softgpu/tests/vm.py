@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
 import subprocess
@@ -21,10 +22,13 @@ def library() -> ctypes.CDLL:
     """The test library, built first unless SOFTGPU_VM_TEST names one."""
     path = os.environ.get("SOFTGPU_VM_TEST")
     if not path:
-        if not (BUILD / "CMakeCache.txt").exists():
-            configure = ["cmake", "-S", str(ROOT / "softgpu/src/vm"), "-B", str(BUILD)]
-            subprocess.run(configure + ["-DSOFTGPU_VM_TEST=ON", "-DCMAKE_BUILD_TYPE=Release"], check=True)
-        subprocess.run(["cmake", "--build", str(BUILD), "-j2"], check=True, stdout=subprocess.DEVNULL)
+        BUILD.parent.mkdir(parents=True, exist_ok=True)
+        with BUILD.with_suffix(".lock").open("w") as lock:  # several test processes begin at the same time
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (BUILD / "CMakeCache.txt").exists():
+                configure = ["cmake", "-S", str(ROOT / "softgpu/src/vm"), "-B", str(BUILD)]
+                subprocess.run(configure + ["-DSOFTGPU_VM_TEST=ON", "-DCMAKE_BUILD_TYPE=Release"], check=True)
+            subprocess.run(["cmake", "--build", str(BUILD), "-j2"], check=True, stdout=subprocess.DEVNULL)
         path = str(BUILD / "libsoftgpu_vm_test.so")
     lib = ctypes.CDLL(path)
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
