@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -385,9 +387,20 @@ static bool has_ring_work(const tcp_state* state) {
          orion_ring_ready(state->session->express_ring, state->express_position);
 }
 
+static bool is_acknowledged(int fd) {
+  int unacknowledged_bytes = 0;
+  return fd < 0 || ioctl(fd, SIOCOUTQ, &unacknowledged_bytes) != 0 || unacknowledged_bytes == 0;
+}
+
+// A socket that is closed while something lies unread in it is reset, and what it had still to send is gone. Something
+// always may: the worker tells words at any time. So all must have arrived before that.
 static bool is_drained(const raw_lanes* raw) {
-  return raw->out_first == raw->out_end && !raw->delayed_first && !has_ring_work(raw->state) &&
-         !atomic_load(&raw->state->has_client_words) && orion_tcp_all_sent(raw->state);
+  if (raw->out_first != raw->out_end || raw->delayed_first || has_ring_work(raw->state) ||
+      atomic_load(&raw->state->has_client_words) || !orion_tcp_all_sent(raw->state))
+    return false;
+  for (uint32_t i = 0; i < raw->state->stripe_count; i++)
+    if (!is_acknowledged(raw->stripes[i].fd)) return false;
+  return is_acknowledged(raw->ops);
 }
 
 // What the program has left behind goes out, for a bounded time. Keeps `moving`.
