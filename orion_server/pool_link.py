@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
+import zmq
 
 from wire import pool, ticket
 from wire.dealer import DealerSocket
@@ -59,7 +60,9 @@ class PoolLink:
     """Belongs to the event loop's thread."""
 
     def __init__(self, controllers: list[str], name: str, offer: Offer,
-                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+                 clock: Callable[[], float] = time.monotonic,
+                 context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:  # fmt: skip
+        self._context = context
         self._controllers = controllers
         self.name = name
         self._offer = offer
@@ -133,7 +136,7 @@ class PoolLink:
     def _connect(self, address: str) -> None:
         if self._socket is not None:
             self._socket.close()
-        self._socket = DealerSocket(address, self._receive, pool.MAX_MESSAGE_BYTES)
+        self._socket = DealerSocket(address, self._receive, pool.MAX_MESSAGE_BYTES, self._context)
         self._is_registered = False
         self._heard_s = self._clock()
 

@@ -21,10 +21,12 @@ _QUEUED_MESSAGES = 1024
 class DealerSocket:
     """Connects at once and for ever; what is sent before there is a connection goes out with it."""
 
-    def __init__(self, address: str, on_message: Callable[[bytes], None], max_message_bytes: int) -> None:
+    def __init__(self, address: str, on_message: Callable[[bytes], None], max_message_bytes: int,
+                 context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:  # fmt: skip
         self.address = address
         self._on_message = on_message
-        self._context = zmq.Context(io_threads=1)
+        self._context = context or zmq.Context(io_threads=1)
+        self._is_own_context = context is None
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.SNDHWM, _QUEUED_MESSAGES)
@@ -54,7 +56,8 @@ class DealerSocket:
         self._timer.cancel()
         self._loop.remove_reader(self._fd)
         self._socket.close()
-        self._context.term()
+        if self._is_own_context:
+            self._context.term()
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_SAFETY_DRAIN_S, self._tick)
