@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from orion_controller import __version__, views
 from orion_controller.api import models
 from orion_controller.backend import ServiceError
-from orion_controller.history import STEP_S, History
+from orion_controller.history import GROUPS_MOST, STEP_S, History
 from orion_controller.link import AskError, Link
 from orion_controller.pool import Absent, Allocation, Later, Outcome, Policies, Pool, Refused, Waiting
 from orion_controller.store import Store, StoreError
@@ -427,7 +427,8 @@ class Controller:
             for o, g in s.gpus.items()
         }
         groups: dict[str, tuple[float | None, int]] = {}
-        for allocation in self.pool.allocations.values():
+        # The newest: a sample must not hold up those who ask for vGPUs.
+        for allocation in list(self.pool.allocations.values())[-GROUPS_MOST:]:
             reports = [r for here in views.allocation_reports(self.pool, allocation).values() for r in here]
             groups[allocation.id] = (
                 views.mean([r.achieved_percent for r in reports]),
