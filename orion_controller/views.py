@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 from orion_controller.api import models
 from orion_controller.pool import Allocation, Pool, Server
@@ -113,7 +112,7 @@ def vgpus_of(pool: Pool, allocation: Allocation) -> Iterator[models.Vgpu]:
             quota_mib=report.quota_mib if report else record.gmem_mib,
             used_mib=report.used_mib if report else 0,
             ratio_percent=report.ratio if report else record.ratio_percent,
-            policy=report.ratio_policy if report else cast(models.Policy, record.policy or "hard"),
+            policy=report.ratio_policy if report else record.policy or "hard",
             achieved_percent=report.achieved_percent if report else 0.0,
             throttled_ms=report.throttled_ms if report else 0,
             launches=report.launches if report else 0,
@@ -139,7 +138,7 @@ def group(pool: Pool, allocation: Allocation) -> models.Group:
         nodes=allocation.servers,
         gmem_mib=record.gmem_mib,
         ratio_percent=record.ratio_percent,
-        policy=cast(models.Policy, policy),
+        policy=policy,
         used_mib=sum(report.used_mib for report in reports),
         achieved_percent=mean([report.achieved_percent for report in reports]) or 0.0,
         sessions=allocation.session_count,
