@@ -33,10 +33,9 @@ DEFAULT_COST = Cost()
 
 
 def make(password: str, cost: Cost) -> str:
-    """A new salt each time; about 0.2 s at the default cost."""
+    """A new salt each time; some tenths of a second at the default cost."""
     salt = secrets.token_bytes(_SALT_BYTES)
     return _stored(cost, salt, _key(password, salt, cost))
-    )
 
 
 def of_nobody(cost: Cost) -> str:
