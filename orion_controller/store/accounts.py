@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 
 from orion_controller.api.models import Role
 from orion_controller.store import passwords, tables
-from orion_controller.store.passwords import DEFAULT_COST, Cost
+from orion_controller.store.passwords import Cost
 from orion_controller.store.store import Store
 
 ROLES: tuple[Role, ...] = ("viewer", "operator")
@@ -79,15 +79,15 @@ class Accounts:
     """All of it is in the store: every replica sees the same, what is revoked within CACHE_S. Every method may raise
     StoreError."""
 
-    def __init__(self, store: Store, cost: Cost = DEFAULT_COST, now_s: Callable[[], float] = time.time,
+    def __init__(self, store: Store, cost: Cost | None = None, now_s: Callable[[], float] = time.time,
                  clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
         self._store = store
-        self._cost = cost
+        self._cost = cost or passwords.DEFAULT_COST
         self._now_s = now_s
         self._clock = clock
         self._hashers = ThreadPoolExecutor(_CHECKS_AT_ONCE, "password")
         self._checks = 0
-        self._nobody = passwords.of_nobody(cost)
+        self._nobody = passwords.of_nobody(self._cost)
         self._cache: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
         self._generation = 0  # grows with each change here: an answer from before it is not kept
         self._use_written: OrderedDict[bytes, float] = OrderedDict()
