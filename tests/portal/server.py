@@ -134,7 +134,7 @@ class Pool:
             if node.state == "draining":
                 self.note("info", "node.draining", node.name, f"{node.name} is draining", "admin", 900)
         for group in list(self.groups.values())[:25]:
-            text = f"{group.group} got {group.vgpus} vGPUs of {group.gmem_mib} MiB and {group.ratio_percent} %"
+            text = f"{group.group} got {group.vgpus} x {group.gmem_mib} MiB at {group.ratio_percent} %"
             self.note("info", "group.allocated", group.group, text, "", 600)
         self.note("warning", "queue.waiting", self.queue[0].group, "vision-sweep waits: no 8 whole GPUs are free", "", 340)
 
@@ -296,7 +296,7 @@ class Pool:
         def line(name: str, unit: str, top: float, level: float, gap: bool = False) -> models.Series:
             phase = int.from_bytes(hashlib.sha256((scope + name).encode()).digest()[:2], "big")
             values: list[float | None] = [
-                round(top * min(1.0, max(0.0, level + 0.18 * math.sin(t / 420 + phase) + 0.05 * math.sin(t / 37 + phase))), 1)
+                round(top * min(1.0, max(0.0, level + 0.13 * math.sin(t / 520 + phase) + 0.05 * math.sin(t / 171 + phase))), 1)
                 for t in steps
             ]
             if gap:

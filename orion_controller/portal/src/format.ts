@@ -18,6 +18,21 @@ export function mib(n: number): string {
   return `${whole.format(n)}${NBSP}MiB`;
 }
 
+/** Without rounding: what somebody typed must be seen as it will be. */
+export function mibExact(n: number): string {
+  const rounded = mib(n);
+  const unit = n >= 1024 * 1024 ? 1024 * 1024 : n >= 1024 ? 1024 : 1;
+  return (n / unit) * 10 === Math.round((n / unit) * 10) ? rounded : `${whole.format(n)}${NBSP}MiB`;
+}
+
+/** "12.5 of 80 GiB": both in the unit of the whole, unless the part is too small to be seen in it. */
+export function mibOf(part: number, whole: number): string {
+  const all = mib(whole);
+  const unit = all.slice(all.indexOf(NBSP));
+  const some = part === 0 ? `0${unit}` : mib(part);
+  return some.endsWith(unit) ? `${some.slice(0, -unit.length)} of ${all}` : `${some} of ${all}`;
+}
+
 export function percent(n: number | null): string {
   return n === null ? "not known" : `${whole.format(n)}${NBSP}%`;
 }

@@ -1,7 +1,7 @@
 // The dialog that changes quota and ratio of running programs: first what shall be, then what it means, then it is done.
 import { useState } from "preact/hooks";
 import { path, request } from "../api";
-import { counted, mib, percent } from "../format";
+import { counted, mib, mibExact, percent } from "../format";
 import type { Group, PatchGroup } from "../models";
 import { closeDialog, Dialog, useChange } from "../ui/dialog";
 import { Icon } from "../ui/icons";
@@ -35,7 +35,7 @@ export function ChangeGroup({ group }: { group: Group }) {
 
   function changes(): string[] {
     const list = [];
-    if (patch.gmem_mib !== undefined) list.push(`memory ${mib(gmemMib)}`);
+    if (patch.gmem_mib !== undefined) list.push(`memory ${mibExact(gmemMib)}`);
     if (patch.ratio_percent !== undefined) list.push(`ratio ${percent(ratioPercent)}`);
     if (patch.policy !== undefined) list.push(`policy ${policy}`);
     return list;
@@ -50,7 +50,7 @@ export function ChangeGroup({ group }: { group: Group }) {
             {before.owner && ` of ${before.owner}`}. Nothing is restarted.
           </p>
           <dl class="review">
-            {patch.gmem_mib !== undefined && <Changed name="Memory of each vGPU" from={mib(before.gmem_mib)} to={mib(gmemMib)} />}
+            {patch.gmem_mib !== undefined && <Changed name="Memory of each vGPU" from={mibExact(before.gmem_mib)} to={mibExact(gmemMib)} />}
             {patch.ratio_percent !== undefined && <Changed name="Ratio" from={percent(before.ratio_percent)} to={percent(ratioPercent)} />}
             {patch.policy !== undefined && <Changed name="Policy" from={before.policy} to={policy} />}
           </dl>
@@ -89,7 +89,7 @@ export function ChangeGroup({ group }: { group: Group }) {
               <span>MiB</span>
             </div>
             <p class="hint" id="gmem-hint">
-              {gmemMib > 0 ? `That is ${mib(gmemMib)}. ` : ""}Now {mib(before.gmem_mib)}; {counted(before.vgpus, "vGPU")} use {mib(before.used_mib)} together.
+              {gmemMib >= 1024 ? `That is ${mib(gmemMib)}. ` : ""}Now {mibExact(before.gmem_mib)}; {counted(before.vgpus, "vGPU")} use {mib(before.used_mib)} together.
             </p>
           </div>
           {smaller && (

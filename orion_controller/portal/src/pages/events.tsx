@@ -3,7 +3,7 @@ import { At, Heading, Level } from "../ui/parts";
 import { type Column, DataTable, type Filter } from "../ui/table";
 
 const COLUMNS: Record<string, Column<Event>> = {
-  time: { label: "Time", sort: "id", render: (event) => <At at={event.at_s} /> },
+  time: { label: "Time", sort: "id", time: true, render: (event) => <At at={event.at_s} /> },
   level: { label: "Level", sort: "level", render: (event) => <Level level={event.level} /> },
   message: { label: "What happened", head: true, render: (event) => <span class="break">{event.message}</span> },
   subject: { label: "To", sort: "subject", render: (event) => <span class="break">{event.subject}</span> },

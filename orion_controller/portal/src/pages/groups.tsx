@@ -1,6 +1,6 @@
 import { path } from "../api";
 import { GroupActions } from "../actions";
-import { count, counted, duration, mib, percent } from "../format";
+import { count, counted, duration, mib, mibOf, percent } from "../format";
 import { useLive } from "../live";
 import type { Group, Vgpu } from "../models";
 import { isOperator } from "../session";
@@ -12,9 +12,9 @@ import { Tasks } from "./tasks";
 /** Configured and achieved ratio side by side; the mark in the bar is what is configured. */
 export function Ratio({ configured, achieved, policy }: { configured: number; achieved: number; policy: string }) {
   return (
-    <span class="measure measure-wide">
+    <span class="measure">
       <span class="num">
-        {percent(configured)} <span class="muted">{policy},</span> {percent(achieved)} <span class="muted">achieved</span>
+        {percent(achieved)} <span class="muted">of</span> {percent(configured)} <span class="muted">{policy}</span>
       </span>
       <Bar value={achieved} mark={configured} />
     </span>
@@ -26,7 +26,7 @@ function Quota({ used, quota }: { used: number; quota: number }) {
   return (
     <span class="measure">
       <span class="num">
-        {mib(used)} <span class="muted">of</span> {mib(quota)}
+        {mibOf(used, quota)}
       </span>
       <Bar value={used} max={quota} tone={used > quota ? "bad" : full ? "warn" : ""} />
     </span>
@@ -73,7 +73,7 @@ export function GroupsPage() {
       ),
     },
     { label: "Memory used", sort: "used_mib", render: (group) => <Quota used={group.used_mib} quota={group.gmem_mib * group.vgpus} /> },
-    { label: "Ratio", sort: "ratio_percent", render: (group) => <Ratio configured={group.ratio_percent} achieved={group.achieved_percent} policy={group.policy} /> },
+    { label: "Ratio achieved", sort: "achieved_percent", render: (group) => <Ratio configured={group.ratio_percent} achieved={group.achieved_percent} policy={group.policy} /> },
     { label: "Tasks", sort: "sessions", num: true, render: (group) => count(group.sessions) },
   ];
   if (isOperator.value) {
@@ -132,7 +132,7 @@ export function GroupPage({ parts: [id] }: { parts: string[] }) {
               ["Program", group.program || "none yet"],
               ["Since", <At at={group.since_s} />],
               ["Kept", keptText(group)],
-              ["vGPUs", `${count(group.vgpus)} of ${mib(group.gmem_mib)}`],
+              ["vGPUs", `${count(group.vgpus)}, each ${mib(group.gmem_mib)}`],
               ["Memory used", <Quota used={group.used_mib} quota={group.gmem_mib * group.vgpus} />],
               ["Ratio", <Ratio configured={group.ratio_percent} achieved={group.achieved_percent} policy={group.policy} />],
               ["Id", <span class="code">{group.id}</span>],
@@ -202,7 +202,7 @@ export function GroupVgpus({ fixed = {}, empty, embedded = true }: { fixed?: Rec
       ),
     },
     { label: "Memory used", sort: "used_mib", render: (vgpu) => <Quota used={vgpu.used_mib} quota={vgpu.quota_mib} /> },
-    { label: "Ratio", sort: "ratio_percent", render: (vgpu) => <Ratio configured={vgpu.ratio_percent} achieved={vgpu.achieved_percent} policy={vgpu.policy} /> },
+    { label: "Ratio achieved", sort: "achieved_percent", render: (vgpu) => <Ratio configured={vgpu.ratio_percent} achieved={vgpu.achieved_percent} policy={vgpu.policy} /> },
     { label: "Throttled", sort: "throttled_ms", num: true, render: (vgpu) => duration(vgpu.throttled_ms / 1000) },
     { label: "Launches", sort: "launches", num: true, render: (vgpu) => count(vgpu.launches) },
     { label: "Tasks", sort: "sessions", num: true, render: (vgpu) => count(vgpu.sessions) },

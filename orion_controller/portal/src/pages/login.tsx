@@ -22,6 +22,7 @@ export function Login() {
       form.querySelector<HTMLInputElement>("[name=password]")?.select();
     }
   }
+  const password = { id: "password", name: "password", required: true, maxLength: 256, autocomplete: "current-password" } as const;
   return (
     <main class="login" id="main">
       <form class="login-card" onSubmit={submit}>
@@ -45,7 +46,7 @@ export function Login() {
         <div class="field">
           <label for="password">Password</label>
           <div class="with-button">
-            <input id="password" name="password" type={seen ? "text" : "password"} required maxLength={256} autocomplete="current-password" />
+            {seen ? <input type="text" {...password} /> : <input type="password" {...password} />}
             <button type="button" class="button button-quiet" aria-pressed={seen} aria-label="Show the password" onClick={() => setSeen(!seen)}>
               {seen ? "Hide" : "Show"}
             </button>

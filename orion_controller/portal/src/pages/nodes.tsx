@@ -1,12 +1,12 @@
 import { useState } from "preact/hooks";
 import { path } from "../api";
 import { NodeActions } from "../actions";
-import { count, counted, mib } from "../format";
+import { count, counted, mib, mibOf } from "../format";
 import { useByNode, useLive } from "../live";
 import type { Gpu, Node, Vgpu } from "../models";
 import { isOperator } from "../session";
 import { GpuBar } from "../ui/gpubar";
-import { Ago, At, Facts, Failure, GpuLink, Heading, Loading, NodeLink, NodeState, Panel, Temperature, UseBar, Utilization } from "../ui/parts";
+import { Ago, At, Badge, Facts, Failure, GpuLink, Heading, Loading, NodeLink, NodeState, Panel, Temperature, UseBar, Utilization } from "../ui/parts";
 import { Plots } from "../ui/plot";
 import { type Column, DataTable } from "../ui/table";
 import { GroupVgpus } from "./groups";
@@ -98,8 +98,8 @@ function NodeMemory({ node }: { node: Node }) {
   return (
     <span class="measure measure-wide">
       <span class="num">
-        {mib(node.memory_given_mib)} of {mib(node.memory_mib)}
-        <span class="muted">, {mib(node.memory_used_mib)} used</span>
+        {mibOf(node.memory_given_mib, node.memory_mib)} <span class="muted">given</span>
+        {node.memory_given_mib > 0 && <span class="muted">, {mib(node.memory_used_mib)} used</span>}
       </span>
       <UseBar used={node.memory_used_mib} given={node.memory_given_mib} max={node.memory_mib} />
     </span>
@@ -173,7 +173,13 @@ export function gpuColumns(vgpusOf: (gpu: Gpu) => Vgpu[] | undefined, withNode: 
         <>
           <GpuLink node={gpu.node} ordinal={gpu.ordinal} short={!withNode} />
           <span class="second">{gpu.name}</span>
-          {gpu.health && <span class="second hot">{gpu.health}</span>}
+          {gpu.health && (
+            <span class="second">
+              <Badge tone="bad" icon="warning">
+                {gpu.health}
+              </Badge>
+            </span>
+          )}
         </>
       ),
     },

@@ -30,7 +30,7 @@ export function Tasks({ fixed = {}, empty, embedded = true }: { fixed?: Record<s
       ),
     },
     { label: "Host", sort: "host", render: (session) => <span class="break">{session.host}</span> },
-    { label: "Since", sort: "since_s", render: (session) => <Ago at={session.since_s} /> },
+    { label: "Since", sort: "since_s", time: true, render: (session) => <Ago at={session.since_s} /> },
     { label: "Transport", sort: "transport", render: (session) => session.transport },
   ];
   if (!fixed.group) columns.splice(1, 0, { label: "Group", sort: "group_name", render: (session) => <GroupLink id={session.group} name={session.group_name} /> });
@@ -69,7 +69,7 @@ export function QueuePage() {
     { label: "vGPUs", sort: "vgpus", num: true, render: (waiting) => count(waiting.vgpus) },
     { label: "Memory each", sort: "gmem_mib", num: true, render: (waiting) => mib(waiting.gmem_mib) },
     { label: "Ratio", sort: "ratio_percent", num: true, render: (waiting) => percent(waiting.ratio_percent) },
-    { label: "Waiting since", sort: "since_s", render: (waiting) => <Ago at={waiting.since_s} /> },
+    { label: "Waiting since", sort: "since_s", time: true, render: (waiting) => <Ago at={waiting.since_s} /> },
     { label: "What it waits for", render: (waiting) => waiting.reason },
   ];
   return (

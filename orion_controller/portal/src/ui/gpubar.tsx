@@ -1,15 +1,14 @@
 // The memory of a GPU: a segment for each vGPU, as wide as its quota, filled as far as it is used.
-import { counted, mib } from "../format";
+import { counted, mib, mibOf } from "../format";
 import type { Gpu, Vgpu } from "../models";
 import { UseBar } from "./parts";
 
 export function GpuBar({ gpu, vgpus, tall = false }: { gpu: Gpu; vgpus?: Vgpu[]; tall?: boolean }) {
-  const text = `${mib(gpu.given_mib)} of ${mib(gpu.capacity_mib)} given`;
   return (
     <span class="measure measure-wide">
       <span class="num">
-        {text}
-        <span class="muted">, {mib(gpu.used_mib)} used</span>
+        {mibOf(gpu.given_mib, gpu.capacity_mib)} <span class="muted">given</span>
+        {gpu.given_mib > 0 && <span class="muted">, {mib(gpu.used_mib)} used</span>}
       </span>
       {vgpus ? <Segments gpu={gpu} vgpus={vgpus} tall={tall} /> : <UseBar used={gpu.used_mib} given={gpu.given_mib} max={gpu.capacity_mib} />}
     </span>

@@ -13,27 +13,17 @@ const EVERY_MS = 10_000;
 const HEIGHT = 190;
 const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
 const TABLE_ROWS = 12;
+const plain = new Intl.NumberFormat("en-GB", { maximumFractionDigits: 2 });
 const MAX_LINES = DASHES.length;
 
 const TITLES: Record<string, string> = { "%": "Utilisation", MiB: "Memory", "": "Count", W: "Power", "°C": "Temperature", C: "Temperature", vGPUs: "vGPUs" };
+/** By what is left of a name without its unit. */
 const NAMES: Record<string, string> = {
-  achieved: "achieved",
-  achieved_percent: "achieved",
   memory_given: "given",
-  memory_given_mib: "given",
   memory_used: "used",
-  memory_used_mib: "used",
-  power: "power",
-  queue: "queue",
-  quota: "quota",
   ratio: "configured ratio",
-  ratio_percent: "configured ratio",
   sessions: "tasks",
-  temperature: "temperature",
-  used: "used",
-  used_mib: "used",
   utilization: "utilisation",
-  utilization_percent: "utilisation",
   vgpus: "vGPUs given",
 };
 
@@ -43,10 +33,12 @@ interface Drawing {
   names: string[];
   data: uPlot.AlignedData;
   format: (value: number | null | undefined) => string;
+  axisUnit: string;
 }
 
 function nameOf(series: Series): string {
-  return NAMES[series.name] ?? series.name.replace(/_/g, " ");
+  const name = series.name.replace(/_(mib|percent|c|w)$/, "");
+  return NAMES[name] ?? name.replace(/_/g, " ");
 }
 
 function unitOf(series: Series): string {
@@ -67,7 +59,9 @@ export function drawings(history: History): Drawing[] {
     const times = group[0].values.map((_, i) => history.start_s + i * history.step_s);
     // In MiB the lines of the grid would fall on odd numbers.
     const largest = Math.max(...group.flatMap((series) => series.values.map((value) => value ?? 0)));
-    const scale = unit !== "MiB" ? 1 : largest >= 1024 * 1024 ? 1024 * 1024 : largest >= 1024 ? 1024 : 1;
+    const step = unit !== "MiB" ? 0 : largest >= 2 * 1024 * 1024 ? 2 : largest >= 2 * 1024 ? 1 : 0;
+    const scale = 1024 ** step;
+    const axisUnit = unit === "MiB" ? ["MiB", "GiB", "TiB"][step] : unit === "vGPUs" ? "" : unit;
     const values = group.map((series) => times.map((_, i) => (series.values[i] == null ? null : series.values[i]! / scale)));
     const format = (value: number | null | undefined): string => {
       if (value == null) return "not known";
@@ -76,7 +70,7 @@ export function drawings(history: History): Drawing[] {
       return unit && unit !== "vGPUs" ? `${count(value)}\u00a0${unit}` : count(value);
     };
     const names = group.map(nameOf);
-    return { title: unit === "" && names.length === 1 ? capital(names[0]) : (TITLES[unit] ?? unit), unit, names, data: [times, ...values], format };
+    return { title: unit === "" && names.length === 1 ? capital(names[0]) : (TITLES[unit] ?? unit), unit, names, data: [times, ...values], format, axisUnit };
   });
 }
 
@@ -111,7 +105,7 @@ function summaryOf({ names, data, format }: Drawing): string {
 }
 
 function Plot({ drawing, sync }: { drawing: Drawing; sync: string }) {
-  const { title, unit, names, data, format } = drawing;
+  const { title, unit, names, data, format, axisUnit } = drawing;
   const figure = useRef<HTMLElement>(null);
   const area = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -119,9 +113,9 @@ function Plot({ drawing, sync }: { drawing: Drawing; sync: string }) {
   const last = data[0].length - 1;
   const at = hovered !== null && hovered <= last ? hovered : last;
 
-  // The axes' texts depend on unit and size of the numbers: `format` alone would be drawn with the first one.
-  const formatNow = useRef(format);
-  formatNow.current = format;
+  // The plot is made once; the unit of its axis changes with the size of the numbers.
+  const unitNow = useRef(axisUnit);
+  unitNow.current = axisUnit;
 
   useEffect(() => {
     const holder = area.current!;
@@ -129,13 +123,13 @@ function Plot({ drawing, sync }: { drawing: Drawing; sync: string }) {
     const options: uPlot.Options = {
       width: Math.max(200, holder.clientWidth),
       height: HEIGHT,
-      padding: [8, 8, 0, 0],
+      padding: [8, 18, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false }, sync: { key: sync } },
       scales: { y: { range: (_, __, max) => [0, unit === "%" ? 100 : niceTop(max)] } },
       axes: [
         { ...axis(colours), size: 28, space: 56, values: (_, times) => times.map((time) => clockTime(time, false)) },
-        { ...axis(colours), size: 64, space: 36, values: (_, values) => values.map((value) => formatNow.current(value)) },
+        { ...axis(colours), size: 64, space: 36, values: (_, values) => values.map((value) => `${plain.format(value)}\u00a0${unitNow.current}`.trim()) },
       ],
       series: [
         {},

@@ -19,6 +19,8 @@ export interface Column<T> {
   sort?: string;
   /** Numbers are set flush right. */
   num?: boolean;
+  /** Times are sorted from the newest. */
+  time?: boolean;
   /** Names the row to screen readers. */
   head?: boolean;
   /** No label in a card. */
@@ -166,10 +168,10 @@ function HeadCell<T>({ column, sort, onSort }: { column: Column<T>; sort: string
   const ascending = field !== undefined && sort === field;
   const descending = field !== undefined && sort === `-${field}`;
   return (
-    <th role="columnheader" scope="col" class={column.num ? "cell-num" : ""} aria-sort={ascending ? "ascending" : descending ? "descending" : undefined}>
+    <th role="columnheader" scope="col" class={column.num ? "cell-num" : column.wide ? "cell-wide" : ""} aria-sort={ascending ? "ascending" : descending ? "descending" : undefined}>
       {field ? (
-        // Numbers are mostly looked at from the top.
-        <button type="button" class="sort" onClick={() => onSort(ascending ? `-${field}` : descending ? field : column.num ? `-${field}` : field)}>
+        // Numbers and times are mostly looked at from the top.
+        <button type="button" class="sort" onClick={() => onSort(ascending ? `-${field}` : descending ? field : column.num || column.time ? `-${field}` : field)}>
           {column.label}
           <Icon name={ascending ? "up" : descending ? "down" : "sort"} />
         </button>
@@ -242,8 +244,8 @@ function SortSelect<T>({ columns, sort, onSort }: { columns: Column<T>[]; sort: 
   const options: [string, string][] = [["", "As it comes"]];
   for (const column of columns) {
     if (!column.sort) continue;
-    options.push([column.sort, `${column.label}, ${column.num ? "lowest" : "first"} first`.replace("first first", "A to Z")]);
-    options.push([`-${column.sort}`, `${column.label}, ${column.num ? "highest first" : "Z to A"}`]);
+    const [up, down] = column.num ? ["lowest first", "highest first"] : column.time ? ["oldest first", "newest first"] : ["A to Z", "Z to A"];
+    options.push([column.sort, `${column.label}, ${up}`], [`-${column.sort}`, `${column.label}, ${down}`]);
   }
   return options.length > 1 ? <Select label="Sort by" value={sort} options={options} onChange={onSort} narrow /> : null;
 }
