@@ -1,7 +1,7 @@
 // Tables whose searching, sorting and paging are done by the server: it has 8,000 GPUs, a page shows 25. In a narrow
 // window each row becomes a card.
 import type { ComponentChildren } from "preact";
-import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { useEffect, useId, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { type Page, withQuery } from "../api";
 import { count } from "../format";
 import { useLive } from "../live";
@@ -82,6 +82,13 @@ export function DataTable<T>(props: DataTableProps<T>) {
   const total = data?.total ?? 0;
   const searched = state.q !== "" || Object.values(state.filters).some(Boolean);
 
+  // The row in which somebody was may have gone, as that of a task that was ended: without this the focus would be lost.
+  const focused = useRef<Element | null>(null);
+  useLayoutEffect(() => {
+    if (focused.current && !focused.current.isConnected && document.activeElement === document.body) document.getElementById("title")?.focus();
+    if (!focused.current?.isConnected) focused.current = null;
+  });
+
   const { onRows } = props;
   useEffect(() => onRows?.(rows), [data]);
   // Rows may have gone while somebody was on the last page.
@@ -91,7 +98,7 @@ export function DataTable<T>(props: DataTableProps<T>) {
   }, [data, stale, pages, state.page]);
 
   return (
-    <div class="data-table">
+    <div class="data-table" onFocusIn={(event) => (focused.current = event.target as Element)}>
       {(search || filters.length > 0 || props.tools) && (
         <div class="table-tools">
           {search && <Search label={search} value={state.q} onSearch={(q) => change({ q, page: "" }, true)} />}
