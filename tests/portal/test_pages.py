@@ -4,6 +4,7 @@ finding of axe-core; and how long the first page takes with 8,000 GPUs. Screensh
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -135,9 +136,7 @@ def test_plots_can_be_read_without_being_seen(browser: Browser, portal: Portal) 
         visit.log_in(portal.operator)
         page = visit.page
         plot = page.get_by_role("img", name="Memory, the last hour.")
-        expect(plot).to_have_accessible_name(
-            __import__("re").compile(r"Given: now .*, mean .*, highest .*\. Used: now .*")
-        )
+        expect(plot).to_have_accessible_name(re.compile(r"Given: now .*, mean .*, highest .*\. Used: now .*"))
         figure = page.get_by_role("figure").filter(has=plot)
         figure.get_by_text("As a table").click()
         table = figure.get_by_role("table", name="Memory, the last hour")

@@ -259,6 +259,7 @@ def test_lost_connection_is_told_and_recovered_from(browser: Browser, portal: Po
         expect(page.get_by_role("row").filter(has_text="gpu-01")).to_contain_text("Draining")
 
 
+@pytest.mark.slow
 def test_connection_comes_back_without_anybody_doing_anything(browser: Browser, portal: Portal) -> None:
     with Visit(browser, portal) as visit:
         visit.log_in(portal.operator)
@@ -269,6 +270,7 @@ def test_connection_comes_back_without_anybody_doing_anything(browser: Browser, 
         expect(note).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_while_the_tab_is_hidden(browser: Browser, portal: Portal) -> None:
     with Visit(browser, portal) as visit:
         visit.log_in(portal.operator)
