@@ -61,6 +61,7 @@ class Policies:
     patience_s: float = 30.0
     idle_s: float = 30.0  # how long a group's allocation outlives its last session
     lease_s: float = wire.LEASE_S
+    heartbeat_s: float = wire.HEARTBEAT_S
     attach_within_s: float = ATTACH_WITHIN_S
 
 

@@ -62,7 +62,8 @@ class Controller:
     """One replica. Belongs to the event loop's thread."""
 
     def __init__(self, store: Store, leadership: Leadership, *, name: str = "", policies: Policies | None = None,
-                 keys: Keys | None = None, clock: Callable[[], float] = time.monotonic,
+                 keys: Keys | None = None, observe_allocation: Callable[[float], None] = lambda seconds: None,
+                 clock: Callable[[], float] = time.monotonic,
                  wall_clock: Callable[[], float] = time.time) -> None:  # fmt: skip
         self._store = store
         self._leadership = leadership
@@ -82,7 +83,7 @@ class Controller:
         self._held: dict[int, tuple[Envelope, int, asyncio.TimerHandle]] = {}  # open questions of the queue
         self._served: dict[int, Allocation] = {}  # of clients that have not asked again yet
         self._ticker: asyncio.TimerHandle | None = None
-        self.allocation_s: list[float] = []  # how long the last ones took, for the metrics
+        self._observe_allocation = observe_allocation
 
     # ------------------------------------------------------------------------------------------------ life
 
@@ -214,7 +215,8 @@ class Controller:
         self.link.bind_server(said.server, envelope)
         answer = wire.Registered(
             id=said.id, controller=self.name, ticket_key=ticket.server_key(self._secret, said.server),
-            now_s=self._wall_clock(), lease_s=self._policies.lease_s, draining=wanted,
+            now_s=self._wall_clock(), heartbeat_s=self._policies.heartbeat_s, lease_s=self._policies.lease_s,
+            draining=wanted,
         )  # fmt: skip
         self.link.send(envelope, answer)
         self._apply(out)
@@ -292,8 +294,7 @@ class Controller:
         self.note("info", "group.allocated", allocation.id,
                   f"{record.owner}: {len(record.places)} x {record.gmem_mib} MiB, {record.ratio_percent} % on {where}",
                   "")  # fmt: skip
-        self.allocation_s.append(self._clock() - began_s)
-        del self.allocation_s[:-10000]
+        self._observe_allocation(self._clock() - began_s)
 
     # ------------------------------------------------------------------------------------------------ the queue
 
