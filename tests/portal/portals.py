@@ -71,9 +71,7 @@ class Portal:
 class Visit:
     """A browser context with one page that is watched: complaints of the console, requests to elsewhere."""
 
-    def __init__(
-        self, browser: Browser, portal: Portal, width: int = 1280, height: int = 860, scheme: str = "light"
-    ) -> None:
+    def __init__(self, browser: Browser, portal: Portal, width: int = 1280, height: int = 860, scheme: str = "light") -> None:
         self.portal = portal
         self.complaints: list[str] = []
         self.elsewhere: list[str] = []

@@ -128,14 +128,7 @@ class Pool:
         self.note("info", "controller.started", "controller", "The controller has started", "", 7200)
         for i, node in enumerate(self.nodes.values()):
             if i < 40:
-                self.note(
-                    "info",
-                    "node.registered",
-                    node.name,
-                    f"{node.name} has registered with {node.gpus} GPUs",
-                    "",
-                    7000 - i,
-                )
+                self.note("info", "node.registered", node.name, f"{node.name} has registered with {node.gpus} GPUs", "", 7000 - i)
             if node.state == "lost":
                 self.note("error", "node.lost", node.name, f"{node.name} has not been heard of for 5 s", "", 420)
             if node.state == "draining":
@@ -143,9 +136,7 @@ class Pool:
         for group in list(self.groups.values())[:25]:
             text = f"{group.group} got {group.vgpus} x {group.gmem_mib} MiB at {group.ratio_percent} %"
             self.note("info", "group.allocated", group.group, text, "", 600)
-        self.note(
-            "warning", "queue.waiting", self.queue[0].group, "vision-sweep waits: no 8 whole GPUs are free", "", 340
-        )
+        self.note("warning", "queue.waiting", self.queue[0].group, "vision-sweep waits: no 8 whole GPUs are free", "", 340)
 
     def _give(self, i: int, gpus: list[models.Gpu]) -> None:
         rng = self.random
@@ -153,9 +144,7 @@ class Pool:
         gpus = [
             gpu
             for gpu in gpus
-            if gpu.given_mib + gmem <= gpu.capacity_mib
-            and gpu.ratio_given_percent + ratio <= 100
-            and gpu.vgpus < gpu.max_vgpus
+            if gpu.given_mib + gmem <= gpu.capacity_mib and gpu.ratio_given_percent + ratio <= 100 and gpu.vgpus < gpu.max_vgpus
         ]
         if not gpus:
             return
@@ -218,13 +207,7 @@ class Pool:
             self.sessions[session.id] = session
 
     def note(
-        self,
-        level: Literal["info", "warning", "error"],
-        kind: str,
-        subject: str,
-        message: str,
-        user: str,
-        ago_s: float = 0,
+        self, level: Literal["info", "warning", "error"], kind: str, subject: str, message: str, user: str, ago_s: float = 0
     ) -> None:
         self.events.append(
             models.Event(
@@ -313,11 +296,7 @@ class Pool:
         def line(name: str, unit: str, top: float, level: float, gap: bool = False) -> models.Series:
             phase = int.from_bytes(hashlib.sha256((scope + name).encode()).digest()[:2], "big")
             values: list[float | None] = [
-                round(
-                    top
-                    * min(1.0, max(0.0, level + 0.13 * math.sin(t / 520 + phase) + 0.05 * math.sin(t / 171 + phase))),
-                    1,
-                )
+                round(top * min(1.0, max(0.0, level + 0.13 * math.sin(t / 520 + phase) + 0.05 * math.sin(t / 171 + phase))), 1)
                 for t in steps
             ]
             if gap:
@@ -364,9 +343,7 @@ class Pool:
             most = max(vgpu.used_mib for vgpu in own)
             if most > change.gmem_mib:
                 message = f"A program uses {most} MiB, which is more than {change.gmem_mib} MiB."
-                raise Refused(
-                    409, "below_usage", message, "Ask for more, or let new allocations fail until usage falls."
-                )
+                raise Refused(409, "below_usage", message, "Ask for more, or let new allocations fail until usage falls.")
         gpus = {(gpu.node, gpu.ordinal): gpu for gpu in self.gpus}
         for vgpu in own:
             gpu = gpus[vgpu.node, vgpu.ordinal]
@@ -427,11 +404,7 @@ def page_of(items: Iterable[S], query: Any) -> dict[str, Any]:
         if found and not hasattr(found[0], field):
             raise Refused(400, "bad_sort", f"{field} is no field of what is listed.")
         found.sort(
-            key=lambda item: (
-                (value := getattr(item, field)) is not None,
-                value if value is not None else 0,
-                getattr(item, "ordinal", 0),
-            ),
+            key=lambda item: ((value := getattr(item, field)) is not None, value if value is not None else 0, getattr(item, "ordinal", 0)),
             reverse=sort.startswith("-"),
         )
     offset, limit = int(query.get("offset", 0)), int(query.get("limit", 100))
@@ -525,9 +498,7 @@ def make_app(pool: Pool) -> web.Application:
         pool.settle()
         name = request.match_info["name"]
         if name not in pool.nodes:
-            raise Refused(
-                404, "not_found", f"There is no node {name}.", "Nodes register by themselves when they start."
-            )
+            raise Refused(404, "not_found", f"There is no node {name}.", "Nodes register by themselves when they start.")
         return answer(pool.nodes[name])
 
     @routes.patch(api + "/nodes/{name}")

@@ -18,16 +18,7 @@ from orion_controller import portal
 from orion_controller.portal import gen_types
 
 FOLDER = Path(portal.__file__).parent
-SOURCES = [
-    "build_info.mjs",
-    "index.html",
-    "package-lock.json",
-    "package.json",
-    "public",
-    "src",
-    "tsconfig.json",
-    "vite.config.mjs",
-]
+SOURCES = ["build_info.mjs", "index.html", "package-lock.json", "package.json", "public", "src", "tsconfig.json", "vite.config.mjs"]
 MAX_GZIPPED_BYTES = 150_000
 
 
@@ -54,9 +45,7 @@ def test_dist_belongs_to_the_sources() -> None:
 
 
 def test_types_belong_to_the_models() -> None:
-    assert gen_types.TARGET.read_text() == gen_types.generate(), (
-        "run python -m orion_controller.portal.gen_types, then npm run build"
-    )
+    assert gen_types.TARGET.read_text() == gen_types.generate(), "run python -m orion_controller.portal.gen_types, then npm run build"
 
 
 def test_nothing_inline_and_nothing_from_elsewhere() -> None:
@@ -125,9 +114,7 @@ def test_building_again_gives_the_same(tmp_path: Path) -> None:
         source, target = FOLDER / name, tmp_path / name
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     for command in (["ci", "--no-audit", "--no-fund"], ["run", "build"]):
-        done = subprocess.run(
-            [npm, *command], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "CI": "1"}
-        )
+        done = subprocess.run([npm, *command], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "CI": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
     built = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files_of(tmp_path, ["dist"])}
     kept = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in files_of(FOLDER, ["dist"])}
