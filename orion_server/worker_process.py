@@ -20,6 +20,7 @@ from orion_server.channel import ChannelProtocol
 from orion_server.image_cache import ImageCache, ImageDesk
 from orion_server.isolation import Confinement, Isolation
 from orion_server.libcuda import Libcuda, is_orion_client_library
+from orion_server.worker_log import WorkerLog
 
 log = logging.getLogger("orion.worker")
 
@@ -123,6 +124,7 @@ class WorkerProcess:
         self._confinement = Confinement()
         self._door: socket.socket | None = None  # over which a listening socket is handed to the worker
         self._doorway: Path | None = None
+        self._log: WorkerLog | None = None
 
     @classmethod
     async def spawn(
@@ -141,11 +143,14 @@ class WorkerProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         desk, desk_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         door, door_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, desk_theirs, door_theirs, contextlib.ExitStack() as made:
+        with theirs, desk_theirs, door_theirs, contextlib.ExitStack() as given, contextlib.ExitStack() as made:
             for end in (ours, desk, door):
                 made.callback(end.close)
             confinement = isolation.take()
             made.callback(isolation.release, confinement)
+            told_fd, log_fd = os.pipe2(os.O_CLOEXEC)
+            made.callback(os.close, told_fd)
+            given.callback(os.close, log_fd)
             seat = arbiter.add_seat()
             made.callback(arbiter.remove_seat, seat.handle)
             command = [sys.executable, "-P", "-m", "orion_server.worker", "--channel-fd", str(theirs.fileno())]
@@ -158,7 +163,8 @@ class WorkerProcess:
                     command,
                     env=confinement.environment(worker_environment(libcuda, devices, client_environment)),
                     stdin=subprocess.DEVNULL,
-                    stdout=sys.stderr.fileno(),
+                    stdout=log_fd,
+                    stderr=log_fd,
                     pass_fds=[theirs.fileno(), desk_theirs.fileno(), door_theirs.fileno(), *seat.fds],
                     # Ctrl-C at a terminal is for the server, which drains; workers end when it says so. Nor shall they
                     # have a terminal into which they could type.
@@ -171,7 +177,7 @@ class WorkerProcess:
         worker.images = ImageDesk(images, desk)
         worker.seat, worker._arbiter = seat.handle, arbiter
         worker._isolation, worker._confinement = isolation, confinement
-        worker._door = door
+        worker._door, worker._log = door, WorkerLog(told_fd)
         door.setblocking(False)
         worker._pidfd = os.pidfd_open(process.pid)
         loop.add_reader(worker._pidfd, worker._reap)
@@ -283,6 +289,8 @@ class WorkerProcess:
             self.images.close()
         if self._door is not None:
             self._door.close()
+        if self._log is not None:
+            self._log.close()
         self._remove_doorway()
         self._isolation.release(self._confinement)
         if self._arbiter is not None:
