@@ -201,7 +201,8 @@ def _obstacle(first: int, last: int) -> str:
     if missing:
         return f"root here lacks {', '.join(missing)}"
     for kind in ("uid", "gid"):
-        if not _is_mapped(Path(f"/proc/self/{kind}_map").read_text(), first, last):
+        table = Path(f"/proc/self/{kind}_map")  # not there in a kernel without user namespaces
+        if table.exists() and not _is_mapped(table.read_text(), first, last):
             return f"this user namespace has no {kind}s {first}-{last}"
     return ""
 
@@ -237,7 +238,10 @@ def _taken_uids() -> frozenset[int]:
 def _lock_file() -> Path:
     # /run, else where servers of this user would look too.
     folder = Path("/run" if os.access("/run", os.W_OK) else tempfile.gettempdir())
-    return private_directory(folder / "orion-workers") / _LOCK_FILE
+    try:
+        return private_directory(folder / "orion-workers") / _LOCK_FILE
+    except ConfigError as error:
+        raise ConfigError(f"cannot note which uids workers have: {error} (or start with --worker-uids off)") from error
 
 
 def device_groups() -> tuple[int, ...]:
