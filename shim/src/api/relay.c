@@ -9,7 +9,7 @@
 #include "relay.h"
 
 #include <stdlib.h>
-#include <string.h>
+#include <time.h>
 
 #include "api.h"
 #include "array.h"
@@ -23,6 +23,7 @@ typedef struct relay_task {
   struct relay_task *previous, *next;  // of copies: in the list of those that are not done
   orion_session* session;              // of its stream
   uint16_t thread;                     // that issued it
+  bool begun;                          // under the mutex
   orion_copy_side to, from;
   orion_volume volume;
   // Of waits.
@@ -276,13 +277,24 @@ static void end(relay_task* task) {
   free(task);
 }
 
+/// False: its stream's session is over, and whoever settles has stopped to reckon with it.
+static bool begin(relay_task* task) {
+  pthread_mutex_lock(&mutex);
+  task->begun = atomic_load(&task->session->lost) == 0;
+  const bool begun = task->begun;
+  pthread_mutex_unlock(&mutex);
+  return begun;
+}
+
+/// The thread that asked for it is told, unless the process ends.
+static void note(const relay_task* task, const char* what, CUresult result) {
+  if (result != CUDA_SUCCESS && orion_attached()) orion_note_late_error(task->session, task->thread, what, result);
+}
+
 /// `status`: of the stream's own context; its error is told by every call anyway.
 static void run_copy(void* data, CUresult status) {
   relay_task* task = data;
-  if (status == CUDA_SUCCESS) {
-    const CUresult result = copy(task);
-    if (result != CUDA_SUCCESS) orion_note_late_error(task->session, task->thread, "copy between servers", result);
-  }
+  if (status == CUDA_SUCCESS && begin(task)) note(task, "copy between servers", copy(task));
   end(task);
 }
 
@@ -293,12 +305,7 @@ static CUresult wait_for_ticket(const relay_task* task) {
 
 static void run_wait(void* data, CUresult status) {
   relay_task* task = data;
-  if (status == CUDA_SUCCESS) {
-    const CUresult result = wait_for_ticket(task);
-    if (result != CUDA_SUCCESS) {
-      orion_note_late_error(task->session, task->thread, "wait for another server's event", result);
-    }
-  }
+  if (status == CUDA_SUCCESS) note(task, "wait for another server's event", wait_for_ticket(task));
   free(task);
 }
 
@@ -326,11 +333,7 @@ CUresult orion_relay_wait(orion_stream* stream, orion_context* context, uint32_t
   return enqueued;
 }
 
-static CUresult enqueue_copy(orion_stream* stream, void* data) {
-  relay_task* task = data;
-  task->session = stream->session;
-  return enqueue(stream, task, run_copy);
-}
+static CUresult enqueue_copy(orion_stream* stream, void* task) { return enqueue(stream, task, run_copy); }
 
 bool orion_is_relayed(const orion_stream* stream, const orion_place* to, const orion_place* from) {
   const bool to_device = to->side == ORION_SIDE_DEVICE, from_device = from->side == ORION_SIDE_DEVICE;
@@ -354,6 +357,7 @@ CUresult orion_relay_copy(orion_stream* stream, const orion_copy_side* to, const
   }
   relay_task* task = calloc(1, sizeof *task);
   ORION_REQUIRE(task != NULL, CUDA_ERROR_OUT_OF_MEMORY);
+  task->session = stream->session;
   task->thread = orion_thread_index();
   task->to = *to;
   task->from = *from;
@@ -377,19 +381,48 @@ static bool overlaps(const orion_copy_side* s, const orion_volume* v, uint64_t s
   return r->place.address < start + bytes && start < r->place.address + span;
 }
 
-void orion_relay_settle(uint64_t start, uint64_t bytes) {
+/// A copy that has not begun when its stream's session ends never will: the stream's thread may be in a function of the
+/// program for as long as that likes.
+static bool is_due(const relay_task* task) { return task->begun || atomic_load(&task->session->lost) == 0; }
+
+typedef bool (*concerns)(const relay_task* task, const void* what);
+
+static void settle(concerns is_meant, const void* what) {
   if (atomic_load(&copy_count) == 0) return;
   pthread_mutex_lock(&mutex);
   for (relay_task* task = copies; task != NULL;) {
-    if (overlaps(&task->to, &task->volume, start, bytes) || overlaps(&task->from, &task->volume, start, bytes)) {
-      pthread_cond_wait(&changed, &mutex);
-      task = copies;  // the list may be another
-    } else {
+    if (!is_due(task) || !is_meant(task, what)) {
       task = task->next;
+      continue;
     }
+    struct timespec until;  // nobody signals the end of a session
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 100000000;
+    if (until.tv_nsec >= 1000000000) {
+      until.tv_nsec -= 1000000000;
+      until.tv_sec++;
+    }
+    pthread_cond_timedwait(&changed, &mutex, &until);
+    task = copies;  // the list may be another
   }
   pthread_mutex_unlock(&mutex);
 }
+
+typedef struct span {
+  uint64_t start, bytes;
+} span;
+
+static bool concerns_span(const relay_task* task, const void* what) {
+  const span* s = what;
+  return overlaps(&task->to, &task->volume, s->start, s->bytes) ||
+         overlaps(&task->from, &task->volume, s->start, s->bytes);
+}
+
+static bool concerns_context(const relay_task* task, const void* what) {
+  return context_of(&task->to) == what || context_of(&task->from) == what;
+}
+
+void orion_relay_settle(uint64_t start, uint64_t bytes) { settle(concerns_span, &(span){start, bytes}); }
 
 void orion_relay_settle_allocation(uint64_t address) {
   if (atomic_load(&copy_count) == 0) return;
@@ -397,16 +430,4 @@ void orion_relay_settle_allocation(uint64_t address) {
   if (range.kind != ORION_MEMORY_PAGEABLE) orion_relay_settle(range.start, range.bytes);
 }
 
-void orion_relay_settle_context(const orion_context* context) {
-  if (atomic_load(&copy_count) == 0) return;
-  pthread_mutex_lock(&mutex);
-  for (relay_task* task = copies; task != NULL;) {
-    if (context_of(&task->to) == context || context_of(&task->from) == context) {
-      pthread_cond_wait(&changed, &mutex);
-      task = copies;
-    } else {
-      task = task->next;
-    }
-  }
-  pthread_mutex_unlock(&mutex);
-}
+void orion_relay_settle_context(const orion_context* context) { settle(concerns_context, context); }

@@ -72,8 +72,14 @@ CUresult orion_context_error_slow(orion_session* session, uint32_t context) {
 }
 
 static CUresult check_alive(orion_session* session) {
-  if (!session->transport->alive(session))
-    orion_session_lose(session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the worker process or the server is gone");
+  if (!session->transport->alive(session)) {
+    // At exit this process has closed the session itself, while threads of this library may wait for it.
+    if (orion_ready_slow() == CUDA_ERROR_DEINITIALIZED) {
+      orion_session_lose(session, CUDA_ERROR_DEINITIALIZED, NULL);
+    } else {
+      orion_session_lose(session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the worker process or the server is gone");
+    }
+  }
   return (CUresult)atomic_load(&session->lost);
 }
 
