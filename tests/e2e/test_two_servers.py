@@ -19,9 +19,9 @@ PROGRAMS = Path(__file__).resolve().parent.parent / "programs"
 ROOT = PROGRAMS.parent.parent
 PAIR = str(PROGRAMS / "scripted_pair.py")
 DEVICE_UNAVAILABLE = 46
-# Each in a process of its own; "large" moves more than all staging of a session.
+# Each in a process of its own. The slow one, "large", moves more than all staging of a session.
 SECTIONS = (
-    "sizes large volumes arrays order chains serialized context_events pinned threads ends attributes refusals"
+    "sizes volumes arrays order chains serialized context_events pinned threads ends attributes refusals"
 ).split()
 SECTIONS_OF_ANY_TWO_DEVICES = "sizes volumes arrays order chains pinned".split()
 
@@ -56,7 +56,7 @@ def test_no_address_twice_nor_in_client_memory(server, other_server, transport, 
     nothing_left(other_server.address)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [*SECTIONS, pytest.param("large", marks=pytest.mark.slow)])
 def test_copies_and_order_across(server, other_server, transport, run, peer_copies, section, nothing_left):
     assert failures_of(run(f"{server.address},{other_server.address}", transport, peer_copies, section)) == []
     nothing_left(server.address)
@@ -69,6 +69,7 @@ def test_copies_across_through_zmq_lanes(server, other_server, run, peer_copies)
     assert failures_of(result) == []
 
 
+@pytest.mark.slow
 def test_every_call_waits(server, other_server, transport, run, peer_copies):
     """ORION_SYNC: nothing that is held by the program meanwhile."""
     both = f"{server.address},{other_server.address}"

@@ -1,7 +1,7 @@
 """Does on two devices what it is told: one step per line on stdin, its CUresult (or count) per line on stdout.
 
-`read N`, `sync N` and `fill N` are about device N alone. The steps named ahead of a colon run one after the other on
-one line, and tell the codes of all."""
+Numbers behind a step's name are devices: `copy S T` copies from device S to the other one on the stream of device T,
+`wait T E` has the stream of device T wait for the event of device E."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ host = (ctypes.c_ubyte * SIZE)()
 opened = threading.Event()
 
 
-@HOST_FUNCTION
-def hold_function(_: int) -> None:
+def hold(_: int) -> None:
     opened.wait()
+
+
+hold_function = HOST_FUNCTION(hold)
 
 
 def on(device: int, call: Callable[[], int]) -> int:
