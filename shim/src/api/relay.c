@@ -207,12 +207,12 @@ static CUresult move_pieces(const relay_task* task, leg* in, leg* out, uint64_t 
       result = begin_read(in, &task->from, next_piece(&task->volume, &reading), (uint32_t)(read % in->count));
     }
     uint8_t* arrived = NULL;
-    if (in->stream != NULL && result == CUDA_SUCCESS) {
+    if (in->count != 0 && result == CUDA_SUCCESS) {
       const uint32_t slot = (uint32_t)(written % in->count);
       result = await(in, slot);
       arrived = block_at(in, slot);
     }
-    const uint32_t slot = out->stream == NULL ? 0 : (uint32_t)(written % out->count);
+    const uint32_t slot = out->count == 0 ? 0 : (uint32_t)(written % out->count);
     if (result == CUDA_SUCCESS) {
       result = deliver(out, task, next_piece(&task->volume, &writing), arrived, slot);
     }
