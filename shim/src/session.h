@@ -95,6 +95,9 @@ static inline uint64_t orion_word(const orion_session* session, uint32_t word) {
 /// Waits until words[word] >= value. Returns CUDA_SUCCESS, the sticky error of `context`, or the session's error.
 /// Spins briefly (never on <= 2 cores), then parks.
 CUresult orion_wait_word(orion_session* session, uint32_t word, uint64_t value, uint32_t context);
+/// The same, but it also ends, with CUDA_SUCCESS, when *count is no longer `expected`: looked at every 100 ms.
+CUresult orion_wait_word_until(orion_session* session, uint32_t word, uint64_t value, uint32_t context,
+                               const _Atomic uint32_t* count, uint32_t expected);
 /// The sticky error of a context index, or the session's error; CUDA_SUCCESS if none. Three loads.
 CUresult orion_context_error_slow(orion_session* session, uint32_t context);
 static inline CUresult orion_context_error(orion_session* session, uint32_t context) {
@@ -109,6 +112,8 @@ static inline CUresult orion_context_error(orion_session* session, uint32_t cont
 }
 /// The late error of the calling thread, told once (CUDA_SUCCESS if none). Logs op name and code.
 CUresult orion_take_late_error(orion_session* session);
+/// A late error of this side's: `what`, which thread `thread` had asked for, has failed. Logged now.
+void orion_note_late_error(orion_session* session, uint16_t thread, const char* what, CUresult code);
 
 /// Staging: blocks inside the first ORION_STAGING_BYTES of the host arena, 64-byte aligned, at most 4 MiB each.
 /// Waits (helping reclaim) while none is free. The address is session->host_base + *offset.

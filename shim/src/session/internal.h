@@ -20,6 +20,7 @@ typedef struct orion_session_impl {
   _Atomic uint64_t waiters_taken;
   uint32_t reply_seq[ORION_REPLY_SLOTS];  // touched only by the holder of the slot
   _Atomic uint32_t late_errors_told[ORION_THREADS];
+  _Atomic int32_t late_errors_noted[ORION_THREADS];  // orion_note_late_error's; 0: none
   _Atomic uint64_t sync_values[ORION_THREADS];
   orion_staging* staging;
   orion_arena* arena;
