@@ -290,9 +290,7 @@ void orion_allocation_give_up(const orion_config* config, orion_allocation* allo
 
 void orion_allocation_close(orion_allocation* allocation) { orion_control_close(&allocation->controller); }
 
-uint32_t orion_allocation_timeout_ms(const orion_config* config, const orion_allocation* allocation) {
+uint64_t orion_allocation_left_ms(const orion_allocation* allocation) {
   const uint64_t now_ns = orion_now_ns();
-  const uint64_t left_ms =
-      allocation->attach_until_ns > now_ns ? (allocation->attach_until_ns - now_ns) / NS_PER_MS : 0;
-  return left_ms < config->attach_timeout_ms ? (uint32_t)left_ms : config->attach_timeout_ms;
+  return allocation->attach_until_ns > now_ns ? (allocation->attach_until_ns - now_ns) / NS_PER_MS : 0;
 }

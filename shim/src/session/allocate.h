@@ -17,8 +17,7 @@ CUresult orion_allocate(const orion_config* config, orion_allocation* allocation
 void orion_allocation_give_up(const orion_config* config, orion_allocation* allocation);
 /// No connection to the controller is left.
 void orion_allocation_close(orion_allocation* allocation);
-/// How long a server may take now, in ms: as configured, and no longer than the allocation waits. All servers together
-/// have that long.
-uint32_t orion_allocation_timeout_ms(const orion_config* config, const orion_allocation* allocation);
+/// How long the allocation still waits for its client: all servers together have that long.
+uint64_t orion_allocation_left_ms(const orion_allocation* allocation);
 
 #endif

@@ -31,6 +31,8 @@ uint32_t orion_session_count;
 static orion_device** devices;
 static uint32_t device_count;
 
+enum { GIVE_BACK_MS = 500 };
+
 // One server while it is being attached to.
 typedef struct attach_job {
   const char* address;
@@ -38,7 +40,7 @@ typedef struct attach_job {
   orion_control control;
   orion_attach_answer attached;
   orion_session_impl* impl;
-  bool is_open, is_attached;
+  bool is_open, is_asked, is_attached;
   bool visible[ORION_DEVICES];  // by position in attached.devices
   bool needed;
   uint64_t host_base;
@@ -114,7 +116,7 @@ static bool is_forwarded(const char* name) {
   return value && strlen(value) <= 64;  // every meaningful value is a short word or number
 }
 
-static CUresult attach(attach_job* job, const orion_config* config) {
+static void ask(attach_job* job, const orion_config* config) {
   static const char* const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
                                           "CUDA_MODULE_LOADING",         "CUDA_MODULE_DATA_LOADING",
                                           "CUDA_FORCE_PTX_JIT",          "CUDA_DISABLE_PTX_JIT"};
@@ -157,8 +159,14 @@ static CUresult attach(attach_job* job, const orion_config* config) {
     orion_pack_string(&p, forwarded[i]);
     orion_pack_string(&p, getenv(forwarded[i]));
   }
+  orion_control_tell(&job->control, &p);  // what it says is bounded, and fits
+  job->is_asked = true;
+}
+
+static CUresult await_attached(attach_job* job) {
   char type[32];
-  const CUresult result = orion_control_request(&job->control, &p, type, false);
+  job->is_asked = false;
+  const CUresult result = orion_control_await(&job->control, job->control.timeout_ms, type, false);
   if (result != CUDA_SUCCESS) return result;
   const char* address = job->control.address;
   if (strcmp(type, "attached") != 0 || !orion_attached_read(&job->control, &job->attached)) {
@@ -185,6 +193,15 @@ static void tell_detach(attach_job* job) {
   orion_pack_string(&p, "token");
   orion_pack_binary(&p, job->attached.token, sizeof job->attached.token);
   orion_control_tell(&job->control, &p);
+}
+
+// After a failure elsewhere: what this server has given in the meantime, or gives soon, is given back.
+static void give_back(attach_job* job) {
+  char type[32];
+  if (job->is_asked && orion_control_await(&job->control, GIVE_BACK_MS, type, true) == CUDA_SUCCESS &&
+      strcmp(type, "attached") == 0)
+    job->is_attached = orion_attached_read(&job->control, &job->attached);
+  if (job->is_attached) tell_detach(job);
 }
 
 static bool reserve_device(attach_job* job, uint32_t i) {
@@ -414,7 +431,8 @@ static void keep_stages(const attach_job* job, const char* address) {
 static CUresult open_job(attach_job* job, const orion_config* config, const orion_allocation* allocation) {
   job->impl = orion_session_new(config);
   if (!job->impl) return CUDA_ERROR_OUT_OF_MEMORY;
-  const uint32_t timeout_ms = allocation ? orion_allocation_timeout_ms(config, allocation) : config->attach_timeout_ms;
+  const uint64_t left_ms = allocation ? orion_allocation_left_ms(allocation) : UINT32_MAX;
+  const uint32_t timeout_ms = left_ms < config->attach_timeout_ms ? (uint32_t)left_ms : config->attach_timeout_ms;
   const CUresult result =
       orion_control_open(&job->control, job->address, config->server_is_default, timeout_ms, allocation != NULL);
   if (allocation) snprintf(job->impl->allocation, sizeof job->impl->allocation, "%s", allocation->grant.allocation);
@@ -439,7 +457,18 @@ static void tell_devices(const attach_job* jobs, uint32_t job_count, const orion
             allocation->controller.address);
 }
 
-// The first failure ends it. With an allocation the servers together have as long as that waits for its client.
+// A server that is there several times starts as many workers at once, and each has its share of that machine.
+static uint32_t answer_timeout_ms(const attach_job* jobs, uint32_t job_count, uint32_t of, const orion_config* config,
+                                  const orion_allocation* allocation) {
+  uint64_t most_ms = 0;
+  for (uint32_t j = 0; j < job_count; j++)
+    if (strcmp(jobs[j].address, jobs[of].address) == 0) most_ms += config->attach_timeout_ms;
+  const uint64_t left_ms = allocation ? orion_allocation_left_ms(allocation) : UINT32_MAX;
+  return (uint32_t)(most_ms < left_ms ? most_ms : left_ms);
+}
+
+// All servers prepare their workers at the same time. The first failure ends it. With an allocation the servers
+// together have as long as that waits for its client.
 static CUresult attach_all(const orion_config* config, attach_job* jobs, uint32_t job_count,
                            const orion_allocation* allocation) {
   CUresult result = CUDA_SUCCESS;
@@ -448,17 +477,21 @@ static CUresult attach_all(const orion_config* config, attach_job* jobs, uint32_
     result = open_job(&jobs[j], config, allocation);
     jobs[j].is_open = result == CUDA_SUCCESS;
     orion_stages_lap(&jobs[j].stages, "connect");
-    if (result == CUDA_SUCCESS) result = attach(&jobs[j], config);
+    if (result == CUDA_SUCCESS) ask(&jobs[j], config);
+  }
+  for (uint32_t j = 0; j < job_count && result == CUDA_SUCCESS; j++) {
+    jobs[j].control.timeout_ms = answer_timeout_ms(jobs, job_count, j, config, allocation);
+    result = await_attached(&jobs[j]);
     orion_stages_lap(&jobs[j].stages, "attach");
   }
   if (result == CUDA_SUCCESS) result = choose_devices(jobs, job_count);
   for (uint32_t j = 0; j < job_count && result == CUDA_SUCCESS; j++) {
-    if (allocation) jobs[j].control.timeout_ms = orion_allocation_timeout_ms(config, allocation);
+    if (allocation) jobs[j].control.timeout_ms = answer_timeout_ms(jobs, job_count, j, config, allocation);
     if (jobs[j].needed) result = connect_job(&jobs[j], config);
   }
   if (result == CUDA_SUCCESS && allocation) tell_devices(jobs, job_count, allocation);
   for (uint32_t j = 0; j < job_count; j++) {
-    if (jobs[j].is_attached && (result != CUDA_SUCCESS || !jobs[j].needed)) tell_detach(&jobs[j]);
+    if (result != CUDA_SUCCESS || !jobs[j].needed) give_back(&jobs[j]);
     orion_stages_begin(&jobs[j].stages);
     if (jobs[j].is_open) orion_control_close(&jobs[j].control);
     orion_stages_lap(&jobs[j].stages, "close");
