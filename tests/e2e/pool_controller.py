@@ -23,12 +23,13 @@ class PoolController:
         self.script = script
         self.requests: list[Any] = []
         self.bad: list[str] = []
+        self.unread: list[bytes] = []
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
         self.address = f"127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
         self.changed = threading.Condition()
         self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._serve)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 
     def _serve(self) -> None:
@@ -40,6 +41,7 @@ class PoolController:
                 request = _decoder.decode(body)
             except msgspec.MsgspecError as error:
                 self.bad.append(str(error))
+                self.unread.append(body)
                 continue
             with self.changed:
                 self.requests.append(request)
@@ -74,7 +76,7 @@ def allocated(request: Any, addresses: Sequence[str], **changes: Any) -> pool.Al
         pool.ServerTicket(server=f"server-{i}", address=address, ticket=b"ticket %d" % i)
         for i, address in enumerate(addresses)
     ]
-    fields = {"allocation": "a-1", "servers": servers, "attach_within_s": 60.0} | changes
+    fields: dict[str, Any] = {"allocation": "a-1", "servers": servers, "attach_within_s": 60.0} | changes
     return pool.Allocated(id=request.id, **fields)
 
 

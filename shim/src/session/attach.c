@@ -31,7 +31,7 @@ uint32_t orion_session_count;
 static orion_device** devices;
 static uint32_t device_count;
 
-enum { GIVE_BACK_MS = 500 };
+enum { GIVE_BACK_MS = 1000 };  // for the answers of all servers
 
 // One server while it is being attached to.
 typedef struct attach_job {
@@ -196,9 +196,11 @@ static void tell_detach(attach_job* job) {
 }
 
 // After a failure elsewhere: what this server has given in the meantime, or gives soon, is given back.
-static void give_back(attach_job* job) {
+static void give_back(attach_job* job, uint64_t until_ns) {
   char type[32];
-  if (job->is_asked && orion_control_await(&job->control, GIVE_BACK_MS, type, true) == CUDA_SUCCESS &&
+  const uint64_t now_ns = orion_now_ns();
+  const uint32_t left_ms = until_ns > now_ns ? (uint32_t)((until_ns - now_ns) / 1000000) : 0;
+  if (job->is_asked && orion_control_await(&job->control, left_ms, type, true) == CUDA_SUCCESS &&
       strcmp(type, "attached") == 0)
     job->is_attached = orion_attached_read(&job->control, &job->attached);
   if (job->is_attached) tell_detach(job);
@@ -490,8 +492,9 @@ static CUresult attach_all(const orion_config* config, attach_job* jobs, uint32_
     if (jobs[j].needed) result = connect_job(&jobs[j], config);
   }
   if (result == CUDA_SUCCESS && allocation) tell_devices(jobs, job_count, allocation);
+  const uint64_t give_back_until_ns = orion_now_ns() + GIVE_BACK_MS * 1000000ull;
   for (uint32_t j = 0; j < job_count; j++) {
-    if (result != CUDA_SUCCESS || !jobs[j].needed) give_back(&jobs[j]);
+    if (result != CUDA_SUCCESS || !jobs[j].needed) give_back(&jobs[j], give_back_until_ns);
     orion_stages_begin(&jobs[j].stages);
     if (jobs[j].is_open) orion_control_close(&jobs[j].control);
     orion_stages_lap(&jobs[j].stages, "close");

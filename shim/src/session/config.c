@@ -234,7 +234,8 @@ static bool read_stats_setting(char* wish, size_t capacity) {
   const bool is_file = strncmp(value, "json:", 5) == 0 && value[5];
   if (!is_file && strcmp(value, "0") != 0 && strcmp(value, "1") != 0)
     return bad_value("ORION_STATS", value, "0, 1 or json:PATH");
-  snprintf(wish, capacity, "%s", value);
+  if (strlen(value) >= capacity) return bad_value("ORION_STATS", value, "a shorter PATH");
+  memcpy(wish, value, strlen(value) + 1);
   return true;
 }
 
