@@ -23,7 +23,7 @@ static bool is_plain(const char* text) {
   return true;
 }
 
-static bool is_address(const char* text) {
+bool orion_is_address(const char* text) {
   const char* colon = strrchr(text, ':');
   if (!is_plain(text) || strchr(text, '/') || !colon || colon == text || !isdigit((unsigned char)colon[1]))
     return false;
@@ -55,7 +55,8 @@ static void read_granted(orion_unpacker* u, orion_granted* granted) {
     }
   }
   const size_t key_bytes = strlen(granted->public_key);
-  if (granted->ticket_bytes == 0 || !is_address(granted->address) || (key_bytes != 0 && key_bytes != 40)) u->bad = true;
+  if (granted->ticket_bytes == 0 || !orion_is_address(granted->address) || (key_bytes != 0 && key_bytes != 40))
+    u->bad = true;
 }
 
 bool orion_allocated_read(const orion_control* control, orion_grant* grant) {
@@ -121,5 +122,5 @@ void orion_not_leader_read(const orion_control* control, char leader[ORION_SERVE
     else
       orion_unpack_skip(&u);
   }
-  if (u.bad || !is_address(leader)) leader[0] = 0;
+  if (u.bad || !orion_is_address(leader)) leader[0] = 0;
 }

@@ -28,6 +28,8 @@ typedef struct orion_queued {
   char reason[400];
 } orion_queued;
 
+/// Whether a text from the wire is host:port.
+bool orion_is_address(const char* text);
 /// False when the answer is not a well-formed "allocated": nothing of it is to be used then, but `allocation`, which is
 /// empty or can be given up.
 bool orion_allocated_read(const orion_control* control, orion_grant* grant);
