@@ -280,6 +280,9 @@ CUresult orion_allocate(const orion_config* config, orion_allocation* allocation
     pause_ms(PAUSE_MS);
   }
   orion_interrupt_end();
+  if (outcome == OUTCOME_GRANTED)
+    orion_log(ORION_LOG_INFO, "%s gave allocation %s in %.2f ms", allocation->controller.address,
+              allocation->grant.allocation, (double)(orion_now_ns() - began_ns) / 1e6);
   if (outcome == OUTCOME_ELSEWHERE) fail(&s, CUDA_ERROR_NO_DEVICE, "%s", s.why);
   return outcome == OUTCOME_GRANTED ? CUDA_SUCCESS : s.result;
 }
