@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -277,6 +278,23 @@ def test_an_allocation_may_come_unasked(serve, servers):
     controller = serve(lambda request, _: [queued(request), queued(request), allocated(request, [servers[0]])])
     assert init(controller.address, ORION_WAIT_S="60")[0] == [0, 0]
     assert [type(request) for request in controller.requests] == [pool.Allocate]
+
+
+def test_a_controller_may_keep_its_answer(serve, servers):
+    """Longer than a server may take to answer, and until there is something to say."""
+
+    def script(request: Any, _: PoolController) -> Any:
+        if isinstance(request, pool.StillWaiting):
+            time.sleep(2)
+            yield allocated(request, [servers[0]])
+        else:
+            yield queued(request)
+
+    controller = serve(script)
+    listed = f"{controller.address},127.0.0.1:1,127.0.0.1:2"  # a third of the time for each
+    codes, lines = init(listed, ORION_WAIT_S="60", ORION_ATTACH_TIMEOUT_MS="4500")
+    assert codes == [0, 0], lines
+    assert [type(request) for request in controller.requests] == [pool.Allocate, pool.StillWaiting]
 
 
 def test_who_does_not_wait_is_told_why(serve):

@@ -13,6 +13,7 @@
 
 enum {
   ASK_AGAIN_MS = 1000,  // in the queue; a controller forgets who is silent for 5 s
+  SILENCE_MS = 6000,    // longer than a controller keeps an answer
   LISTEN_MS = 200,      // between two looks at signals
   PAUSE_MS = 250,       // between two rounds through the replicas
   REDIRECTS_MAX = 3,    // in a row: replicas may name each other
@@ -88,13 +89,13 @@ static CUresult send_allocate(search* s, char type[32]) {
   return result;
 }
 
-static CUresult send_still_waiting(orion_control* control, int64_t ticket, char type[32]) {
+static void tell_still_waiting(orion_control* control, int64_t ticket) {
   uint8_t buffer[128];
   orion_packer p = {buffer, 0, sizeof buffer, false};
   orion_control_begin(control, &p, "still_waiting", 1);
   orion_pack_string(&p, "ticket");
   orion_pack_unsigned(&p, (uint64_t)ticket);
-  return orion_control_request(control, &p, type, true);
+  orion_control_tell(control, &p);
 }
 
 static void tell_give_up(const orion_config* config, orion_control* control, int64_t ticket, const char* allocation) {
@@ -139,49 +140,64 @@ static enum outcome take_failure(search* s, CUresult result) {
   }
 }
 
-// Stands in the queue until an answer other than "queued" has come, whose type is left in `type`.
+static enum outcome leave_queue(search* s, const orion_queued* queued) {
+  orion_control* control = &s->allocation->controller;
+  tell_give_up(s->config, control, queued->ticket, "");
+  if (orion_interrupted())
+    return fail(s, CUDA_ERROR_DEVICE_UNAVAILABLE, "interrupted in the queue for vGPUs of %s", control->address);
+  if (s->config->wait_s == 0)
+    return fail(s, CUDA_ERROR_DEVICE_UNAVAILABLE,
+                "%s has no vGPUs now: %s; ORION_WAIT_S=seconds waits in the queue (position %lld)", control->address,
+                queued->reason, (long long)queued->position);
+  return fail(s, CUDA_ERROR_DEVICE_UNAVAILABLE,
+              "%s has had no vGPUs for %u s: %s; still at position %lld of the queue, a greater ORION_WAIT_S waits "
+              "longer",
+              control->address, s->config->wait_s, queued->reason, (long long)queued->position);
+}
+
+static void tell_position(search* s, const orion_queued* queued) {
+  const char* address = s->allocation->controller.address;
+  if (!s->was_queued)
+    orion_log(ORION_LOG_WARN, "waiting up to %u s for vGPUs of %s, at position %lld of the queue: %s",
+              s->config->wait_s, address, (long long)queued->position, queued->reason);
+  else if (s->told_position != queued->position)
+    orion_log(ORION_LOG_INFO, "at position %lld of the queue: %s", (long long)queued->position, queued->reason);
+  s->was_queued = true;
+  s->told_position = queued->position;
+}
+
+// Stands in the queue until an answer other than "queued" has come, whose type is left in `type`. A controller may keep
+// its answer to "still waiting" until it has something to say, for less than SILENCE_MS.
 static enum outcome stand_in_queue(search* s, char type[32]) {
   orion_control* control = &s->allocation->controller;
+  const uint64_t silence_ms = control->timeout_ms > SILENCE_MS ? control->timeout_ms : SILENCE_MS;
+  uint64_t asked_ns = orion_now_ns();
   while (strcmp(type, "queued") == 0) {
     orion_queued queued;
     if (!orion_queued_read(control, &queued))
       return fail(s, CUDA_ERROR_NO_DEVICE,
-                  "%s answered with a place in a queue that cannot be read: check "
-                  "ORION_CONTROLLER",
-                  control->address);
-    uint64_t now_ns = orion_now_ns();
-    if (now_ns >= s->wait_until_ns) {
-      tell_give_up(s->config, control, queued.ticket, "");
-      if (s->config->wait_s == 0)
-        return fail(s, CUDA_ERROR_DEVICE_UNAVAILABLE,
-                    "%s has no vGPUs now: %s; ORION_WAIT_S=seconds waits in the queue (position %lld)",
-                    control->address, queued.reason, (long long)queued.position);
-      return fail(s, CUDA_ERROR_DEVICE_UNAVAILABLE,
-                  "%s has had no vGPUs for %u s: %s; still at position %lld of the queue, a greater ORION_WAIT_S waits "
-                  "longer",
-                  control->address, s->config->wait_s, queued.reason, (long long)queued.position);
-    }
-    if (!s->was_queued)
-      orion_log(ORION_LOG_WARN, "waiting up to %u s for vGPUs of %s, at position %lld of the queue: %s",
-                s->config->wait_s, control->address, (long long)queued.position, queued.reason);
-    else if (s->told_position != queued.position)
-      orion_log(ORION_LOG_INFO, "at position %lld of the queue: %s", (long long)queued.position, queued.reason);
-    s->was_queued = true;
-    s->told_position = queued.position;
-    const uint64_t ask_again_ns = now_ns + (uint64_t)ASK_AGAIN_MS * NS_PER_MS;
-    const uint64_t until_ns = ask_again_ns < s->wait_until_ns ? ask_again_ns : s->wait_until_ns;
+                  "%s answered with a place in a queue that cannot be read: check ORION_CONTROLLER", control->address);
     CUresult result = CUDA_ERROR_NO_DEVICE;
-    control->failure = ORION_CONTROL_SILENT;
-    while (control->failure == ORION_CONTROL_SILENT && (now_ns = orion_now_ns()) < until_ns && !orion_interrupted()) {
-      const uint64_t left_ms = (until_ns - now_ns) / NS_PER_MS + 1;
+    bool is_asked = false;
+    do {
+      const uint64_t now_ns = orion_now_ns();
+      const uint64_t since_ms = (now_ns - asked_ns) / NS_PER_MS;
+      if (orion_interrupted() || now_ns >= s->wait_until_ns) return leave_queue(s, &queued);
+      tell_position(s, &queued);
+      if (!is_asked && since_ms >= ASK_AGAIN_MS) {
+        tell_still_waiting(control, queued.ticket);
+        asked_ns = now_ns;
+        is_asked = true;
+      } else if (is_asked && since_ms >= silence_ms) {
+        break;
+      }
+      const uint64_t left_ms = (s->wait_until_ns - now_ns) / NS_PER_MS + 1;
       result = orion_control_await(control, left_ms < LISTEN_MS ? (uint32_t)left_ms : LISTEN_MS, type, true);
-    }
-    if (orion_interrupted() && result != CUDA_SUCCESS) {
-      tell_give_up(s->config, control, queued.ticket, "");
-      return fail(s, CUDA_ERROR_DEVICE_UNAVAILABLE, "interrupted in the queue for vGPUs of %s", control->address);
-    }
+    } while (result != CUDA_SUCCESS && control->failure == ORION_CONTROL_SILENT);
     if (result != CUDA_SUCCESS && control->failure == ORION_CONTROL_SILENT)
-      result = send_still_waiting(control, queued.ticket, type);
+      snprintf(control->why, sizeof control->why,
+               "%s has not answered for %llu ms, while this program was in its queue", control->address,
+               (unsigned long long)silence_ms);
     if (result != CUDA_SUCCESS) return take_failure(s, result);
   }
   return OUTCOME_GRANTED;  // an answer, at least
