@@ -74,7 +74,6 @@ class Attach(_Message, tag="attach", kw_only=True):
     res_group: Text = ""  # "BOX": the sessions of `group` share one vGPU on each GPU
     ticket: Annotated[bytes, Meta(max_length=2048)] = b""  # of the pool's controller (wire/ticket.py)
     env: Annotated[dict[Annotated[str, Meta(max_length=64)], Text], Meta(max_length=64)] = {}
-    ticket: Annotated[bytes, Meta(max_length=2048)] = b""  # a controller's (wire/ticket.py); it says what the client gets
 
 
 class Device(msgspec.Struct, kw_only=True):
