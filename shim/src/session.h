@@ -54,8 +54,8 @@ typedef struct orion_session {
 } orion_session;
 
 /// Attaches once per process (thread-safe, fork-aware): reads the configuration, attaches to every server named in
-/// ORION_SERVER, applies CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER. Returns CUDA_SUCCESS or the code for cuInit,
-/// with one line on stderr. Later calls return the first call's result at the cost of one load.
+/// ORION_SERVER or by the controller, applies CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER. Returns CUDA_SUCCESS or the
+/// code for cuInit, with one line on stderr. Later calls return the first call's result at the cost of one load.
 CUresult orion_attach(void);
 /// True between a successful orion_attach and exit, in this process (not in a forked child).
 bool orion_attached(void);
