@@ -168,10 +168,10 @@ def start(
         _fail(f"cannot write the log {settings.log_file}: {error.strerror}", _EXIT_SETUP)
     for line in cautions(settings):
         logging.getLogger("orion.controller").warning("%s", line)
-    from orion_controller import service  # late: the commands below need neither aiohttp nor ZeroMQ
+    from orion_controller import daemon  # late: the commands below need neither aiohttp nor ZeroMQ
 
     try:
-        code = service.run(settings)  # type: ignore[attr-defined]
+        code = daemon.run(settings)
     except (StoreError, AccountError, ConfigError) as error:
         _fail(str(error), _EXIT_REFUSED)
     raise typer.Exit(code or 0)
