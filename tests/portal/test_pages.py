@@ -20,13 +20,26 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-from playwright.sync_api import expect  # noqa: E402
+from playwright.sync_api import expect
 
 expect.set_options(timeout=TIMEOUT_MS)
 
 FOLDER = Path(portal_package.__file__).parent
 AXE = FOLDER / "node_modules" / "axe-core" / "axe.min.js"
-ROUTES = ["", "nodes", "nodes/gpu-02", "gpus", "gpus/gpu-02/3", "groups", "vgpus", "tasks", "queue", "limits", "events", "audit"]
+ROUTES = [
+    "",
+    "nodes",
+    "nodes/gpu-02",
+    "gpus",
+    "gpus/gpu-02/3",
+    "groups",
+    "vgpus",
+    "tasks",
+    "queue",
+    "limits",
+    "events",
+    "audit",
+]
 LOOKS = [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]
 
 
@@ -66,7 +79,9 @@ def test_every_page(browser: Browser, portal: Portal, screenshots: Path, axe: st
         page.screenshot(path=screenshots / name_of("login", width, scheme))
         findings = [f"log-in: {finding}" for finding in scan(page, axe)]
         visit.log_in(portal.operator)
-        group = page.evaluate("fetch('api/v1/groups?q=batch-1').then(answer => answer.json()).then(page => page.items[0].id)")
+        group = page.evaluate(
+            "fetch('api/v1/groups?q=batch-1').then(answer => answer.json()).then(page => page.items[0].id)"
+        )
         for route in [*ROUTES, f"groups/{group}"]:
             visit.open(route)
             visit.settled()
@@ -159,7 +174,9 @@ def test_first_page_with_8000_gpus(browser: Browser, screenshots: Path) -> None:
             page.locator(ready).first.wait_for()
             shown = time.monotonic() - began
             visit.settled()
-            print(f"8,000 GPUs, /{route}: numbers after {shown:.2f} s, everything after {time.monotonic() - began:.2f} s")
+            print(
+                f"8,000 GPUs, /{route}: numbers after {shown:.2f} s, everything after {time.monotonic() - began:.2f} s"
+            )
         visit.open("gpus")
         expect(page.locator(".pager")).to_contain_text("1–25 of 8,000")
         page.get_by_role("searchbox", name="Search GPUs").fill("gpu-0999")
