@@ -412,7 +412,7 @@ class Pool:
 
 
 def page_of(items: Iterable[S], query: Any) -> dict[str, Any]:
-    """Searches (q), filters (node, group, state), sorts (-FIELD: descending) and pages (limit, offset) as the API does."""
+    """Searches (q), filters, sorts (-FIELD: descending) and pages (limit, offset) as the API does."""
     found = list(items)
     for name in ("node", "group", "state"):
         if wanted := query.get(name):

@@ -160,6 +160,7 @@ def test_task_and_group_are_ended(browser: Browser, portal: Portal) -> None:
         assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_limits_are_set_and_removed(browser: Browser, portal: Portal) -> None:
     with Visit(browser, portal) as visit:
         visit.log_in(portal.operator, "limits")
@@ -199,6 +200,7 @@ def test_viewer_sees_everything_and_no_buttons_that_change(browser: Browser, por
         assert status == 403
 
 
+@pytest.mark.slow
 def test_back_forward_and_links_keep_search_sort_and_page(browser: Browser, portal: Portal) -> None:
     with Visit(browser, portal) as visit:
         visit.log_in(portal.operator)
@@ -295,6 +297,7 @@ def test_nothing_is_asked_while_the_tab_is_hidden(browser: Browser, portal: Port
             page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
 
 
+@pytest.mark.slow
 def test_expired_log_in_leads_to_the_log_in_page_and_back(browser: Browser, portal: Portal) -> None:
     with Visit(browser, portal) as visit:
         visit.log_in(portal.operator, "queue")
