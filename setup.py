@@ -69,7 +69,11 @@ setup(
     packages=find_packages(include=["benchmarks*", "orion_*", "wire*"]),
     include_package_data=False,
     # The C programs of the benchmarks are compiled where they run, against the wire's headers.
-    package_data={"benchmarks": ["native/*.c", "native/*.h"], "wire": ["include/*.h"]},
+    package_data={
+        "benchmarks": ["native/*.c", "native/*.h"],
+        "wire": ["include/*.h"],
+        "orion_controller.portal": ["dist/*", "dist/assets/*"],
+    },
     cmdclass={"bdist_wheel": BdistWheel, "build": Build, "build_native": BuildNative},
     distclass=NativeDistribution,
 )
