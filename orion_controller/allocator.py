@@ -127,7 +127,8 @@ class Allocator:
         self._free_slots = np.zeros(0, np.int64)
         self._node_of = np.zeros(0, np.int64)
         self._open = np.zeros(0, np.bool_)  # takes new vGPUs
-        self._order = np.zeros(0, np.int64)  # rank by node name and ordinal
+        self._order = np.zeros(0, np.int64)  # rank by node name and ordinal, once it is needed
+        self._is_ranked = True
         self._placements: dict[int, Placement] = {}
         self._usage: dict[str, _Usage] = {}
         self._limits: dict[str, Limits] = {}
@@ -149,20 +150,26 @@ class Allocator:
         for gpu in gpus:
             node.gpus[gpu.ordinal] = self._put(gpu, number)
         self._nodes[name] = node
-        self._rank()
+        self._is_ranked = False
 
     def remove_node(self, name: str) -> list[Placement]:
-        """A server is gone: what had a vGPU on it, whole, is released and returned."""
+        """A server is gone, and every vGPU on it. Returns the placements that had one there, as they were; those with
+        vGPUs on other nodes too keep these."""
         node = self._node(name)
         lost = [p for p in self._placements.values() if any(where[0] == name for where in p.gpus)]
         for placement in lost:
             self.release(placement.id)
+            rest = tuple(where for where in placement.gpus if where[0] != name)
+            if rest:
+                kept = replace(placement, request=replace(placement.request, vgpus=len(rest)), gpus=rest)
+                self._take(kept.request, [self._index(*where) for where in rest], 1)
+                self._placements[kept.id] = kept
         for index in node.gpus.values():
             self._gpus[index] = None
             self._open[index] = False
             self._free_mib[index] = self._free_ratio[index] = self._free_slots[index] = 0
         del self._nodes[name]
-        self._rank()
+        self._is_ranked = False
         return lost
 
     def set_accepting(self, name: str, accepts: bool) -> None:
@@ -202,14 +209,15 @@ class Allocator:
         self._placements[placement_id] = placement
         return placement
 
-    def adopt(self, request: Request, gpus: tuple[tuple[str, int], ...]) -> Placement:
-        """What a server says it has already, after a restart of the controller: counted where it is."""
+    def adopt(self, request: Request, gpus: tuple[tuple[str, int], ...], *, force: bool = False) -> Placement:
+        """What a server says it has already, after a restart of the controller: counted where it is. `force`: also
+        where it is more than the GPU has, since it is there; nothing is placed beside it until there is room."""
         indices = np.array([self._index(*where) for where in gpus], np.int64)
         if len(gpus) != request.vgpus:
             raise AllocationError(f"{len(gpus)} places for {request.vgpus} vGPUs")
         times = np.bincount(indices, minlength=len(self._gpus))
         used = np.flatnonzero(times)
-        if np.any(self._room_of(request)[used] < times[used]):
+        if not force and np.any(self._room_of(request)[used] < times[used]):
             raise NoRoom("the server has given out more than the GPU has")
         return self._keep(request, indices, None)
 
@@ -312,6 +320,7 @@ class Allocator:
         self._order = np.full(len(self._gpus), len(self._gpus), np.int64)
         ranked = sorted(present, key=lambda i: (self._gpus[i].node, self._gpus[i].ordinal))  # type: ignore[union-attr]
         self._order[ranked] = np.arange(len(ranked))
+        self._is_ranked = True
 
     def _room_of(self, request: Request) -> NDArray[np.int64]:
         """How many vGPUs of this size each GPU has room for."""
@@ -320,6 +329,8 @@ class Allocator:
 
     def _choose(self, request: Request) -> NDArray[np.int64]:
         """Indices of the GPUs for all vGPUs of a request, in device order."""
+        if not self._is_ranked:
+            self._rank()
         room = np.where(self._open, self._room_of(request), 0)
         if int(room.sum()) < request.vgpus:
             raise self._no_room(request)

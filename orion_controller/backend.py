@@ -1,6 +1,6 @@
 """What the REST API asks of the pool, and what the store keeps of it: the seams between the controller's parts.
 
-`Backend` is implemented by service.py; api/ and the product's old API use nothing else of it. `AllocationRecord` is what
+`Backend` is implemented by service.py; api/ and the old API of the product use nothing else. `AllocationRecord` is what
 a restarted controller needs to know of an allocation besides what the servers report.
 """
 
@@ -74,6 +74,8 @@ class Backend(Protocol):
     async def set_draining(self, node: str, draining: bool, user: str) -> models.Node: ...
     async def reserve(self, wish: models.Reserve, user: str) -> models.Group: ...
     async def set_limits(self, group: str, limits: models.LimitsBody | None, user: str) -> models.Limits | None: ...
-    def note(self, level: Literal["info", "warning", "error"], kind: str, subject: str, message: str, user: str) -> None:
+    def note(
+        self, level: Literal["info", "warning", "error"], kind: str, subject: str, message: str, user: str
+    ) -> None:
         """Writes an event, for instance that somebody has logged in."""
         ...

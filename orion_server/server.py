@@ -18,7 +18,6 @@ from orion_server import __version__, runtime_validation
 from orion_server.admin_token import AdminToken
 from orion_server.arbitration import Arbiter
 from orion_server.config import CLIENT_ENVIRONMENT, Settings
-from orion_server.control_socket import ControlSocket, Envelope
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.pool import WorkerPool
@@ -30,6 +29,7 @@ from orion_server.telemetry import Telemetry, find_library
 from orion_server.vgpus import Vgpus
 from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess
 from wire import control
+from wire.router import ControlSocket, Envelope
 
 log = logging.getLogger("orion.server")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from wire.control import Defaults, RatioPolicy, Text, U16, U31, U32
+from wire.control import U16, U31, U32, Defaults, RatioPolicy, Text
 
 VERSION = 1
 DEFAULT_PORT = 9123

@@ -119,11 +119,15 @@ def test_a_drained_node_keeps_what_it_has():
     assert allocator.place(ask(node="node0")).gpus == (("node0", 0),)
 
 
-def test_a_node_that_goes_takes_whole_placements_with_it():
+def test_a_node_that_goes_takes_its_vgpus_with_it_and_no_others():
     allocator = pool()
     before = state(allocator)
     across = allocator.place(ask(vgpus=3, gmem_mib=16384))
     assert allocator.remove_node("node1") == [across]
+    (kept,) = allocator.placements()
+    assert kept.id == across.id and {node for node, _ in kept.gpus} == {"node0"}
+    assert kept.request.vgpus == len(kept.gpus)
+    allocator.release(kept.id)
     assert state(allocator) == {where: left for where, left in before.items() if where[0] == "node0"}
     with pytest.raises(AllocationError, match="no node node1"):
         allocator.set_accepting("node1", True)

@@ -15,9 +15,9 @@ from orion_client.private_server import PrivateServer
 from orion_server.admin_token import AdminToken
 from orion_server.channel import MAX_MESSAGE_BYTES, ChannelError, Decoder, encode
 from orion_server.config import ConfigError, Settings, check_slices, load_file, parse_listen, private_directory
-from orion_server.control_socket import RateLimiter
 from orion_server.libcuda import LibcudaError, choose, is_orion_client_library
 from wire import control
+from wire.router import RateLimiter
 
 
 def run_server(*arguments, timeout_s=60):

@@ -1,4 +1,4 @@
-"""The control port: a ROUTER socket on the event loop.
+"""A ROUTER socket on the event loop: the control ports of orion-server and of orion-controller.
 
 A plain socket with its edge-triggered descriptor, drained to the end at each event and after each send; the asyncio
 wrapper of pyzmq costs ten times as much.
@@ -62,14 +62,23 @@ class Envelope:
 class ControlSocket:
     """Receives bounded messages and hands them on; sends answers and never waits for a slow client."""
 
-    def __init__(self, host: str, port: int, on_message: Callable[[Envelope, bytes], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        on_message: Callable[[Envelope, bytes], None],
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        queued_messages: int = _QUEUED_MESSAGES,
+        limiter: RateLimiter | None = None,
+    ) -> None:
         self._on_message = on_message
-        self._limiter = RateLimiter()
+        self._limiter = limiter or RateLimiter()
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        self._socket.setsockopt(zmq.RCVHWM, _QUEUED_MESSAGES)
-        self._socket.setsockopt(zmq.SNDHWM, _QUEUED_MESSAGES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+        self._socket.setsockopt(zmq.RCVHWM, queued_messages)
+        self._socket.setsockopt(zmq.SNDHWM, queued_messages)
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
         try:

@@ -1,0 +1,617 @@
+"""The controller: the pool's state joined to its port, its store and its clock. What the REST API stands on.
+
+Whoever gets vGPUs gets them after the store has them: a controller that dies behind the answer still knows of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from orion_controller import __version__, views
+from orion_controller.api import models
+from orion_controller.backend import AllocationRecord, ServiceError
+from orion_controller.history import STEP_S, History
+from orion_controller.link import AskError, Link
+from orion_controller.pool import Absent, Allocation, Later, Outcome, Policies, Pool, Refused, Waiting
+from wire import pool as wire
+from wire import ticket
+from wire.control import WIRE_VERSION
+from wire.router import Envelope
+
+log = logging.getLogger("orion.controller")
+
+CUDA_ERROR_SYSTEM_DRIVER_MISMATCH = 803
+CUDA_ERROR_NOT_PERMITTED = 800
+CUDA_ERROR_DEVICE_UNAVAILABLE = 46
+
+TICK_S = 0.25
+HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
+SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
+_LOCAL_RULE = "local-first"
+_MAX_TASKS = 4096
+
+
+class Stored(Protocol):
+    """What the store remembers."""
+
+    @property
+    def allocations(self) -> dict[str, AllocationRecord]: ...
+    @property
+    def limits(self) -> dict[str, models.LimitsBody]: ...
+    @property
+    def drained(self) -> set[str]: ...
+
+
+class Store(Protocol):
+    """The part of store.Store that this needs."""
+
+    async def load(self) -> Stored: ...
+    async def secret(self, name: str) -> bytes: ...
+    async def save(self, record: AllocationRecord) -> None: ...
+    async def delete(self, allocation_id: str) -> None: ...
+    async def set_limits(self, group: str, limits: models.LimitsBody | None) -> None: ...
+    async def set_draining(self, server: str, draining: bool) -> None: ...
+    def add_event(self, event: models.Event) -> None: ...
+    async def events(self, after: int = 0, limit: int = 200, audit: bool = False) -> list[models.Event]: ...
+
+
+class Leadership(Protocol):
+    """The part of leader.Election that this needs."""
+
+    @property
+    def is_leader(self) -> bool: ...
+    @property
+    def leader_address(self) -> str: ...
+    @property
+    def leader_url(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What servers and clients have to know; empty: nothing is asked for."""
+
+    server: str = ""
+    client: str = ""
+
+
+class Controller:
+    """One replica. Belongs to the event loop's thread."""
+
+    def __init__(self, store: Store, leadership: Leadership, *, name: str = "", policies: Policies | None = None,
+                 keys: Keys | None = None, clock: Callable[[], float] = time.monotonic,
+                 wall_clock: Callable[[], float] = time.time) -> None:  # fmt: skip
+        self._store = store
+        self._leadership = leadership
+        self._keys = keys or Keys()
+        self._policies = policies or Policies()
+        self._clock, self._wall_clock = clock, wall_clock
+        self.name = name or os.uname().nodename
+        self.pool = Pool(self._policies)
+        self.past = History()
+        self.link: Link | None = None
+        self._secret = b""
+        self._since_s = wall_clock()
+        self._loaded = False
+        self._settle_until_s: float | None = None
+        self._sample_at_s = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._held: dict[int, tuple[Envelope, int, asyncio.TimerHandle]] = {}  # open questions of the queue
+        self._served: dict[int, Allocation] = {}  # of clients that have not asked again yet
+        self._ticker: asyncio.TimerHandle | None = None
+        self.allocation_s: list[float] = []  # how long the last ones took, for the metrics
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    def listen(self, host: str, port: int, *, per_connection: float = 200.0) -> str:
+        """Opens the ZeroMQ port; its address."""
+        self.link = Link(host, port, self, per_second=per_connection)
+        self._tick()
+        return self.link.address
+
+    async def take_over(self) -> None:
+        """This replica leads from now on."""
+        self._secret = await self._store.secret("tickets")
+        stored = await self._store.load()
+        self.pool = Pool(self._policies)
+        self.pool.restore(stored.allocations.values(), stored.limits, stored.drained, self._clock(), self._wall_clock())
+        self._settle_until_s = self._clock() + SETTLE_LEASES * self._policies.lease_s
+        self._loaded = True
+        log.info("leading: %d allocation(s) known, waiting for their servers", len(stored.allocations))
+
+    async def step_down(self) -> None:
+        """Another replica leads; what this one knew is old."""
+        self._loaded = False
+        self.pool = Pool(self._policies)
+        log.warning("leading no more")
+
+    async def close(self) -> None:
+        """Servers and programs go on without this replica."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for _, _, timer in self._held.values():
+            timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.link is not None:
+            self.link.close()
+
+    @property
+    def is_leader(self) -> bool:
+        """May decide now."""
+        return self._loaded and self._leadership.is_leader
+
+    @property
+    def leader_url(self) -> str:
+        """Where the leader serves HTTP; empty when it is this one."""
+        return "" if self.is_leader else self._leadership.leader_url
+
+    def _tick(self) -> None:
+        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        if not self.is_leader:
+            return
+        now_s, wall_s = self._clock(), self._wall_clock()
+        self._apply(self.pool.tick(now_s, wall_s))
+        if self._settle_until_s is not None and now_s >= self._settle_until_s:
+            self._settle_until_s = None
+            for record in self.pool.forget_absent(now_s, wall_s):
+                self.note("warning", "group.ended", record.id, "its servers have not come back", "")
+                self._spawn(self._store.delete(record.id))
+        if now_s >= self._sample_at_s:
+            self._sample_at_s = now_s + STEP_S
+            self._sample(wall_s)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s", task.exception(), exc_info=task.exception())
+
+    def _apply(self, out: Outcome) -> None:
+        for level, kind, subject, message in out.notes:
+            self.note(level, kind, subject, message, "")  # type: ignore[arg-type]
+        ended = {allocation.id for allocation in out.ended}
+        for allocation in out.ended:
+            self._spawn(self._store.delete(allocation.id))
+        for allocation in {a.id: a for a in out.saved if a.id not in ended}.values():
+            if not any(allocation is served for _, served in out.served):
+                self._spawn(self._store.save(allocation.record))
+        for waiting, allocation in out.served:
+            self._spawn(self._serve_waiting(waiting, allocation))
+
+    # ------------------------------------------------------------------------------------------------ the port
+
+    def receive(self, envelope: Envelope, message: wire.ToController) -> None:
+        """Any request of a server or a client."""
+        assert self.link is not None
+        if not self.is_leader:
+            self.link.send(envelope, wire.NotLeader(id=message.id, leader=self._leadership.leader_address))
+            return
+        try:
+            match message:
+                case wire.Heartbeat():
+                    self._heartbeat(envelope, message)
+                case wire.Register():
+                    self._register(envelope, message)
+                case wire.Leave():
+                    self._leave(envelope, message)
+                case wire.Allocate():
+                    self._allocate(envelope, message)
+                case wire.StillWaiting():
+                    self._still_waiting(envelope, message)
+                case wire.GiveUp():
+                    self._give_up(message)
+                case wire.Lookup():
+                    self._lookup(envelope, message)
+        except Refused as refusal:
+            self._refuse(envelope, message.id, refusal)
+
+    def _refuse(self, envelope: Envelope, request_id: int, refusal: Refused) -> None:
+        assert self.link is not None
+        log.info("refused: %s", refusal)
+        self.link.send(envelope, wire.Error(id=request_id, code=refusal.code, message=str(refusal)[:400],
+                                            hint=refusal.hint[:400]))  # fmt: skip
+
+    def _register(self, envelope: Envelope, said: wire.Register) -> None:
+        assert self.link is not None
+        if not _is_key(self._keys.server, said.key):
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, "the server's key is missing or wrong",
+                          "give orion-server the pool's server-key: --pool-key-file")  # fmt: skip
+        if said.wire[0] != WIRE_VERSION[0]:
+            raise Refused(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
+                          f"{said.server} speaks wire {said.wire[0]}.{said.wire[1]}, this pool "
+                          f"{WIRE_VERSION[0]}.{WIRE_VERSION[1]}", "install the same major release")  # fmt: skip
+        wanted = said.server in self.pool.draining
+        out = self.pool.register(said, self._clock(), self._wall_clock())
+        self.link.bind_server(said.server, envelope)
+        answer = wire.Registered(
+            id=said.id, controller=self.name, ticket_key=ticket.server_key(self._secret, said.server),
+            now_s=self._wall_clock(), lease_s=self._policies.lease_s, draining=wanted,
+        )  # fmt: skip
+        self.link.send(envelope, answer)
+        self._apply(out)
+
+    def _heartbeat(self, envelope: Envelope, said: wire.Heartbeat) -> None:
+        assert self.link is not None
+        out = self.pool.heartbeat(said, self._clock(), self._wall_clock())
+        if out is None:
+            self.link.send(envelope, wire.Unknown(id=said.id))
+            return
+        self.link.bind_server(said.server, envelope)
+        self.link.send(envelope, wire.HeartbeatOk(id=said.id, now_s=self._wall_clock()))
+        self._apply(out)
+
+    def _leave(self, envelope: Envelope, said: wire.Leave) -> None:
+        assert self.link is not None
+        self._apply(self.pool.leave(said.server, said.instance, self._clock(), self._wall_clock()))
+        self.link.unbind_server(said.server)
+        self.link.send(envelope, wire.HeartbeatOk(id=said.id, now_s=self._wall_clock()))
+
+    def _check_client(self, key: str) -> None:
+        if not _is_key(self._keys.client, key):
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this pool asks for a client key, and it is missing or wrong",
+                          "set ORION_CLIENT_KEY, or client_key in client.conf")  # fmt: skip
+
+    def _allocate(self, envelope: Envelope, wish: wire.Allocate) -> None:
+        assert self.link is not None
+        self._check_client(wish.key)
+        if wish.wire[0] != WIRE_VERSION[0]:
+            raise Refused(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
+                          f"the client speaks wire {wish.wire[0]}.{wish.wire[1]}, this pool "
+                          f"{WIRE_VERSION[0]}.{WIRE_VERSION[1]}", "install the same major release")  # fmt: skip
+        if len(self._tasks) >= _MAX_TASKS:
+            raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller is overloaded", "try again in a second")
+        now_s, wall_s = self._clock(), self._wall_clock()
+        wish.key = ""
+        try:
+            allocation = self.pool.allocate(wish, now_s, wall_s)
+        except Later as later:
+            if not wish.wait_s:
+                raise
+            waiting = self.pool.join_queue(wish, str(later), now_s, wall_s)
+            self._tell_queued(envelope, wish.id, waiting)
+            return
+        self._spawn(self._hand_out(envelope, wish.id, allocation, now_s))
+
+    async def _hand_out(self, envelope: Envelope, request_id: int, allocation: Allocation, began_s: float) -> None:
+        """Tickets, once the store has the allocation."""
+        assert self.link is not None
+        try:
+            await self._store.save(allocation.record)
+        except Exception as error:
+            log.error("allocation %s is taken back: %s", allocation.id, error)
+            self._apply(self.pool.give_up(allocation.id, self._clock(), self._wall_clock()))
+            self._refuse(envelope, request_id, Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller's database does "
+                         "not answer", "try again later; see the log of orion-controller"))  # fmt: skip
+            return
+        if allocation.id not in self.pool.allocations or not self.is_leader:
+            self._refuse(envelope, request_id, Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the allocation has ended "
+                         "before it began", "try again"))  # fmt: skip
+            return
+        servers = [
+            wire.ServerTicket(
+                server=one.server, address=self.pool.servers[one.server].said.address,
+                public_key=self.pool.servers[one.server].said.public_key,
+                ticket=ticket.sign(one, ticket.server_key(self._secret, one.server)),
+            )
+            for one in self.pool.tickets(allocation, self._clock(), self._wall_clock())
+            if one.server in self.pool.servers
+        ]  # fmt: skip
+        self.link.send(envelope, wire.Allocated(id=request_id, allocation=allocation.id, servers=servers,
+                                                attach_within_s=self._policies.attach_within_s))  # fmt: skip
+        record = allocation.record
+        where = ", ".join(f"{server}/{ordinal}" for server, ordinal in record.places)
+        self.note("info", "group.allocated", allocation.id,
+                  f"{record.owner}: {len(record.places)} x {record.gmem_mib} MiB, {record.ratio_percent} % on {where}",
+                  "")  # fmt: skip
+        self.allocation_s.append(self._clock() - began_s)
+        del self.allocation_s[:-10000]
+
+    # ------------------------------------------------------------------------------------------------ the queue
+
+    def _tell_queued(self, envelope: Envelope, request_id: int, waiting: Waiting) -> None:
+        assert self.link is not None
+        self.link.send(envelope, wire.Queued(id=request_id, position=self.pool.position(waiting.ticket),
+                                             reason=waiting.reason[:400], ticket=waiting.ticket))  # fmt: skip
+
+    def _still_waiting(self, envelope: Envelope, said: wire.StillWaiting) -> None:
+        served = self._served.pop(said.ticket, None)
+        if served is not None:
+            self._spawn(self._hand_out(envelope, said.id, served, self._clock()))
+            return
+        waiting = self.pool.waiting.get(said.ticket)
+        if waiting is None:
+            raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "not in the queue any more", "ask again")
+        waiting.heard_s = self._clock()
+        timer = asyncio.get_running_loop().call_later(HOLD_ANSWER_S, self._answer_held, said.ticket)
+        before = self._held.pop(said.ticket, None)
+        if before is not None:
+            before[2].cancel()
+        self._held[said.ticket] = (envelope, said.id, timer)
+
+    def _answer_held(self, ticket_number: int) -> None:
+        envelope, request_id, _ = self._held.pop(ticket_number)
+        waiting = self.pool.waiting.get(ticket_number)
+        if waiting is not None:
+            waiting.heard_s = self._clock()
+            self._tell_queued(envelope, request_id, waiting)
+
+    async def _serve_waiting(self, waiting: Waiting, allocation: Allocation) -> None:
+        held = self._held.pop(waiting.ticket, None)
+        if held is None:
+            self._served[waiting.ticket] = allocation
+            await self._store.save(allocation.record)
+            return
+        held[2].cancel()
+        await self._hand_out(held[0], held[1], allocation, self._clock())
+
+    def _give_up(self, said: wire.GiveUp) -> None:
+        if not _is_key(self._keys.client, said.key):
+            return
+        held = self._held.pop(said.ticket, None)
+        if held is not None:
+            held[2].cancel()
+        served = self._served.pop(said.ticket, None)
+        if said.ticket:
+            self.pool.leave_queue(said.ticket)
+        for allocation_id in (said.allocation, served.id if served else ""):
+            if allocation_id:
+                self._apply(self.pool.give_up(allocation_id, self._clock(), self._wall_clock()))
+
+    def _lookup(self, envelope: Envelope, said: wire.Lookup) -> None:
+        assert self.link is not None
+        self._check_client(said.key)
+        found: dict[str, None] = {}
+        for server in self.pool.servers.values():
+            for s in server.sessions.values():
+                is_own = s.pid == said.pid and s.host == said.host and s.uid == said.uid
+                if (said.group and s.group == said.group) or (said.pid and is_own):
+                    found[server.said.address] = None
+        summary = self.summary()
+        totals = {"gpus": summary.gpus, "vgpus": summary.vgpus, "vgpus_free": summary.vgpus_free,
+                  "nodes": summary.nodes_ready}  # fmt: skip
+        self.link.send(envelope, wire.LookedUp(id=said.id, servers=list(found)[:64], totals=totals))
+
+    # ------------------------------------------------------------------------------------------------ reads
+
+    def summary(self) -> models.Summary:
+        """The pool in numbers."""
+        return views.summary(self.pool, self.name, self.is_leader, __version__, self._since_s)
+
+    def nodes(self) -> list[models.Node]:
+        return [views.node(self.pool, self.pool.servers[name]) for name in sorted(self.pool.servers)]
+
+    def gpus(self, node: str = "") -> list[models.Gpu]:
+        return list(views.gpus(self.pool, node))
+
+    def vgpus(self, node: str = "", group: str = "") -> list[models.Vgpu]:
+        of = [self.pool.allocations[group]] if group in self.pool.allocations else list(self.pool.allocations.values())
+        if group and group not in self.pool.allocations:
+            of = []
+        return [v for allocation in of for v in views.vgpus_of(self.pool, allocation) if node in ("", v.node)]
+
+    def groups(self) -> list[models.Group]:
+        return [views.group(self.pool, allocation) for allocation in self.pool.allocations.values()]
+
+    def sessions(self, node: str = "", group: str = "") -> list[models.Session]:
+        return [s for s in views.sessions(self.pool) if node in ("", s.node) and group in ("", s.group)]
+
+    def queue(self) -> list[models.Waiting]:
+        return views.queue(self.pool)
+
+    def limits(self) -> list[models.Limits]:
+        return [
+            models.Limits(group=group, vgpus=b.vgpus, gmem_mib=b.gmem_mib, ratio_percent=b.ratio_percent)
+            for group, b in sorted(self.pool.limits.items())
+        ]
+
+    async def events(self, after: int = 0, limit: int = 200, audit: bool = False) -> list[models.Event]:
+        return await self._store.events(after, limit, audit)
+
+    def history(self, scope: str) -> models.History:
+        kind, _, name = scope.partition("/")
+        series: list[models.Series]
+        if kind == "pool" and not name:
+            series = [models.Series(name=n, unit=u, values=v) for n, u, v in self.past.pool_series()]
+        else:
+            table = {"node": self.past.nodes, "gpu": self.past.gpus, "group": self.past.groups}.get(kind)
+            found = table.read(name, self.past.count - 1, self.past.length) if table is not None else None
+            if found is None:
+                raise ServiceError(404, "not_found", f"nothing is known of {scope[:200]!r}",
+                                   "pool, node/NAME, gpu/NODE/ORDINAL or group/ID")  # fmt: skip
+            first = "achieved" if kind == "group" else "utilization"
+            series = [
+                models.Series(name=first, unit="%", values=found[0]),
+                models.Series(name="memory_used", unit="MiB", values=found[1]),
+            ]
+        return models.History(scope=scope, start_s=self.past.start_s, step_s=STEP_S, series=series)
+
+    def _sample(self, wall_s: float) -> None:
+        summary = self.summary()
+        nodes = {
+            s.name: (views.utilization(s), sum(g.used_mib for g in s.gpus.values()))
+            for s in self.pool.servers.values()
+            if not s.is_lost
+        }
+        gpus = {
+            f"{s.name}/{o}": (None if g.utilization_percent is None else float(g.utilization_percent), g.used_mib)
+            for s in self.pool.servers.values()
+            for o, g in s.gpus.items()
+        }
+        groups: dict[str, tuple[float | None, int]] = {}
+        for allocation in self.pool.allocations.values():
+            reports = [r for here in views.allocation_reports(self.pool, allocation).values() for r in here]
+            groups[allocation.id] = (
+                views.mean([r.achieved_percent for r in reports]),
+                sum(r.used_mib for r in reports),
+            )
+        self.past.put(
+            wall_s,
+            (summary.utilization_percent, summary.memory_used_mib, summary.memory_given_mib, summary.vgpus,
+             summary.sessions, summary.queue),
+            nodes, gpus, groups,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------ changes
+
+    def note(
+        self, level: Literal["info", "warning", "error"], kind: str, subject: str, message: str, user: str
+    ) -> None:
+        """Writes an event."""
+        getattr(log, level)("%s %s: %s%s", kind, subject, message, f" (by {user})" if user else "")
+        self._store.add_event(models.Event(id=0, at_s=self._wall_clock(), level=level, kind=kind, subject=subject,
+                                           message=message, user=user))  # fmt: skip
+
+    def _found(self, group_id: str) -> Allocation:
+        try:
+            return self.pool.allocation(group_id)
+        except Refused as error:
+            raise _as_service_error(error) from error
+
+    async def patch_group(self, group_id: str, change: models.PatchGroup, user: str) -> models.Group:
+        """Room first, then every server, then the record; what a server refuses is taken back everywhere."""
+        assert self.link is not None
+        allocation = self._found(group_id)
+        record = allocation.record
+        before = (record.gmem_mib, record.ratio_percent, record.policy)
+        after = (
+            change.gmem_mib or record.gmem_mib,
+            change.ratio_percent or record.ratio_percent,
+            change.policy or record.policy,
+        )
+        try:
+            self.pool.resize(allocation, after[0], after[1])
+        except Refused as error:
+            raise _as_service_error(error) from error
+        record.gmem_mib, record.ratio_percent, record.policy = after
+        done: list[str] = []
+        try:
+            for server in list(allocation.sessions):
+                await self.link.ask(server, wire.ResizeAllocation(
+                    id=0, allocation=allocation.id, gmem_mib=change.gmem_mib, ratio=change.ratio_percent,
+                    ratio_policy=change.policy, shrink=change.shrink))  # fmt: skip
+                done.append(server)
+        except AskError as error:
+            await self._take_back(allocation, before, done)
+            code = "below_usage" if "uses" in str(error) else "refused"
+            raise ServiceError(409 if error.code else 504, code, str(error), error.hint) from error
+        await self._store.save(record)
+        self.note("info", "group.resized", allocation.id,
+                  f"{before[0]} -> {after[0]} MiB, {before[1]} -> {after[1]} %", user)  # fmt: skip
+        return views.group(self.pool, allocation)
+
+    async def _take_back(
+        self, allocation: Allocation, before: tuple[int, int, Literal["", "hard", "elastic"]], done: list[str]
+    ) -> None:
+        assert self.link is not None
+        record = allocation.record
+        for server in done:
+            try:
+                await self.link.ask(server, wire.ResizeAllocation(
+                    id=0, allocation=allocation.id, gmem_mib=before[0], ratio=before[1],
+                    ratio_policy=before[2] or None, shrink="block"))  # fmt: skip
+            except AskError as error:
+                log.error("%s keeps new limits for %s: %s", server, allocation.id, error)
+        if allocation.id in self.pool.allocations:
+            self.pool.resize(allocation, before[0], before[1])
+        record.gmem_mib, record.ratio_percent, record.policy = before
+
+    async def end_group(self, group_id: str, user: str) -> None:
+        """Ends its sessions on all servers, then gives its vGPUs back."""
+        assert self.link is not None
+        allocation = self._found(group_id)
+        for server in list(allocation.sessions):
+            try:
+                request = wire.EndSessions(id=0, allocation=allocation.id, reason=f"ended by {user}")
+                await self.link.ask(server, request)
+            except AskError as error:
+                raise ServiceError(504, "no_answer", str(error), "is the server well? orionctl get nodes") from error
+        self.note("warning", "group.end", allocation.id, "was told to end", user)
+        if allocation.id in self.pool.allocations:
+            self._apply(self.pool.end(allocation.id, f"ended by {user}", self._clock(), self._wall_clock()))
+
+    async def end_session(self, session_id: str, user: str) -> None:
+        """Ends one program's session on one server."""
+        assert self.link is not None
+        for server in self.pool.servers.values():
+            if session_id in server.sessions:
+                try:
+                    await self.link.ask(server.name, wire.EndSessions(id=0, session=session_id,
+                                                                      reason=f"ended by {user}"))  # fmt: skip
+                except AskError as error:
+                    raise ServiceError(504, "no_answer", str(error)) from error
+                self.note("warning", "session.end", session_id, f"was told to end on {server.name}", user)
+                return
+        raise ServiceError(404, "not_found", f"there is no session {session_id}: it has ended or never was",
+                           "orionctl get sessions")  # fmt: skip
+
+    async def set_draining(self, node: str, draining: bool, user: str) -> models.Node:
+        """No new vGPUs there, or new ones again; remembered over restarts of either side."""
+        assert self.link is not None
+        try:
+            out = self.pool.set_draining(node, draining, self._clock(), self._wall_clock())
+        except Refused as error:
+            raise _as_service_error(error) from error
+        await self._store.set_draining(node, draining)
+        for level, kind, subject, message in out.notes:
+            self.note(level, kind, subject, message, user)  # type: ignore[arg-type]
+        out.notes = []
+        self._apply(out)
+        server = self.pool.servers[node]
+        if not server.is_lost:
+            try:
+                await self.link.ask(node, wire.SetDraining(id=0, draining=draining))
+            except AskError as error:
+                log.warning("%s was not told: %s", node, error)  # it hears it when it registers
+        return views.node(self.pool, server)
+
+    async def reserve(self, wish: models.Reserve, user: str) -> models.Group:
+        """vGPUs for a group that comes later."""
+        asked = wire.Allocate(
+            id=0, wire=WIRE_VERSION, vgpu=wish.vgpus, gmem_mib=wish.gmem_mib, ratio=wish.ratio_percent,
+            group=wish.group, cross_node=wish.cross_node, node=wish.node, rule=wish.rule, program="",
+        )  # fmt: skip
+        try:
+            allocation = self.pool.reserve(asked, wish.ttl_s, self._clock(), self._wall_clock())
+        except Refused as error:
+            raise _as_service_error(error) from error
+        allocation.record.owner = allocation.record.owner if allocation.record.was_used else user
+        await self._store.save(allocation.record)
+        self.note("info", "group.reserved", allocation.id, f"for {wish.group}, {wish.ttl_s:g} s", user)
+        return views.group(self.pool, allocation)
+
+    async def set_limits(self, group: str, limits: models.LimitsBody | None, user: str) -> models.Limits | None:
+        """Of a group's name; None takes them away."""
+        if limits is None and group not in self.pool.limits:
+            raise ServiceError(404, "not_found", f"{group!r} has no limits of its own", "orionctl get limits")
+        await self._store.set_limits(group, limits)
+        self.pool.set_limits(group, limits)
+        told = "none" if limits is None else f"{limits.vgpus} vGPUs, {limits.gmem_mib} MiB, {limits.ratio_percent} %"
+        self.note("info", "limits.set", group, told, user)
+        if limits is None:
+            return None
+        return models.Limits(group=group, vgpus=limits.vgpus, gmem_mib=limits.gmem_mib,
+                             ratio_percent=limits.ratio_percent)  # fmt: skip
+
+
+def _is_key(wanted: str, told: str) -> bool:
+    return not wanted or hmac.compare_digest(wanted.encode(), told.encode())
+
+
+def _as_service_error(error: Refused) -> ServiceError:
+    if isinstance(error, Absent):
+        return ServiceError(404, "not_found", str(error), error.hint)
+    if isinstance(error, Later) or error.code in (2, CUDA_ERROR_DEVICE_UNAVAILABLE):
+        return ServiceError(409, "no_room", str(error), error.hint)
+    return ServiceError(422, "refused", str(error), error.hint)
