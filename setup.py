@@ -69,7 +69,8 @@ setup(
     packages=find_packages(include=["benchmarks*", "orion_*", "wire*"]),
     include_package_data=False,
     # The C programs of the benchmarks are compiled where they run, against the wire's headers.
-    package_data={"benchmarks": ["native/*.c", "native/*.h"], "wire": ["include/*.h"]},
+    # nvidia-smi is a script that orion-run puts into PATH.
+    package_data={"orion_client": ["bin/nvidia-smi"], "benchmarks": ["native/*.c", "native/*.h"], "wire": ["include/*.h"]},
     cmdclass={"bdist_wheel": BdistWheel, "build": Build, "build_native": BuildNative},
     distclass=NativeDistribution,
 )

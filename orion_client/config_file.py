@@ -148,12 +148,16 @@ def _line_trouble(path: str, number: int, line: str) -> Trouble | None:
     name, separator, value = line.partition("=")
     name, value = name.strip(), value.strip()
     if not separator or not name:
-        return Trouble("syntax", path, number, name[:60], f"{line[:60]!r} is neither NAME = VALUE, [section] nor # comment")
+        return Trouble(
+            "syntax", path, number, name[:60], f"{line[:60]!r} is neither NAME = VALUE, [section] nor # comment"
+        )
     known = KEYS.get(name.lower())
     if known is None:
         return Trouble("unknown", path, number, name[:60], f"no setting is called {name[:60]!r}")
     if not known.accepts(value):
         return Trouble("invalid", path, number, name, f"{name} = {value[:60]} is not {known.allowed}")
     if known.without_effect:
-        return Trouble("without_effect", path, number, name, f"{name} is accepted and changes nothing: {known.without_effect}")
+        return Trouble(
+            "without_effect", path, number, name, f"{name} is accepted and changes nothing: {known.without_effect}"
+        )
     return None

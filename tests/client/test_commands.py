@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orion_client import libraries, settings, smi
+from orion_client import libraries, settings
 from orion_client.private_server import PrivateServer
+from orion_client.smi.tables import vgpu_table
+from orion_client.text import printable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -124,7 +126,7 @@ def test_smi_shows_vgpus_at_a_hundred_columns():
     free = {**vgpu, "vgpu": "vgpu-13", "group": "", "pids": [4711], "quota_bytes": 0, "ratio": 0}
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(smi.vgpu_table([("127.0.0.1:9960", vgpu), ("127.0.0.1:9960", free)]))
+        console.print(vgpu_table([("127.0.0.1:9960", vgpu), ("127.0.0.1:9960", free)]))
     text = capture.get()
     assert len(text.splitlines()) == 7  # nothing is folded
     for cell in ("a-team-with-a-name", "40,960 / 80,896", "50 %", "49.9 %", "12,345.6 s", "elastic", "pid 4711",
@@ -142,7 +144,7 @@ def test_smi_without_a_server_says_what_to_do():
 
 
 def test_smi_shows_no_control_characters_of_a_client():
-    assert smi.printable("a\x1b[2Jb\n") == "a?[2Jb?"
+    assert printable("a\x1b[2Jb\n") == "a?[2Jb?"
 
 
 def test_check_passes_on_a_good_set_up(server):
