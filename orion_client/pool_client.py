@@ -139,6 +139,7 @@ class PoolClient:
 
     def __init__(self, access: Access, timeout_s: float = 5.0) -> None:
         self.access = access
+        self.date = ""  # the controller's clock, as its last answer told
         timeout = urllib3.Timeout(connect=timeout_s, read=timeout_s)
         options: dict[str, Any] = {"ca_certs": access.ca_file} if access.ca_file else {}
         self._http = urllib3.PoolManager(timeout=timeout, retries=False, **options)
@@ -203,6 +204,7 @@ class PoolClient:
             raise PoolError(f"no controller answers at {self.access.url}: {_reason(error)}",
                             "is it running there? --controller URL or ORION_CONTROLLER_URL names another",
                             EXIT_UNREACHABLE) from None  # fmt: skip
+        self.date = answer.headers.get("Date", "")
         if len(text) > MAX_ANSWER_BYTES:
             raise self._strange(f"it is longer than {MAX_ANSWER_BYTES} bytes")
         return answer.status, text, answer.headers.get("Location", "")
@@ -225,7 +227,7 @@ class PoolClient:
 
     def _strange(self, what: str) -> PoolError:
         return PoolError(f"{self.access.url} does not answer like an orion-controller: {what}",
-                         "is it the controller's HTTP port? (ZeroMQ's, 9123, is another)", EXIT_UNREACHABLE)  # fmt: skip
+                         "is it the controller's HTTP port? (9123, ZeroMQ's, is not)", EXIT_UNREACHABLE)  # fmt: skip
 
 
 def part(text: str) -> str:

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import typer
 
 from orion_client import pool_client
-from orion_client.ctl.context import EXIT_USAGE, fail, pool_of, refusals, say
-from orion_client.pool_client import PoolError
+from orion_client.ctl.context import fail, pool_of, refusals, say
+from orion_client.pool_client import EXIT_USAGE, PoolError
 from orion_client.text import printable
 
 LOGIN_HELP = """Asks for a user's name and password and keeps the token that the controller gives for them.

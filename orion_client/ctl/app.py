@@ -9,7 +9,8 @@ import typer
 
 from orion_client import __version__
 from orion_client.ctl import account, change, direct, look, top
-from orion_client.ctl.context import EXIT_USAGE, Chosen, fail
+from orion_client.ctl.context import Chosen, fail
+from orion_client.pool_client import EXIT_USAGE
 
 NAMES = {"help_option_names": ["-h", "--help"]}
 _HELP = """Looks at the vGPUs of a pool, or of one orion-server, and changes them while their programs run.
@@ -44,8 +45,8 @@ Changes need a token. A controller's: ORION_TOKEN, --token-file, or what `orionc
 ORION_ADMIN_TOKEN, --token-file, or the file admin-token that the server keeps in its private folder, which is found
 where orionctl runs on the server's machine as the server's user.
 
-Exit codes: 0 done; 1 refused, or not found; 2 wrong usage; 3 no controller or server answers; 4 not allowed (no token, or
-one without the right).
+Exit codes: 0 done; 1 refused, or not found; 2 wrong usage; 3 no controller or server answers; 4 not allowed (no
+token, or one without the right).
 """
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, no_args_is_help=True, help=_HELP, context_settings=NAMES)

@@ -11,18 +11,18 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from orion_client.ctl import direct, kinds, names
-from orion_client.ctl.context import EXIT_REFUSED, EXIT_USAGE, chosen, fail, pool_of, refusals, say
+from orion_client.ctl.context import chosen, fail, pool_of, refusals, say
 from orion_client.ctl.direct import Json, RatioPolicy
 from orion_client.ctl.kinds import Row
 from orion_client.ctl.show import Output, OutputOption, show
-from orion_client.pool_client import PoolClient, PoolError, part
+from orion_client.pool_client import EXIT_REFUSED, EXIT_USAGE, PoolClient, PoolError, part
 from orion_client.text import printable
 
 SET_HELP = """Changes running vGPUs. It is in force when the command returns, and nothing restarts.
 
 With a controller TARGET is a group (ORION_GROUP_ID) or its id, as `orionctl get groups` shows it. With one server it is
-a group, a session, the process id of a client, or a vGPU's name as `orionctl list` shows it; a program has a vGPU on each
-GPU that it uses: all are changed, or with --gpu only one.
+a group, a session, the process id of a client, or a vGPU's name as `orionctl list` shows it; a program has a vGPU on
+each GPU that it uses: all are changed, or with --gpu only one.
 
 \b
   orionctl set team-a --gmem 8192 --ratio 50
@@ -33,8 +33,8 @@ A quota below what is used is refused; with --shrink block it is set, and new al
 """
 DRAIN_HELP = """Lets no new program in; those that run may finish.
 
-With a controller: a NODE of the pool; --wait returns when its last session has ended. With one server, without NODE: returns
-when the last program has ended, and the server goes on refusing until it is stopped.
+With a controller: a NODE of the pool; --wait returns when its last session has ended. With one server, without NODE:
+returns when the last program has ended, and the server goes on refusing until it is stopped.
 
 \b
   orionctl drain gpu1 --wait && ssh gpu1 systemctl restart orion-server && orionctl undrain gpu1
@@ -111,8 +111,10 @@ def drain(
     pool = options.pool()
     if pool is None:
         if node is not None:
-            fail(f"{node!r} is a node of a pool, and no controller is named; one server: `orionctl --server {node} drain`",
-                 EXIT_USAGE)  # fmt: skip
+            fail(
+                f"{node!r} is a node of a pool, and no controller is named; one server: --server {node} drain",
+                EXIT_USAGE,
+            )
         direct.drain(options, as_json)
         return
     if node is None:

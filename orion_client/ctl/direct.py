@@ -12,11 +12,13 @@ import typer
 from rich.console import Console
 
 from orion_client.control_client import ask, next_id, stats
-from orion_client.ctl.context import EXIT_USAGE, Chosen, chosen, fail, refusals
+from orion_client.ctl.context import Chosen, chosen, fail, refusals
+from orion_client.pool_client import EXIT_USAGE
 from orion_client.smi.tables import PIPE_COLUMNS, vgpu_report, vgpu_table
 from wire import control
 
-CONFIGURE_HELP = """Changes what programs of one server get that ask for nothing. vGPUs that are there keep what they have.
+CONFIGURE_HELP = """Changes what programs of one server get that ask for nothing. vGPUs that are there keep what they
+have.
 
 \b
   orionctl configure --vgpu-count 2       a default vGPU is half of a GPU

@@ -154,7 +154,8 @@ QUEUE = Kind(
 LIMITS = Kind(
     "limits", "limit", ("li",), (_of("group"),),
     (
-        _text("GROUP", "group"), _limit("VGPUS", "vgpus"), _limit("MIB", "gmem_mib"), _limit("RATIO %", "ratio_percent"),
+        _text("GROUP", "group"), _limit("VGPUS", "vgpus"), _limit("MIB", "gmem_mib"),
+        _limit("RATIO %", "ratio_percent"),
     ),
 )  # fmt: skip
 EVENTS = Kind(

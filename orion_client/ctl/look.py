@@ -9,11 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from orion_client.ctl import kinds, names
-from orion_client.ctl.context import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, fail, pool_of, refusals, say, sentence
+from orion_client.ctl.context import fail, pool_of, refusals, say, sentence
 from orion_client.ctl.kinds import Kind, Row
 from orion_client.ctl.show import NoHeaders, Output, OutputOption, section, show, table, write_data
 from orion_client.ctl.show import describe as show_fields
-from orion_client.pool_client import EXIT_NOT_ALLOWED, MAX_ITEMS, PoolClient, PoolError
+from orion_client.pool_client import (
+    EXIT_NOT_ALLOWED,
+    EXIT_REFUSED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    MAX_ITEMS,
+    PoolClient,
+    PoolError,
+)
 from orion_client.text import wants_colour
 
 GET_HELP = """Shows what there is in the pool: nodes, gpus, vgpus, groups, sessions, queue, limits, events or audit.

@@ -21,7 +21,8 @@ def box(devices: list[Device], now_s: float) -> list[str]:
     versions = [d.cuda_version for d in devices if d.cuda_version]
     cuda = query.cuda_text(min(versions)) if versions else "N/A"
     head = f" {f'NVIDIA-SMI {driver} (Orion {__version__})':<36} Driver Version: {driver:<13}  CUDA Version: {cuda:<6}"
-    lines = [time.strftime("%a %b %e %H:%M:%S %Y", time.localtime(now_s)) + "       ", _BAR, f"|{head:<{_WIDTH}.{_WIDTH}}|",
+    date = time.strftime("%a %b %e %H:%M:%S %Y", time.localtime(now_s))
+    lines = [date + "       ", _BAR, f"|{head:<{_WIDTH}.{_WIDTH}}|",
              f"|{'-' * _LEFT}+{'-' * _MIDDLE}+{'-' * _RIGHT}|",
              _row(" GPU  Name                 Persistence-M ", " Bus-Id          Disp.A ", " Volatile Uncorr. ECC "),
              _row(" Fan  Temp   Perf          Pwr:Usage/Cap ", "           Memory-Usage ", " GPU-Util  Compute M. "),
@@ -67,10 +68,12 @@ def _on_off(value: int | None) -> str:
 
 
 def _processes(devices: list[Device]) -> list[str]:
-    lines = [_BAR, f"|{' Processes:':<{_WIDTH}}|",
-             f"|{'  GPU   GI   CI        PID   Type   Process name                              GPU Memory ':<{_WIDTH}}|",
-             f"|{'        ID   ID                                                               Usage      ':<{_WIDTH}}|",
-             f"|{'=' * _WIDTH}|"]  # fmt: skip
+    heads = (
+        " Processes:",
+        "  GPU   GI   CI        PID   Type   Process name                              GPU Memory ",
+        "        ID   ID                                                               Usage      ",
+    )
+    lines = [_BAR, *(f"|{head:<{_WIDTH}}|" for head in heads), f"|{'=' * _WIDTH}|"]
     shown = [(device, process) for device in devices for process in device.processes]
     for device, process in shown:
         name = printable(process.name)

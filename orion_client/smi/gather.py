@@ -1,8 +1,8 @@
 """What this container has: its vGPUs as nvidia-smi's devices.
 
-The servers are those of ORION_SERVER; with a controller (ORION_CONTROLLER) those on which this group has something. Each
-is asked as the management library asks: other tenants are not seen. nvidia-smi is a process of its own, without a vGPU:
-so each program of the same user and group is asked for, and what they have on one GPU is one device.
+The servers are those of ORION_SERVER; with a controller (ORION_CONTROLLER) those on which this group has something.
+Each is asked as the management library asks: other tenants are not seen. nvidia-smi is a process of its own, without a
+vGPU: so each program of the same user and group is asked for, and what they have on one GPU is one device.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Device:
 
 
 def devices(timeout_s: float = 3.0) -> list[Device]:
-    """In the order in which a program counts them: what programs here have, or what one would get. ServerUnreachable and
-    SettingError go through."""
+    """In the order in which a program counts them: what programs here have, or what one would get. ServerUnreachable
+    and SettingError go through."""
     controllers = settings.controllers()
     group = _setting("ORION_GROUP_ID")
     if controllers:

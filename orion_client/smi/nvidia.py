@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from orion_client import __version__, settings
 from orion_client.control_client import ServerUnreachable
@@ -25,8 +25,8 @@ _HELP = f"""NVIDIA System Management Interface, answered by Orion {__version__}
 
 nvidia-smi [OPTION1 [ARG1]] [OPTION2 [ARG2]] ...
 
-Shows the GPUs that programs in this container have, or would get, from a pool of remote GPUs. Memory is the quota of the
-vGPU, utilisation is in parts of what it may have (docs/nvml.md).
+Shows the GPUs that programs in this container have, or would get, from a pool of remote GPUs. Memory is the quota of
+the vGPU, utilisation is in parts of what it may have (docs/nvml.md).
 
     -h,   --help                Print usage information and exit.
           --version             Print version information and exit.
@@ -108,13 +108,12 @@ def run(arguments: list[str], ask: Callable[[], list[Device]], clock: Callable[[
         return 0
     answer = _answer(wish)
     pause_s = _pause_s(wish)
+    out: TextIO = sys.stdout
     if "filename" in wish.values:
         try:
-            out = open(wish.values["filename"], "w", encoding="utf-8")  # noqa: SIM115 (closed with the process)
+            out = open(wish.values["filename"], "w", encoding="utf-8")
         except OSError as error:
             raise Ending(f"Unable to open {wish.values['filename']}: {error.strerror}", EXIT_INVALID) from None
-    else:
-        out = sys.stdout
     is_first = True
     while True:
         print("\n".join(answer(_ask(ask), clock(), is_first)), file=out, flush=True)
@@ -170,8 +169,7 @@ Answer = Callable[[list[Device], float, bool], list[str]]
 
 def _answer(wish: Wish) -> Answer:
     """How devices become lines: (devices, now, whether it is the first time)."""
-    modes = [mode for mode in ("list", "query") if mode in wish.flags]
-    modes += [mode for mode in ("query_gpu", "query_apps") if mode in wish.values]
+    modes = [mode for mode in ("list", "query", "query_gpu", "query_apps") if mode in wish.flags | wish.values.keys()]
     if len(modes) > 1:
         raise _invalid("Only one of -L, -q, --query-gpu and --query-compute-apps can be used.")
     mode = modes[0] if modes else "box"

@@ -225,7 +225,8 @@ APP_FIELDS = {field.name: field for field in _APPS}
 _GPU_ALIASES = {
     "gpu_name": "name", "gpu_uuid": "uuid", "gpu_bus_id": "pci.bus_id", "gpu_serial": "serial",
     "clocks.gr": "clocks.current.graphics", "clocks.sm": "clocks.current.sm", "clocks.mem": "clocks.current.memory",
-    "clocks.video": "clocks.current.video", "clocks.max.gr": "clocks.max.graphics", "clocks.max.mem": "clocks.max.memory",
+    "clocks.video": "clocks.current.video", "clocks.max.gr": "clocks.max.graphics",
+    "clocks.max.mem": "clocks.max.memory",
 }  # fmt: skip
 _APP_ALIASES = {"name": "process_name", "used_memory": "used_gpu_memory"}
 
