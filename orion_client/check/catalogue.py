@@ -26,7 +26,8 @@ MACHINE = {
         "fail", "The machine is not Linux on x86_64.", "Use a machine, a container or a VM with Linux on x86_64."),
     "glibc-too-old": Trouble(
         "fail", "The C library is not glibc 2.17 or newer (musl, an old distribution).",
-        "Run the program in a container with glibc 2.17 or newer: Debian 8, Ubuntu 14.04, CentOS 7 or later, not Alpine."),
+        "Run the program in a container with glibc 2.17 or newer: Debian 8, Ubuntu 14.04, CentOS 7 or later, not "
+        "Alpine."),
     "overcommit-strict": Trouble(
         "fail", "`vm.overcommit_memory` is 2: large reservations of addresses are refused.",
         "`sysctl vm.overcommit_memory=0`: Orion reserves addresses, not memory."),
@@ -37,7 +38,8 @@ MACHINE = {
         "warn", "`/dev/shm` is missing.", "Orion itself needs none; data loaders and NCCL do: mount a tmpfs there."),
     "dev-shm-small": Trouble(
         "warn", "`/dev/shm` has less than 64 MiB.",
-        "Orion itself needs none; data loaders and NCCL do: `docker run --shm-size=1g`, or an emptyDir with medium Memory."),
+        "Orion itself needs none; data loaders and NCCL do: `docker run --shm-size=1g`, or an emptyDir with medium "
+        "Memory."),
     "memlock-limited": Trouble(
         "warn", "A server's locked memory is limited below 64 MiB (`ulimit -l`).",
         "shm and tcp do not need it; drivers for RDMA do: `LimitMEMLOCK=infinity` in the unit, `--ulimit memlock=-1`."),
@@ -73,7 +75,8 @@ CLIENT = {
         "fail", "A variable or a key in client.conf has a value that it cannot have.",
         "Correct it: the message names the place and what is allowed."),
     "setting-unknown": Trouble(
-        "warn", "client.conf has a key that does not exist.", "Correct its spelling, or take it out; it changes nothing."),
+        "warn", "client.conf has a key that does not exist.",
+        "Correct its spelling, or take it out; it changes nothing."),
     "setting-without-effect": Trouble(
         "warn", "client.conf has a key of the original product that changes nothing here.",
         "Take it out, or use what the message names instead."),
@@ -100,7 +103,7 @@ CLIENT = {
         "Set ORION_TRANSPORT=auto: tcp is used between hosts."),
     "private-server-not-possible": Trouble(
         "warn", "orion-run could not start a server of its own here.",
-        "Install the whole wheel with the extra `gpu`, or `make build`; it is not needed where a server is configured."),
+        "Install the whole wheel with the extra `gpu`, or `make build`; where a server is configured none is needed."),
     "nvidia-smi-not-executable": Trouble(
         "warn", "Orion's nvidia-smi cannot be executed.", "`chmod 755` the file that the message names."),
 }  # fmt: skip
@@ -141,7 +144,8 @@ SERVER = {
         "fail", "The server's address and port cannot be bound.",
         "Name an address of this machine, and a port above 1023 where the server is not root."),
     "server-not-running": Trouble(
-        "warn", "No orion-server runs at the configured address.", "`orion-server`, or `systemctl start orion-server`."),
+        "warn", "No orion-server runs at the configured address.",
+        "`orion-server`, or `systemctl start orion-server`."),
 }  # fmt: skip
 CONTROLLER = {
     "controller-not-installed": Trouble(
@@ -168,12 +172,14 @@ CONTROLLER = {
         "warn", "The clocks of the controller and of this machine differ by more than 10 s.",
         "Run chrony or systemd-timesyncd on both: log-in tokens and reservations expire by these clocks."),
     "nodes-lost": Trouble(
-        "warn", "Nodes of the pool have not been heard of.", "`orionctl get nodes --state lost`; look at orion-server there."),
+        "warn", "Nodes of the pool have not been heard of.",
+        "`orionctl get nodes --state lost`; look at orion-server there."),
     "pool-empty": Trouble(
         "fail", "The controller has no server with a GPU.",
         "Start servers with `orion-server --controller HOST:9123` and the pool's server key."),
     "pool-full": Trouble(
-        "warn", "No vGPU of the default size is free.", "`orionctl top` shows who has what; `orionctl get queue` who waits."),
+        "warn", "No vGPU of the default size is free.",
+        "`orionctl top` shows who has what; `orionctl get queue` who waits."),
 }  # fmt: skip
 SECTIONS = {"The machine": MACHINE, "Clients": CLIENT, "Servers": SERVER, "The controller": CONTROLLER}
 TROUBLES: dict[str, Trouble] = {name: trouble for section in SECTIONS.values() for name, trouble in section.items()}

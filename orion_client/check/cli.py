@@ -24,8 +24,8 @@ _HELP = """Says what is wrong with this machine's Orion set-up and how to mend i
   orion-check runtime server        and whether it can run: driver, ports, folders, limits
   orion-check runtime controller    the controller that is configured, and its pool
 
-Each finding of docs/troubleshooting.md has an id, a sentence and a remedy. Exit code 0 when nothing failed (warnings are
-allowed), 1 when something failed, 2 for wrong usage.
+Each finding of docs/troubleshooting.md has an id, a sentence and a remedy. Exit code 0 when nothing failed (warnings
+are allowed), 1 when something failed, 2 for wrong usage.
 """
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -69,7 +69,7 @@ def check(
     if version:
         print(f"orion-check {__version__}")
         return
-    parts = {Part.client, Part.server, Part.controller} if part is Part.all else {part}
+    parts: set[Part] = {Part.client, Part.server, Part.controller} if part is Part.all else {part}
     findings = list(examine(stage, parts, server_address, controller_url, config, timeout))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
