@@ -95,5 +95,7 @@ def _names(context: typer.Context, kind: Kind, incomplete: str) -> list[str]:
         rows = PoolClient(access, _COMPLETION_TIMEOUT_S).items(kind.plural, most=_COMPLETIONS, q=incomplete)
     except PoolError:
         return []
-    words = {str(read(row)) for row in rows for read in kind.names if read(row)}
+    # Groups are called by their name as often as by their id; addresses and UUIDs nobody wants to be offered.
+    offered = kind.names if kind is kinds.GROUPS else kind.names[:1]
+    words = {str(read(row)) for row in rows for read in offered if read(row)}
     return sorted(word for word in words if word.startswith(incomplete) and word.isprintable())

@@ -19,6 +19,7 @@ TOKENS = {"operator-token": ("admin", "operator"), "viewer-token": ("guest", "vi
 Body = TypeVar("Body")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MOST = 500
+USER_KEY: web.RequestKey[str] = web.RequestKey("user", str)
 
 
 class PoolServer:
@@ -79,7 +80,7 @@ class PoolServer:
                 token = request.headers.get("Authorization", "").removeprefix("Bearer ")
                 if token not in TOKENS:
                     raise ServiceError(401, "unauthorized", "who is that?")
-                request["user"], role = TOKENS[token]
+                request[USER_KEY], role = TOKENS[token]
                 if request.method != "GET" and role != "operator" and not request.path.endswith("/logout"):
                     raise ServiceError(403, "forbidden", "a viewer may not change anything")
             return await handler(request)
@@ -132,29 +133,29 @@ class PoolServer:
 
     async def _patch_group(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request, models.PatchGroup)
-        return _answer(await self.backend.patch_group(request.match_info["id"], body, request["user"]))
+        return _answer(await self.backend.patch_group(request.match_info["id"], body, request[USER_KEY]))
 
     async def _end_group(self, request: web.Request) -> web.StreamResponse:
-        await self.backend.end_group(request.match_info["id"], request["user"])
+        await self.backend.end_group(request.match_info["id"], request[USER_KEY])
         return web.Response(status=204)
 
     async def _end_session(self, request: web.Request) -> web.StreamResponse:
-        await self.backend.end_session(request.match_info["id"], request["user"])
+        await self.backend.end_session(request.match_info["id"], request[USER_KEY])
         return web.Response(status=204)
 
     async def _patch_node(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request, models.PatchNode)
-        return _answer(await self.backend.set_draining(request.match_info["name"], body.draining, request["user"]))
+        return _answer(await self.backend.set_draining(request.match_info["name"], body.draining, request[USER_KEY]))
 
     async def _reserve(self, request: web.Request) -> web.StreamResponse:
-        return _answer(await self.backend.reserve(await _body(request, models.Reserve), request["user"]), 201)
+        return _answer(await self.backend.reserve(await _body(request, models.Reserve), request[USER_KEY]), 201)
 
     async def _put_limits(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request, models.LimitsBody)
-        return _answer(await self.backend.set_limits(request.match_info["group"], body, request["user"]))
+        return _answer(await self.backend.set_limits(request.match_info["group"], body, request[USER_KEY]))
 
     async def _delete_limits(self, request: web.Request) -> web.StreamResponse:
-        await self.backend.set_limits(request.match_info["group"], None, request["user"])
+        await self.backend.set_limits(request.match_info["group"], None, request[USER_KEY])
         return web.Response(status=204)
 
 

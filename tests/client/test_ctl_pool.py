@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import pty
@@ -9,19 +10,23 @@ import select
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from typer.testing import CliRunner, Result
 
-pytest.importorskip("aiohttp", reason="the stand-in for the controller is served with it")
-
+from orion_client.ctl.app import app
+from orion_client.pool_client import PAGE, Access, PoolClient
 from tests.client.pool_http import PASSWORD, PoolServer
 
 ROOT = Path(__file__).resolve().parents[2]
-Ctl = Callable[..., subprocess.CompletedProcess[str]]
+Ctl = Callable[..., Result]
+Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -44,17 +49,31 @@ def environment(pool: PoolServer, home: Path, **extra: str) -> dict[str, str]:
 
 @pytest.fixture
 def ctl(pool: PoolServer, tmp_path: Path) -> Ctl:
-    def run(*arguments: str, stdin: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
+    """In this process: a hundred starts of an interpreter are a minute."""
+
+    def run(*arguments: str, stdin: str = "", **extra: str) -> Result:
+        wanted = environment(pool, tmp_path, **extra)
+        gone: dict[str, str | None] = {name: None for name in os.environ if name not in wanted}
+        return CliRunner().invoke(app, arguments, input=stdin, env={**gone, **wanted})
+
+    return run
+
+
+@pytest.fixture
+def shell(pool: PoolServer, tmp_path: Path) -> Shell:
+    """As a process of its own."""
+
+    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "orion_client.ctl", *arguments]
-        return subprocess.run(line, capture_output=True, text=True, env=environment(pool, tmp_path, **extra), input=stdin,
-                              timeout=60)  # fmt: skip
+        variables = environment(pool, tmp_path, **extra)
+        return subprocess.run(line, capture_output=True, text=True, env=variables, timeout=60)
 
     return run
 
 
 def test_get_shows_tables_json_yaml_and_names(ctl: Ctl) -> None:
     table = ctl("get", "nodes")
-    assert table.returncode == 0, table.stderr
+    assert table.exit_code == 0, table.stderr
     lines = table.stdout.splitlines()
     assert lines[0].split()[:2] == ["NAME", "STATE"] and lines[1].split()[:2] == ["gpu1", "ready"]
     assert "\x1b" not in table.stdout and not any(line.endswith(" ") for line in lines)
@@ -74,14 +93,14 @@ def test_get_one_by_any_of_its_names(ctl: Ctl) -> None:
     assert json.loads(ctl("get", "group", "team-a", "-o", "json").stdout)["id"] == "a1"
     assert json.loads(ctl("get", "groups", "team-b", "-o", "json").stdout)["total"] == 2
     missing = ctl("get", "node", "gpu3")
-    assert missing.returncode == 1 and missing.stdout == ""
+    assert missing.exit_code == 1 and missing.stdout == ""
     assert "no node is called 'gpu3'" in missing.stderr and "did you mean gpu" in missing.stderr
 
 
 def test_every_kind_can_be_shown(ctl: Ctl) -> None:
     for kind, word in (("vgpus", "a1/0"), ("sessions", "s1"), ("queue", "no room"), ("events", "node.registered")):
         done = ctl("get", kind, "-o", "wide")
-        assert done.returncode == 0 and word in done.stdout, done
+        assert done.exit_code == 0 and word in done.stdout, done
     assert ctl("get", "audit").stderr.strip() == "no audit"
 
 
@@ -98,25 +117,25 @@ def test_describe_shows_what_belongs_to_a_thing(ctl: Ctl) -> None:
     assert group["group"]["group"] == "team-a" and [s["id"] for s in group["sessions"]] == ["s1"]
     assert len(json.loads(ctl("describe", "gpu", "gpu2/0", "-o", "json").stdout)["vgpus"]) == 1
     several = ctl("describe", "group", "team-b")
-    assert several.returncode == 1 and "b1, b2" in several.stderr
-    assert ctl("describe", "queue", "1").returncode == 2
+    assert several.exit_code == 1 and "b1, b2" in several.stderr
+    assert ctl("describe", "queue", "1").exit_code == 2
 
 
 def test_set_changes_a_group(ctl: Ctl, pool: PoolServer) -> None:
     done = ctl("set", "team-a", "--gmem", "4096", "--ratio", "50", "--policy", "elastic", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     (row,) = json.loads(done.stdout)["items"]
     assert (row["gmem_mib"], row["ratio_percent"], row["policy"]) == (4096, 50, "elastic")
     ((group, change, user),) = pool.backend.patched
     assert (group, change.gmem_mib, change.shrink, user) == ("a1", 4096, "refuse", "admin")
     refused = ctl("set", "a1", "--gmem", "100")
-    assert refused.returncode == 1 and "512 MiB are used; use shrink=block" in refused.stderr
-    assert ctl("set", "a1", "--gmem", "100", "--shrink", "block").returncode == 0
+    assert refused.exit_code == 1 and "512 MiB are used; use shrink=block" in refused.stderr
+    assert ctl("set", "a1", "--gmem", "100", "--shrink", "block").exit_code == 0
     several = ctl("set", "team-b", "--ratio", "30")
-    assert several.returncode == 1 and "--all" in several.stderr
-    assert ctl("set", "team-b", "--ratio", "30", "--all").returncode == 0
+    assert several.exit_code == 1 and "--all" in several.stderr
+    assert ctl("set", "team-b", "--ratio", "30", "--all").exit_code == 0
     assert [group for group, _, _ in pool.backend.patched] == ["a1", "a1", "b1", "b2"]
-    assert ctl("set", "a1", "--gpu", "0", "--ratio", "5").returncode == 2
+    assert ctl("set", "a1", "--gpu", "0", "--ratio", "5").exit_code == 2
 
 
 def test_drain_waits_until_the_node_is_empty(ctl: Ctl, pool: PoolServer, tmp_path: Path) -> None:
@@ -126,24 +145,24 @@ def test_drain_waits_until_the_node_is_empty(ctl: Ctl, pool: PoolServer, tmp_pat
         assert waiting.stderr is not None and waiting.stdout is not None
         assert waiting.stderr.readline() == "gpu1: 1 session(s) left\n"
         assert waiting.poll() is None
-        assert ctl("end", "--session", "s1", "--yes").returncode == 0
+        assert ctl("end", "--session", "s1", "--yes").exit_code == 0
         assert waiting.wait(60) == 0
         assert waiting.stdout.read() == "gpu1: drained\n"
     late = ctl("drain", "gpu2", "--wait", "--wait-timeout", "0.1")
-    assert late.returncode == 1 and "still has 1 session(s)" in late.stderr
+    assert late.exit_code == 1 and "still has 1 session(s)" in late.stderr
     assert ctl("undrain", "gpu2").stdout == "gpu2: ready\n"
-    assert ctl("drain").returncode == 2
+    assert ctl("drain").exit_code == 2
 
 
 def test_end_asks_or_wants_yes(ctl: Ctl, pool: PoolServer) -> None:
     asked = ctl("end", "team-a")
-    assert asked.returncode == 2 and "--yes" in asked.stderr
+    assert asked.exit_code == 2 and "--yes" in asked.stderr
     assert "a1" in {g.id for g in pool.backend.groups()}
-    assert ctl("end", "team-a", "--yes").returncode == 0
+    assert ctl("end", "team-a", "--yes").exit_code == 0
     assert "a1" not in {g.id for g in pool.backend.groups()}
-    assert ctl("end", "team-b", "--all", "-y").returncode == 0
+    assert ctl("end", "team-b", "--all", "-y").exit_code == 0
     assert pool.backend.groups() == []
-    assert ctl("end", "--yes").returncode == 2
+    assert ctl("end", "--yes").exit_code == 2
 
 
 def on_terminal(pool: PoolServer, home: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
@@ -191,7 +210,7 @@ def test_end_on_a_terminal_asks(pool: PoolServer, tmp_path: Path) -> None:
 
 def test_top_once_and_live(ctl: Ctl, pool: PoolServer, tmp_path: Path) -> None:
     once = ctl("top")
-    assert once.returncode == 0, once.stderr
+    assert once.exit_code == 0, once.stderr
     assert "2 of 2 nodes ready" in once.stdout and "12 free" in once.stdout and "\x1b" not in once.stdout
     assert once.stdout.index("team-a") < once.stdout.index("team-b")  # who does most is first
     process, terminal = on_terminal(pool, tmp_path, "top", "-n", "0.2")
@@ -223,55 +242,52 @@ def test_limits_and_reservations(ctl: Ctl) -> None:
     assert json.loads(done.stdout) == {"group": "team-a", "vgpus": 8, "gmem_mib": 65536, "ratio_percent": None}
     done = ctl("limits", "set", "team-a", "--vgpus", "none", "-o", "json")
     assert json.loads(done.stdout)["vgpus"] is None
-    assert ctl("limits", "set", "team-a", "--vgpus", "-3").returncode == 2
-    assert ctl("limits", "delete", "team-a").returncode == 0
-    assert ctl("limits", "delete", "team-a").returncode == 1
+    assert ctl("limits", "set", "team-a", "--vgpus", "-3").exit_code == 2
+    assert ctl("limits", "delete", "team-a").exit_code == 0
+    assert ctl("limits", "delete", "team-a").exit_code == 1
     done = ctl("reserve", "team-z", "--vgpus", "2", "--ttl", "60", "-o", "json")
     assert json.loads(done.stdout)["state"] == "reserved"
     refused = ctl("reserve", "team-z", "--vgpus", "13")
-    assert refused.returncode == 1 and "no room for so many; ask for less" in refused.stderr
+    assert refused.exit_code == 1 and "no room for so many; ask for less" in refused.stderr
 
 
 def test_login_keeps_a_token_for_its_controller_alone(ctl: Ctl, pool: PoolServer, tmp_path: Path) -> None:
     without = {"ORION_TOKEN": ""}
     denied = ctl("get", "nodes", **without)
-    assert denied.returncode == 4 and "orionctl login" in denied.stderr
+    assert denied.exit_code == 4 and "orionctl login" in denied.stderr
     wrong = ctl("login", "--user", "admin", "--password-stdin", stdin="no\n", **without)
-    assert wrong.returncode == 4 and "name or password is wrong" in wrong.stderr
+    assert wrong.exit_code == 4 and "name or password is wrong" in wrong.stderr
     done = ctl("login", "--user", "admin", "--password-stdin", stdin=f"{PASSWORD}\n", **without)
-    assert done.returncode == 0 and done.stdout == "logged in as admin (operator)\n", done
+    assert done.exit_code == 0 and done.stdout == "logged in as admin (operator)\n", done
     assert PASSWORD not in done.stdout + done.stderr
     token = tmp_path / ".orion" / "token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600 and "operator-token" in token.read_text()
     assert ctl("whoami", **without).stdout == "admin (operator)\n"
     other = PoolServer()
     try:
-        assert ctl("--controller", other.url, "get", "nodes", **without).returncode == 4
+        assert ctl("--controller", other.url, "get", "nodes", **without).exit_code == 4
     finally:
         other.close()
     assert ctl("logout", **without).stdout == "logged out\n"
-    assert not token.exists() and ctl("whoami", **without).returncode == 4
+    assert not token.exists() and ctl("whoami", **without).exit_code == 4
 
 
 def test_exit_codes(ctl: Ctl, pool: PoolServer, tmp_path: Path) -> None:
-    assert ctl("set", "a1", "--ratio", "5", ORION_TOKEN="viewer-token").returncode == 4
+    assert ctl("set", "a1", "--ratio", "5", ORION_TOKEN="viewer-token").exit_code == 4
     gone = ctl("--controller", "http://127.0.0.1:1", "get", "nodes")
-    assert gone.returncode == 3 and "Connection refused" in gone.stderr and len(gone.stderr.splitlines()) == 1
-    assert ctl("get", "planets").returncode == 2
-    assert ctl("--controller", "ftp://x", "get", "nodes").returncode == 2
-    assert ctl("--controller", pool.url, "--server", "127.0.0.1:1", "get", "nodes").returncode == 2
-    assert ctl("--server", "127.0.0.1:1", "get", "nodes").returncode == 2
+    assert gone.exit_code == 3 and "Connection refused" in gone.stderr and len(gone.stderr.splitlines()) == 1
+    assert ctl("get", "planets").exit_code == 2
+    assert ctl("--controller", "ftp://x", "get", "nodes").exit_code == 2
+    assert ctl("--controller", pool.url, "--server", "127.0.0.1:1", "get", "nodes").exit_code == 2
+    assert ctl("--server", "127.0.0.1:1", "get", "nodes").exit_code == 2
     nobody = ctl("get", "nodes", ORION_CONTROLLER_URL="")
-    assert nobody.returncode == 2 and "ctl.conf" in nobody.stderr
+    assert nobody.exit_code == 2 and "ctl.conf" in nobody.stderr
     (tmp_path / ".orion").mkdir()
     (tmp_path / ".orion" / "ctl.conf").write_text(f"# where\ncontroller = {pool.url}\n")
-    assert ctl("get", "nodes", ORION_CONTROLLER_URL="").returncode == 0
+    assert ctl("get", "nodes", ORION_CONTROLLER_URL="").exit_code == 0
 
 
 def test_what_is_no_controller_is_said_to_be_none(ctl: Ctl) -> None:
-    import http.server
-    import threading
-
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -285,7 +301,7 @@ def test_what_is_no_controller_is_said_to_be_none(ctl: Ctl) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         done = ctl("--controller", f"127.0.0.1:{server.server_port}", "get", "nodes")
         server.shutdown()
-    assert done.returncode == 3 and "does not answer like an orion-controller" in done.stderr
+    assert done.exit_code == 3 and "does not answer like an orion-controller" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -298,24 +314,20 @@ def test_what_is_no_controller_is_said_to_be_none(ctl: Ctl) -> None:
         ("orionctl dra", {"drain"}),
     ],
 )
-def test_completion_knows_the_pool(ctl: Ctl, words: str, expected: set[str]) -> None:
+def test_completion_knows_the_pool(shell: Shell, words: str, expected: set[str]) -> None:
     typed = words.split(" ")
-    done = ctl(_ORIONCTL_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(typed) - 1))
+    done = shell(_ORIONCTL_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(typed) - 1))
     assert set(done.stdout.split()) == expected, done
 
 
-def test_completion_without_a_controller_is_silent(ctl: Ctl) -> None:
-    done = ctl(_ORIONCTL_COMPLETE="complete_bash", COMP_WORDS="orionctl drain ", COMP_CWORD="2",
+def test_completion_without_a_controller_is_silent(shell: Shell) -> None:
+    done = shell(_ORIONCTL_COMPLETE="complete_bash", COMP_WORDS="orionctl drain ", COMP_CWORD="2",
                ORION_CONTROLLER_URL="http://127.0.0.1:1")  # fmt: skip
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 def test_lists_are_read_page_by_page(pool: PoolServer, tmp_path: Path) -> None:
-    from orion_client.pool_client import PAGE, Access, PoolClient
-
     node = pool.backend.nodes()[0]
-    import msgspec
-
     pool.backend._nodes = {f"n{i:04}": msgspec.structs.replace(node, name=f"n{i:04}") for i in range(2 * PAGE + 1)}
     rows = PoolClient(Access(pool.url, "viewer-token"), 20).items("nodes")
     assert [row["name"] for row in rows] == sorted(pool.backend._nodes)
