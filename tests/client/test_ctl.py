@@ -25,7 +25,7 @@ Ctl = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def server() -> Iterator[PrivateServer]:
-    with PrivateServer("softgpu", extra=("--null-engine", "--vgpu-count", "4")) as running:
+    with PrivateServer("softgpu", extra=("--null-engine", "--vgpu-count", "4", "--bind-timeout", "300")) as running:
         yield running
 
 
