@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import urllib3
 
-PAGE = 200
+PAGE = 500
 MAX_ITEMS = 200_000
 MAX_ANSWER_BYTES = 64 << 20
 _MAX_REDIRECTS = 3
@@ -223,7 +223,9 @@ class PoolClient:
         hint, code = str(told.get("hint") or ""), str(told.get("code") or "")
         if status == 401:
             hint = hint or "`orionctl login`, or set ORION_TOKEN"
-        raise PoolError(message, hint, EXIT_NOT_ALLOWED if status in (401, 403) else EXIT_REFUSED, code)
+        # 503: no replica leads, or its database is gone: nobody is there who could answer.
+        codes = {401: EXIT_NOT_ALLOWED, 403: EXIT_NOT_ALLOWED, 503: EXIT_UNREACHABLE}
+        raise PoolError(message, hint, codes.get(status, EXIT_REFUSED), code)
 
     def _strange(self, what: str) -> PoolError:
         return PoolError(f"{self.access.url} does not answer like an orion-controller: {what}",

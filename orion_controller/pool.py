@@ -11,6 +11,7 @@ Two clocks: `now_s` is monotonic and decides; `wall_s` (Unix) is what people and
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -185,7 +186,7 @@ class Pool:
         if before is not None and not is_other:
             server.since_s = before.since_s
         if before is not None and not before.is_lost:
-            self.allocator.remove_node(said.server)
+            self._detach(said.server)
         self.servers[said.server] = server
         self.allocator.add_node(said.server, [
             Gpu(said.server, g.ordinal, g.uuid, g.capacity_mib, g.max_vgpus, g.ratio_percent) for g in said.gpus
@@ -261,17 +262,23 @@ class Pool:
             self._serve(now_s, wall_s, out)
         return out
 
+    def _detach(self, name: str) -> list[Allocation]:
+        """A server's GPUs leave the pool. The allocations that had vGPUs there, without them."""
+        lost = {placement.id for placement in self.allocator.remove_node(name)}
+        left = {placement.id for placement in self.allocator.placements()}
+        found = []
+        for allocation in self.allocations.values():
+            if lost.intersection(allocation.placements):
+                allocation.placements = [p for p in allocation.placements if p in left]
+                allocation.sessions.pop(name, None)
+                found.append(allocation)
+        return found
+
     def _drop_server(self, server: Server, now_s: float, wall_s: float, out: Outcome) -> None:
-        """Its GPUs leave the pool. Allocations that have vGPUs elsewhere keep these."""
+        """It is gone, for now or for ever. Allocations that have vGPUs elsewhere keep these."""
         server.is_lost = True
         server.gpus, server.vgpus, server.sessions = {}, {}, {}
-        lost = {placement.id for placement in self.allocator.remove_node(server.name)}
-        left = {placement.id for placement in self.allocator.placements()}
-        for allocation in list(self.allocations.values()):
-            if not lost.intersection(allocation.placements):
-                continue
-            allocation.placements = [p for p in allocation.placements if p in left]
-            allocation.sessions.pop(server.name, None)
+        for allocation in self._detach(server.name):
             if not allocation.placements:
                 self._end(allocation, f"{server.name} is gone", out)
             elif allocation.record.was_used and not allocation.session_count:
@@ -279,51 +286,67 @@ class Pool:
 
     def _adopt_all(self, server: Server, now_s: float, wall_s: float, out: Outcome) -> None:
         held = {item.allocation: item for item in server.said.held}
-        for item in held.values():
-            self._adopt(server, item, now_s, wall_s, out)
-        # What clients may still come for, or what stays reserved: the server does not know of it.
-        for allocation in list(self.allocations.values()):
-            mine = [where for where in allocation.record.places if where[0] == server.name]
-            if not mine or allocation.id in held:
-                continue
-            if allocation.record.was_used and not allocation.record.shared and not allocation.record.reserved:
-                self._end_part(allocation, server, now_s, wall_s, out)
-            else:
-                self._place_again(allocation, tuple(mine))
         for record in list(self._absent.values()):
-            mine = [where for where in record.places if where[0] == server.name]
-            keeps = not record.was_used or record.shared or record.reserved
-            if not mine or record.id in held or not keeps:
+            is_here = record.id in held or any(name == server.name for name, _ in record.places)
+            if not is_here:
                 continue
             allocation = self._add(record, [])
-            self._place_again(allocation, tuple(mine))
+            # Nobody remembers which tickets are out.
             allocation.tickets_until_s = now_s + self.policies.attach_within_s
             if record.expires_s is not None:
                 allocation.gone_at_s = now_s + max(0.0, record.expires_s - wall_s)
             elif record.was_used and not record.reserved:
-                allocation.gone_at_s = now_s + self.policies.idle_s
+                allocation.gone_at_s = now_s + self.policies.idle_s  # unless its sessions are told
+        for item in held.values():
+            self._adopt(server, item, now_s, wall_s, out)
+        for allocation in list(self.allocations.values()):
+            mine = [where for where in allocation.record.places if where[0] == server.name]
+            if mine and allocation.id not in held:
+                self._adopt_unused(allocation, server, tuple(mine), now_s, wall_s, out)
 
     def _adopt(self, server: Server, item: wire.Held, now_s: float, wall_s: float, out: Outcome) -> None:
-        places = [(server.name, ordinal) for ordinal in item.ordinals]
+        """What a server holds is so, whatever was known of it."""
+        held = [(server.name, ordinal) for ordinal in item.ordinals]
         allocation = self.allocations.get(item.allocation)
         if allocation is None:
-            record = self._absent.pop(item.allocation, None)
-            if record is None:
-                record = AllocationRecord(
-                    id=item.allocation, group=item.group, shared=item.shared, reserved=False, gmem_mib=item.gmem_mib,
-                    ratio_percent=item.ratio, policy=item.ratio_policy, places=list(places), owner="", program="",
-                    since_s=wall_s,
-                )  # fmt: skip
-                out.note("info", "group.adopted", item.allocation, f"{server.name} has it and nobody else knew of it")
-            record.was_used, record.expires_s = True, None
+            record = AllocationRecord(
+                id=item.allocation, group=item.group, shared=item.shared, reserved=False, gmem_mib=item.gmem_mib,
+                ratio_percent=item.ratio, policy=item.ratio_policy, places=list(held), owner="", program="",
+                since_s=wall_s,
+            )  # fmt: skip
             allocation = self._add(record, [])
+            out.note("info", "group.adopted", item.allocation, f"{server.name} has it and nobody else knew of it")
         record = allocation.record
-        # Limits as they are in force there; the places of this server as they are.
+        record.was_used, record.expires_s = True, None
         record.gmem_mib, record.ratio_percent, record.policy = item.gmem_mib, item.ratio, item.ratio_policy
-        if sorted(where for where in record.places if where[0] == server.name) != sorted(places):
-            record.places = [where for where in record.places if where[0] != server.name] + places
-        self._place_again(allocation, tuple(places))
+        known = [where for where in record.places if where[0] == server.name]
+        # More than it holds may be promised: a client that has two tickets comes twice.
+        is_promised = not Counter(held) - Counter(known) and allocation.tickets_until_s > now_s
+        if not is_promised and Counter(held) != Counter(known):
+            record.places = [where for where in record.places if where[0] != server.name] + held
+        self._place_again(allocation, tuple(known if is_promised else held))
         out.saved.append(allocation)
+
+    def _adopt_unused(self, allocation: Allocation, server: Server, places: tuple[tuple[str, int], ...],
+                      now_s: float, wall_s: float, out: Outcome) -> None:  # fmt: skip
+        """What is given of a server that knows nothing of it: promised, reserved, or ended while nobody heard."""
+        record = allocation.record
+        may_come = not record.was_used or record.shared or record.reserved or allocation.tickets_until_s > now_s
+        if may_come:
+            self._place_again(allocation, places)
+            if not allocation.session_count and record.was_used and not record.reserved:
+                idle_s = self.policies.idle_s if record.shared else 0.0
+                until_s = max(allocation.tickets_until_s, now_s + idle_s)
+                allocation.gone_at_s = min(allocation.gone_at_s or until_s, until_s)
+            if allocation.placements:
+                return
+        record.places = [where for where in record.places if where[0] != server.name]
+        if not record.places:
+            self._end(allocation, "its program has ended", out)
+        elif record.was_used and not allocation.session_count:
+            self._unused(allocation, now_s, wall_s, out)
+        else:
+            out.saved.append(allocation)
 
     def _place_again(self, allocation: Allocation, places: tuple[tuple[str, int], ...]) -> None:
         record = allocation.record
@@ -332,12 +355,6 @@ class Pool:
             return
         request = Request(record.group, len(present), max(1, record.gmem_mib), max(1, record.ratio_percent))
         allocation.placements.append(self.allocator.adopt(request, present, force=True).id)
-
-    def _end_part(self, allocation: Allocation, server: Server, now_s: float, wall_s: float, out: Outcome) -> None:
-        """The server has come back without it: its sessions there have ended."""
-        allocation.sessions.pop(server.name, None)
-        if not allocation.session_count:
-            self._unused(allocation, now_s, wall_s, out)
 
     def _gpus_of(self, name: str) -> list[wire.PoolGpu]:
         server = self.servers.get(name)
@@ -392,6 +409,7 @@ class Pool:
         allocation = self.allocate(wish, now_s, wall_s)
         if not allocation.record.was_used:
             allocation.gone_at_s, allocation.record.expires_s = now_s + ttl_s, wall_s + ttl_s
+            allocation.tickets_until_s = 0.0
         return allocation
 
     def join_queue(self, wish: wire.Allocate, reason: str, now_s: float, wall_s: float) -> Waiting:
@@ -561,6 +579,7 @@ class Pool:
             free = not allocation.session_count and allocation.tickets_until_s <= now_s
             if free and (allocation.record.reserved or not allocation.record.was_used):
                 allocation.record.shared = allocation.record.shared or shares
+                allocation.tickets_until_s = now_s + self.policies.attach_within_s
                 return allocation
         return None
 
@@ -576,6 +595,7 @@ class Pool:
             expires_s=wall_s + 2 * within_s,
         )  # fmt: skip
         allocation = self._add(record, [placement.id])
+        allocation.tickets_until_s = now_s + within_s
         allocation.gone_at_s = now_s + 2 * within_s  # after the tickets, whatever the clocks
         return allocation
 

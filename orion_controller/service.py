@@ -16,10 +16,11 @@ from typing import Any, Literal, Protocol
 
 from orion_controller import __version__, views
 from orion_controller.api import models
-from orion_controller.backend import AllocationRecord, ServiceError
+from orion_controller.backend import ServiceError
 from orion_controller.history import STEP_S, History
 from orion_controller.link import AskError, Link
 from orion_controller.pool import Absent, Allocation, Later, Outcome, Policies, Pool, Refused, Waiting
+from orion_controller.store import Store, StoreError
 from wire import pool as wire
 from wire import ticket
 from wire.control import WIRE_VERSION
@@ -36,30 +37,6 @@ HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
 SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
 _LOCAL_RULE = "local-first"
 _MAX_TASKS = 4096
-
-
-class Stored(Protocol):
-    """What the store remembers."""
-
-    @property
-    def allocations(self) -> dict[str, AllocationRecord]: ...
-    @property
-    def limits(self) -> dict[str, models.LimitsBody]: ...
-    @property
-    def drained(self) -> set[str]: ...
-
-
-class Store(Protocol):
-    """The part of store.Store that this needs."""
-
-    async def load(self) -> Stored: ...
-    async def secret(self, name: str) -> bytes: ...
-    async def save(self, record: AllocationRecord) -> None: ...
-    async def delete(self, allocation_id: str) -> None: ...
-    async def set_limits(self, group: str, limits: models.LimitsBody | None) -> None: ...
-    async def set_draining(self, server: str, draining: bool) -> None: ...
-    def add_event(self, event: models.Event) -> None: ...
-    async def events(self, after: int = 0, limit: int = 200, audit: bool = False) -> list[models.Event]: ...
 
 
 class Leadership(Protocol):
@@ -117,7 +94,7 @@ class Controller:
 
     async def take_over(self) -> None:
         """This replica leads from now on."""
-        self._secret = await self._store.secret("tickets")
+        self._secret = await asyncio.to_thread(self._store.secret, "tickets")
         stored = await self._store.load()
         self.pool = Pool(self._policies)
         self.pool.restore(stored.allocations.values(), stored.limits, stored.drained, self._clock(), self._wall_clock())
@@ -289,7 +266,7 @@ class Controller:
         assert self.link is not None
         try:
             await self._store.save(allocation.record)
-        except Exception as error:
+        except StoreError as error:
             log.error("allocation %s is taken back: %s", allocation.id, error)
             self._apply(self.pool.give_up(allocation.id, self._clock(), self._wall_clock()))
             self._refuse(envelope, request_id, Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller's database does "
@@ -470,8 +447,7 @@ class Controller:
     ) -> None:
         """Writes an event."""
         getattr(log, level)("%s %s: %s%s", kind, subject, message, f" (by {user})" if user else "")
-        self._store.add_event(models.Event(id=0, at_s=self._wall_clock(), level=level, kind=kind, subject=subject,
-                                           message=message, user=user))  # fmt: skip
+        self._store.add_event(level, kind, subject, message, user, self._wall_clock())
 
     def _found(self, group_id: str) -> Allocation:
         try:

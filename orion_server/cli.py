@@ -23,10 +23,12 @@ from orion_server.config import (
     LOG_LEVELS,
     ConfigError,
     Settings,
+    check_pool,
     check_slices,
     load_file,
     parse_listen,
     private_directory,
+    read_key,
 )
 from orion_server.libcuda import Libcuda, LibcudaError, choose
 from orion_server.metrics import MetricsPort
@@ -101,6 +103,14 @@ def serve(
     metrics: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Prometheus metrics and /healthz there; loopback only.")
     ] = None,
+    controller: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT,...", help="Join the pool of this orion-controller (port 9123).")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the pool (the machine's name).")] = None,
+    advertise: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where clients of the pool reach this server, if elsewhere.")
+    ] = None,
+    pool_key_file: Annotated[Path | None, typer.Option(metavar="PATH", help="File with the pool's server key.")] = None,
     null_engine: Annotated[bool, typer.Option(help="Accept and drop all work: measures the path, not a GPU.")] = False,
     drain_timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait when draining (30).")] = None,
     bind_timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds a client has to bind (10).")] = None,
@@ -140,6 +150,10 @@ def serve(
             "pinned_mib": pinned_mib,
             "swap_mib": swap_mib,
             "metrics_listen": metrics,
+            "controller": controller,
+            "name": name,
+            "advertise": advertise,
+            "pool_key": read_key(pool_key_file) if pool_key_file is not None else None,
             "drain_timeout_s": drain_timeout,
             "bind_timeout_s": bind_timeout,
             "socket_dir": socket_dir,
@@ -152,6 +166,7 @@ def serve(
         if settings.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level is one of {', '.join(LOG_LEVELS)}")
         check_slices(settings)
+        settings = check_pool(settings)
         if settings.metrics_listen is not None:
             parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)
         if settings.device not in ("auto", "nvidia", "softgpu"):

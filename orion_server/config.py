@@ -13,6 +13,7 @@ from typing import Any
 
 DEFAULT_CONFIG_FILE = Path("/etc/orion/server.conf")
 DEFAULT_PORT = 9960
+DEFAULT_CONTROLLER_PORT = 9123
 DEFAULT_METRICS_PORT = 9961
 # A unix socket's path has 107 bytes; ours end in a slash and a session's id.
 _MAX_FOLDER_BYTES = 85
@@ -56,6 +57,10 @@ class Settings:
     pinned_mib: int = 0  # pinned host memory of each worker; 0: no limit
     swap_mib: int = 0  # by which the quotas of a GPU may exceed its memory; idle vGPUs' goes to host memory. 0: none
     metrics_listen: str | None = None
+    controller: str = ""  # host:port[,host:port...] of the pool's controller and its replicas
+    name: str = ""  # in the pool; the machine's otherwise
+    advertise: str = ""  # host:port under which clients reach this server, where it is not what it listens on
+    pool_key: str = ""  # the pool's server key
     enable_shm: bool = True
     log_level: str = "info"
     json_log: bool = False
@@ -97,6 +102,36 @@ def check_slices(settings: Settings) -> None:
         raise ConfigError(f"a pinned_mib of {settings.pinned_mib}: it is a number of MiB, or 0 for no limit")
 
 
+def check_pool(settings: Settings) -> Settings:
+    """The settings with the controllers' default port written out; ConfigError for what no controller is."""
+    if not settings.controller:
+        return settings
+    found = []
+    for item in settings.controller.split(","):
+        host, separator, port = item.strip().rpartition(":")
+        host, port = (host, port) if separator else (item.strip(), str(DEFAULT_CONTROLLER_PORT))
+        if not host or not port.isdigit() or not 1 <= int(port) <= 65535 or any(c in host for c in " /\t"):
+            raise ConfigError(f"--controller {settings.controller}: expected HOST:PORT[,HOST:PORT...]")
+        found.append(f"{host}:{port}")
+    if len(settings.name) > 255:
+        raise ConfigError("--name: at most 255 characters")
+    return replace(settings, controller=",".join(found), name=settings.name or os.uname().nodename)
+
+
+def read_key(path: Path) -> str:
+    """A key from its file, which only its owner may read."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the key file {path}: {error}") from error
+    if mode & 0o077:
+        raise ConfigError(f"the key file {path} is open to other users (mode {mode:o}): chmod 600 {path}")
+    if not 16 <= len(text) <= 256:
+        raise ConfigError(f"the key file {path} holds {len(text)} characters: a key has 16 to 256")
+    return text
+
+
 def check_loopback(host: str) -> None:
     """Refuses every address that another machine could reach."""
     if host == "localhost":
@@ -132,6 +167,10 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "pinned_mib"): "pinned_mib",
     ("server", "swap_mib"): "swap_mib",
     ("server", "metrics_listen"): "metrics_listen",
+    ("server", "name"): "name",
+    ("server", "advertise"): "advertise",
+    ("controller", "controller_addr"): "controller",
+    ("controller", "pool_key"): "pool_key",
     ("server", "drain_timeout"): "drain_timeout_s",
     ("server", "comm_path"): "socket_dir",
     ("server-log", "log_level"): "log_level",

@@ -21,6 +21,8 @@ from orion_server.config import CLIENT_ENVIRONMENT, Settings
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
 from orion_server.pool import WorkerPool
+from orion_server.pool_link import PoolLink
+from orion_server.pool_offer import PoolOffer
 from orion_server.reports import Reports
 from orion_server.session import Session
 from orion_server.shares import Shares
@@ -30,6 +32,7 @@ from orion_server.vgpus import Vgpus
 from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess
 from wire import control
 from wire.router import ControlSocket, Envelope
+from wire.ticket import Ticket, TicketError
 
 log = logging.getLogger("orion.server")
 
@@ -41,6 +44,7 @@ CUDA_ERROR_UNKNOWN = 999
 
 _STATS_TIMEOUT_S = 0.5
 _MAX_TASKS = 256
+_TELEMETRY_S = 1.0
 _STAGES_MAX = 8
 # One for the client that comes and one for the next, who may come before there is another. Each has a context on each
 # GPU.
@@ -96,6 +100,8 @@ class Server:
         self._runtime = runtime_validation.Outcome()
         self._telemetry = Telemetry(find_library(libcuda, settings.nvml))
         self._reports = Reports(self._telemetry, self._vgpus, self._images, self._sessions)
+        self._link: PoolLink | None = None
+        self._offer: PoolOffer | None = None
 
     @property
     def address(self) -> str:
@@ -136,7 +142,32 @@ class Server:
         self._telemetry.describe(self._gpus)
         self._reports = Reports(self._telemetry, self._vgpus, self._images, self._sessions)
         self._reports.describe(self._gpus, self._driver_version)
+        if self._settings.controller:
+            self._join_pool()
         self._started.set()
+
+    def _join_pool(self) -> None:
+        kind = "nvidia" if self._libcuda.kind == "nvidia" else "softgpu"
+        self._offer = PoolOffer(
+            self._settings, self._settings.name, self.address, kind, self._gpus, self._vgpus, self._reports,
+            self._telemetry, self._sessions, self._set_draining,
+        )  # fmt: skip
+        self._link = PoolLink(self._settings.controller.split(","), self._settings.name, self._offer)
+        self._link.start()
+        task = asyncio.create_task(self._watch_telemetry())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch_telemetry(self) -> None:
+        while True:
+            await self._telemetry.refresh()
+            await asyncio.sleep(_TELEMETRY_S)
+
+    def _set_draining(self, draining: bool) -> None:
+        """As the controller wants it."""
+        if draining != self._draining:
+            log.info("the controller says: %s", "no new clients" if draining else "new clients again")
+        self._draining = draining
 
     def _registry(self, gpus: list[Gpu]) -> Registry:
         return Registry(
@@ -153,12 +184,17 @@ class Server:
         if not self._draining:
             self._draining = True
             log.info("draining: %d session(s) left", len(self._sessions))
+            if self._link is not None and self._offer is not None:
+                self._offer.draining = True
+                self._link.changed()
         await self._idle.wait()
 
     async def close(self) -> None:
         """Ends all sessions and workers and closes the port."""
         self._draining = True
         await self._pool.close()
+        if self._link is not None:
+            self._link.close()
         self._arbiter.close()
         self._images.close()
         for task in list(self._tasks):
@@ -245,23 +281,41 @@ class Server:
 
     async def _open_session(self, request: control.Attach, envelope: Envelope) -> Session:
         environment = {k: v for k, v in request.env.items() if k in CLIENT_ENVIRONMENT}
-        owner = Owner(request.host, request.uid, request.group)
-        member = Member(secrets.token_hex(6), request.pid, owner, _shares(request))
-        slices = self._vgpus.admit(member, _wish(request))
+        ticket = self._ticket(request)
+        owner = Owner(request.host, request.uid, ticket.group if ticket else request.group)
+        member = Member(secrets.token_hex(6), request.pid, owner, ticket.shared if ticket else _shares(request),
+                        ticket.allocation if ticket else "")  # fmt: skip
         worker: WorkerProcess | None = None
         try:
+            slices = self._vgpus.admit(member, _wish_of_ticket(ticket) if ticket else _wish(request))
             began_s = time.monotonic()
             worker = await self._pool.take(environment)
             stages = {"worker": _us_since(began_s)}
             self._vgpus.assign(member.session, worker.seat)
             return await self._prepare(worker, request, envelope, stages, member, slices)
         except BaseException:
+            if self._link is not None:
+                self._link.give_back(request.ticket)
             if worker is None or worker.state is State.DEAD:
                 self._vgpus.release(member.session)
             else:  # it has its seat until it is dead
                 worker.dead.add_done_callback(lambda _: self._vgpus.release(member.session))
                 worker.stop("attach failed")
             raise
+
+    def _ticket(self, request: control.Attach) -> Ticket | None:
+        """The client's right to be here, in a pool."""
+        if self._link is None:
+            return None
+        if not request.ticket:
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this server belongs to a pool and takes only clients that its "
+                          "controller sends",
+                          f"set ORION_CONTROLLER={self._settings.controller}, not ORION_SERVER")  # fmt: skip
+        try:
+            return self._link.check(request.ticket)
+        except TicketError as error:
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, str(error), "start the program again: the controller gives it a "
+                          "new one") from error  # fmt: skip
 
     async def _prepare(
         self,
@@ -295,7 +349,9 @@ class Server:
         stages.update(_stages(prepared))
         session = Session(session_id, token, worker, request.pid, request.program, devices, time.time(), owner)
         session.stages = stages
+        session.allocation = member.allocation
         self._sessions[session_id] = session
+        self._tell_pool()
         if worker.images is not None:
             worker.images.open(session_id, request.uid, request.group, self._shares.open(session_id, owner))
         worker.on_connected = lambda: self._connected(session)
@@ -386,8 +442,13 @@ class Server:
             session.deadline.cancel()
         self._sessions.pop(session.id, None)
         self._vgpus.release(session.id)
+        self._tell_pool()
         log.info("session %s: ended: %s", session.id, session.worker.reason)
         self._update_idle()
+
+    def _tell_pool(self) -> None:
+        if self._link is not None:
+            self._link.changed()
 
     def _update_idle(self) -> None:
         if not self._sessions and self._attaching == 0:
@@ -437,6 +498,8 @@ class Server:
         self._vgpus.registry.configure(request.vgpu_count, policy, request.overcommit_ratio)
         defaults = self._reports.defaults()
         log.info("vGPUs made from now on: %s", defaults)
+        if self._link is not None:
+            self._link.register_again()
         self._send(envelope, control.Configured(id=request.id, defaults=defaults))
 
     async def _drain(self, envelope: Envelope, request: control.Drain) -> None:
@@ -458,6 +521,11 @@ def gpu_memory(gpu: control.Device, free_bytes: int, before_bytes: int | None, a
 def _wish(request: control.Attach) -> Wish:
     policy = Policy[request.ratio_policy.upper()] if request.ratio_policy else None
     return Wish(request.vgpu, request.gmem_mib, request.ratio, policy)
+
+
+def _wish_of_ticket(ticket: Ticket) -> Wish:
+    policy = Policy[ticket.ratio_policy.upper()] if ticket.ratio_policy else None
+    return Wish(len(ticket.ordinals), ticket.gmem_mib, ticket.ratio, policy, ticket.ordinals)
 
 
 def _shares(request: control.Attach) -> bool:

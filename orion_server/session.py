@@ -34,6 +34,7 @@ class Session:
     devices: list[int]
     since: float
     owner: Owner
+    allocation: str = ""  # of the pool's controller
     transport: str = ""
     connected: bool = False
     deadline: asyncio.TimerHandle | None = None

@@ -72,6 +72,7 @@ class Wish:
     gmem_mib: int = 0
     ratio_percent: int = 0
     policy: Policy | None = None
+    ordinals: tuple[int, ...] = ()  # exactly these GPUs, in this order: what a controller has chosen
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,14 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Member:
-    """A session: the client process `pid` of `owner`. `shares`: with its group."""
+    """A session: the client process `pid` of `owner`. `shares`: with its group, or with the others of its allocation
+    where a controller made one."""
 
     session: str
     pid: int
     owner: Owner
     shares: bool = False
+    allocation: str = ""
 
 
 @dataclass(eq=False)
@@ -112,6 +115,7 @@ class Slice:
     limits: Limits
     owner: Owner
     is_shared: bool
+    allocation: str = ""
     sessions: set[str] = field(default_factory=set)
 
 
@@ -175,12 +179,15 @@ class Registry:
     # ------------------------------------------------------------------------------------------ sessions
 
     def admit(self, member: Member, wish: Wish) -> list[Slice]:
-        """The session's slices, by the ordinals of their GPUs; a SliceError changes nothing."""
+        """The session's slices, by the ordinals of their GPUs, or in the order of `wish.ordinals`; a SliceError changes
+        nothing."""
         check_wish(wish)
         if wish.count > len(self.gpus):
             raise SliceError(CUDA_ERROR_INVALID_DEVICE,
                              f"{wish.count} vGPUs wanted, this server has {len(self.gpus)} GPU(s)",
                              "lower ORION_VGPU or name more servers in ORION_SERVER")  # fmt: skip
+        if wish.ordinals:
+            return self._admit_placed(member, wish)
         of_group = self.group_slices(member.owner) if member.shares else []
         joined = sorted(of_group, key=lambda s: (len(s.sessions), s.gpu))[: wish.count or None]
         made: list[Slice] = []
@@ -195,6 +202,27 @@ class Registry:
         for mine in (*joined, *made):
             mine.sessions.add(member.session)
         return self.slices_of(member.session)
+
+    def _admit_placed(self, member: Member, wish: Wish) -> list[Slice]:
+        """On the GPUs that a controller has chosen; what the sessions of a shared allocation have is joined."""
+        missing = [ordinal for ordinal in wish.ordinals if ordinal not in self.gpus]
+        if missing:
+            raise SliceError(CUDA_ERROR_INVALID_DEVICE, f"this server has no GPU {missing[0]}",
+                             "the controller will learn of it; try again")  # fmt: skip
+        joined = {s.gpu: s for s in self.slices if member.shares and s.allocation == member.allocation}
+        limits = {o: self.default_limits(o, wish) for o in wish.ordinals if o not in joined}
+        if limits:
+            self._place(limits, len(limits))  # room on each, or a SliceError
+        made: dict[int, Slice] = {}
+        for ordinal, limit in limits.items():
+            self._made += 1
+            made[ordinal] = Slice(f"vgpu-{self._made}", ordinal, limit, member.owner, member.shares, member.allocation)
+        self.slices += made.values()
+        self.members[member.session] = member
+        mine = [joined.get(ordinal) or made[ordinal] for ordinal in wish.ordinals]
+        for one in mine:
+            one.sessions.add(member.session)
+        return mine
 
     def release(self, session: str) -> list[Slice]:
         """The session has ended; returns the slices that end with it."""
@@ -270,6 +298,7 @@ class Registry:
         """The slices of a group, a session, a client's process id or a vGPU's name; SliceError when there are none or
         when the name could mean different tenants."""
         found = [s for s in self.slices if s.name == target or target in s.sessions]
+        found = found or [s for s in self.slices if s.allocation == target and target]
         if not found:
             found = [s for s in self.slices if s.owner.group == target] if target else []
             if len({s.owner for s in found}) > 1:

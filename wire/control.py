@@ -72,6 +72,7 @@ class Attach(_Message, tag="attach", kw_only=True):
     ratio_policy: Literal["", "hard", "elastic"] = ""
     group: Text = ""
     res_group: Text = ""  # "BOX": the sessions of `group` share one vGPU on each GPU
+    ticket: Annotated[bytes, Meta(max_length=2048)] = b""  # of the pool's controller (wire/ticket.py)
     env: Annotated[dict[Annotated[str, Meta(max_length=64)], Text], Meta(max_length=64)] = {}
 
 

@@ -59,6 +59,9 @@ def get(
     with refusals():
         if name is not None:
             rows = names.matching(pool, wanted, name, **query)
+        elif wanted in (kinds.EVENTS, kinds.AUDIT) and not sort:
+            # The newest ones, in the order in which one reads a log.
+            rows = pool.items(wanted.plural, most=limit, q=search, **query | {"sort": "-id"})[::-1]
         else:
             rows = pool.items(wanted.plural, most=limit, q=search, **query)
     show(wanted, rows, output, no_headers, single=name is not None)
@@ -111,7 +114,7 @@ def events(
     context: typer.Context,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they happen, until Ctrl-C.")] = False,
     audit: Annotated[bool, typer.Option(help="Only what somebody did.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="How many of the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest first.")] = 50,
     output: OutputOption = Output.table,
     no_headers: NoHeaders = False,
 ) -> None:
@@ -131,7 +134,7 @@ def events(
             no_headers = no_headers or bool(rows)
             time.sleep(_FOLLOW_S)
             try:
-                rows, unreachable = _events(pool, kind, last, 200), False
+                rows, unreachable = _events(pool, kind, last, 1000), False
             except PoolError as error:
                 if error.exit_code == EXIT_NOT_ALLOWED:
                     fail(sentence(error), error.exit_code)

@@ -35,7 +35,9 @@ def one(pool: PoolClient, kind: Kind, name: str) -> Row:
 
 
 def _search_word(kind: Kind, name: str) -> str:
-    # The API searches in the fields of a row; NODE/ORDINAL is none of them, the node is.
+    # The API searches in a row's texts; numbers are none, nor is NODE/ORDINAL, but the node is.
+    if kind in (kinds.QUEUE, kinds.EVENTS, kinds.AUDIT):
+        return ""
     return name.rpartition("/")[0] or name if kind in (kinds.GPUS, kinds.VGPUS) else name
 
 

@@ -256,12 +256,12 @@ def test_login_keeps_a_token_for_its_controller_alone(ctl: Ctl, pool: PoolServer
     denied = ctl("get", "nodes", **without)
     assert denied.exit_code == 4 and "orionctl login" in denied.stderr
     wrong = ctl("login", "--user", "admin", "--password-stdin", stdin="no\n", **without)
-    assert wrong.exit_code == 4 and "name or password is wrong" in wrong.stderr
+    assert wrong.exit_code == 4 and "password is wrong" in wrong.stderr
     done = ctl("login", "--user", "admin", "--password-stdin", stdin=f"{PASSWORD}\n", **without)
     assert done.exit_code == 0 and done.stdout == "logged in as admin (operator)\n", done
     assert PASSWORD not in done.stdout + done.stderr
     token = tmp_path / ".orion" / "token"
-    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and "operator-token" in token.read_text()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and "session-token" in token.read_text()
     assert ctl("whoami", **without).stdout == "admin (operator)\n"
     other = PoolServer()
     try:

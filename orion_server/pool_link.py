@@ -1,0 +1,228 @@
+"""A server's place in a pool: it registers with the controller, tells what it has, and does what it is told.
+
+The controller is asked nothing on the way of a client: tickets are checked here. Without it everything goes on but new
+sessions, and what happens meanwhile is told when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import zmq
+
+from wire import pool, ticket
+from wire.dealer import DealerSocket
+
+log = logging.getLogger("orion.pool")
+
+CUDA_ERROR_INVALID_VALUE = 1
+# A controller that has not answered for this long is not there: the next one is tried.
+SILENCE_S = 3.0
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[pool.ToServer] = msgspec.msgpack.Decoder(pool.ToServer)
+
+Command = pool.ResizeAllocation | pool.EndSessions | pool.SetDraining
+
+
+class CommandError(Exception):
+    """What the controller asked for cannot be done."""
+
+    def __init__(self, code: int, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+class Offer(Protocol):
+    """What the server is and has now."""
+
+    def registration(self, request_id: int, instance: str) -> pool.Register:
+        """All of it."""
+        ...
+
+    def heartbeat(self, request_id: int, instance: str, with_sessions: bool) -> pool.Heartbeat:
+        """What changes. `with_sessions`: all sessions, else none."""
+        ...
+
+    async def command(self, asked: Command) -> None:
+        """Does it; CommandError."""
+        ...
+
+
+class PoolLink:
+    """Belongs to the event loop's thread."""
+
+    def __init__(self, controllers: list[str], name: str, offer: Offer,
+                 clock: Callable[[], float] = time.monotonic,
+                 context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:  # fmt: skip
+        self._context = context
+        self._controllers = controllers
+        self.name = name
+        self._offer = offer
+        self._clock = clock
+        self.instance = secrets.token_hex(8)
+        self._ids = itertools.count(1)
+        self._next = 0
+        self._socket: DealerSocket | None = None
+        self._heard_s = 0.0
+        self._is_registered = False
+        self._sessions_due = True
+        self._heartbeat_s = pool.HEARTBEAT_S
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._key = b""
+        self._ahead_s = 0.0  # of the controller's clock before this one's
+        self._spent: dict[bytes, float] = {}  # tickets that were used, until they expire
+        self._told_refusal = ""
+
+    # ------------------------------------------------------------------------------------------ tickets
+
+    def check(self, data: bytes) -> ticket.Ticket:
+        """The ticket, used up by this; TicketError."""
+        if not self._key:
+            raise ticket.TicketError("this server has not reached its controller yet")
+        now_s = time.time() + self._ahead_s
+        found = ticket.verify(data, self._key, self.name, now_s)
+        self._spent = {mac: until_s for mac, until_s in self._spent.items() if until_s > now_s}
+        mac = data[-ticket.MAC_BYTES :]
+        if mac in self._spent and not found.shared:
+            raise ticket.TicketError("the ticket has been used already")
+        self._spent[mac] = found.expires_s
+        return found
+
+    def give_back(self, data: bytes) -> None:
+        """The session did not come about: its client may come again."""
+        self._spent.pop(data[-ticket.MAC_BYTES :], None)
+
+    # ------------------------------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Registers, now and whenever it has to."""
+        self._connect(self._controllers[self._next])
+        self._beat()
+
+    def changed(self) -> None:
+        """A session has begun or ended, or what is offered has changed: told at once."""
+        self._sessions_due = True
+        if self._soon is None and self._socket is not None:
+            self._soon = asyncio.get_running_loop().call_soon(self._beat_now)
+
+    def register_again(self) -> None:
+        """What the server offers has changed."""
+        self._is_registered = False
+        self.changed()
+
+    def close(self) -> None:
+        """Leaves in good order: its sessions have ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._soon is not None:
+            self._soon.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._socket is not None:
+            self._send(pool.Leave(id=next(self._ids), server=self.name, instance=self.instance))
+            self._socket.close()
+            self._socket = None
+
+    def _connect(self, address: str) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = DealerSocket(address, self._receive, pool.MAX_MESSAGE_BYTES, self._context)
+        self._is_registered = False
+        self._heard_s = self._clock()
+
+    def _beat_now(self) -> None:
+        self._soon = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._beat()
+
+    def _beat(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._heartbeat_s, self._beat)
+        assert self._socket is not None
+        if self._clock() - self._heard_s > SILENCE_S:
+            log.log(logging.WARNING if self._is_registered else logging.DEBUG, "the controller at %s does not answer",
+                    self._socket.address)  # fmt: skip
+            self._next = (self._next + 1) % len(self._controllers)
+            self._connect(self._controllers[self._next])
+        request_id = next(self._ids) & 0xFFFFFFFF
+        if not self._is_registered:
+            self._send(self._offer.registration(request_id, self.instance))
+            return
+        self._send(self._offer.heartbeat(request_id, self.instance, self._sessions_due))
+        self._sessions_due = False
+
+    def _send(self, message: pool.ToController) -> None:
+        assert self._socket is not None
+        self._socket.send(_encoder.encode(message))
+
+    # ------------------------------------------------------------------------------------------ from the controller
+
+    def _receive(self, body: bytes) -> None:
+        try:
+            message = _decoder.decode(body)
+        except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            log.warning("the controller said something that is not understood: %s", error)
+            return
+        self._heard_s = self._clock()
+        match message:
+            case pool.Registered():
+                self._welcome(message)
+            case pool.HeartbeatOk():
+                self._ahead_s = message.now_s - time.time()
+            case pool.Unknown():
+                self._is_registered = False
+                self.changed()
+            case pool.NotLeader():
+                self._follow(message.leader)
+            case pool.Error():
+                if str(message.message) != self._told_refusal:
+                    log.error("the controller refuses this server: %s%s", message.message,
+                              f" ({message.hint})" if message.hint else "")  # fmt: skip
+                self._told_refusal = message.message
+                self._is_registered = False
+            case _:
+                task = asyncio.get_running_loop().create_task(self._obey(message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _welcome(self, message: pool.Registered) -> None:
+        assert self._socket is not None
+        if not self._is_registered:
+            log.info("in the pool of %s at %s as %s", message.controller, self._socket.address, self.name)
+        self._is_registered = True
+        self._told_refusal = ""
+        self._key = message.ticket_key
+        self._ahead_s = message.now_s - time.time()
+        self._heartbeat_s = min(max(message.heartbeat_s, 0.05), 10.0)
+        # A session may have begun or ended since the registration was written.
+        self.changed()
+
+    def _follow(self, leader: str) -> None:
+        assert self._socket is not None
+        if leader and leader != self._socket.address:
+            self._connect(leader)
+            self.changed()
+
+    async def _obey(self, asked: Command) -> None:
+        answer: pool.Done | pool.Error
+        try:
+            await self._offer.command(asked)
+            answer = pool.Done(id=asked.id)
+        except CommandError as error:
+            answer = pool.Error(id=asked.id, code=error.code, message=str(error)[:400], hint=error.hint[:400])
+        except Exception:
+            log.exception("%s failed", type(asked).__name__)
+            answer = pool.Error(id=asked.id, code=999, message="internal error of orion-server",
+                                hint="see the log of orion-server")  # fmt: skip
+        if self._socket is not None:
+            self._send(answer)

@@ -1,0 +1,82 @@
+"""A DEALER socket on the event loop: an orion-server's connection to the controller of its pool.
+
+As router.py: a plain socket with its edge-triggered descriptor, drained to the end at each event and after each send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import zmq
+
+log = logging.getLogger("orion.dealer")
+
+_SAFETY_DRAIN_S = 0.25
+_AT_ONCE = 256
+_QUEUED_MESSAGES = 1024
+
+
+class DealerSocket:
+    """Connects at once and for ever; what is sent before there is a connection goes out with it."""
+
+    def __init__(self, address: str, on_message: Callable[[bytes], None], max_message_bytes: int,
+                 context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:  # fmt: skip
+        self.address = address
+        self._on_message = on_message
+        self._context = context or zmq.Context(io_threads=1)
+        self._is_own_context = context is None
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+        self._socket.setsockopt(zmq.SNDHWM, _QUEUED_MESSAGES)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        # A machine that is gone without a word is noticed, though nothing is sent to it.
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        self._socket.connect(f"tcp://{address}")
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(self._socket.getsockopt(zmq.FD))
+        self._loop.add_reader(self._fd, self._drain)
+        self._timer = self._loop.call_later(_SAFETY_DRAIN_S, self._tick)
+        self._draining = False
+
+    def send(self, body: bytes) -> None:
+        """Never waits; what a full queue does not take is lost, as if the network had lost it."""
+        try:
+            self._socket.send(body, zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            log.debug("message to %s dropped: %s", self.address, error)
+        self._loop.call_soon(self._drain)
+
+    def close(self) -> None:
+        """After what is on its way, for a moment."""
+        self._timer.cancel()
+        self._loop.remove_reader(self._fd)
+        self._socket.close()
+        if self._is_own_context:
+            self._context.term()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(_SAFETY_DRAIN_S, self._tick)
+        self._drain()
+
+    def _drain(self) -> None:
+        if self._draining or self._socket.closed:
+            return
+        self._draining = True
+        try:
+            for _ in range(_AT_ONCE):
+                try:
+                    frames = self._socket.recv_multipart(zmq.DONTWAIT)
+                except zmq.Again:
+                    return
+                if len(frames) == 1:
+                    self._on_message(frames[0])
+                if self._socket.closed:
+                    return
+            self._loop.call_soon(self._drain)
+        finally:
+            self._draining = False
