@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -22,6 +23,7 @@ from orion_client.private_server import PrivateServer
 from orion_client.smi import nvidia
 from orion_client.smi.gather import Device, Process, devices
 from tests.controller.linked import Keys, World, world
+from tests.controller.simulated import SimulatedServer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(libraries.__file__).parent / "bin" / "nvidia-smi"
@@ -297,20 +299,20 @@ def test_with_a_controller_the_groups_servers_are_asked(
     monkeypatch.setenv("ORION_GROUP_ID", "mine")
     monkeypatch.setenv("ORION_VGPU", "2")
     monkeypatch.setenv("ORION_GMEM", "256")
+    plain = SimulatedServer.register
+
+    def register(self: SimulatedServer) -> Any:
+        said = plain(self)
+        said.address = equipped.address
+        return said
+
+    monkeypatch.setattr(SimulatedServer, "register", register)
 
     async def body(pool: World) -> None:
         monkeypatch.setenv("ORION_CONTROLLER", pool.address)
         linked = pool.server("a", key="server key")
-        plain = linked.registration
-
-        def registration(request_id: int, instance: str) -> object:
-            said = plain(request_id, instance)
-            said.address = equipped.address
-            return said
-
-        linked.registration = registration  # type: ignore[assignment,method-assign]
         await pool.joined("a")
-        with pytest.raises(ServerUnreachable, match="refused: .*key"):
+        with pytest.raises(ServerUnreachable, match="client key"):
             await asyncio.to_thread(devices)
         monkeypatch.setenv("ORION_CLIENT_KEY", "client key")
         # Nothing is given out yet: scripts must count what will be.
@@ -321,8 +323,10 @@ def test_with_a_controller_the_groups_servers_are_asked(
         assert nvidia.run([], lambda: expected, lambda: 0.0) == 0
         assert nvidia.run(["-q", "-x"], lambda: expected, lambda: 0.0) == 0
         given = await pool.client().allocate(group="mine", key="client key")
-        linked.attach(given.servers[0].ticket)
-        await pool.until(lambda: pool.controller.summary().sessions == 1)
+        session = linked.attach(given.servers[0].ticket)
+        linked.simulated.sessions[session].group = "mine"  # as orion-server tells it
+        linked.link.changed()
+        await pool.until(lambda: any(s.group == "mine" for s in pool.controller.pool.servers["a"].sessions.values()))
         told = await asyncio.to_thread(pool_port.lookup, settings.controllers(), "mine")
         assert list(told.servers) == [equipped.address] and told.totals["nodes"] == 1
         with holder(equipped.address, ORION_GROUP_ID="mine", ORION_VGPU="1", ORION_GMEM="256") as program:
