@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from orion_controller.api import openapi, product, resources, static
@@ -26,6 +27,7 @@ from orion_controller.store.accounts import TooBusy
 from orion_controller.store.writer import NotLeading
 
 log = logging.getLogger("orion.http")
+protocol_log = logging.getLogger("orion.http.protocol")
 KEEPALIVE_S = 75.0  # also how long a connection may take to begin its first request
 
 # Nothing inline, nothing from elsewhere, in nobody's frame.
@@ -177,9 +179,18 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def _is_not_the_clients_fault(record: logging.LogRecord) -> bool:
+    """aiohttp writes an error with a traceback for every malformed request: anybody could fill the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError) or protocol_log.isEnabledFor(logging.DEBUG)
+
+
 async def serve(app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None) -> web.AppRunner:
     """Listens; `runner.addresses` says where, `await runner.cleanup()` ends it. OSError: the port is taken."""
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=5.0)
+    protocol_log.addFilter(_is_not_the_clients_fault)
+    runner = web.AppRunner(
+        app, access_log=None, logger=protocol_log, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=5.0
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, ssl_context=tls).start()

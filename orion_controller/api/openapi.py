@@ -14,8 +14,8 @@ from orion_controller.api.routes import Name, Route, phrase
 _REF = "#/components/schemas/{name}"
 _DESCRIPTION = (
     "The pool of GPUs: what there is, who has it, and how to change it. Sizes are MiB, times Unix seconds, shares "
-    "percent of one GPU. Every refusal is an ApiError. A replica that does not lead answers changes with 307 to the one "
-    "that does."
+    "percent of one GPU. Every refusal is an ApiError. A replica that does not lead answers changes with 307 to the "
+    "one that does."
 )
 _TAGS = {
     "log-in": "Tokens. A viewer may read, an operator may change.",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -83,11 +85,22 @@ class World:
         return await self.call("POST", "/api/v1/login", {"user": user, "password": password}, token="")
 
 
+@cache
+def _empty_database() -> bytes:
+    """Making the tables takes longer than most of these tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "empty.db"
+        asyncio.run(Store.open(f"sqlite:///{path}").close())
+        return path.read_bytes()
+
+
 @asynccontextmanager
 async def world(folder: Path, backend: Backend | None = None, **options: Any) -> AsyncIterator[World]:
     """Operator "ann" and viewer "vic" exist. Without a backend: 3 nodes x 2 GPUs x 2 vGPUs of plain data."""
     pool = PoolBackend(nodes=3) if backend is None else backend
-    store = Store.open(f"sqlite:///{folder / 'accounts.db'}")
+    database = folder / "accounts.db"
+    database.write_bytes(await asyncio.to_thread(_empty_database))
+    store = Store.open(f"sqlite:///{database}", migrate=False)
     clock = Time()
     accounts = Accounts(store, CHEAP, now_s=clock, clock=clock)
     runner = None

@@ -1,4 +1,4 @@
-"""A Backend over plain data, for tests of what stands on the protocol: every answer is known, nothing moves by itself."""
+"""A Backend over plain data, for tests of what stands on it: every answer is known, nothing moves by itself."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class PoolBackend:
                     number += 1
                 self.all_gpus.append(
                     models.Gpu(
-                        node=name, ordinal=ordinal, uuid=f"GPU-{n:08x}-{ordinal}", name="NVIDIA H100", total_mib=GPU_MIB,
-                        capacity_mib=GPU_MIB - 1024, given_mib=8192 * vgpus_per_gpu, used_mib=1024 * vgpus_per_gpu,
-                        ratio_given_percent=100, ratio_percent=100, vgpus=vgpus_per_gpu, max_vgpus=8,
+                        node=name, ordinal=ordinal, uuid=f"GPU-{n:08x}-{ordinal}", name="NVIDIA H100",
+                        total_mib=GPU_MIB, capacity_mib=GPU_MIB - 1024, given_mib=8192 * vgpus_per_gpu,
+                        used_mib=1024 * vgpus_per_gpu, ratio_given_percent=100, ratio_percent=100, vgpus=vgpus_per_gpu, max_vgpus=8,
                         utilization_percent=None if n % 3 == 2 else (7 * n + ordinal) % 101, temperature_c=40 + n % 40,
                         power_w=300, health="" if n % 50 != 49 else "Xid 79",
                     )
