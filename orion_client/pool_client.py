@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 import urllib3
 
 PAGE = 500
+DEFAULT_HTTP_PORT = 15502
 MAX_ITEMS = 200_000
 MAX_ANSWER_BYTES = 64 << 20
 _MAX_REDIRECTS = 3
@@ -83,8 +84,11 @@ def find(url: str | None = None, token: str | None = None, ca_file: str | None =
 
 
 def parse_url(text: str) -> str:
-    """`[http[s]://]host[:port]` as a URL without a path."""
-    whole = text.strip() if "://" in text else f"http://{text.strip()}"
+    """`[http[s]://]host[:port]` as a URL without a path. A host alone: the controller's default port there."""
+    whole = text.strip()
+    if "://" not in whole:
+        has_port = ":" in whole.rpartition("]")[2]
+        whole = f"http://{whole}" if has_port else f"http://{whole}:{DEFAULT_HTTP_PORT}"
     try:
         parts = urlsplit(whole)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -93,7 +97,7 @@ def parse_url(text: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise PoolError(f"{text!r} is not the address of a controller, for example http://127.0.0.1:9124",
+        raise PoolError(f"{text!r} is not the address of a controller, for example http://127.0.0.1:15502",
                         exit_code=EXIT_USAGE)  # fmt: skip
     return f"{parts.scheme}://{parts.netloc}"
 

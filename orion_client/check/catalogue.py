@@ -151,7 +151,15 @@ CONTROLLER = {
     "controller-not-installed": Trouble(
         "fail", "Packages of orion-controller are missing.", "Install the whole wheel with its dependencies."),
     "controller-conf-invalid": Trouble(
-        "fail", "controller.yaml cannot be read as YAML.", "Correct it: the message names the line."),
+        "fail", "controller.yaml, or a variable for orion-controller, cannot be used.",
+        "Correct it: the message names file, key and what is allowed."),
+    "controller-conf-unknown": Trouble(
+        "warn", "controller.yaml has keys that change nothing.", "Correct their spelling, or take them out."),
+    "controller-exposed": Trouble(
+        "fail", "The controller would listen where other machines reach it, without what that needs.",
+        "Set what the message names; orion-controller refuses to start without."),
+    "controller-caution": Trouble(
+        "warn", "The controller's configuration works, and somebody could regret it.", "The message says what to do."),
     "controller-none": Trouble(
         "warn", "No controller is configured.",
         "Set ORION_CONTROLLER=host:9123 for programs and ORION_CONTROLLER_URL=http://host:port for orionctl."),

@@ -29,23 +29,27 @@ def install() -> Iterator[Finding]:
 
 
 def files(named: Path | None = None) -> Iterator[Finding]:
-    """Its configuration file, where there is one."""
-    import yaml
-
-    path = named or Path("/etc/orion/controller.yaml")
+    """What orion-controller would read here: its files and the environment."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        yield ok("controller.yaml", f"{path} is not there: defaults")
-    except OSError as error:
-        yield wrong("controller-conf-invalid", "controller.yaml", f"{path}: {error.strerror}")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        yield wrong("controller-conf-invalid", "controller.yaml", f"{path}: {' '.join(str(error).split())}")
-    else:
-        if isinstance(value, dict):
-            yield ok("controller.yaml", str(path))
-        else:
-            yield wrong("controller-conf-invalid", "controller.yaml", f"{path}: no sections such as `controller:`")
+        from orion_controller.config import ConfigError, cautions, check_exposed, load
+    except ImportError:
+        return  # told by install
+    check = "controller.yaml"
+    try:
+        settings = load({}, named)
+        missing = check_exposed(settings)
+        careful = cautions(settings)
+    except ConfigError as error:
+        yield wrong("controller-conf-invalid", check, " ".join(str(error).split()))
+        return
+    for text in missing:
+        yield wrong("controller-exposed", check, text)
+    if settings.ignored:
+        yield wrong("controller-conf-unknown", check, "; ".join(settings.ignored))
+    for text in careful:
+        yield wrong("controller-caution", check, text)
+    if not missing and not settings.ignored and not careful:
+        yield ok(check, f"HTTP on {settings.http}, servers and clients on {settings.zmq}")
 
 
 def runtime(url: str | None, timeout_s: float, is_wanted: bool) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ LOGIN_HELP = """Asks for a user's name and password and keeps the token that the
 The token is kept in ~/.orion/token (mode 0600) and sent to that controller alone. Programs use ORION_TOKEN instead.
 
 \b
-  orionctl --controller http://127.0.0.1:9124 login
+  orionctl --controller http://127.0.0.1:15502 login
   echo "$PASSWORD" | orionctl login --user admin --password-stdin
 """
 

@@ -181,4 +181,8 @@ def test_a_controller_is_asked(check: Check, tmp_path: Path) -> None:
     conf.write_text("controller: [\n")
     code, found = check("install", "controller")
     assert "orion-controller" in found or "controller-not-installed" in found
-    assert "line" in check("runtime", "controller", "--config", str(conf))[1]["controller-conf-invalid"]["message"]
+    assert str(conf) in check("runtime", "controller", "--config", str(conf))[1]["controller-conf-invalid"]["message"]
+    conf.write_text("controller:\n  listen_ip: 0.0.0.0\n  listen_portt: 1\n")
+    found = check("runtime", "controller", "--config", str(conf))[1]
+    assert "listen_portt" in found["controller-conf-unknown"]["message"]
+    assert "client-key" in found["controller-exposed"]["message"] or "0.0.0.0" in found["controller-exposed"]["message"]
