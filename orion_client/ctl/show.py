@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ import typer
 from orion_client.ctl.context import say
 from orion_client.ctl.kinds import Column, Kind, Row
 from orion_client.text import aligned, printable, wants_colour
+
+_TIMES = ("since_s", "expires_s", "last_heartbeat_s", "at_s")
 
 
 class Output(StrEnum):
@@ -73,7 +76,12 @@ def describe(title: str, row: Row, leave_out: Sequence[str] = ()) -> None:
     width = max((len(name) for name in names), default=0)
     for name in names:
         value = row[name]
-        text = ", ".join(map(str, value)) if isinstance(value, list) else "-" if value in (None, "") else str(value)
+        if isinstance(value, list):
+            text = ", ".join(map(str, value))
+        elif name in _TIMES and value:
+            text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+        else:
+            text = "-" if value in (None, "") else str(value)
         print(f"  {name + ':':<{width + 1}}  {printable(text)}")
 
 
