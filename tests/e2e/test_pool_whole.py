@@ -18,7 +18,6 @@ import pytest
 
 from orion_client.libraries import client_folder
 from orion_client.private_server import PrivateServer
-from tests.portal.conftest import browser, screenshots  # noqa: F401: fixtures
 from tests.portal.portals import Visit
 
 pytestmark = pytest.mark.slow
@@ -151,10 +150,10 @@ def change_quota_in_the_browser(browser: Any, controller: ControllerProcess, mib
 
 
 def test_a_pool_from_its_start_to_its_end(
-    browser: Any,  # noqa: F811
+    browser: Any,
     controller: ControllerProcess,
     servers: dict[str, PrivateServer],
-    screenshots: Path,  # noqa: F811
+    screenshots: Path,
 ) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORION_", "CUDA_"))}
     environment |= {"LD_LIBRARY_PATH": str(client_folder()), "HOME": "/nonexistent", "ORION_CONTROLLER": controller.zmq,
@@ -168,7 +167,12 @@ def test_a_pool_from_its_start_to_its_end(
         controller.until(lambda: controller.nodes() == {"a": ("ready", 2, 1), "b": ("ready", 1, 1),
                                                         "c": ("ready", 1, 1)})  # fmt: skip
         (group,) = controller.ask("/groups")["items"]
-        assert (group["group"], group["vgpus"], group["nodes"], group["state"]) == ("whole", 4, ["a", "b", "c"], "active")
+        assert (group["group"], group["vgpus"], group["nodes"], group["state"]) == (
+            "whole",
+            4,
+            ["a", "b", "c"],
+            "active",
+        )
 
         change_quota_in_the_browser(browser, controller, 300, screenshots)
         assert look(program) == [[0, 300]] * 4
