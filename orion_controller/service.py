@@ -35,7 +35,6 @@ CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 TICK_S = 0.25
 HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
 SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
-_LOCAL_RULE = "local-first"
 _MAX_TASKS = 4096
 
 
