@@ -97,6 +97,15 @@ class Settings:
         """Whether the ZeroMQ port is encrypted."""
         return not self.zmq.is_loopback if self.curve == "auto" else self.curve == "on"
 
+    def zmq_for_others(self, port: int) -> str:
+        """HOST:PORT for servers, clients and other replicas, when the port is bound."""
+        return self.advertise_zmq or f"{_name_for_others(self.zmq.host)}:{port}"
+
+    def http_for_others(self, port: int) -> str:
+        """The URL for people, tools and other replicas, when the port is bound."""
+        scheme = "http" if self.tls_cert is None else "https"
+        return self.advertise_http or f"{scheme}://{_name_for_others(self.http.host)}:{port}"
+
     def first_password(self) -> str:
         """Of the first account; empty: to be made up. ConfigError when its file cannot be read."""
         if self.admin_password_file is None:
@@ -111,6 +120,13 @@ class Settings:
         if not password:
             raise ConfigError(f"{self.admin_password_file} is empty: it holds the password of {FIRST_USER}")
         return password
+
+
+def _name_for_others(host: str) -> str:
+    """Of an address on which this machine listens: its name where that is every address."""
+    if ipaddress.ip_address(host).is_unspecified:
+        return os.uname().nodename
+    return f"[{host}]" if ":" in host else host
 
 
 def default_data_dir() -> Path:
