@@ -8,6 +8,9 @@ from pathlib import Path
 
 DEFAULT_SERVER = "127.0.0.1:9960"
 DEFAULT_PORT = 9960
+DEFAULT_CONTROLLER_PORT = 9123
+# The product's names of keys, by ours.
+_ALIASES = {"ORION_CONTROLLER": "controller_addr"}
 
 
 class SettingError(Exception):
@@ -24,6 +27,7 @@ def setting(key: str) -> str | None:
     """The value of a key and None when nobody set it. Sections of the files only group keys for the reader."""
     if os.environ.get(key):
         return os.environ[key]
+    names = {key.lower(), _ALIASES.get(key, key).lower()}
     for path in config_files():
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -31,16 +35,22 @@ def setting(key: str) -> str | None:
             continue
         for line in text.splitlines():
             name, separator, value = line.strip().partition("=")
-            if separator and name[:1] not in "#;[" and name.strip().lower() == key.lower():
+            if separator and name[:1] not in "#;[" and name.strip().lower() in names:
                 return value.strip()
     return None
 
 
-def parse_server(text: str) -> str:
+def controller() -> str | None:
+    """host:port of the configured controller (ORION_CONTROLLER, or the product's controller_addr)."""
+    value = setting("ORION_CONTROLLER")
+    return parse_server(value, DEFAULT_CONTROLLER_PORT) if value else None
+
+
+def parse_server(text: str, default_port: int = DEFAULT_PORT) -> str:
     """`host[:port]` as host:port."""
     host, separator, port = text.strip().rpartition(":")
     if not separator:
-        host, port = text.strip(), str(DEFAULT_PORT)
+        host, port = text.strip(), str(default_port)
     if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
         raise SettingError(f"{text!r} is not host:port, for example {DEFAULT_SERVER}")
     return f"{host}:{int(port)}"

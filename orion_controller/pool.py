@@ -61,6 +61,7 @@ class Policies:
     patience_s: float = 30.0
     idle_s: float = 30.0  # how long a group's allocation outlives its last session
     lease_s: float = wire.LEASE_S
+    heartbeat_s: float = wire.HEARTBEAT_S
     attach_within_s: float = ATTACH_WITHIN_S
 
 
@@ -148,6 +149,8 @@ class Pool:
         self.draining: set[str] = set()  # servers, also those that are not here now
         self.limits: dict[str, models.LimitsBody] = {}
         self.allocator = Allocator(self.policies.patience_s)
+        self._default: tuple[int, int] | None = None  # as computed for the servers of now
+        self._at_host: dict[str, str] = {}  # server by boot id
         self._of_group: dict[str, set[str]] = {}  # allocations by ORION_GROUP_ID
         self._absent: dict[str, AllocationRecord] = {}  # from the store, until their servers come or they expire
 
@@ -188,6 +191,8 @@ class Pool:
         if before is not None and not before.is_lost:
             self._detach(said.server)
         self.servers[said.server] = server
+        self._default = None
+        self._at_host[said.host] = said.server
         self.allocator.add_node(said.server, [
             Gpu(said.server, g.ordinal, g.uuid, g.capacity_mib, g.max_vgpus, g.ratio_percent) for g in said.gpus
         ])  # fmt: skip
@@ -264,6 +269,9 @@ class Pool:
 
     def _detach(self, name: str) -> list[Allocation]:
         """A server's GPUs leave the pool. The allocations that had vGPUs there, without them."""
+        self._default = None
+        if self._at_host.get(self.servers[name].said.host) == name:
+            del self._at_host[self.servers[name].said.host]
         lost = {placement.id for placement in self.allocator.remove_node(name)}
         left = {placement.id for placement in self.allocator.placements()}
         found = []
@@ -524,6 +532,11 @@ class Pool:
 
     def default_size(self) -> tuple[int, int]:
         """MiB and percent of a vGPU whose client does not say: the smallest share that a server would give."""
+        if self._default is None:
+            self._default = self._smallest_share()
+        return self._default
+
+    def _smallest_share(self) -> tuple[int, int]:
         shares = [
             (gpu.capacity_mib // gpu.max_vgpus, max(1, gpu.ratio_percent // gpu.max_vgpus))
             for server in self.servers.values()
@@ -559,10 +572,8 @@ class Pool:
 
     def _server_at(self, host: str, node: str) -> str:
         """The server on the client's machine: same boot, else same name."""
-        for server in self.servers.values():
-            if not server.is_lost and host and server.said.host == host:
-                return server.name
-        return node if node in self.servers else ""
+        local = self._at_host.get(host, "") if host else ""
+        return local or (node if node in self.servers else "")
 
     def _joined(self, wish: wire.Allocate, now_s: float) -> Allocation | None:
         """What a group shares already, or what has been reserved for it."""

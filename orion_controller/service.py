@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from orion_controller import __version__, views
 from orion_controller.api import models
 from orion_controller.backend import ServiceError
-from orion_controller.history import STEP_S, History
+from orion_controller.history import GROUPS_MOST, STEP_S, History
 from orion_controller.link import AskError, Link
 from orion_controller.pool import Absent, Allocation, Later, Outcome, Policies, Pool, Refused, Waiting
 from orion_controller.store import Store, StoreError
@@ -62,7 +62,8 @@ class Controller:
     """One replica. Belongs to the event loop's thread."""
 
     def __init__(self, store: Store, leadership: Leadership, *, name: str = "", policies: Policies | None = None,
-                 keys: Keys | None = None, clock: Callable[[], float] = time.monotonic,
+                 keys: Keys | None = None, observe_allocation: Callable[[float], None] = lambda seconds: None,
+                 clock: Callable[[], float] = time.monotonic,
                  wall_clock: Callable[[], float] = time.time) -> None:  # fmt: skip
         self._store = store
         self._leadership = leadership
@@ -82,7 +83,7 @@ class Controller:
         self._held: dict[int, tuple[Envelope, int, asyncio.TimerHandle]] = {}  # open questions of the queue
         self._served: dict[int, Allocation] = {}  # of clients that have not asked again yet
         self._ticker: asyncio.TimerHandle | None = None
-        self.allocation_s: list[float] = []  # how long the last ones took, for the metrics
+        self._observe_allocation = observe_allocation
 
     # ------------------------------------------------------------------------------------------------ life
 
@@ -214,7 +215,8 @@ class Controller:
         self.link.bind_server(said.server, envelope)
         answer = wire.Registered(
             id=said.id, controller=self.name, ticket_key=ticket.server_key(self._secret, said.server),
-            now_s=self._wall_clock(), lease_s=self._policies.lease_s, draining=wanted,
+            now_s=self._wall_clock(), heartbeat_s=self._policies.heartbeat_s, lease_s=self._policies.lease_s,
+            draining=wanted,
         )  # fmt: skip
         self.link.send(envelope, answer)
         self._apply(out)
@@ -292,8 +294,7 @@ class Controller:
         self.note("info", "group.allocated", allocation.id,
                   f"{record.owner}: {len(record.places)} x {record.gmem_mib} MiB, {record.ratio_percent} % on {where}",
                   "")  # fmt: skip
-        self.allocation_s.append(self._clock() - began_s)
-        del self.allocation_s[:-10000]
+        self._observe_allocation(self._clock() - began_s)
 
     # ------------------------------------------------------------------------------------------------ the queue
 
@@ -427,7 +428,8 @@ class Controller:
             for o, g in s.gpus.items()
         }
         groups: dict[str, tuple[float | None, int]] = {}
-        for allocation in self.pool.allocations.values():
+        # The newest: a sample must not hold up those who ask for vGPUs.
+        for allocation in list(self.pool.allocations.values())[-GROUPS_MOST:]:
             reports = [r for here in views.allocation_reports(self.pool, allocation).values() for r in here]
             groups[allocation.id] = (
                 views.mean([r.achieved_percent for r in reports]),

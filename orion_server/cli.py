@@ -30,6 +30,7 @@ from orion_server.config import (
     private_directory,
     read_key,
 )
+from orion_server.isolation import DEFAULT_WORKER_UIDS, parse_uids
 from orion_server.libcuda import Libcuda, LibcudaError, choose
 from orion_server.metrics import MetricsPort
 from orion_server.server import Server
@@ -60,7 +61,8 @@ Each program gets a vGPU on each GPU that it uses: a memory quota and a compute 
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
 libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio,
-pinned_mib, swap_mib, metrics_listen, drain_timeout, comm_path; [log] log_level, json); options win.
+pinned_mib, swap_mib, metrics_listen, drain_timeout, comm_path, worker_uids, require_isolation; [log] log_level, json);
+options win.
 """
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None)
@@ -114,6 +116,16 @@ def serve(
     null_engine: Annotated[bool, typer.Option(help="Accept and drop all work: measures the path, not a GPU.")] = False,
     drain_timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait when draining (30).")] = None,
     bind_timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds a client has to bind (10).")] = None,
+    worker_uids: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST-LAST", help="A uid for each worker, of these (root: 60578-61183), or off."),
+    ] = None,
+    require_isolation: Annotated[
+        bool, typer.Option(help="Do not start where workers cannot have uids of their own and seccomp.")
+    ] = False,
+    no_seccomp: Annotated[
+        bool, typer.Option("--no-seccomp", help="To debug: workers may make every system call.")
+    ] = False,
     socket_dir: Annotated[
         Path | None, typer.Option("--socket-dir", "--state-dir", help="Folder of unix sockets, mode 0700, per user.")
     ] = None,
@@ -156,6 +168,9 @@ def serve(
             "pool_key": read_key(pool_key_file) if pool_key_file is not None else None,
             "drain_timeout_s": drain_timeout,
             "bind_timeout_s": bind_timeout,
+            "worker_uids": worker_uids,
+            "require_isolation": require_isolation or None,
+            "seccomp": False if no_seccomp else None,
             "socket_dir": socket_dir,
             "ready_file": ready_file,
             "ready_fd": ready_fd,
@@ -166,6 +181,7 @@ def serve(
         if settings.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level is one of {', '.join(LOG_LEVELS)}")
         check_slices(settings)
+        parse_uids(settings.worker_uids or DEFAULT_WORKER_UIDS)
         settings = check_pool(settings)
         if settings.metrics_listen is not None:
             parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)

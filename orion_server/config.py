@@ -68,6 +68,9 @@ class Settings:
     bind_timeout_s: float = 10.0
     connect_timeout_s: float = 5.0
     worker_start_timeout_s: float = 60.0
+    worker_uids: str = ""  # FIRST-LAST or off; empty: isolation.DEFAULT_WORKER_UIDS where the server is root
+    require_isolation: bool = False
+    seccomp: bool = True
     socket_dir: Path | None = None
     ready_file: Path | None = None
     ready_fd: int | None = None
@@ -173,6 +176,8 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("controller", "pool_key"): "pool_key",
     ("server", "drain_timeout"): "drain_timeout_s",
     ("server", "comm_path"): "socket_dir",
+    ("server", "worker_uids"): "worker_uids",
+    ("server", "require_isolation"): "require_isolation",
     ("server-log", "log_level"): "log_level",
     ("log", "log_level"): "log_level",
     ("server-log", "json"): "json_log",

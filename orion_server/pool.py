@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from orion_server.arbitration import Arbiter, ArbiterError
 from orion_server.image_cache import ImageCache
+from orion_server.isolation import Isolation, IsolationError
 from orion_server.libcuda import Libcuda
 from orion_server.worker_process import State, WorkerDied, WorkerError, WorkerProcess, needed_environment
 
@@ -35,6 +36,7 @@ class WorkerPool:
         images: ImageCache,
         arbiter: Arbiter,
         clock: Callable[[], float] = time.monotonic,
+        isolation: Isolation | None = None,
     ) -> None:
         self._clock = clock
         self.transport = "shm"  # for which new workers are prepared: the next client probably comes like the last one
@@ -45,6 +47,7 @@ class WorkerPool:
         self._log_level = log_level
         self._images = images
         self._arbiter = arbiter
+        self._isolation = isolation if isolation is not None else Isolation()
         self._idle: set[WorkerProcess] = set()  # starting or warm, without a client environment of their own
         self.workers: set[WorkerProcess] = set()  # every process that has not been reaped
         self._failures = 0
@@ -118,9 +121,10 @@ class WorkerPool:
                 self._log_level,
                 self._images,
                 self._arbiter,
+                self._isolation,
                 self.transport,
             )
-        except (OSError, ArbiterError) as error:
+        except (OSError, ArbiterError, IsolationError) as error:
             raise WorkerError(f"cannot start a worker: {error}") from error
         self.workers.add(worker)
         watcher = asyncio.create_task(self._watch(worker))

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from orion_server import __version__, runtime_validation
+from orion_server import __version__, isolation, runtime_validation
 from orion_server.admin_token import AdminToken
 from orion_server.arbitration import Arbiter
 from orion_server.config import CLIENT_ENVIRONMENT, Settings
@@ -73,6 +73,7 @@ class Server:
         self._shares = Shares()
         self._admin = AdminToken(socket_dir)
         self._warm = settings.warm if settings.warm is not None else _WARM[libcuda.kind]
+        isolated = isolation.plan(settings)
         self._arbiter = Arbiter()
         self._pool = WorkerPool(
             libcuda,
@@ -82,6 +83,7 @@ class Server:
             settings.log_level,
             self._images,
             self._arbiter,
+            isolation=isolated,
         )
         self._vgpus = Vgpus(self._registry([]), self._arbiter, settings.pinned_mib * MIB)
         if not settings.enable_shm:
@@ -338,8 +340,10 @@ class Server:
                           "shared memory needs client and server on one host under one user: use tcp")  # fmt: skip
         socket_path = str(self._socket_dir / f"{session_id}.sock") if "shm" in transports else ""
         began_s = time.monotonic()
+        if socket_path:
+            worker.open_doorway(socket_path)
         prepared = await worker.request(
-            {"type": "prepare", "token": token, "uid": request.uid, "shm_socket": socket_path,
+            {"type": "prepare", "token": token, "uid": request.uid, "shm": bool(socket_path),
              "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes},
             self._settings.bind_timeout_s,
         )  # fmt: skip

@@ -18,7 +18,9 @@ from typing import Any
 from orion_server.arbitration import Arbiter, ArbiterError
 from orion_server.channel import ChannelProtocol
 from orion_server.image_cache import ImageCache, ImageDesk
+from orion_server.isolation import Confinement, Isolation
 from orion_server.libcuda import Libcuda, is_orion_client_library
+from orion_server.worker_log import WorkerLog
 
 log = logging.getLogger("orion.worker")
 
@@ -118,6 +120,11 @@ class WorkerProcess:
         self.images: ImageDesk | None = None
         self.seat = 0  # the arbiter's handle
         self._arbiter: Arbiter | None = None
+        self._isolation = Isolation()
+        self._confinement = Confinement()
+        self._door: socket.socket | None = None  # over which a listening socket is handed to the worker
+        self._doorway: Path | None = None
+        self._log: WorkerLog | None = None
 
     @classmethod
     async def spawn(
@@ -128,30 +135,40 @@ class WorkerProcess:
         log_level: str,
         images: ImageCache,
         arbiter: Arbiter,
+        isolation: Isolation,
         transport: str = "shm",
     ) -> WorkerProcess:
         """Starts a worker; `ready` completes when its contexts are made. `transport`: what it prepares for."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         desk, desk_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, desk_theirs, contextlib.ExitStack() as made:
-            made.callback(ours.close)
-            made.callback(desk.close)
+        door, door_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, desk_theirs, door_theirs, contextlib.ExitStack() as given, contextlib.ExitStack() as made:
+            for end in (ours, desk, door):
+                made.callback(end.close)
+            confinement = isolation.take()
+            made.callback(isolation.release, confinement)
+            told_fd, log_fd = os.pipe2(os.O_CLOEXEC)
+            made.callback(os.close, told_fd)
+            given.callback(os.close, log_fd)
             seat = arbiter.add_seat()
             made.callback(arbiter.remove_seat, seat.handle)
             command = [sys.executable, "-P", "-m", "orion_server.worker", "--channel-fd", str(theirs.fileno())]
             command += ["--kind", libcuda.kind, "--libcuda", libcuda.path, "--log-level", log_level]
             command += ["--image-fd", str(desk_theirs.fileno()), "--transport", transport]
-            command += ["--seat-fds", *map(str, seat.fds)]
+            command += ["--door-fd", str(door_theirs.fileno()), "--seat-fds", *map(str, seat.fds)]
+            command += confinement.arguments()
             try:
                 process = subprocess.Popen(
                     command,
-                    env=worker_environment(libcuda, devices, client_environment),
+                    env=confinement.environment(worker_environment(libcuda, devices, client_environment)),
                     stdin=subprocess.DEVNULL,
-                    stdout=sys.stderr.fileno(),
-                    pass_fds=[theirs.fileno(), desk_theirs.fileno(), *seat.fds],
-                    # Ctrl-C at a terminal is for the server, which drains; workers end when it says so.
-                    process_group=0,
+                    stdout=log_fd,
+                    stderr=log_fd,
+                    pass_fds=[theirs.fileno(), desk_theirs.fileno(), door_theirs.fileno(), *seat.fds],
+                    # Ctrl-C at a terminal is for the server, which drains; workers end when it says so. Nor shall they
+                    # have a terminal into which they could type.
+                    start_new_session=True,
                 )
             finally:
                 seat.close_fds()
@@ -159,6 +176,9 @@ class WorkerProcess:
         worker = cls(process, client_environment)
         worker.images = ImageDesk(images, desk)
         worker.seat, worker._arbiter = seat.handle, arbiter
+        worker._isolation, worker._confinement = isolation, confinement
+        worker._door, worker._log = door, WorkerLog(told_fd)
+        door.setblocking(False)
         worker._pidfd = os.pidfd_open(process.pid)
         loop.add_reader(worker._pidfd, worker._reap)
         ours.setblocking(False)
@@ -182,6 +202,26 @@ class WorkerProcess:
             raise WorkerError(f"worker {self.pid} did not answer {message['type']!r} in {timeout_s:g} s") from None
         finally:
             self._answers.pop(request_id, None)
+
+    def open_doorway(self, path: str) -> None:
+        """Makes the unix socket of a session and hands it over before the worker is asked to prepare: the folder is
+        closed to a worker with another uid, and its clients see this server's uid at the other end."""
+        assert self._door is not None
+        self._doorway = Path(path)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
+                listener.bind(path)
+                os.chmod(path, 0o600)
+                listener.listen(4)
+                listener.setblocking(False)
+                socket.send_fds(self._door, [b"\0"], [listener.fileno()])
+        except OSError as error:
+            raise WorkerError(f"cannot open a socket for worker {self.pid}: {error}") from error
+
+    def _remove_doorway(self) -> None:
+        if self._doorway is not None:
+            self._doorway.unlink(missing_ok=True)
+            self._doorway = None
 
     def stop(self, reason: str) -> None:
         """Tells the worker to end; kills it when it does not."""
@@ -215,6 +255,7 @@ class WorkerProcess:
         elif kind == "failed" and self.state is State.STARTING:
             self.reason = str(message.get("message", ""))[:500]
         elif kind == "connected":
+            self._remove_doorway()
             if self.on_connected is not None:
                 self.on_connected()
         elif kind == "ended":
@@ -246,6 +287,12 @@ class WorkerProcess:
             self._protocol.close()
         if self.images is not None:
             self.images.close()
+        if self._door is not None:
+            self._door.close()
+        if self._log is not None:
+            self._log.close()
+        self._remove_doorway()
+        self._isolation.release(self._confinement)
         if self._arbiter is not None:
             with contextlib.suppress(ArbiterError):  # the server has stopped
                 self._arbiter.remove_seat(self.seat)

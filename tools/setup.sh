@@ -69,6 +69,18 @@ system_packages() {
     need "python$version-dev"
 }
 
+# For the controller's tests, which start servers of their own: the package must neither make nor start one.
+postgresql() {
+  if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then return; fi
+  local folder=/etc/postgresql-common/createcluster.d
+  if [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; then
+    as_root mkdir -p $folder
+    echo 'create_main_cluster = false' | as_root tee $folder/orion-setup.conf >/dev/null
+  fi
+  need postgresql
+  as_root rm -f $folder/orion-setup.conf
+}
+
 virtual_environment() {
   local python
   if [ -e $VENV/bin/python ] && ! usable_python $VENV/bin/python; then
@@ -102,6 +114,7 @@ if [ -e $STAMP ] && [ $STAMP -nt pyproject.toml ] && [ $STAMP -nt setup.py ] && 
   exit 0
 fi
 system_packages
+postgresql
 virtual_environment
 touch $STAMP
 say "ready"

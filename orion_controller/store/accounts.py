@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import secrets
 import sys
@@ -12,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO, cast
 
 import sqlalchemy as sa
@@ -19,11 +21,12 @@ from sqlalchemy.exc import IntegrityError
 
 from orion_controller.api.models import Role
 from orion_controller.store import passwords, tables
-from orion_controller.store.passwords import DEFAULT_COST, Cost
+from orion_controller.store.passwords import Cost
 from orion_controller.store.store import Store
 
 ROLES: tuple[Role, ...] = ("viewer", "operator")
 FIRST_USER = "admin"
+PASSWORD_FILE = "admin-password"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _TOKEN_PREFIX = "orion_"
 _TOKEN_MAX = 128
@@ -76,15 +79,15 @@ class Accounts:
     """All of it is in the store: every replica sees the same, what is revoked within CACHE_S. Every method may raise
     StoreError."""
 
-    def __init__(self, store: Store, cost: Cost = DEFAULT_COST, now_s: Callable[[], float] = time.time,
+    def __init__(self, store: Store, cost: Cost | None = None, now_s: Callable[[], float] = time.time,
                  clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
         self._store = store
-        self._cost = cost
+        self._cost = cost or passwords.DEFAULT_COST
         self._now_s = now_s
         self._clock = clock
         self._hashers = ThreadPoolExecutor(_CHECKS_AT_ONCE, "password")
         self._checks = 0
-        self._nobody = passwords.make(secrets.token_hex(16), cost)
+        self._nobody = passwords.of_nobody(self._cost)
         self._cache: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
         self._generation = 0  # grows with each change here: an answer from before it is not kept
         self._use_written: OrderedDict[bytes, float] = OrderedDict()
@@ -95,9 +98,10 @@ class Accounts:
 
     # ------------------------------------------------------------------------------------------------ users
 
-    async def ensure_first(self, password: str = "", show: TextIO | None = None) -> str:
+    async def ensure_first(self, password: str = "", show: TextIO | None = None, folder: Path | None = None) -> str:
         """Where there is no account, makes the operator "admin" with this password, or with one that is made up and
-        shown once on stderr. The name of the account that was made; empty: there was one."""
+        shown once on stderr; where that goes into the system's log, it is put into a file in `folder` instead. The
+        name of the account that was made; empty: there was one."""
         if await self.users():
             return ""
         chosen = password or secrets.token_urlsafe(12)
@@ -108,12 +112,7 @@ class Accounts:
                 return ""  # another replica was quicker
             raise
         if not password:
-            print(
-                f"orion-controller: the first account is {FIRST_USER!r} with the password {chosen}\n"
-                f"orion-controller: it is not shown again; change it with: orion-controller user passwd {FIRST_USER}",
-                file=show or sys.stderr,
-                flush=True,
-            )
+            print(_announcement(chosen, folder), file=show or sys.stderr, flush=True)
         return FIRST_USER
 
     async def add_user(self, name: str, role: str, password: str) -> None:
@@ -303,6 +302,30 @@ class Accounts:
 
         task = asyncio.ensure_future(self._store.change(work))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _announcement(password: str, folder: Path | None) -> str:
+    how = f"change it with: orion-controller user passwd {FIRST_USER}"
+    if folder is None or not _is_logged(sys.stderr):
+        return (
+            f"orion-controller: the first account is {FIRST_USER!r} with the password {password}\n"
+            f"orion-controller: it is not shown again; {how}"
+        )
+    path = folder / PASSWORD_FILE
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        os.fchmod(fd, 0o600)
+        file.write(password + "\n")
+    return f"orion-controller: the password of the first account {FIRST_USER!r} is in {path}; {how}, remove the file"
+
+
+def _is_logged(stream: TextIO) -> bool:
+    """Whether systemd keeps what is written there."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def _find(connection: sa.Connection, digest: bytes) -> Identity | None:

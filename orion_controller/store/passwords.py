@@ -33,11 +33,14 @@ DEFAULT_COST = Cost()
 
 
 def make(password: str, cost: Cost) -> str:
-    """A new salt each time; about 0.2 s at the default cost."""
+    """A new salt each time; some tenths of a second at the default cost."""
     salt = secrets.token_bytes(_SALT_BYTES)
-    return "$".join(
-        ("scrypt", str(cost.log2_n), str(cost.r), str(cost.p), _text(salt), _text(_key(password, salt, cost)))
-    )
+    return _stored(cost, salt, _key(password, salt, cost))
+
+
+def of_nobody(cost: Cost) -> str:
+    """What no password matches, and takes as long to find out."""
+    return _stored(cost, secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_KEY_BYTES))
 
 
 def matches(password: str, stored: str) -> bool:
@@ -57,6 +60,10 @@ def _key(password: str, salt: bytes, cost: Cost) -> bytes:
     data = password.encode("utf-8", "surrogatepass")
     return hashlib.scrypt(data, salt=salt, n=1 << cost.log2_n, r=cost.r, p=cost.p, maxmem=_MEMORY_MAX_BYTES,
                           dklen=_KEY_BYTES)  # fmt: skip
+
+
+def _stored(cost: Cost, salt: bytes, key: bytes) -> str:
+    return "$".join(("scrypt", str(cost.log2_n), str(cost.r), str(cost.p), _text(salt), _text(key)))
 
 
 def _text(data: bytes) -> str:

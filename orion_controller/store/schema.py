@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -18,11 +19,15 @@ _FOLDER = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK = 0x6F72696F6E
 
 
+@functools.cache
+def _revisions() -> tuple[str, ...]:
+    """Newest first."""
+    return tuple(script.revision for script in ScriptDirectory(str(_FOLDER)).walk_revisions())
+
+
 def newest() -> str:
     """The revision that this program works with."""
-    head = ScriptDirectory(str(_FOLDER)).get_current_head()
-    assert head is not None
-    return head
+    return _revisions()[0]
 
 
 def current(connection: sa.Connection) -> str:
@@ -33,8 +38,7 @@ def current(connection: sa.Connection) -> str:
 def check(connection: sa.Connection) -> str:
     """The database's revision; StoreError when this program does not know it."""
     revision = current(connection)
-    known = {script.revision for script in ScriptDirectory(str(_FOLDER)).walk_revisions()}
-    if revision and revision not in known:
+    if revision and revision not in _revisions():
         raise StoreError(
             f"the database has schema {revision}, this orion-controller knows schemas up to {newest()}: a newer "
             "version has used it; run that version, or restore a copy from before"

@@ -56,22 +56,23 @@ class Store:
         self._term: int | None = None
 
     @classmethod
-    def open(cls, url: str, *, events_kept: int = EVENTS_KEPT, retry_s: float = RETRY_S, migrate: bool = True,
+    def open(cls, url: str, *, events_kept: int = EVENTS_KEPT, retry_s: float = RETRY_S,
+             migrate: Literal["always", "new"] = "always",
              now_s: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic) -> Store:  # fmt: skip
-        """Connects and brings the schema up to date; blocks. StoreError: no database there, or a newer program's."""
+        """Connects and brings the schema up to date; blocks. With "new" only where there is none: an older schema is
+        left to who uses it, and refused. StoreError: no database there, or a newer program's."""
         parsed = parse_url(url)
         writes = make_engine(parsed)
         try:
-            if migrate:
+            with writes.connect() as connection:
+                found = schema.check(connection)
+            if migrate == "always" or not found:
                 before, after = schema.upgrade(writes)
                 if before and before != after:
                     log.info("the database's schema went from %s to %s", before, after)
-            else:
-                with writes.connect() as connection:
-                    found = schema.check(connection)
-                if found != schema.newest():
-                    raise StoreError(f"the database has schema {found or '(none)'}, {schema.newest()} is needed: "
-                                     "orion-controller database upgrade")  # fmt: skip
+            elif found != schema.newest():
+                raise StoreError(f"the database has schema {found}, this program needs {schema.newest()}: "
+                                 "orion-controller database upgrade")  # fmt: skip
         except SQLAlchemyError as error:
             writes.dispose()
             raise StoreError(f"cannot use the database {shown(parsed)}: {_reason(error)}") from error
@@ -102,7 +103,7 @@ class Store:
 
     async def load(self) -> Stored:
         """All of it."""
-        return await self.read(_load)
+        return await self.read(load_state)
 
     def secret(self, name: str) -> bytes:
         """32 random bytes, made once, the same for all replicas; blocks."""
@@ -203,20 +204,22 @@ class Store:
         await future
 
 
-def _load(connection: sa.Connection) -> Stored:
+def load_state(connection: sa.Connection, tell: Callable[[str], None] | None = None) -> Stored:
+    """What a query finds; `tell` (else the log) hears of what cannot be read and is left out."""
+    tell = tell or (lambda text: log.error("in the database, %s", text))
     allocations: dict[str, AllocationRecord] = {}
     for row in connection.execute(sa.select(tables.allocations)):
         try:
             allocations[row.id] = msgspec.json.decode(row.body, type=AllocationRecord)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             # Its server still reports it, if it is still used.
-            log.error("allocation %s in the database cannot be read and is left out: %s", row.id, error)
+            tell(f"allocation {row.id} cannot be read and is left out: {error}")
     limits: dict[str, models.LimitsBody] = {}
     for row in connection.execute(sa.select(tables.group_limits)):
         try:
             limits[row.id] = msgspec.json.decode(row.body, type=models.LimitsBody)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise StoreError(f"the limits of group {row.id} in the database cannot be read: {error}") from error
+            tell(f"the limits of group {row.id} cannot be read and are left out: {error}")
     return Stored(allocations, limits, set(connection.execute(sa.select(tables.drained_servers.c.id)).scalars()))
 
 

@@ -27,7 +27,9 @@ NOT_LEADING = -1
 _BATCH_MAX = 4096
 _WAITING_MAX = 65536
 _EVENTS_WAITING_MAX = 10_000
+# Keys of PostgreSQL's advisory locks; schema.py has another one.
 _EVENTS_LOCK = 0x6F72696F6F
+TERM_LOCK = 0x6F72696F70
 _RETRIABLE = (OperationalError, InterfaceError, InternalError)
 
 
@@ -211,9 +213,12 @@ class Writer:
         return results
 
     def _term(self, connection: sa.Connection) -> int:
-        """The term in the database, held until the transaction ends: nobody takes over between check and commit."""
+        """The term in the database. Nobody takes over before the transaction has ended: who does has the same lock
+        alone, and SQLite lets only one transaction write."""
+        if not is_sqlite(self._engine):
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": TERM_LOCK})
         query = sa.select(tables.leader.c.term).where(tables.leader.c.id == tables.LEADER_ROW)
-        return int(connection.execute(query.with_for_update(read=True)).scalar_one())
+        return int(connection.execute(query).scalar_one())
 
     def _write_events(self, connection: sa.Connection, events: list[dict[str, Any]]) -> None:
         if not is_sqlite(self._engine):

@@ -89,6 +89,11 @@ enum orion_engine_end {
 // Keeps addresses free where programs have their memory (HOST_REGISTER_AT). For a worker's process, once, before it
 // loads the driver.
 void orion_engine_reserve_addresses(void);
+// Narrows what the kernel lets this process do, on all its threads and for good (isolate.c). READY: with contexts made,
+// before a client is known. LANES: once the lanes listen. `tells`: the kernel logs what it refuses. 0, or an errno:
+// ENOSYS where the kernel has no seccomp.
+enum orion_isolate_stage { ORION_ISOLATE_READY, ORION_ISOLATE_LANES };
+int orion_isolate(int stage, int tells);
 // 0, or a CUresult: 3 when libcuda cannot be used, 2 without memory. `*engine` is NULL unless 0.
 int orion_engine_new(const orion_engine_config* config, orion_engine** engine);
 // Hands over a primary context that the worker (pycuda) holds. Without it the engine retains the primary itself.

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import functools
 import logging
 import os
-import resource
 import selectors
-import signal
 import socket
 import threading
 import time
@@ -19,13 +16,13 @@ from typing import Any
 
 from orion_server import log as log_setup
 from orion_server.channel import BlockingChannel
+from orion_server.worker.confinement import LANES, READY, Confinement, ConfinementError
 from orion_server.worker.doorway import Doorway
-from orion_server.worker.driver import Driver, null_snapshot
+from orion_server.worker.driver import Driver, load, null_snapshot
 from orion_server.worker.engine import BindConflict, Engine, EngineError, Files, Seat, reserve_addresses
 
 log = logging.getLogger("orion.worker")
 
-_PR_SET_PDEATHSIG = 1
 _STOP_WAIT_S = 0.3
 _LANES_POLL_S = 0.05
 
@@ -43,6 +40,8 @@ class Worker:
         image_fd: int,
         log_fd: int,
         seat: Seat,
+        door: socket.socket,
+        confinement: Confinement,
     ) -> None:
         self._channel = channel
         self._kind = kind
@@ -52,6 +51,8 @@ class Worker:
         self._image_fd = image_fd
         self._log_fd = log_fd
         self._seat = seat
+        self._door = door
+        self._confinement = confinement
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel.socket, selectors.EVENT_READ, self._on_channel)
         self._engine: Engine | None = None
@@ -69,6 +70,10 @@ class Worker:
         watch = Stopwatch()
         driver_version = 13000
         handles: list[int] = []
+        if self._kind != "null":
+            load(self._libcuda)
+        self._confinement.become()
+        watch.lap("load")
         if self._kind == "null":
             devices = null_snapshot()
         else:
@@ -87,6 +92,8 @@ class Worker:
         except EngineError as error:
             log.warning("nothing is prepared for a client: %s", error)  # its bind does all, or tells it why not
         watch.lap("prepare")
+        self._confinement.forbid(READY)
+        watch.lap("confine")
         free_bytes = self._driver.free_bytes() if self._driver is not None else [d["total_bytes"] for d in devices]
         self._channel.send(
             {"type": "hello", "driver_version": driver_version, "devices": devices, "free_bytes": free_bytes,
@@ -133,7 +140,7 @@ class Worker:
             handler = {"prepare": self._prepare, "bind": self._bind, "stats": self._stats}[str(kind)]
             try:
                 answer = handler(message)
-            except (EngineError, OSError) as error:
+            except (EngineError, ConfinementError, OSError) as error:
                 log.error("%s failed: %s", kind, error)
                 answer = {"ok": False, "code": getattr(error, "code", 999), "message": str(error)}
             self._channel.send({"type": "answer", "id": message["id"], **answer})
@@ -142,12 +149,14 @@ class Worker:
         assert self._engine is not None
         watch = Stopwatch()
         answer: dict[str, Any] = {"ok": True, "times": watch.laps}
-        if message["shm_socket"]:
-            self._doorway = Doorway(message["shm_socket"], message["uid"], message["token"])
+        if message["shm"]:
+            _, fds, _, _ = socket.recv_fds(self._door, 1, 1, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+            self._doorway = Doorway(socket.socket(fileno=fds[0]), message["uid"], message["token"])
             self._selector.register(self._doorway.listener, selectors.EVENT_READ, self._on_knock)
         if message["tcp"]:
             answer["tcp_ops"], answer["tcp_bulk"] = self._engine.open_lanes(message["token"], message["raw_lanes"])
             watch.lap("lanes")
+        self._confinement.forbid(LANES)
         return answer
 
     def _bind(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -252,31 +261,28 @@ def _replace(name: str, standard_fd: int) -> int:
     return file
 
 
-def _limit_process() -> None:
-    """Dies with the server, dumps no core (it would hold a tenant's data)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-
-
 def main() -> None:
     """Runs one worker; started by orion-server only."""
     parser = argparse.ArgumentParser(prog="orion_server.worker")
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--image-fd", type=int, required=True)
     parser.add_argument("--seat-fds", type=int, nargs=3, required=True, metavar=("MEMORY", "DOORBELL", "WAKE"))
+    parser.add_argument("--door-fd", type=int, required=True)
+    parser.add_argument("--uid", type=int, default=-1)
+    parser.add_argument("--groups", type=int, nargs="+", default=[])
+    parser.add_argument("--seccomp", choices=["on", "off", "required"], default="on")
     parser.add_argument("--kind", required=True)
     parser.add_argument("--libcuda", required=True)
     parser.add_argument("--transport", choices=["shm", "tcp"], default="shm")
     parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args()
-    _limit_process()
+    confinement = Confinement(arguments.uid, arguments.groups, arguments.seccomp, tells=arguments.log_level == "debug")
+    confinement.limit()
     reserve_addresses()
     log_fd = os.dup(2)
     log_setup.configure(arguments.log_level, False, os.fdopen(log_fd, "w", buffering=1))
     channel = BlockingChannel(socket.socket(fileno=arguments.channel_fd))
-    for fd in (arguments.channel_fd, arguments.image_fd, *arguments.seat_fds):
+    for fd in (arguments.channel_fd, arguments.image_fd, arguments.door_fd, *arguments.seat_fds):
         os.set_inheritable(fd, False)
     worker = Worker(
         channel,
@@ -287,6 +293,8 @@ def main() -> None:
         arguments.image_fd,
         log_fd,
         Seat(*arguments.seat_fds),
+        socket.socket(fileno=arguments.door_fd),
+        confinement,
     )
     try:
         worker.warm()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import fcntl
 import hmac
 import os
@@ -32,23 +31,18 @@ def sealed_memory(name: str, size_bytes: int) -> int:
 
 
 class Doorway:
-    """Listens on a unix socket until the one client with the token has come.
+    """Waits at a unix socket, which orion-server made, until the one client with the token has come.
 
     A client knocks before it binds, to see whether it can reach the socket at all, and shows its token afterwards; so
     nothing here waits for anybody.
     """
 
-    def __init__(self, path: str, uid: int, token: bytes) -> None:
-        self._path = path
+    def __init__(self, listener: socket.socket, uid: int, token: bytes) -> None:
         self._uid = uid
         self._token = token
         self._refusals = 0
         self.waiting: set[socket.socket] = set()
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        self.listener.bind(path)
-        os.chmod(path, 0o600)
-        self.listener.listen(4)
-        self.listener.setblocking(False)
+        self.listener = listener
         self.fds: tuple[int, int] | None = None
 
     @property
@@ -90,11 +84,8 @@ class Doorway:
         connection.close()
 
     def close(self) -> None:
-        """Shuts the door and removes the socket's file."""
+        """Shuts the door; the socket's file is the server's."""
         for connection in self.waiting:
             connection.close()
         self.waiting.clear()
-        if self.listener.fileno() >= 0:
-            self.listener.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+        self.listener.close()

@@ -33,12 +33,20 @@ class DriverError(Exception):
     """A CUDA call failed: the message names it."""
 
 
+def load(path: str) -> ctypes.CDLL:
+    """Loads the library and what needs it; nothing is initialised."""
+    # RTLD_GLOBAL and before pycuda: its extension needs libcuda.so.1 and takes the one that is loaded already.
+    library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    import pycuda.driver  # noqa: F401
+
+    return library
+
+
 class Driver:
     """The libcuda of this process, with a primary context made on every device."""
 
     def __init__(self, path: str) -> None:
-        # RTLD_GLOBAL and before pycuda: its extension needs libcuda.so.1 and takes the one that is loaded already.
-        self._cuda = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        self._cuda = load(path)
         import pycuda.driver
 
         self._pycuda = pycuda.driver

@@ -54,8 +54,8 @@ typedef struct orion_session {
 } orion_session;
 
 /// Attaches once per process (thread-safe, fork-aware): reads the configuration, attaches to every server named in
-/// ORION_SERVER, applies CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER. Returns CUDA_SUCCESS or the code for cuInit,
-/// with one line on stderr. Later calls return the first call's result at the cost of one load.
+/// ORION_SERVER or by the controller, applies CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER. Returns CUDA_SUCCESS or the
+/// code for cuInit, with one line on stderr. Later calls return the first call's result at the cost of one load.
 CUresult orion_attach(void);
 /// True between a successful orion_attach and exit, in this process (not in a forked child).
 bool orion_attached(void);
@@ -95,6 +95,9 @@ static inline uint64_t orion_word(const orion_session* session, uint32_t word) {
 /// Waits until words[word] >= value. Returns CUDA_SUCCESS, the sticky error of `context`, or the session's error.
 /// Spins briefly (never on <= 2 cores), then parks.
 CUresult orion_wait_word(orion_session* session, uint32_t word, uint64_t value, uint32_t context);
+/// The same, but it also ends, with CUDA_SUCCESS, when *count is no longer `expected`: looked at every 100 ms.
+CUresult orion_wait_word_until(orion_session* session, uint32_t word, uint64_t value, uint32_t context,
+                               const _Atomic uint32_t* count, uint32_t expected);
 /// The sticky error of a context index, or the session's error; CUDA_SUCCESS if none. Three loads.
 CUresult orion_context_error_slow(orion_session* session, uint32_t context);
 static inline CUresult orion_context_error(orion_session* session, uint32_t context) {
@@ -109,6 +112,8 @@ static inline CUresult orion_context_error(orion_session* session, uint32_t cont
 }
 /// The late error of the calling thread, told once (CUDA_SUCCESS if none). Logs op name and code.
 CUresult orion_take_late_error(orion_session* session);
+/// A late error of this side's: `what`, which thread `thread` had asked for, has failed. Logged now.
+void orion_note_late_error(orion_session* session, uint16_t thread, const char* what, CUresult code);
 
 /// Staging: blocks inside the first ORION_STAGING_BYTES of the host arena, 64-byte aligned, at most 4 MiB each.
 /// Waits (helping reclaim) while none is free. The address is session->host_base + *offset.

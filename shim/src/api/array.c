@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "relay.h"
 
 ORION_OBJECT_CHECK(orion_array);
 
@@ -152,6 +153,7 @@ static CUresult end(orion_table* table, orion_array* array, uint16_t code) {
   if (orion_table_find(table, array->handle, &generation) != array || !orion_table_retire(table, array, generation)) {
     return CUDA_ERROR_INVALID_HANDLE;
   }
+  orion_relay_settle((uint64_t)(uintptr_t)array, 1);
   end_views(array);
   orion_op_array_destroy op = {.op = {.code = code, .context = (uint16_t)context->entry.index},
                                .array = array->entry.index};

@@ -375,8 +375,17 @@ CUresult orion_capture_wait(orion_event* event, orion_stream* stream, uint32_t f
   orion_stream_capture* state;
   CUresult result = usable(stream, &state);
   const orion_event_capture* captured = atomic_load(&event->capture);
+  const bool other_server = event->context->session != stream->session;
   if (result == CUDA_SUCCESS) {
-    if (state != NULL && (flags & CU_EVENT_WAIT_EXTERNAL) != 0) {
+    if (other_server && state != NULL && (captured != NULL || (flags & CU_EVENT_WAIT_EXTERNAL) != 0)) {
+      orion_log(ORION_LOG_WARN, "a capture waits for an event of another server: graphs of two servers do not exist");
+      result = invalidate(state->capture, CUDA_ERROR_NOT_SUPPORTED);
+    } else if (other_server && captured != NULL) {
+      orion_log(ORION_LOG_WARN,
+                "a stream cannot join the capture of another server: graphs of two servers do not exist");
+      orion_capture* capture = capture_by_id(captured->id);
+      result = capture == NULL ? CUDA_ERROR_NOT_SUPPORTED : invalidate(capture, CUDA_ERROR_NOT_SUPPORTED);
+    } else if (state != NULL && (flags & CU_EVENT_WAIT_EXTERNAL) != 0) {
       result = event_node(event, state, false);
     } else if (captured != NULL) {
       result = wait_captured(captured, stream, state);

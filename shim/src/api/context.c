@@ -7,6 +7,7 @@
 #include "device_output.h"
 #include "export/context_storage.h"
 #include "memory.h"
+#include "relay.h"
 #include "share.h"
 
 #define CONTEXT_FLAGS 0xffu
@@ -70,6 +71,7 @@ static orion_context* new_context(orion_device_state* device, bool is_primary) {
   context->retired_count = 0;
   context->heap = NULL;
   context->order.join = NULL;
+  context->private_stream = NULL;
   atomic_store(&context->order.gate, NULL);
   orion_stream_prepare_null(context);
   return context;
@@ -107,11 +109,13 @@ static CUresult open_on_worker(orion_context* context, uint32_t flags) {
 /// Ends all that the context holds, on the worker (`code`) and here.
 static CUresult end_contents(orion_context* context, uint16_t code) {
   if (orion_device_output_expected(context->session)) (void)orion_context_synchronize(context);
+  orion_relay_settle_context(context);
   orion_context_pinned_end(context);
   atomic_store_explicit(&context->active, false, memory_order_release);
   atomic_fetch_add_explicit(&context->epoch, 1, memory_order_acq_rel);
   orion_op_ctx_destroy op = {.op = {.code = code, .context = (uint16_t)context->entry.index}};
   const CUresult result = orion_call(context->session, &op.op, sizeof op, NULL, 0, NULL, 0, NULL);
+  atomic_fetch_add_explicit(&context->ends, 1, memory_order_acq_rel);
   orion_context_imports_end(context);
   orion_context_memory_end(context);
   orion_context_streams_end(context);

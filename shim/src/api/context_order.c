@@ -2,6 +2,7 @@
 // context's streams hold; an event of its own, the gate, holds them back, those that are made later too.
 #include "api.h"
 #include "capture.h"
+#include "relay.h"
 
 static pthread_mutex_t order_mutex = PTHREAD_MUTEX_INITIALIZER;  // before every other
 
@@ -41,6 +42,17 @@ static CUresult join(orion_context_order* order, orion_stream* stream) {
 
 static CUresult hold(orion_context_order* order, orion_stream* stream) {
   return orion_event_wait(order->own_gate, stream, 0);
+}
+
+/// What the context's streams get from now on is behind the joining stream's work.
+static CUresult gate_all(orion_context* context) {
+  CUresult result = orion_event_record(context->order.own_gate, context->order.join, 0);
+  if (result != CUDA_SUCCESS) return result;
+  atomic_store(&context->order.gate, context->order.own_gate);
+  pthread_mutex_lock(&context->mutex);
+  result = each_stream(context, hold);
+  pthread_mutex_unlock(&context->mutex);
+  return result;
 }
 
 /// Work of streams that were destroyed has no stream left to record in: the rare program that has some waits for it.
@@ -100,13 +112,44 @@ ORION_API CUresult cuCtxWaitEvent(CUcontext handle, CUevent event_handle) {
   result = prepare(context);
   // The joining stream keeps earlier gates shut until their events have come.
   if (result == CUDA_SUCCESS) result = orion_event_wait(event, context->order.join, 0);
-  if (result == CUDA_SUCCESS) result = orion_event_record(context->order.own_gate, context->order.join, 0);
-  if (result == CUDA_SUCCESS) {
-    atomic_store(&context->order.gate, context->order.own_gate);
-    pthread_mutex_lock(&context->mutex);
-    result = each_stream(context, hold);
-    pthread_mutex_unlock(&context->mutex);
+  if (result == CUDA_SUCCESS) result = gate_all(context);
+  pthread_mutex_unlock(&order_mutex);
+  return result;
+}
+
+/// What the context's streams hold now, those that were destroyed too, is before the joining stream's next work.
+static CUresult join_all(orion_context* context) {
+  pthread_mutex_lock(&context->mutex);
+  CUresult result = each_stream(context, join);
+  for (uint32_t i = 0; i < context->retired_count && result == CUDA_SUCCESS; i++) {
+    result = orion_relay_wait(context->order.join, context, context->retired[i].word, context->retired[i].value);
   }
+  pthread_mutex_unlock(&context->mutex);
+  return result;
+}
+
+/// `later` goes on when `earlier` has done what it has.
+static CUresult follow(orion_context* later, orion_context* earlier) {
+  uint64_t value;
+  const orion_stream* stream = earlier->order.join;
+  const CUresult result = orion_stream_ticket(earlier->order.join, &value);
+  return result == CUDA_SUCCESS ? orion_relay_wait(later->order.join, earlier, stream->word, value) : result;
+}
+
+CUresult orion_context_serialize(orion_context* const* contexts, uint32_t count,
+                                 CUresult (*issue)(orion_stream* stream, void* argument), void* argument,
+                                 bool* issued) {
+  CUresult result = CUDA_SUCCESS;
+  for (uint32_t i = 0; i < count && result == CUDA_SUCCESS; i++) result = orion_capture_check_context(contexts[i]);
+  if (result != CUDA_SUCCESS) return result;
+  pthread_mutex_lock(&order_mutex);
+  for (uint32_t i = 0; i < count && result == CUDA_SUCCESS; i++) result = prepare(contexts[i]);
+  for (uint32_t i = 0; i < count && result == CUDA_SUCCESS; i++) result = join_all(contexts[i]);
+  for (uint32_t i = 1; i < count && result == CUDA_SUCCESS; i++) result = follow(contexts[0], contexts[i]);
+  if (result == CUDA_SUCCESS) result = issue(contexts[0]->order.join, argument);
+  *issued = result == CUDA_SUCCESS;
+  for (uint32_t i = 1; i < count && result == CUDA_SUCCESS; i++) result = follow(contexts[i], contexts[0]);
+  for (uint32_t i = 0; i < count && result == CUDA_SUCCESS; i++) result = gate_all(contexts[i]);
   pthread_mutex_unlock(&order_mutex);
   return result;
 }

@@ -8,6 +8,7 @@
 #include "copier.h"
 #include "device_output.h"
 #include "managed.h"
+#include "relay.h"
 #include "variable.h"
 
 #define INLINE_BYTES 4096ull
@@ -267,23 +268,6 @@ static CUresult submit_d2d(orion_stream* stream, orion_place destination, orion_
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
-/// Between two servers the bytes pass through the client. Both sides' earlier work on `stream` is waited for.
-static CUresult copy_across_sessions(orion_stream* stream, orion_place destination, orion_place source,
-                                     uint64_t bytes) {
-  CUresult result = orion_stream_synchronize(stream);
-  uint8_t bounce[16384];
-  while (bytes != 0 && result == CUDA_SUCCESS) {
-    const uint64_t piece = bytes < sizeof bounce ? bytes : sizeof bounce;
-    const orion_place host = {.side = ORION_SIDE_HOST, .address = (uint64_t)(uintptr_t)bounce};
-    result = orion_copy(&source.context->null_stream, host, source, piece, true);
-    if (result == CUDA_SUCCESS) result = orion_copy(&destination.context->null_stream, destination, host, piece, true);
-    source.address += piece;
-    destination.address += piece;
-    bytes -= piece;
-  }
-  return result == CUDA_SUCCESS ? orion_copy_wait(&destination.context->null_stream) : result;
-}
-
 /// The copy becomes a node of the stream's capture. Page-locked memory is read and written in place at each launch,
 /// other memory through the graph's own.
 static CUresult copy_captured(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes) {
@@ -310,7 +294,19 @@ static CUresult copy_captured(orion_stream* stream, orion_place destination, ori
   return orion_capture_node(stream, CU_GRAPH_NODE_TYPE_MEMCPY, &work);
 }
 
+static CUresult copy_relayed(orion_stream* stream, const orion_place* destination, const orion_place* source,
+                             uint64_t bytes, bool serializes) {
+  const orion_copy_side to = {.region = {.place = *destination, .pitch_bytes = bytes, .rows = 1}};
+  const orion_copy_side from = {.region = {.place = *source, .pitch_bytes = bytes, .rows = 1}};
+  return orion_relay_copy(stream, &to, &from, &(orion_volume){bytes, 1, 1}, serializes);
+}
+
 CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes, bool wait) {
+  return orion_copy_serial(stream, destination, source, bytes, wait, false);
+}
+
+CUresult orion_copy_serial(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes, bool wait,
+                           bool serializes) {
   if (bytes == 0) return CUDA_SUCCESS;
   if (orion_is_captured(stream)) {
     return wait ? orion_capture_refuse(stream) : copy_captured(stream, destination, source, bytes);
@@ -323,8 +319,11 @@ CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place s
     memmove((void*)(uintptr_t)destination.address, (const void*)(uintptr_t)source.address, bytes);
     return CUDA_SUCCESS;
   }
-  if (to_device && from_device && destination.context->session != source.context->session) {
-    return copy_across_sessions(stream, destination, source, bytes);
+  const bool sees = destination.is_variable || source.is_variable;  // the program may look at once, or write anew
+  if (orion_is_relayed(stream, &destination, &source)) {
+    const CUresult result = copy_relayed(stream, &destination, &source, bytes, serializes);
+    const bool waits = wait && (sees || !to_device || !from_device);
+    return result == CUDA_SUCCESS && waits ? orion_copy_wait(stream) : result;
   }
   // Memory of another device than the stream's: the owner's NULL stream does the work, after what the stream has so
   // far.
@@ -337,7 +336,6 @@ CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place s
     stream = &device_side->null_stream;
   }
   CUresult result;
-  const bool sees = destination.is_variable || source.is_variable;  // the program may look at once, or write anew
   if (to_device && from_device) {
     result = submit_d2d(stream, destination, source, bytes);
     wait = wait && sees;
@@ -386,13 +384,14 @@ static CUresult copy_to_host(void* destination, CUdeviceptr source, size_t bytes
   return orion_copy(stream, orion_place_host(destination, bytes), from, bytes, wait);
 }
 
-static CUresult copy_on_device(CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream handle) {
+static CUresult copy_on_device(CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream handle,
+                               bool serializes) {
   ORION_ENTER_STREAM(stream, handle);
   if (bytes == 0) return CUDA_SUCCESS;
   orion_place to, from;
   CUresult result = orion_place_device(destination, bytes, false, &to);
   if (result == CUDA_SUCCESS) result = orion_place_device(source, bytes, false, &from);
-  return result == CUDA_SUCCESS ? orion_copy(stream, to, from, bytes, false) : result;
+  return result == CUDA_SUCCESS ? orion_copy_serial(stream, to, from, bytes, false, serializes) : result;
 }
 
 ORION_API CUresult cuMemcpy(CUdeviceptr destination, CUdeviceptr source, size_t bytes) {
@@ -434,17 +433,17 @@ ORION_API CUresult cuMemcpyDtoHAsync_v2(void* destination, CUdeviceptr source, s
 ORION_API CUresult cuMemcpyDtoD_v2(CUdeviceptr destination, CUdeviceptr source, size_t bytes) {
   ORION_COUNTED();
 
-  return copy_on_device(destination, source, bytes, NULL);
+  return copy_on_device(destination, source, bytes, NULL, false);
 }
 
 ORION_API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream stream) {
   ORION_COUNTED();
 
-  return copy_on_device(destination, source, bytes, stream);
+  return copy_on_device(destination, source, bytes, stream, false);
 }
 
-ORION_API CUresult cuMemcpyPeerAsync(CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,
-                                     CUcontext source_context, size_t bytes, CUstream stream) {
+static CUresult copy_peer(CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,
+                          CUcontext source_context, size_t bytes, CUstream stream, bool serializes) {
   ORION_ENTER();
   orion_context* context;
   CUresult result =
@@ -452,12 +451,19 @@ ORION_API CUresult cuMemcpyPeerAsync(CUdeviceptr destination, CUcontext destinat
   if (result == CUDA_SUCCESS) {
     result = source_context == NULL ? CUDA_ERROR_INVALID_CONTEXT : orion_context_of(source_context, &context);
   }
-  return result == CUDA_SUCCESS ? copy_on_device(destination, source, bytes, stream) : result;
+  return result == CUDA_SUCCESS ? copy_on_device(destination, source, bytes, stream, serializes) : result;
+}
+
+ORION_API CUresult cuMemcpyPeerAsync(CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,
+                                     CUcontext source_context, size_t bytes, CUstream stream) {
+  ORION_COUNTED();
+
+  return copy_peer(destination, destination_context, source, source_context, bytes, stream, false);
 }
 
 ORION_API CUresult cuMemcpyPeer(CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,
                                 CUcontext source_context, size_t bytes) {
   ORION_COUNTED();
 
-  return cuMemcpyPeerAsync(destination, destination_context, source, source_context, bytes, NULL);
+  return copy_peer(destination, destination_context, source, source_context, bytes, NULL, true);
 }

@@ -28,6 +28,9 @@ orion_place orion_place_host(const void* address, uint64_t bytes);
 /// Linear copy on `stream`. `wait`: return when the destination may be used (device destinations: when the bytes are
 /// taken), as the synchronous calls do.
 CUresult orion_copy(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes, bool wait);
+/// The same. `serializes`: between two servers in the order of all streams of the contexts, as cuMemcpyPeer is.
+CUresult orion_copy_serial(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes, bool wait,
+                           bool serializes);
 
 /// Rows of a 2D or 3D region in host memory, for gathering into and scattering out of staging.
 typedef struct orion_rows {
@@ -79,7 +82,7 @@ static inline uint64_t orion_row_address(const orion_region* r, uint64_t y, uint
 
 /// Rows of one slice that pass through staging at once, without gaps at `arena_offset`.
 typedef struct orion_copy_piece {
-  uint64_t first_row, slice, arena_offset, bulk_seq;
+  uint64_t first_row, slice, x_bytes, arena_offset, bulk_seq;
   orion_volume size;
 } orion_copy_piece;
 
@@ -89,6 +92,16 @@ CUresult orion_push_rows(orion_stream* stream, const orion_region* from, const o
                          orion_submit_piece submit, const void* device);
 CUresult orion_pull_rows(orion_stream* stream, const orion_region* to, const orion_volume* volume,
                          orion_submit_piece submit, const void* device);
+
+/// One end of a copy: an array and a corner in it, or memory (no array).
+typedef struct orion_copy_side {
+  struct orion_array* array;
+  uint64_t x_bytes, y, z;
+  orion_region region;
+} orion_copy_side;
+/// copy_array.c: between a piece and a side that lies on the device.
+CUresult orion_side_submit(orion_stream* stream, const orion_copy_side* side, const orion_copy_piece* piece,
+                           bool to_device);
 
 /// Makes page-locked memory of the program visible to the worker for an operation that the stream gets next, with what
 /// the stream's earlier host functions write to it. Returns the operation's bulk_seq.

@@ -5,6 +5,7 @@
 #include "array.h"
 #include "capture.h"
 #include "copy.h"
+#include "relay.h"
 
 #define IN_PLACE_SLICES 64u
 
@@ -111,20 +112,27 @@ static CUresult capture_rows(orion_stream* stream, const orion_region* to, const
 }
 
 static CUresult copy_volume(orion_stream* stream, const orion_region* to, const orion_region* from,
-                            const orion_volume* v, bool wait) {
+                            const orion_volume* v, bool wait, bool serializes) {
   const uint64_t total_bytes = v->width_bytes * v->height * v->depth;
-  if (contiguous(to, v) && contiguous(from, v)) return orion_copy(stream, to->place, from->place, total_bytes, wait);
+  if (contiguous(to, v) && contiguous(from, v))
+    return orion_copy_serial(stream, to->place, from->place, total_bytes, wait, serializes);
   const bool to_device = to->place.side == ORION_SIDE_DEVICE, from_device = from->place.side == ORION_SIDE_DEVICE;
   const bool elsewhere = (to_device && to->place.context->device != stream->context->device) ||
                          (from_device && from->place.context->device != stream->context->device);
   const bool is_captured = orion_is_captured(stream);
+  const bool sees = wait && (to->place.is_variable || from->place.is_variable);
+  if (!is_captured && orion_is_relayed(stream, &to->place, &from->place)) {
+    const CUresult result =
+        orion_relay_copy(stream, &(orion_copy_side){.region = *to}, &(orion_copy_side){.region = *from}, v, serializes);
+    const bool waits = wait && (sees || !to_device || !from_device);
+    return result == CUDA_SUCCESS && waits ? orion_copy_wait(stream) : result;
+  }
   if (is_captured && (wait || elsewhere || (!to_device && !from_device))) {
     return wait ? orion_capture_refuse(stream) : CUDA_ERROR_NOT_SUPPORTED;
   }
   if (elsewhere || (!to_device && !from_device) || (v->width_bytes > ORION_COPY_PIECE_BYTES && !is_captured)) {
     return copy_by_row(stream, to, from, v, wait);
   }
-  const bool sees = wait && (to->place.is_variable || from->place.is_variable);
   if (to_device && from_device) {
     const CUresult result = submit_volume(stream, to, to->place.address, 2, from, from->place.address, 2, v, 0);
     return result == CUDA_SUCCESS && sees ? orion_copy_wait(stream) : result;
@@ -142,13 +150,13 @@ static CUresult copy_volume(orion_stream* stream, const orion_region* to, const 
 }
 
 static CUresult copy_ends(const orion_copy_end* to_end, const orion_copy_end* from_end, const orion_volume* v,
-                          CUstream handle, bool wait) {
+                          CUstream handle, bool wait, bool serializes) {
   ORION_ENTER_STREAM(stream, handle);
   if (v->width_bytes == 0 || v->height == 0 || v->depth == 0) return CUDA_SUCCESS;
   orion_region to, from;
   CUresult result = orion_region_of(to_end, v, &to);
   if (result == CUDA_SUCCESS) result = orion_region_of(from_end, v, &from);
-  return result == CUDA_SUCCESS ? copy_volume(stream, &to, &from, v, wait) : result;
+  return result == CUDA_SUCCESS ? copy_volume(stream, &to, &from, v, wait, serializes) : result;
 }
 
 static bool with_array(CUmemorytype to, CUmemorytype from) {
@@ -183,7 +191,7 @@ static CUresult copy_2d(const CUDA_MEMCPY2D* c, CUstream stream, bool wait) {
   const orion_copy_end to = {c->dstMemoryType, c->dstHost, c->dstDevice, c->dstXInBytes, c->dstY, 0, c->dstPitch, 0};
   const orion_copy_end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes, c->srcY, 0, c->srcPitch, 0};
   const orion_volume v = {c->WidthInBytes, c->Height, 1};
-  return copy_ends(&to, &from, &v, stream, wait);
+  return copy_ends(&to, &from, &v, stream, wait, false);
 }
 
 ORION_API CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D* copy) {
@@ -206,7 +214,7 @@ static CUresult copy_3d(const CUDA_MEMCPY3D* c, CUstream stream, bool wait) {
   const orion_copy_end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes,
                                c->srcY,          c->srcZ,    c->srcPitch,  c->srcHeight};
   const orion_volume v = {c->WidthInBytes, c->Height, c->Depth};
-  return copy_ends(&to, &from, &v, stream, wait);
+  return copy_ends(&to, &from, &v, stream, wait, false);
 }
 
 ORION_API CUresult cuMemcpy3D_v2(const CUDA_MEMCPY3D* copy) {
@@ -237,7 +245,7 @@ static CUresult copy_3d_peer(const CUDA_MEMCPY3D_PEER* c, CUstream stream, bool 
   const orion_copy_end from = {c->srcMemoryType, c->srcHost, c->srcDevice, c->srcXInBytes,
                                c->srcY,          c->srcZ,    c->srcPitch,  c->srcHeight};
   const orion_volume v = {c->WidthInBytes, c->Height, c->Depth};
-  return copy_ends(&to, &from, &v, stream, wait);
+  return copy_ends(&to, &from, &v, stream, wait, wait);
 }
 
 ORION_API CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER* copy) {

@@ -6,13 +6,9 @@
 #include "api.h"
 #include "array.h"
 #include "copy.h"
+#include "relay.h"
 
-/// One end: an array and a corner in it, or memory.
-typedef struct side {
-  orion_array* array;
-  uint64_t x_bytes, y, z;
-  orion_region region;
-} side;
+typedef orion_copy_side side;
 
 enum { KIND_ARENA = 1, KIND_DEVICE = 2, KIND_ARRAY = 3 };
 
@@ -42,6 +38,10 @@ static CUresult make_side(const orion_copy_end* e, CUarray array, const orion_vo
 
 static orion_context* context_of_side(const side* s) {
   return s->array != NULL ? s->array->context : s->region.place.context;
+}
+
+static orion_place place_of(const side* s) {
+  return s->array != NULL ? (orion_place){.side = ORION_SIDE_DEVICE, .context = s->array->context} : s->region.place;
 }
 
 static bool on_device(const side* s) { return s->array != NULL || s->region.place.side == ORION_SIDE_DEVICE; }
@@ -121,19 +121,20 @@ static CUresult copy_in_place(orion_stream* stream, const side* to, const side* 
   return result == CUDA_SUCCESS && wait ? orion_copy_wait(stream) : result;
 }
 
-static CUresult submit_piece(orion_stream* stream, const void* array_or_device, const orion_copy_piece* piece,
-                             bool to_device) {
-  const wire_end device = wire_device(array_or_device, piece->first_row, piece->slice);
+CUresult orion_side_submit(orion_stream* stream, const side* array_or_device, const orion_copy_piece* piece,
+                           bool to_device) {
+  wire_end device = wire_device(array_or_device, piece->first_row, piece->slice);
+  device.x_bytes += piece->x_bytes;
   const wire_end arena = wire_arena(piece->arena_offset, piece->size.width_bytes, piece->size.height, stream);
   return submit(stream, to_device ? &device : &arena, to_device ? &arena : &device, &piece->size, piece->bulk_seq);
 }
 
 static CUresult submit_pushed(orion_stream* stream, const void* device, const orion_copy_piece* piece) {
-  return submit_piece(stream, device, piece, true);
+  return orion_side_submit(stream, device, piece, true);
 }
 
 static CUresult submit_pulled(orion_stream* stream, const void* device, const orion_copy_piece* piece) {
-  return submit_piece(stream, device, piece, false);
+  return orion_side_submit(stream, device, piece, false);
 }
 
 static CUresult copy_host(orion_stream* stream, const side* to, const side* from, const orion_volume* b, bool wait) {
@@ -148,27 +149,13 @@ static CUresult copy_host(orion_stream* stream, const side* to, const side* from
                   : orion_pull_rows(stream, &to->region, b, submit_pulled, from);
 }
 
-/// Between two servers the bytes pass through the client.
-static CUresult copy_across_sessions(orion_stream* stream, const side* to, const side* from, const orion_volume* b) {
-  CUresult result = orion_stream_synchronize(stream);
-  if (result != CUDA_SUCCESS) return result;
-  void* bounce = malloc(b->width_bytes * b->height * b->depth);
-  if (bounce == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
-  const side host = {.region = {.place = {.side = ORION_SIDE_HOST, .address = (uint64_t)(uintptr_t)bounce},
-                                .pitch_bytes = b->width_bytes,
-                                .rows = b->height}};
-  result = copy_host(&context_of_side(from)->null_stream, &host, from, b, true);
-  if (result == CUDA_SUCCESS) result = copy_host(&context_of_side(to)->null_stream, to, &host, b, true);
-  if (result == CUDA_SUCCESS) result = orion_copy_wait(&context_of_side(to)->null_stream);
-  free(bounce);
-  return result;
-}
-
 static CUresult copy_sides(orion_stream* stream, const side* to, const side* from, const orion_volume* b, bool wait) {
   const bool between = on_device(to) && on_device(from);
   orion_context* home = context_of_side(on_device(to) ? to : from);
-  if (between && context_of_side(to)->session != context_of_side(from)->session) {
-    return copy_across_sessions(stream, to, from, b);
+  const orion_place to_place = place_of(to), from_place = place_of(from);
+  if (orion_is_relayed(stream, &to_place, &from_place)) {
+    const CUresult result = orion_relay_copy(stream, to, from, b, false);
+    return result == CUDA_SUCCESS && wait && !between ? orion_copy_wait(stream) : result;
   }
   const bool elsewhere = home->device != stream->context->device;
   if (elsewhere) {

@@ -11,6 +11,7 @@
 #include "capture.h"
 #include "device_output.h"
 #include "pool.h"
+#include "relay.h"
 
 #define TICKET_WORD(ticket) ((uint32_t)((ticket) >> 48))
 #define TICKET_VALUE(ticket) ((ticket) & 0xffffffffffffull)
@@ -186,13 +187,15 @@ CUresult orion_event_wait(orion_event* event, orion_stream* stream, uint32_t fla
     atomic_store_explicit(&stream->waited[next % ORION_WAITS_KEPT], ticket, memory_order_relaxed);
   }
   if (event->context->session != stream->session) {
-    // Two servers share no clock and no event: the client holds the order.
+    // Two servers share no clock and no event: the client holds the order. What another process records is seen by
+    // asking only, and this caller waits for it.
+    if (!shared) return orion_relay_wait(stream, event->context, TICKET_WORD(ticket), TICKET_VALUE(ticket));
     CUresult result = CUDA_SUCCESS;
     if (!own_done) {
       result = orion_wait_word(event->context->session, TICKET_WORD(ticket), TICKET_VALUE(ticket),
                                event->context->entry.index);
     }
-    return result == CUDA_SUCCESS && shared ? ask(event, true) : result;
+    return result == CUDA_SUCCESS ? ask(event, true) : result;
   }
   orion_op_stream_wait_event op = {
       .op = {.code = ORION_OP_STREAM_WAIT_EVENT}, .event = event->entry.index, .wait_flags = flags};

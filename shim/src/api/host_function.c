@@ -16,8 +16,9 @@
 typedef struct callback {
   struct callback* next;
   uint64_t generation;
-  CUhostFn function;  // one of the two
+  CUhostFn function;  // one of the three
   CUstreamCallback on_stream;
+  void (*task)(void* data, CUresult status);
   CUstream handle;
   void* data;
 } callback;
@@ -57,6 +58,10 @@ static void give_index(uint32_t index) {
 }
 
 static void run(const callback* work, CUresult status) {
+  if (work->task != NULL) {
+    work->task(work->data, status);
+    return;
+  }
   orion_in_host_function = true;
   if (work->on_stream != NULL) {
     work->on_stream(work->handle, status, work->data);
@@ -76,7 +81,8 @@ static void* serve(void* argument) {
     pthread_mutex_unlock(&lane->mutex);
     const CUresult status = orion_wait_word(lane->session, lane->word, work->generation, lane->context);
     // What the work before it has printed precedes what it prints, as natively.
-    if (orion_device_output_expected(lane->session)) orion_device_output_write(lane->session, lane->context);
+    const bool tells = work->task == NULL && orion_device_output_expected(lane->session);
+    if (tells) orion_device_output_write(lane->session, lane->context);
     run(work, status);
     orion_set_client_word(lane->session, lane->index, work->generation);
     pthread_mutex_lock(&lane->mutex);
@@ -178,6 +184,10 @@ static CUresult enqueue(orion_stream* stream, const callback* wish) {
 
 CUresult orion_host_function_enqueue(orion_stream* stream, CUhostFn function, void* data) {
   return enqueue(stream, &(callback){.function = function, .data = data});
+}
+
+CUresult orion_stream_task_enqueue(orion_stream* stream, void (*task)(void* data, CUresult status), void* data) {
+  return enqueue(stream, &(callback){.task = task, .data = data});
 }
 
 ORION_API CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void* data) {

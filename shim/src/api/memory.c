@@ -7,6 +7,7 @@
 #include "capture.h"
 #include "coherent.h"
 #include "managed.h"
+#include "relay.h"
 #include "variable.h"
 #include "virtual_memory.h"
 
@@ -131,6 +132,7 @@ ORION_API CUresult cuMemFree_v2(CUdeviceptr address) {
   if (result == CUDA_SUCCESS) result = orion_context_error(current->session, current->entry.index);
   if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_CONTEXT) return result;
   if (address == 0) return CUDA_SUCCESS;
+  orion_relay_settle_allocation(address);
   if (orion_graph_memory_free(address, &result) || orion_managed_free(address, &result)) return result;
   return orion_device_free(address);
 }
@@ -264,6 +266,7 @@ ORION_API CUresult cuMemFreeHost(void* address) {
   ORION_ENTER();
   ORION_CAPTURE_SAFE();
   if (address == NULL) return CUDA_SUCCESS;
+  orion_relay_settle_allocation((uint64_t)(uintptr_t)address);
   orion_allocation* allocation = orion_take_host(address, false);
   return allocation == NULL ? CUDA_ERROR_INVALID_VALUE : orion_unpin(allocation);
 }

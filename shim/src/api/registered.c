@@ -8,6 +8,7 @@
 #include "capture.h"
 #include "coherent.h"
 #include "memory.h"
+#include "relay.h"
 
 #define PAGE_BYTES 4096ull
 
@@ -141,6 +142,7 @@ ORION_API CUresult cuMemHostUnregister(void* address) {
   ORION_ENTER();
   ORION_CAPTURE_SAFE();
   ORION_REQUIRE(address != NULL, CUDA_ERROR_INVALID_VALUE);
+  orion_relay_settle_allocation((uint64_t)(uintptr_t)address);
   orion_allocation* allocation = orion_take_host(address, true);
   if (allocation != NULL) return orion_registered_end(allocation);
   const orion_range range = orion_find_range((uint64_t)(uintptr_t)address, 1);

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "memory.h"
+#include "relay.h"
 
 orion_table orion_contexts = ORION_TABLE(ORION_TAG_CONTEXT, orion_context, ORION_CONTEXTS, 0);
 orion_table orion_streams = ORION_TABLE(ORION_TAG_STREAM, orion_stream, ORION_STREAMS, 32);
@@ -94,6 +95,12 @@ static void start(void) {
       return;
     }
     device_count = i + 1;
+  }
+  // Now, while nothing else has any staging.
+  for (uint32_t i = 0; i < peer_count && peer_count > 1; i++) {
+    if (!orion_relay_start(&peers[i])) {
+      orion_log(ORION_LOG_WARN, "no staging for copies between %s and other servers", peers[i].session->server_address);
+    }
   }
 }
 

@@ -17,8 +17,13 @@ struct orion_callback_lane;
 struct orion_heap;
 
 /// What the API side keeps for one session.
+#define ORION_RELAY_BLOCKS 8u
 typedef struct orion_peer {
   orion_session* session;
+  // relay.c: blocks of staging that nothing else uses, of ORION_COPY_PIECE_BYTES.
+  bool relay_ready;
+  uint32_t relay_free;
+  uint64_t relay_blocks[ORION_RELAY_BLOCKS];
   pthread_mutex_t free_mutex;  // numbers MEM_FREE operations and submits them in that order
   uint64_t frees_submitted;
   _Atomic bool releases_unsettled;  // VMM_RELEASE was sent and nothing has shown yet that it was executed
@@ -108,6 +113,7 @@ typedef struct orion_context {
   bool is_primary;
   _Atomic bool active;     // the worker knows it
   _Atomic uint32_t epoch;  // grows when all that the context held is gone (destroy, reset, last release)
+  _Atomic uint32_t ends;   // the same, but once the worker has confirmed it: its work has ended
   uint32_t flags;
   uint32_t api_version;
   uint64_t id;
@@ -124,6 +130,8 @@ typedef struct orion_context {
   _Atomic uint64_t peer_access;           // one bit for each context index
   struct orion_heap* heap;                // under memory_mutex
   orion_context_order order;
+  orion_stream* private_stream;  // for relay.c; in no list, held back by nothing
+  uint32_t private_epoch;        // of the context, when that was made
 } orion_context;
 
 typedef struct orion_event {
@@ -275,6 +283,10 @@ static inline CUresult orion_object_find(orion_table* table, const void* handle,
 }
 
 // context_order.c
+/// Has issue(stream, argument) submit on a stream that has waited for all work of `count` contexts, the first of which
+/// is its own; whatever these contexts get later waits for it. *issued: whether `issue` has succeeded, on any result.
+CUresult orion_context_serialize(orion_context* const* contexts, uint32_t count,
+                                 CUresult (*issue)(orion_stream* stream, void* argument), void* argument, bool* issued);
 /// A new stream waits for what its context waits for.
 CUresult orion_context_gate(orion_stream* stream);
 
@@ -294,6 +306,9 @@ CUresult orion_stream_submit_marked(orion_stream* stream, orion_op* op, uint32_t
 CUresult orion_stream_synchronize(orion_stream* stream);
 CUresult orion_stream_wait(orion_stream* stream, uint64_t value);
 CUresult orion_stream_create(orion_context* context, uint32_t flags, int32_t priority, orion_stream** out);
+/// A non-blocking stream of the context that no wait for the whole context and no gate knows. Nothing may be put on it
+/// that could hold it back.
+CUresult orion_private_stream(orion_context* context, orion_stream** out);
 void orion_thread_streams_end(orion_thread* thread);
 void orion_context_streams_end(orion_context* context);  // the worker has dropped them
 

@@ -267,7 +267,7 @@ static orion_stream* take_settled(void) {
   return NULL;
 }
 
-CUresult orion_stream_create(orion_context* context, uint32_t flags, int32_t priority, orion_stream** out) {
+static CUresult make(orion_context* context, uint32_t flags, int32_t priority, bool is_private, orion_stream** out) {
   orion_stream* stream = take_settled();
   if (stream == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
   if (stream->id == 0) pthread_mutex_init(&stream->mutex, NULL);
@@ -293,16 +293,38 @@ CUresult orion_stream_create(orion_context* context, uint32_t flags, int32_t pri
     orion_table_give(&orion_streams, stream);
     return result;
   }
-  pthread_mutex_lock(&context->mutex);
-  stream->previous = NULL;
-  stream->next = context->streams;
-  if (stream->next != NULL) stream->next->previous = stream;
-  context->streams = stream;
-  pthread_mutex_unlock(&context->mutex);
-  if ((flags & CU_STREAM_NON_BLOCKING) == 0) atomic_fetch_add(&context->blocking_streams, 1);
+  stream->previous = stream->next = NULL;
+  if (!is_private) {
+    pthread_mutex_lock(&context->mutex);
+    stream->next = context->streams;
+    if (stream->next != NULL) stream->next->previous = stream;
+    context->streams = stream;
+    pthread_mutex_unlock(&context->mutex);
+    if ((flags & CU_STREAM_NON_BLOCKING) == 0) atomic_fetch_add(&context->blocking_streams, 1);
+  }
   stream->handle = orion_table_publish(&orion_streams, stream);
   *out = stream;
-  return orion_context_gate(stream);
+  return CUDA_SUCCESS;
+}
+
+CUresult orion_stream_create(orion_context* context, uint32_t flags, int32_t priority, orion_stream** out) {
+  const CUresult result = make(context, flags, priority, false, out);
+  return result == CUDA_SUCCESS ? orion_context_gate(*out) : result;
+}
+
+CUresult orion_private_stream(orion_context* context, orion_stream** out) {
+  static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  pthread_mutex_lock(&mutex);
+  CUresult result = CUDA_SUCCESS;
+  const uint32_t epoch = atomic_load(&context->epoch);
+  if (context->private_stream == NULL || context->private_epoch != epoch) {
+    result = make(context, CU_STREAM_NON_BLOCKING, 0, true, &context->private_stream);
+    if (result != CUDA_SUCCESS) context->private_stream = NULL;
+    context->private_epoch = epoch;
+  }
+  *out = context->private_stream;
+  pthread_mutex_unlock(&mutex);
+  return result;
 }
 
 static void unlink_stream(orion_context* context, orion_stream* stream) {

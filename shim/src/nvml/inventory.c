@@ -8,7 +8,9 @@
 
 #include "../session/config.h"
 #include "../session/control.h"
+#include "../session/identity.h"
 #include "../session/log.h"
+#include "pool.h"
 
 #define METRIC_NAME(name) #name,
 static const char* const metric_names[METRIC_COUNT] = {ORION_NVML_METRICS(METRIC_NAME)};
@@ -146,23 +148,15 @@ static bool read_stats(const orion_control* control, orion_nvml_inventory* inven
   return !u.bad;
 }
 
-static void read_boot_id(char* out, size_t capacity) {
-  out[0] = 0;
-  FILE* file = fopen("/proc/sys/kernel/random/boot_id", "re");
-  if (!file) return;
-  if (!fgets(out, (int)capacity, file)) out[0] = 0;
-  out[strcspn(out, "\n")] = 0;
-  fclose(file);
-}
-
-static bool ask_server(const orion_config* config, uint32_t server, orion_nvml_inventory* inventory, bool quiet) {
+static bool ask_server(const orion_config* config, const char* address, uint32_t server,
+                       orion_nvml_inventory* inventory, bool quiet) {
   orion_control control;
-  if (orion_control_open(&control, config->servers[server], config->server_is_default, config->attach_timeout_ms,
-                         quiet) != CUDA_SUCCESS)
+  if (orion_control_open(&control, address, config->server_is_default, config->attach_timeout_ms, quiet) !=
+      CUDA_SUCCESS)
     return false;
   uint8_t buffer[1024];
   char host[64];
-  read_boot_id(host, sizeof host);
+  orion_boot_id(host, sizeof host);
   orion_packer p = {buffer, 0, sizeof buffer, false};
   orion_control_begin(&control, &p, "stats", 8);
   orion_pack_string(&p, "telemetry");
@@ -188,13 +182,34 @@ static bool ask_server(const orion_config* config, uint32_t server, orion_nvml_i
   return answered;
 }
 
+// With a controller a process has as many devices as it asks for, from the start: before its first use of CUDA nothing
+// is allocated, and nothing is known of them but that.
+static bool ask_pool(const orion_config* config, orion_nvml_inventory* inventory, bool quiet) {
+  orion_nvml_servers* servers = calloc(1, sizeof *servers);
+  bool answered = servers && orion_nvml_lookup(config, servers, quiet);
+  for (uint32_t i = 0; answered && i < servers->count; i++)
+    answered = ask_server(config, servers->addresses[i], i, inventory, quiet);
+  if (inventory->count > config->vgpu_count) inventory->count = config->vgpu_count;  // the rest is its group's
+  while (answered && inventory->count < config->vgpu_count) {
+    orion_nvml_gpu* gpu = &inventory->gpus[inventory->count++];
+    memset(gpu, 0, sizeof *gpu);
+    gpu->server = UINT32_MAX;
+    gpu->total_bytes = config->gmem_mib << 20;
+    snprintf(gpu->name, sizeof gpu->name, "Orion vGPU");
+  }
+  free(servers);
+  return answered;
+}
+
 bool orion_nvml_ask(orion_nvml_inventory* inventory, bool quiet) {
   inventory->count = inventory->process_count = 0;
   inventory->driver[0] = 0;
   inventory->driver_version = 0;
   orion_config* config = calloc(1, sizeof *config);
   bool answered = config && orion_config_read(config);
-  for (uint32_t i = 0; answered && i < config->server_count; i++) answered = ask_server(config, i, inventory, quiet);
+  for (uint32_t i = 0; answered && i < config->server_count; i++)
+    answered = ask_server(config, config->servers[i], i, inventory, quiet);
+  if (answered && config->controller_count) answered = ask_pool(config, inventory, quiet);
   free(config);
   return answered;
 }

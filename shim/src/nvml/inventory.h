@@ -26,7 +26,7 @@ enum orion_nvml_metric { ORION_NVML_METRICS(ORION_NVML_METRIC_ENUM) METRIC_COUNT
 _Static_assert(METRIC_COUNT <= 64, "one bit each");
 
 typedef struct orion_nvml_gpu {
-  uint32_t server;   // position of its server in ORION_SERVER
+  uint32_t server;   // position of its server in ORION_SERVER, or in the allocation; UINT32_MAX: none yet
   uint32_t ordinal;  // on that server
   uint32_t position_on_server;
   char name[96];
@@ -56,7 +56,8 @@ typedef struct orion_nvml_inventory {
   int driver_version;  // CUDA's; 0 when no server tells
 } orion_nvml_inventory;
 
-/// Asks every configured server. False, after one line on stderr unless `quiet`, when one does not answer.
+/// Asks every configured server, or those that the controller names. False, after one line on stderr unless `quiet`,
+/// when one does not answer.
 bool orion_nvml_ask(orion_nvml_inventory* inventory, bool quiet);
 
 #endif

@@ -19,7 +19,7 @@
 #define HOST_CANDIDATE(i) ORION_HOST_ARENA_CANDIDATE(i)
 #endif
 
-enum { HOST_CANDIDATES = 32, DEVICE_CANDIDATES = ORION_DEVICES + 32 };
+enum { HOST_CANDIDATES = 64, DEVICE_CANDIDATES = ORION_DEVICES + 32 };
 
 // Attach holds its lock around all of this.
 static uint32_t next_host;

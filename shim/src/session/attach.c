@@ -10,16 +10,14 @@
 #include <unistd.h>
 
 #include "../transport/transport.h"
+#include "allocate.h"
 #include "attached.h"
 #include "copier.h"
 #include "futex.h"
+#include "identity.h"
 #include "internal.h"
 #include "stages.h"
 #include "stats.h"
-
-#ifndef ORION_CLIENT_VERSION
-#define ORION_CLIENT_VERSION "0.1.0"
-#endif
 
 enum attach_state { NEW, ATTACHED = ORION_STATE_ATTACHED, FAILED, FORKED, EXITING };
 
@@ -33,12 +31,16 @@ uint32_t orion_session_count;
 static orion_device** devices;
 static uint32_t device_count;
 
+enum { GIVE_BACK_MS = 1000 };  // for the answers of all servers
+
 // One server while it is being attached to.
 typedef struct attach_job {
+  const char* address;
+  const orion_granted* granted;  // what a controller gave; NULL: there is none
   orion_control control;
   orion_attach_answer attached;
   orion_session_impl* impl;
-  bool is_open, is_attached;
+  bool is_open, is_asked, is_attached;
   bool visible[ORION_DEVICES];  // by position in attached.devices
   bool needed;
   uint64_t host_base;
@@ -109,47 +111,25 @@ static void register_handlers(void) {
 
 // ------------------------------------------------------------------------------------------------- attach
 
-static void read_line(const char* path, char* out, size_t capacity) {
-  out[0] = 0;
-  FILE* file = fopen(path, "re");
-  if (!file) return;
-  if (!fgets(out, (int)capacity, file)) out[0] = 0;
-  out[strcspn(out, "\n")] = 0;
-  fclose(file);
-}
-
 static bool is_forwarded(const char* name) {
   const char* value = getenv(name);
   return value && strlen(value) <= 64;  // every meaningful value is a short word or number
 }
 
-static CUresult attach(attach_job* job, const orion_config* config) {
+static void ask(attach_job* job, const orion_config* config) {
   static const char* const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
                                           "CUDA_MODULE_LOADING",         "CUDA_MODULE_DATA_LOADING",
                                           "CUDA_FORCE_PTX_JIT",          "CUDA_DISABLE_PTX_JIT"};
   enum { FORWARDED = sizeof forwarded / sizeof *forwarded };
   uint8_t buffer[16384];
   orion_packer p = {buffer, 0, sizeof buffer, false};
-  char host[64];
-  char program[400];  // the protocol's bound for text
-  read_line("/proc/sys/kernel/random/boot_id", host, sizeof host);
-  const ssize_t program_bytes = readlink("/proc/self/exe", program, sizeof program - 1);
-  program[program_bytes > 0 ? program_bytes : 0] = 0;
-  orion_control_begin(&job->control, &p, "attach", 15);
-  orion_pack_string(&p, "wire");
-  orion_pack_array(&p, 2);
-  orion_pack_unsigned(&p, ORION_WIRE_MAJOR);
-  orion_pack_unsigned(&p, ORION_WIRE_MINOR);
-  orion_pack_string(&p, "client");
-  orion_pack_string(&p, ORION_CLIENT_VERSION);
-  orion_pack_string(&p, "pid");
-  orion_pack_unsigned(&p, (uint64_t)getpid());
-  orion_pack_string(&p, "uid");
-  orion_pack_unsigned(&p, getuid());
-  orion_pack_string(&p, "host");
-  orion_pack_string(&p, host);
-  orion_pack_string(&p, "program");
-  orion_pack_string(&p, program);
+  const orion_granted* granted = job->granted;
+  orion_control_begin(&job->control, &p, "attach", ORION_IDENTITY_PAIRS + 9 + (granted != NULL));
+  orion_pack_identity(&p);
+  if (granted) {
+    orion_pack_string(&p, "ticket");
+    orion_pack_binary(&p, granted->ticket, granted->ticket_bytes);
+  }
   orion_pack_string(&p, "transports");
   orion_pack_array(&p, config->transport == ORION_WISH_AUTO ? 2 : 1);
   if (config->transport != ORION_WISH_TCP) orion_pack_string(&p, "shm");
@@ -159,17 +139,17 @@ static CUresult attach(attach_job* job, const orion_config* config) {
   if (config->tcp_lanes & ORION_LANES_RAW) orion_pack_string(&p, "raw");
   if (config->tcp_lanes & ORION_LANES_ZMQ) orion_pack_string(&p, "zmq");
   orion_pack_string(&p, "vgpu");
-  orion_pack_unsigned(&p, config->vgpu_count);
+  orion_pack_unsigned(&p, granted ? 0 : config->vgpu_count);  // a ticket says how many, and how large
   orion_pack_string(&p, "gmem_mib");
-  orion_pack_unsigned(&p, config->gmem_mib);
+  orion_pack_unsigned(&p, granted ? 0 : config->gmem_mib);
   orion_pack_string(&p, "ratio");
-  orion_pack_unsigned(&p, config->ratio_percent);
+  orion_pack_unsigned(&p, granted ? 0 : config->ratio_percent);
   orion_pack_string(&p, "group");
   orion_pack_string(&p, config->group);
   orion_pack_string(&p, "res_group");
   orion_pack_string(&p, config->shares_vgpu ? "BOX" : "");
   orion_pack_string(&p, "ratio_policy");
-  orion_pack_string(&p, config->ratio_policy);
+  orion_pack_string(&p, granted ? "" : config->ratio_policy);
   orion_pack_string(&p, "env");
   uint32_t set = 0;
   for (int i = 0; i < FORWARDED; i++) set += is_forwarded(forwarded[i]);
@@ -179,8 +159,14 @@ static CUresult attach(attach_job* job, const orion_config* config) {
     orion_pack_string(&p, forwarded[i]);
     orion_pack_string(&p, getenv(forwarded[i]));
   }
+  orion_control_tell(&job->control, &p);  // what it says is bounded, and fits
+  job->is_asked = true;
+}
+
+static CUresult await_attached(attach_job* job) {
   char type[32];
-  const CUresult result = orion_control_request(&job->control, &p, type, false);
+  job->is_asked = false;
+  const CUresult result = orion_control_await(&job->control, job->control.timeout_ms, type, false);
   if (result != CUDA_SUCCESS) return result;
   const char* address = job->control.address;
   if (strcmp(type, "attached") != 0 || !orion_attached_read(&job->control, &job->attached)) {
@@ -207,6 +193,17 @@ static void tell_detach(attach_job* job) {
   orion_pack_string(&p, "token");
   orion_pack_binary(&p, job->attached.token, sizeof job->attached.token);
   orion_control_tell(&job->control, &p);
+}
+
+// After a failure elsewhere: what this server has given in the meantime, or gives soon, is given back.
+static void give_back(attach_job* job, uint64_t until_ns) {
+  char type[32];
+  const uint64_t now_ns = orion_now_ns();
+  const uint32_t left_ms = until_ns > now_ns ? (uint32_t)((until_ns - now_ns) / 1000000) : 0;
+  if (job->is_asked && orion_control_await(&job->control, left_ms, type, true) == CUDA_SUCCESS &&
+      strcmp(type, "attached") == 0)
+    job->is_attached = orion_attached_read(&job->control, &job->attached);
+  if (job->is_attached) tell_detach(job);
 }
 
 static bool reserve_device(attach_job* job, uint32_t i) {
@@ -361,9 +358,9 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
   session->runtime_validated = attached->runtime_validated;
   session->runtime_selftest = config->runtime_selftest;
   snprintf(session->server_address, sizeof session->server_address, "%s", address);
-  const bool opened = socket_fd >= 0 ? orion_shm_open(session, socket_fd, attached->token, config->attach_timeout_ms)
+  const bool opened = socket_fd >= 0 ? orion_shm_open(session, socket_fd, attached->token, job->control.timeout_ms)
                                      : orion_tcp_open(session, config, attached->tcp_ops, attached->tcp_bulk,
-                                                      attached->token, config->attach_timeout_ms);
+                                                      attached->token, job->control.timeout_ms);
   if (!opened) return CUDA_ERROR_NO_DEVICE;
   if (!orion_session_start(job->impl)) return CUDA_ERROR_OUT_OF_MEMORY;
   orion_stages_lap(&job->stages, "open");
@@ -377,18 +374,24 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
 
 // Chooses the devices that the program sees, and with them the sessions that are needed.
 static CUresult choose_devices(attach_job* jobs, uint32_t job_count) {
-  orion_device* all[ORION_DEVICES * ORION_SESSIONS_MAX];
+  orion_device* all[ORION_DEVICES_MAX];
   uint32_t count = 0;
   for (uint32_t j = 0; j < job_count; j++) {
     for (uint32_t i = 0; i < jobs[j].attached.device_count; i++) {
       jobs[j].attached.devices[i].session = &jobs[j].impl->base;
+      if (count == ORION_DEVICES_MAX) {
+        orion_log(ORION_LOG_ERROR, "the servers have more than %d devices: name fewer servers, or set ORION_VGPU",
+                  ORION_DEVICES_MAX);
+        return CUDA_ERROR_INVALID_VALUE;
+      }
       all[count++] = &jobs[j].attached.devices[i];
     }
   }
   devices = calloc(count + 1, sizeof(orion_device*));
   if (!devices) return CUDA_ERROR_OUT_OF_MEMORY;
-  device_count =
-      orion_visible_devices(all, count, getenv("CUDA_DEVICE_ORDER"), getenv("CUDA_VISIBLE_DEVICES"), devices);
+  // A controller has put the devices in order, over all servers, whose bus ids and speeds say nothing to each other.
+  const char* order = jobs[0].granted ? ORION_ORDER_AS_GIVEN : getenv("CUDA_DEVICE_ORDER");
+  device_count = orion_visible_devices(all, count, order, getenv("CUDA_VISIBLE_DEVICES"), devices);
   if (device_count == 0) {
     orion_log(count ? ORION_LOG_INFO : ORION_LOG_ERROR, "no device is visible: %s",
               count ? "CUDA_VISIBLE_DEVICES hides them all" : "the server has none to give");
@@ -427,24 +430,71 @@ static void keep_stages(const attach_job* job, const char* address) {
   record->server = job->attached.server_stages;
 }
 
-static CUresult attach_all(const orion_config* config, attach_job* jobs) {
+static CUresult open_job(attach_job* job, const orion_config* config, const orion_allocation* allocation) {
+  job->impl = orion_session_new(config);
+  if (!job->impl) return CUDA_ERROR_OUT_OF_MEMORY;
+  const uint64_t left_ms = allocation ? orion_allocation_left_ms(allocation) : UINT32_MAX;
+  const uint32_t timeout_ms = left_ms < config->attach_timeout_ms ? (uint32_t)left_ms : config->attach_timeout_ms;
+  const CUresult result =
+      orion_control_open(&job->control, job->address, config->server_is_default, timeout_ms, allocation != NULL);
+  if (allocation) snprintf(job->impl->allocation, sizeof job->impl->allocation, "%s", allocation->grant.allocation);
+  if (result != CUDA_SUCCESS && allocation)
+    orion_log(ORION_LOG_ERROR,
+              "no server at %s (%s), where the controller %s gave vGPUs: is that address right, and can it be reached "
+              "from here?",
+              job->address, job->control.why, allocation->controller.address);
+  return result;
+}
+
+static void tell_devices(const attach_job* jobs, uint32_t job_count, const orion_allocation* allocation) {
+  char text[600] = "";
+  size_t used = 0;
+  for (uint32_t j = 0; j < job_count && used < sizeof text; j++) {
+    const orion_attach_answer* attached = &jobs[j].attached;
+    used += (size_t)snprintf(text + used, sizeof text - used, "%s%s:", j ? ", " : "", jobs[j].address);
+    for (uint32_t i = 0; i < attached->device_count && used < sizeof text; i++)
+      used += (size_t)snprintf(text + used, sizeof text - used, " %u", attached->devices[i].remote_ordinal);
+  }
+  orion_log(ORION_LOG_INFO, "using vGPUs on GPUs %s, of allocation %s from %s", text, allocation->grant.allocation,
+            allocation->controller.address);
+}
+
+// A server that is there several times starts as many workers at once, and each has its share of that machine.
+static uint32_t answer_timeout_ms(const attach_job* jobs, uint32_t job_count, uint32_t of, const orion_config* config,
+                                  const orion_allocation* allocation) {
+  uint64_t most_ms = 0;
+  for (uint32_t j = 0; j < job_count; j++)
+    if (strcmp(jobs[j].address, jobs[of].address) == 0) most_ms += config->attach_timeout_ms;
+  const uint64_t left_ms = allocation ? orion_allocation_left_ms(allocation) : UINT32_MAX;
+  return (uint32_t)(most_ms < left_ms ? most_ms : left_ms);
+}
+
+// All servers prepare their workers at the same time. The first failure ends it. With an allocation the servers
+// together have as long as that waits for its client.
+static CUresult attach_all(const orion_config* config, attach_job* jobs, uint32_t job_count,
+                           const orion_allocation* allocation) {
   CUresult result = CUDA_SUCCESS;
-  for (uint32_t j = 0; j < config->server_count && result == CUDA_SUCCESS; j++) {
+  for (uint32_t j = 0; j < job_count && result == CUDA_SUCCESS; j++) {
     orion_stages_begin(&jobs[j].stages);
-    jobs[j].impl = orion_session_new(config);
-    result = jobs[j].impl ? orion_control_open(&jobs[j].control, config->servers[j], config->server_is_default,
-                                               config->attach_timeout_ms, false)
-                          : CUDA_ERROR_OUT_OF_MEMORY;
+    result = open_job(&jobs[j], config, allocation);
     jobs[j].is_open = result == CUDA_SUCCESS;
     orion_stages_lap(&jobs[j].stages, "connect");
-    if (result == CUDA_SUCCESS) result = attach(&jobs[j], config);
+    if (result == CUDA_SUCCESS) ask(&jobs[j], config);
+  }
+  for (uint32_t j = 0; j < job_count && result == CUDA_SUCCESS; j++) {
+    jobs[j].control.timeout_ms = answer_timeout_ms(jobs, job_count, j, config, allocation);
+    result = await_attached(&jobs[j]);
     orion_stages_lap(&jobs[j].stages, "attach");
   }
-  if (result == CUDA_SUCCESS) result = choose_devices(jobs, config->server_count);
-  for (uint32_t j = 0; j < config->server_count && result == CUDA_SUCCESS; j++)
+  if (result == CUDA_SUCCESS) result = choose_devices(jobs, job_count);
+  for (uint32_t j = 0; j < job_count && result == CUDA_SUCCESS; j++) {
+    if (allocation) jobs[j].control.timeout_ms = answer_timeout_ms(jobs, job_count, j, config, allocation);
     if (jobs[j].needed) result = connect_job(&jobs[j], config);
-  for (uint32_t j = 0; j < config->server_count; j++) {
-    if (jobs[j].is_attached && (result != CUDA_SUCCESS || !jobs[j].needed)) tell_detach(&jobs[j]);
+  }
+  if (result == CUDA_SUCCESS && allocation) tell_devices(jobs, job_count, allocation);
+  const uint64_t give_back_until_ns = orion_now_ns() + GIVE_BACK_MS * 1000000ull;
+  for (uint32_t j = 0; j < job_count; j++) {
+    if (result != CUDA_SUCCESS || !jobs[j].needed) give_back(&jobs[j], give_back_until_ns);
     orion_stages_begin(&jobs[j].stages);
     if (jobs[j].is_open) orion_control_close(&jobs[j].control);
     orion_stages_lap(&jobs[j].stages, "close");
@@ -452,7 +502,7 @@ static CUresult attach_all(const orion_config* config, attach_job* jobs) {
       undo(&jobs[j]);
     } else {
       orion_sessions[orion_session_count++] = jobs[j].impl;  // its devices live as long as the process
-      keep_stages(&jobs[j], config->servers[j]);
+      keep_stages(&jobs[j], jobs[j].address);
     }
   }
   if (result != CUDA_SUCCESS) {
@@ -463,6 +513,34 @@ static CUresult attach_all(const orion_config* config, attach_job* jobs) {
   return result;
 }
 
+static CUresult attach_named(const orion_config* config) {
+  attach_job* jobs = calloc(config->server_count, sizeof *jobs);
+  if (!jobs) return CUDA_ERROR_OUT_OF_MEMORY;
+  for (uint32_t j = 0; j < config->server_count; j++) jobs[j].address = config->servers[j];
+  const CUresult result = attach_all(config, jobs, config->server_count, NULL);
+  free(jobs);
+  return result;
+}
+
+static CUresult attach_allocated(const orion_config* config) {
+  orion_allocation* allocation = calloc(1, sizeof *allocation);
+  CUresult result = allocation ? orion_allocate(config, allocation) : CUDA_ERROR_OUT_OF_MEMORY;
+  if (result == CUDA_SUCCESS) {
+    const orion_grant* grant = &allocation->grant;
+    attach_job* jobs = calloc(grant->count, sizeof *jobs);
+    for (uint32_t j = 0; jobs && j < grant->count; j++) {
+      jobs[j].address = grant->servers[j].address;
+      jobs[j].granted = &grant->servers[j];
+    }
+    result = jobs ? attach_all(config, jobs, grant->count, allocation) : CUDA_ERROR_OUT_OF_MEMORY;
+    if (result != CUDA_SUCCESS) orion_allocation_give_up(config, allocation);
+    orion_allocation_close(allocation);
+    free(jobs);
+  }
+  free(allocation);
+  return result;
+}
+
 static CUresult attach_locked(void) {
   orion_attach_begins();
   orion_config* config = calloc(1, sizeof *config);
@@ -470,9 +548,7 @@ static CUresult attach_locked(void) {
   CUresult result = CUDA_ERROR_INVALID_VALUE;
   if (orion_config_read(config)) {
     orion_attach_took.config_ns = orion_now_ns() - orion_attach_took.began_ns;
-    attach_job* jobs = calloc(config->server_count, sizeof *jobs);
-    result = jobs ? attach_all(config, jobs) : CUDA_ERROR_OUT_OF_MEMORY;
-    free(jobs);
+    result = config->controller_count ? attach_allocated(config) : attach_named(config);
     orion_attach_took.total_ns = orion_now_ns() - orion_attach_took.began_ns;
     if (result == CUDA_SUCCESS) orion_attach_log();
     if (result == CUDA_SUCCESS) orion_stats_start(config->stats);

@@ -15,7 +15,7 @@
 #include "orion_lanes.h"
 #include "session.h"
 
-enum { VALUE_BYTES = 2048, CONF_FILE_MAX_BYTES = 1 << 20 };
+enum { VALUE_BYTES = 8192, CONF_FILE_MAX_BYTES = 1 << 20 };
 
 uint32_t orion_usable_cpus(void) {
   cpu_set_t set;
@@ -53,11 +53,14 @@ static bool find_in_file(const char* path, const char* key, char* value) {
   return found;
 }
 
-static bool setting(const char* key, char* value) {
+// Where a setting stands; the higher goes before.
+enum place { NOWHERE, IN_SYSTEM_FILE, IN_HOME_FILE, IN_ENVIRONMENT };
+
+static enum place find_setting(const char* key, char* value) {
   const char* from_environment = getenv(key);
   if (from_environment && *from_environment) {
     snprintf(value, VALUE_BYTES, "%s", from_environment);
-    return true;
+    return IN_ENVIRONMENT;
   }
   const char* home = getenv("HOME");
   char buffer[1024];
@@ -67,10 +70,12 @@ static bool setting(const char* key, char* value) {
   if (home) {
     char path[1024];
     if (snprintf(path, sizeof path, "%s/.orion/client.conf", home) < (int)sizeof path && find_in_file(path, key, value))
-      return true;
+      return IN_HOME_FILE;
   }
-  return find_in_file("/etc/orion/client.conf", key, value);
+  return find_in_file("/etc/orion/client.conf", key, value) ? IN_SYSTEM_FILE : NOWHERE;
 }
+
+static bool setting(const char* key, char* value) { return find_setting(key, value) != NOWHERE; }
 
 static bool bad_value(const char* key, const char* value, const char* expected) {
   char shown[128];
@@ -121,8 +126,14 @@ static uint64_t default_stripes(void) {
   return cpus <= 2 ? 1 : cpus <= 4 ? 2 : 4;
 }
 
-static bool parse_servers(orion_config* config, char* value) {
-  static const char expected[] = "host:port[,host:port...], at most 16, for example 127.0.0.1:9960";
+typedef char address_text[ORION_SERVER_NAME_BYTES];
+
+// host:port[,host:port...] into `addresses`.
+static bool parse_addresses(const char* key, char* value, unsigned long default_port, uint32_t most,
+                            address_text* addresses, uint32_t* count) {
+  char expected[96];
+  snprintf(expected, sizeof expected, "host:port[,host:port...], at most %u, for example 127.0.0.1:%lu", most,
+           default_port);
   char whole[VALUE_BYTES];
   snprintf(whole, sizeof whole, "%s", value);
   char* rest = NULL;
@@ -130,19 +141,77 @@ static bool parse_servers(orion_config* config, char* value) {
     item = trimmed(item);
     char* colon = strrchr(item, ':');
     char* end = NULL;
-    unsigned long port = 9960;
+    unsigned long port = default_port;
     if (colon && !strchr(colon, ']')) {  // "[::1]" alone has its last colon inside the brackets
       port = strtoul(colon + 1, &end, 10);
-      if (!isdigit((unsigned char)colon[1]) || *end) return bad_value("ORION_SERVER", whole, expected);
+      if (!isdigit((unsigned char)colon[1]) || *end) return bad_value(key, whole, expected);
       *colon = 0;
     }
-    if (!*item || port < 1 || port > 65535 || strpbrk(item, " \t/") || config->server_count == ORION_SERVERS_MAX ||
-        snprintf(config->servers[config->server_count], ORION_SERVER_NAME_BYTES, "%s:%lu", item, port) >=
-            ORION_SERVER_NAME_BYTES)
-      return bad_value("ORION_SERVER", whole, expected);
-    config->server_count++;
+    if (!*item || port < 1 || port > 65535 || strpbrk(item, " \t/") || *count == most ||
+        snprintf(addresses[*count], sizeof(address_text), "%s:%lu", item, port) >= (int)sizeof(address_text))
+      return bad_value(key, whole, expected);
+    ++*count;
   }
-  return config->server_count ? true : bad_value("ORION_SERVER", whole, expected);
+  return *count ? true : bad_value(key, whole, expected);
+}
+
+// Servers are named by the user, or else by a controller. Of the two, the one counts that stands in the place that goes
+// before; in the same place, the servers.
+static bool read_addresses(orion_config* config) {
+  char servers[VALUE_BYTES];
+  char value[VALUE_BYTES];
+  const char* key = "ORION_CONTROLLER";
+  enum place named = find_setting("ORION_SERVER", servers);
+  enum place pool = find_setting(key, value);
+  char in_section[VALUE_BYTES];
+  const enum place older = find_setting("controller_addr", in_section);  // the key of [controller] in such files
+  if (older > pool && older != IN_ENVIRONMENT) {
+    key = "controller_addr";
+    pool = older;
+    memcpy(value, in_section, sizeof value);
+  }
+  if (pool > named)
+    return parse_addresses(key, value, 9123, ORION_CONTROLLERS_MAX, config->controllers, &config->controller_count);
+  if (pool != NOWHERE) orion_log(ORION_LOG_INFO, "ORION_SERVER is set, so %s=%s is not asked", key, value);
+  config->server_is_default = named == NOWHERE;
+  if (config->server_is_default) snprintf(servers, sizeof servers, "127.0.0.1:9960");
+  return parse_addresses("ORION_SERVER", servers, 9960, ORION_SERVERS_MAX, config->servers, &config->server_count);
+}
+
+static bool read_short_text(const char* key, bool is_secret, char* text, size_t capacity) {
+  char value[VALUE_BYTES];
+  char expected[32];
+  if (!setting(key, value)) return true;
+  snprintf(expected, sizeof expected, "at most %zu bytes", capacity - 1);
+  if (strlen(value) >= capacity) return bad_value(key, is_secret ? "(not shown)" : value, expected);
+  memcpy(text, value, strlen(value) + 1);
+  return true;
+}
+
+static bool read_pool_settings(orion_config* config) {
+  char value[VALUE_BYTES];
+  uint64_t cross_node = 1;
+  uint64_t reserved = 0;
+  uint64_t wait_s = 0;
+  config->schedule_rule = "";
+  if (setting("ORION_SCHEDULE_RULE", value)) {
+    static const char* const rules[] = {"local-first", "binpack", "spread"};
+    for (int i = 0; i < 3; i++)
+      if (strcasecmp(value, rules[i]) == 0) config->schedule_rule = rules[i];
+    if (!config->schedule_rule[0]) return bad_value("ORION_SCHEDULE_RULE", value, "local-first, binpack or spread");
+  }
+  if (!read_number("ORION_CROSS_NODE", 0, 1, "0 (all vGPUs on one server) or 1", &cross_node) ||
+      !read_number("ORION_RESERVED", 0, 1, "0 or 1 (idle vGPUs are not given to others)", &reserved) ||
+      !read_number("ORION_WAIT_S", 0, 86400, "seconds to wait for vGPUs in the queue, 0 to 86400", &wait_s) ||
+      !read_short_text("ORION_CLIENT_KEY", true, config->client_key, sizeof config->client_key) ||
+      !read_short_text("ORION_K8S_POD_NAME", false, config->pod_name, sizeof config->pod_name) ||
+      !read_short_text("ORION_K8S_POD_UID", false, config->pod_uid, sizeof config->pod_uid) ||
+      !read_short_text("ORION_K8S_POD_NS", false, config->pod_namespace, sizeof config->pod_namespace))
+    return false;
+  config->cross_node = cross_node != 0;
+  config->reserved = reserved != 0;
+  config->wait_s = (uint32_t)wait_s;
+  return true;
 }
 
 static bool read_log_settings(void) {
@@ -165,7 +234,8 @@ static bool read_stats_setting(char* wish, size_t capacity) {
   const bool is_file = strncmp(value, "json:", 5) == 0 && value[5];
   if (!is_file && strcmp(value, "0") != 0 && strcmp(value, "1") != 0)
     return bad_value("ORION_STATS", value, "0, 1 or json:PATH");
-  snprintf(wish, capacity, "%s", value);
+  if (strlen(value) >= capacity) return bad_value("ORION_STATS", value, "a shorter PATH");
+  memcpy(wish, value, strlen(value) + 1);
   return true;
 }
 
@@ -195,13 +265,7 @@ bool orion_config_read(orion_config* config) {
   memset(config, 0, sizeof *config);
   if (!read_log_settings()) return false;
   char value[VALUE_BYTES];
-  if (setting("ORION_SERVER", value)) {
-    if (!parse_servers(config, value)) return false;
-  } else {
-    snprintf(config->servers[0], ORION_SERVER_NAME_BYTES, "127.0.0.1:9960");
-    config->server_count = 1;
-    config->server_is_default = true;
-  }
+  if (!read_addresses(config) || !read_pool_settings(config)) return false;
   if (setting("ORION_TRANSPORT", value)) {
     static const char* const names[] = {"auto", "shm", "tcp"};
     int wish = 0;
@@ -218,7 +282,7 @@ bool orion_config_read(orion_config* config) {
   }
   if (!read_group_settings(config)) return false;
   if (!read_stats_setting(config->stats, sizeof config->stats)) return false;
-  uint64_t vgpu = 0;
+  uint64_t vgpu = config->controller_count ? 1 : 0;  // 0: all that the servers offer
   uint64_t stripes = default_stripes();
   uint64_t ratio = 0;
   uint64_t spin = 50;

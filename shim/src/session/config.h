@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ORION_SERVERS_MAX = 16, ORION_SERVER_NAME_BYTES = 128 };
+enum { ORION_SERVERS_MAX = 64, ORION_CONTROLLERS_MAX = 16, ORION_SERVER_NAME_BYTES = 128 };
 enum orion_transport_wish { ORION_WISH_AUTO, ORION_WISH_SHM, ORION_WISH_TCP };
 
 enum orion_lanes_wish { ORION_LANES_RAW = 1, ORION_LANES_ZMQ = 2 };
@@ -33,6 +33,16 @@ typedef struct orion_config {
   uint32_t attach_timeout_ms;
   char stats[2048];       // "0", "1" or "json:PATH"
   bool runtime_selftest;  // answer the self-test of NVIDIA's runtime where the server has validated that
+
+  // The pool. With controllers there are no `servers`: an allocation names them.
+  char controllers[ORION_CONTROLLERS_MAX][ORION_SERVER_NAME_BYTES];  // "host:port", replicas of one
+  uint32_t controller_count;                                         // 0: none
+  bool cross_node;                                                   // the vGPUs may lie on several servers
+  bool reserved;                                                     // they stay while the program does not use them
+  const char* schedule_rule;  // "local-first", "binpack", "spread", or empty: the pool's default
+  uint32_t wait_s;            // in the queue, when there is no room
+  char client_key[257];       // the pool's
+  char pod_name[256], pod_uid[256], pod_namespace[256];
 } orion_config;
 
 /// CPUs that this process may use.

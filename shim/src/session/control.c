@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,6 +76,7 @@ CUresult orion_control_open(orion_control* control, const char* address, bool is
       orion_log(ORION_LOG_ERROR, "no server at %s (%s): start orion-server there, or %s", address, why,
                 is_default ? "set ORION_SERVER=host:port (no server is configured, so the default was tried)"
                            : "correct ORION_SERVER");
+    snprintf(control->why, sizeof control->why, "%s", why);
     return CUDA_ERROR_NO_DEVICE;
   }
   control->context = zmq_ctx_new();
@@ -92,8 +94,10 @@ CUresult orion_control_open(orion_control* control, const char* address, bool is
                              ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED) ||
       !(control->monitor = zmq_socket(control->context, ZMQ_PAIR)) ||
       zmq_connect(control->monitor, "inproc://control-monitor") || zmq_connect(control->socket, endpoint)) {
-    if (!quiet) orion_log(ORION_LOG_ERROR, "cannot connect to %s: %s", address, zmq_strerror(zmq_errno()));
+    const char* problem = zmq_strerror(zmq_errno());
+    if (!quiet) orion_log(ORION_LOG_ERROR, "cannot connect to %s: %s", address, problem);
     orion_control_close(control);
+    snprintf(control->why, sizeof control->why, "%s", problem);
     return CUDA_ERROR_NO_DEVICE;
   }
   return CUDA_SUCCESS;
@@ -203,54 +207,68 @@ static bool read_head(const orion_control* control, answer_head* head) {
   return !u.bad && head->type[0];
 }
 
-CUresult orion_control_request(orion_control* control, const orion_packer* packer, char type[32], bool quiet) {
+// Keeps the sentence, and tells it unless `quiet`.
+__attribute__((format(printf, 4, 5))) static void fail(orion_control* control, bool quiet,
+                                                       enum orion_control_failure failure, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(control->why, sizeof control->why, format, arguments);
+  va_end(arguments);
+  control->failure = failure;
+  if (!quiet) orion_log(ORION_LOG_ERROR, "%s", control->why);
+}
+
+CUresult orion_control_await(orion_control* control, uint32_t timeout_ms, char type[32], bool quiet) {
   const char* address = control->address;
-  const uint64_t deadline_ns = orion_now_ns() + control->timeout_ms * 1000000ull;
-  if (packer->overflow || zmq_send(control->socket, packer->data, packer->bytes, ZMQ_DONTWAIT) < 0) {
-    if (!quiet) orion_log(ORION_LOG_ERROR, "cannot send to %s: the request does not fit", address);
-    return CUDA_ERROR_NO_DEVICE;
-  }
+  const char* expected =
+      control->is_controller ? "the port (9123) of an orion-controller" : "the control port (9960) of an orion-server";
+  const uint64_t deadline_ns = orion_now_ns() + timeout_ms * 1000000ull;
+  control->failure = ORION_CONTROL_WELL;
   for (;;) {
     bool not_zmtp = false;
     if (!receive(control, deadline_ns, &not_zmtp)) {
-      if (quiet) return CUDA_ERROR_NO_DEVICE;
       if (not_zmtp)
-        orion_log(ORION_LOG_ERROR,
-                  "%s closed the connection or does not speak Orion's protocol: is it the control port (9960) of an "
-                  "orion-server?",
-                  address);
+        fail(control, quiet, ORION_CONTROL_CLOSED,
+             "%s closed the connection or does not speak Orion's protocol: is it %s?", address, expected);
       else
-        orion_log(ORION_LOG_ERROR,
-                  "%s accepted the connection but did not answer within %u ms: is it the control port (9960) of an "
-                  "orion-server? (ORION_ATTACH_TIMEOUT_MS sets the limit)",
-                  address, control->timeout_ms);
+        fail(control, quiet, ORION_CONTROL_SILENT,
+             "%s accepted the connection but did not answer within %u ms: is it %s? (ORION_ATTACH_TIMEOUT_MS sets the "
+             "limit)",
+             address, timeout_ms, expected);
       return CUDA_ERROR_NO_DEVICE;
     }
     answer_head head;
     if (!read_head(control, &head)) {
-      if (!quiet)
-        orion_log(ORION_LOG_ERROR, "%s answered with something that is not an Orion message: check ORION_SERVER",
-                  address);
+      fail(control, quiet, ORION_CONTROL_GARBAGE, "%s answered with something that is not an Orion message: check %s",
+           address, control->is_controller ? "ORION_CONTROLLER" : "ORION_SERVER");
       return CUDA_ERROR_NO_DEVICE;
     }
     if (head.version != ORION_CONTROL_VERSION) {
-      if (!quiet)
-        orion_log(ORION_LOG_ERROR,
-                  "%s speaks version %lld of the control protocol and this client version %d: install the same release "
-                  "on both sides",
-                  address, (long long)head.version, ORION_CONTROL_VERSION);
+      fail(control, quiet, ORION_CONTROL_OTHER_VERSION,
+           "%s speaks version %lld of the control protocol and this client version %d: install the same release on "
+           "both sides",
+           address, (long long)head.version, ORION_CONTROL_VERSION);
       return CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
     }
     const bool is_error = strcmp(head.type, "error") == 0;
+    const bool is_ours =
+        head.id > 0 && ((uint64_t)head.id == control->next_id || (uint64_t)head.id == control->also_answer);
     // An error may answer a message that the server could not read far enough to know its id.
-    if (head.id != (int64_t)control->next_id && !(is_error && head.id == 0)) continue;
+    if (!is_ours && !(is_error && head.id == 0)) continue;
     if (is_error) {
-      if (!quiet)
-        orion_log(ORION_LOG_ERROR, "%s refused: %s%s%s", address, head.message[0] ? head.message : "no reason given",
-                  head.hint[0] ? "; " : "", head.hint);
+      fail(control, quiet, ORION_CONTROL_REFUSED, "%s refused: %s%s%s", address,
+           head.message[0] ? head.message : "no reason given", head.hint[0] ? "; " : "", head.hint);
       return head.code > 0 && head.code < 1000 ? (CUresult)head.code : CUDA_ERROR_UNKNOWN;
     }
     snprintf(type, 32, "%s", head.type);
     return CUDA_SUCCESS;
   }
+}
+
+CUresult orion_control_request(orion_control* control, const orion_packer* packer, char type[32], bool quiet) {
+  if (packer->overflow || zmq_send(control->socket, packer->data, packer->bytes, ZMQ_DONTWAIT) < 0) {
+    fail(control, quiet, ORION_CONTROL_UNSENT, "cannot send to %s: the request does not fit", control->address);
+    return CUDA_ERROR_NO_DEVICE;
+  }
+  return orion_control_await(control, control->timeout_ms, type, quiet);
 }

@@ -3,10 +3,21 @@
 #define ORION_SHIM_CONTROL_H
 
 #include "config.h"
+#include "log.h"
 #include "msgpack.h"
 #include "session.h"
 
 enum { ORION_CONTROL_MAX_BYTES = 4 << 20, ORION_CONTROL_VERSION = 1 };
+
+enum orion_control_failure {
+  ORION_CONTROL_WELL,
+  ORION_CONTROL_UNSENT,
+  ORION_CONTROL_SILENT,   // no answer in time
+  ORION_CONTROL_CLOSED,   // the other end has gone, or speaks something else
+  ORION_CONTROL_GARBAGE,  // not a message of ours
+  ORION_CONTROL_OTHER_VERSION,
+  ORION_CONTROL_REFUSED,  // an answer of type "error"
+};
 
 typedef struct orion_control {
   char address[ORION_SERVER_NAME_BYTES];
@@ -16,6 +27,10 @@ typedef struct orion_control {
   uint64_t next_id;
   uint8_t* answer;  // the last answer
   size_t answer_bytes;
+  bool is_controller;    // set after opening: what the sentences call the other end
+  uint64_t also_answer;  // an earlier request whose answer may still come, besides the last one's; 0: none
+  enum orion_control_failure failure;
+  char why[ORION_LINE_BYTES];  // the sentence of the last failure; before the connection stands, its reason alone
 } orion_control;
 
 /// Connects. CUDA_SUCCESS, or the code for cuInit after one line on stderr (when `quiet`: none).
@@ -26,6 +41,8 @@ void orion_control_begin(orion_control* control, orion_packer* packer, const cha
 /// Sends and waits for the answer of the same id. CUDA_SUCCESS: answer and its type are there, and the type is not
 /// "error". Otherwise one line on stderr (unless quiet) and the code.
 CUresult orion_control_request(orion_control* control, const orion_packer* packer, char type[32], bool quiet);
+/// Only waits, `timeout_ms` at most, for the answer to a request that has been sent.
+CUresult orion_control_await(orion_control* control, uint32_t timeout_ms, char type[32], bool quiet);
 /// Sends and does not wait.
 void orion_control_tell(orion_control* control, const orion_packer* packer);
 /// Leaves no thread behind. Undelivered messages get at most 200 ms.

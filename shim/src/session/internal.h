@@ -20,9 +20,11 @@ typedef struct orion_session_impl {
   _Atomic uint64_t waiters_taken;
   uint32_t reply_seq[ORION_REPLY_SLOTS];  // touched only by the holder of the slot
   _Atomic uint32_t late_errors_told[ORION_THREADS];
+  _Atomic int32_t late_errors_noted[ORION_THREADS];  // orion_note_late_error's; 0: none
   _Atomic uint64_t sync_values[ORION_THREADS];
   orion_staging* staging;
   orion_arena* arena;
+  char allocation[65];  // of the pool, to which the session belongs; empty: no controller was asked
 } orion_session_impl;
 
 static inline orion_session_impl* orion_impl(orion_session* session) { return (orion_session_impl*)session; }
@@ -31,7 +33,7 @@ static inline orion_session_impl* orion_impl(orion_session* session) { return (o
 // memory two hashes of the image, each slower than the copy that it could save.
 #define ORION_IMAGE_OFFER_MIN_BYTES (32ull << 10)
 
-enum { ORION_SESSIONS_MAX = ORION_SERVERS_MAX };
+enum { ORION_SESSIONS_MAX = ORION_SERVERS_MAX, ORION_DEVICES_MAX = 1024 };  // the latter of all servers together
 /// Sessions of this process, fixed once attach has succeeded.
 extern orion_session_impl* orion_sessions[ORION_SESSIONS_MAX];
 extern uint32_t orion_session_count;
@@ -73,7 +75,9 @@ void orion_unreserve(uint64_t base, uint64_t bytes);
 orion_segment* orion_map_segment(int fd);
 
 // visible.c
-/// Orders and filters `all` by CUDA_DEVICE_ORDER and CUDA_VISIBLE_DEVICES (given as text; NULL: not set).
+/// Orders and filters `all`, ORION_DEVICES_MAX at most, by CUDA_DEVICE_ORDER and CUDA_VISIBLE_DEVICES (given as text;
+/// NULL: not set).
+#define ORION_ORDER_AS_GIVEN "AS_GIVEN"
 uint32_t orion_visible_devices(orion_device* const* all, uint32_t count, const char* order, const char* visible,
                                orion_device** out);
 

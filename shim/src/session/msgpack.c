@@ -146,6 +146,18 @@ int64_t orion_unpack_integer(orion_unpacker* u) {
   }
 }
 
+double orion_unpack_number(orion_unpacker* u) {
+  if (u->bad || u->at == u->end || (*u->at != 0xca && *u->at != 0xcb)) return (double)orion_unpack_integer(u);
+  const bool is_wide = *u->at++ == 0xcb;
+  const uint64_t bits = get(u, is_wide ? 8 : 4);
+  const uint32_t low = (uint32_t)bits;
+  double wide = 0;
+  float narrow = 0;
+  memcpy(&wide, &bits, sizeof wide);
+  memcpy(&narrow, &low, sizeof narrow);
+  return u->bad ? 0 : is_wide ? wide : (double)narrow;
+}
+
 static void skip(orion_unpacker* u, int depth) {
   if (u->bad || u->at == u->end || depth > ORION_MSGPACK_DEPTH) {
     u->bad = true;

@@ -34,6 +34,7 @@ uint32_t orion_unpack_array(orion_unpacker* u);
 /// A string or binary; *data points into the message.
 uint32_t orion_unpack_bytes(orion_unpacker* u, const uint8_t** data);
 int64_t orion_unpack_integer(orion_unpacker* u);  // unsigned values above INT64_MAX are an error
+double orion_unpack_number(orion_unpacker* u);    // an integer or a float
 /// Skips one value of any type.
 void orion_unpack_skip(orion_unpacker* u);
 /// Reads a string or binary and says whether it equals `text`.

@@ -72,8 +72,14 @@ CUresult orion_context_error_slow(orion_session* session, uint32_t context) {
 }
 
 static CUresult check_alive(orion_session* session) {
-  if (!session->transport->alive(session))
-    orion_session_lose(session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the worker process or the server is gone");
+  if (!session->transport->alive(session)) {
+    // At exit this process has closed the session itself, while threads of this library may wait for it.
+    if (orion_ready_slow() == CUDA_ERROR_DEINITIALIZED) {
+      orion_session_lose(session, CUDA_ERROR_DEINITIALIZED, NULL);
+    } else {
+      orion_session_lose(session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the worker process or the server is gone");
+    }
+  }
   return (CUresult)atomic_load(&session->lost);
 }
 
@@ -187,18 +193,26 @@ CUresult orion_park(orion_session* session, bool (*ready)(void* argument), void*
 typedef struct word_wait {
   _Atomic uint64_t* at;
   uint64_t value;
+  const _Atomic uint32_t* count;  // NULL, or what ends the wait when it changes
+  uint32_t expected;
 } word_wait;
 
 static bool word_reached(void* argument) {
   const word_wait* wait = argument;
-  return atomic_load_explicit(wait->at, memory_order_acquire) >= wait->value;
+  if (atomic_load_explicit(wait->at, memory_order_acquire) >= wait->value) return true;
+  return wait->count && atomic_load_explicit(wait->count, memory_order_acquire) != wait->expected;
 }
 
 CUresult orion_wait_word(orion_session* session, uint32_t word, uint64_t value, uint32_t context) {
+  return orion_wait_word_until(session, word, value, context, NULL, 0);
+}
+
+CUresult orion_wait_word_until(orion_session* session, uint32_t word, uint64_t value, uint32_t context,
+                               const _Atomic uint32_t* count, uint32_t expected) {
   if (word >= ORION_WORDS) return CUDA_ERROR_INVALID_VALUE;
   const int32_t lost = atomic_load_explicit(&session->lost, memory_order_relaxed);
   if (lost) return (CUresult)lost;
-  word_wait wait = {&session->segment->words[word], value};
+  word_wait wait = {&session->segment->words[word], value, count, expected};
   if (!word_reached(&wait)) {
     const CUresult result = orion_park(session, word_reached, &wait, word, value, context);
     if (result != CUDA_SUCCESS) return result;
@@ -352,6 +366,11 @@ CUresult orion_call(orion_session* session, orion_op* op, uint32_t head_bytes, c
 
 CUresult orion_take_late_error(orion_session* session) {
   const uint16_t thread = orion_thread_index();
+  _Atomic int32_t* noted = &orion_impl(session)->late_errors_noted[thread];
+  if (__builtin_expect(atomic_load_explicit(noted, memory_order_acquire) != 0, 0)) {
+    const int32_t code = atomic_exchange(noted, 0);
+    if (code != 0) return (CUresult)code;
+  }
   const uint64_t word = orion_word(session, ORION_WORD_THREAD_ERROR + thread);
   if (__builtin_expect(word == 0, 1)) return CUDA_SUCCESS;
   const uint32_t count = (uint32_t)(word >> 32);
@@ -363,6 +382,11 @@ CUresult orion_take_late_error(orion_session* session) {
             "operation %s, issued earlier by this thread, failed with CUDA error %d (ORION_SYNC=1 finds the call)",
             name, (int)result);
   return result;
+}
+
+void orion_note_late_error(orion_session* session, uint16_t thread, const char* what, CUresult code) {
+  orion_log(ORION_LOG_WARN, "a %s, issued earlier, failed with CUDA error %d", what, (int)code);
+  atomic_store(&orion_impl(session)->late_errors_noted[thread], (int32_t)code);
 }
 
 void orion_set_client_word(orion_session* session, uint32_t callback, uint64_t generation) {

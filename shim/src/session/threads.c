@@ -38,6 +38,7 @@ uint16_t orion_thread_index_take(void) {
       // What was left for the index's last owner is not this thread's business.
       for (uint32_t i = 0; i < orion_session_count; i++) {
         orion_session_impl* impl = orion_sessions[i];
+        atomic_store(&impl->late_errors_noted[index], 0);
         if (atomic_load(&impl->base.lost)) continue;
         const uint64_t word = orion_word(&impl->base, ORION_WORD_THREAD_ERROR + index);
         atomic_store(&impl->late_errors_told[index], (uint32_t)(word >> 32));

@@ -53,16 +53,17 @@ static int find_entry(orion_device* const* devices, uint32_t count, const char* 
 
 uint32_t orion_visible_devices(orion_device* const* all, uint32_t count, const char* order, const char* visible,
                                orion_device** out) {
+  const bool as_given = order && strcmp(order, ORION_ORDER_AS_GIVEN) == 0;
   const bool by_pci = order && strcmp(order, "PCI_BUS_ID") == 0;
   for (uint32_t i = 0; i < count; i++) {  // a stable insertion sort
     uint32_t at = i;
-    for (; at > 0 && goes_before(all[i], out[at - 1], by_pci); at--) out[at] = out[at - 1];
+    for (; !as_given && at > 0 && goes_before(all[i], out[at - 1], by_pci); at--) out[at] = out[at - 1];
     out[at] = all[i];
   }
   if (!visible) return count;
-  orion_device* sorted[ORION_DEVICES * ORION_SESSIONS_MAX];
+  orion_device* sorted[ORION_DEVICES_MAX];
   memcpy(sorted, out, count * sizeof *out);
-  bool used[ORION_DEVICES * ORION_SESSIONS_MAX] = {false};
+  bool used[ORION_DEVICES_MAX] = {false};
   uint32_t chosen = 0;
   for (const char* text = visible;; text++) {
     while (*text == ' ' || *text == '\t') text++;

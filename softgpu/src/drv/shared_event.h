@@ -1,4 +1,5 @@
-// An event of several processes: what each of them sees of its records, in a memfd that the handle names.
+// An event of several processes: what each of them sees of its records, in shared memory that the handle
+// names.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -31,8 +32,9 @@ class SharedEvent {
 
  private:
   struct Page;
-  SharedEvent(int fd, Page* page) : fd_(fd), page_(page) {}
-  const int fd_;
+  /// `maker`: this process's id where it has made the event, else 0.
+  SharedEvent(int segment, Page* page, int maker);
+  const int segment_, maker_;
   Page* const page_;
 };
 

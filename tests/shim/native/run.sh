@@ -14,7 +14,7 @@ raw=(garbage waiters stripes resend words_first held_end close_lane_0 reset_lane
 [ $# -gt 0 ] || set -- shm tcp raw raw-spin
 for transport in "$@"; do
   scenarios=("${both[@]}")
-  case $transport in tcp) scenarios+=(garbage) ;; raw*) scenarios+=("${raw[@]}") ;; esac
+  case $transport in shm) scenarios+=(answers) ;; tcp) scenarios+=(garbage) ;; raw*) scenarios+=("${raw[@]}") ;; esac
   for scenario in "${scenarios[@]}"; do
     timeout -k 5 120 "$binary" "$transport" "$scenario"
   done

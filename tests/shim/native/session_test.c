@@ -441,7 +441,8 @@ int main(int argc, char** argv) {
                    {"reset_stripe", test_reset_stripe},
                    {"bad_frames", test_bad_frames},
                    {"fork_wait", test_fork_wait},
-                   {"exit_unsent", test_exit_unsent}};
+                   {"exit_unsent", test_exit_unsent},
+                   {"answers", test_answers}};
   if (argc != 3) return 2;
   atexit(after_exit_handlers);  // registered before attach, so it runs after the shim's own
   if (strstr(argv[1], "-spin")) shown_cpus = 4;

@@ -21,6 +21,8 @@ bool all_equal(const uint8_t* at, uint64_t bytes, uint8_t value);
 bool device_holds(uint64_t at, uint64_t bytes, uint8_t value);
 void run_threads(uint32_t count, void* (*body)(void*));
 
+void test_answers(void);
+
 // Over plain sockets alone.
 void test_waiters(void);
 void test_stripes(void);

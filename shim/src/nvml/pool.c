@@ -1,0 +1,94 @@
+#define _GNU_SOURCE
+#include "pool.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../session/allocated.h"
+#include "../session/identity.h"
+
+enum { REDIRECTS_MAX = 3 };
+
+static bool read_servers(const orion_control* control, orion_nvml_servers* servers) {
+  uint32_t pairs = 0;
+  orion_unpacker u = orion_control_answer(control, &pairs);
+  servers->count = 0;
+  for (; pairs && !u.bad; pairs--) {
+    const uint8_t* key = NULL;
+    const uint32_t n = orion_unpack_bytes(&u, &key);
+    if (!orion_unpack_equals(key, n, "servers")) {
+      orion_unpack_skip(&u);
+      continue;
+    }
+    const uint32_t count = orion_unpack_array(&u);
+    if (count > ORION_SERVERS_MAX || servers->count) u.bad = true;
+    for (uint32_t i = 0; i < count && !u.bad; i++) {
+      const uint8_t* text = NULL;
+      const uint32_t bytes = orion_unpack_bytes(&u, &text);
+      char* address = servers->addresses[servers->count++];
+      if (bytes >= ORION_SERVER_NAME_BYTES) u.bad = true;
+      if (!u.bad) orion_printable(address, ORION_SERVER_NAME_BYTES, (const char*)text, bytes);
+      if (!u.bad && !orion_is_address(address)) u.bad = true;
+    }
+  }
+  return !u.bad;
+}
+
+// True when this controller has answered. `leader`: whom it names instead; empty: nobody.
+static bool ask(const orion_config* config, const char* address, orion_nvml_servers* servers,
+                char leader[ORION_SERVER_NAME_BYTES], char why[ORION_LINE_BYTES]) {
+  orion_control control;
+  leader[0] = 0;
+  if (orion_control_open(&control, address, false, config->attach_timeout_ms, true) != CUDA_SUCCESS) {
+    snprintf(why, ORION_LINE_BYTES,
+             "no controller at %s (%.200s): start orion-controller there, or correct "
+             "ORION_CONTROLLER",
+             address, control.why);
+    return false;
+  }
+  control.is_controller = true;
+  uint8_t buffer[1024];
+  char host[64];
+  char type[32];
+  orion_boot_id(host, sizeof host);
+  orion_packer p = {buffer, 0, sizeof buffer, false};
+  orion_control_begin(&control, &p, "lookup", 5);
+  orion_pack_string(&p, "group");
+  orion_pack_string(&p, config->group);
+  orion_pack_string(&p, "host");
+  orion_pack_string(&p, host);
+  orion_pack_string(&p, "uid");
+  orion_pack_unsigned(&p, getuid());
+  orion_pack_string(&p, "pid");
+  orion_pack_unsigned(&p, (uint64_t)getpid());
+  orion_pack_string(&p, "key");
+  orion_pack_string(&p, config->client_key);
+  bool answered = false;
+  if (orion_control_request(&control, &p, type, true) != CUDA_SUCCESS) {
+    memcpy(why, control.why, ORION_LINE_BYTES);
+  } else if (strcmp(type, "not_leader") == 0) {
+    orion_not_leader_read(&control, leader);
+    snprintf(why, ORION_LINE_BYTES, "%s is not the pool's leader at present: try again", address);
+  } else {
+    answered = strcmp(type, "looked_up") == 0 && read_servers(&control, servers);
+    snprintf(why, ORION_LINE_BYTES, "%s answered with something else than servers: check ORION_CONTROLLER", address);
+  }
+  orion_control_close(&control);
+  return answered;
+}
+
+bool orion_nvml_lookup(const orion_config* config, orion_nvml_servers* servers, bool quiet) {
+  char leader[ORION_SERVER_NAME_BYTES];
+  char why[ORION_LINE_BYTES] = "";
+  for (uint32_t i = 0; i < config->controller_count; i++) {
+    if (ask(config, config->controllers[i], servers, leader, why)) return true;
+    for (int n = 0; leader[0] && n < REDIRECTS_MAX; n++) {
+      char address[ORION_SERVER_NAME_BYTES];
+      memcpy(address, leader, sizeof address);
+      if (ask(config, address, servers, leader, why)) return true;
+    }
+  }
+  if (!quiet) orion_log(ORION_LOG_ERROR, "%s", why);
+  return false;
+}

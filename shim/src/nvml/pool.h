@@ -1,0 +1,15 @@
+// Which servers of the pool have vGPUs of this process, asked of its controller.
+#ifndef ORION_NVML_POOL_H
+#define ORION_NVML_POOL_H
+
+#include "../session/config.h"
+
+typedef struct orion_nvml_servers {
+  char addresses[ORION_SERVERS_MAX][ORION_SERVER_NAME_BYTES];
+  uint32_t count;  // 0: nothing has been allocated
+} orion_nvml_servers;
+
+/// False, after one line on stderr unless `quiet`, when no controller answers.
+bool orion_nvml_lookup(const orion_config* config, orion_nvml_servers* servers, bool quiet);
+
+#endif
