@@ -189,8 +189,9 @@ async def serve(app: web.Application, host: str, port: int, tls: ssl.SSLContext 
     """Listens; `runner.addresses` says where, `await runner.cleanup()` ends it. OSError: the port is taken."""
     protocol_log.addFilter(_is_not_the_clients_fault)
     runner = web.AppRunner(
-        app, access_log=None, logger=protocol_log, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=5.0
-    )
+        app, access_log=None, logger=protocol_log, keepalive_timeout=KEEPALIVE_S, lingering_time=1.0,
+        shutdown_timeout=5.0,
+    )  # fmt: skip
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, ssl_context=tls).start()

@@ -212,11 +212,11 @@ class PatchNode(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Reserve(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """vGPUs for a group that will come: what a scheduler asks for. It expires unless somebody comes."""
 
-    group: Annotated[str, Meta(min_length=1, max_length=255)]
+    group: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
     vgpus: Annotated[int, Meta(ge=1, le=64)] = 1
     gmem_mib: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
     ratio_percent: Annotated[int, Meta(ge=0, le=100)] = 0
-    node: Annotated[str, Meta(max_length=255)] = ""  # near this machine
+    node: Annotated[str, Meta(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""  # near this machine
     cross_node: bool = True
     rule: Literal["", "local-first", "binpack", "spread"] = ""
     ttl_s: Annotated[float, Meta(gt=0, le=86400)] = 300.0

@@ -12,7 +12,7 @@ from msgspec import Meta
 from orion_controller.api import auth, lists, models
 from orion_controller.api.auth import Refusal
 from orion_controller.api.lists import Kind, Page
-from orion_controller.api.routes import Call, Route, clean
+from orion_controller.api.routes import Call, Route, clean, is_name
 from orion_controller.backend import ServiceError
 from orion_controller.metrics import CONTENT_TYPE
 from orion_controller.store import AccountError
@@ -168,7 +168,7 @@ def _list(kind: Kind, summary: str, role: models.Role = "viewer", description: s
 async def patch_group(call: Call) -> models.Group:
     change: models.PatchGroup = call.body
     if change.gmem_mib is None and change.ratio_percent is None and change.policy is None:
-        raise Refusal(400, "nothing_to_do", "nothing is to be changed", "give gmem_mib, ratio_percent or policy")
+        return await group(call)  # nothing is asked for: no node is asked, and no line in the audit trail
     return await call.context.backend.patch_group(call.path["id"], change, call.user)
 
 
@@ -186,8 +186,8 @@ async def patch_node(call: Call) -> models.Node:
 
 async def reserve(call: Call) -> models.Group:
     wish: models.Reserve = call.body
-    if clean(wish.group, 255) != wish.group or clean(wish.node, 255) != wish.node:
-        raise Refusal(400, "bad_body", "body: group and node are names: printable characters alone")
+    if not is_name(wish.group) or not is_name(wish.node or "-"):
+        raise Refusal(400, "bad_body", "body: group and node are names: they have no control characters")
     return await call.context.backend.reserve(wish, call.user)
 
 

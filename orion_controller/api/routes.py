@@ -126,10 +126,15 @@ async def respond(route: Route, context: Context, request: web.Request) -> web.S
 
 
 def _name(part: str, value: str) -> str:
-    if len(value) > NAME_MAX or _CONTROL.search(value) or not _is_text(value):
+    if len(value) > NAME_MAX or not is_name(value):
         raise Refusal(400, "bad_request", f"path: {part} is no name: 1 to {NAME_MAX} characters, none of them control "
                       "characters")  # fmt: skip
     return value
+
+
+def is_name(value: str) -> bool:
+    """No control characters, also no line break at the end, which the pattern of Name lets pass."""
+    return bool(value) and not _CONTROL.search(value) and _is_text(value)
 
 
 def _is_text(value: str) -> bool:
@@ -166,11 +171,18 @@ async def _body(model: type[msgspec.Struct], request: web.Request) -> msgspec.St
     except web.HTTPRequestEntityTooLarge:
         raise Refusal(413, "too_large", f"a body has {BODY_MAX_BYTES} bytes at most") from None
     try:
-        return msgspec.json.decode(raw, type=model)
+        return msgspec.convert(_with_integers(msgspec.json.decode(raw)), model)
     except msgspec.ValidationError as error:
         raise Refusal(400, "bad_body", f"body: {_sentence(error)}", _hint(model)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(400, "bad_body", f"body: not JSON: {_sentence(error)}") from None
+
+
+def _with_integers(body: Any) -> Any:
+    """50.0 is an integer in JSON Schema, and some languages write integers so."""
+    if not isinstance(body, dict):
+        return body
+    return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in body.items()}
 
 
 def _sentence(error: BaseException) -> str:

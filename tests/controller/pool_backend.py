@@ -44,7 +44,8 @@ class PoolBackend:
                     models.Gpu(
                         node=name, ordinal=ordinal, uuid=f"GPU-{n:08x}-{ordinal}", name="NVIDIA H100",
                         total_mib=GPU_MIB, capacity_mib=GPU_MIB - 1024, given_mib=8192 * vgpus_per_gpu,
-                        used_mib=1024 * vgpus_per_gpu, ratio_given_percent=100, ratio_percent=100, vgpus=vgpus_per_gpu, max_vgpus=8,
+                        used_mib=1024 * vgpus_per_gpu, ratio_given_percent=100, ratio_percent=100,
+                        vgpus=vgpus_per_gpu, max_vgpus=8,
                         utilization_percent=None if n % 3 == 2 else (7 * n + ordinal) % 101, temperature_c=40 + n % 40,
                         power_w=300, health="" if n % 50 != 49 else "Xid 79",
                     )

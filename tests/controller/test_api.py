@@ -91,9 +91,12 @@ def test_events_are_the_newest_and_can_be_followed(tmp_path):
 
 def test_changes_reach_the_pool_with_who_made_them(tmp_path):
     async def body(w: World) -> None:
-        answer = await w.call("PATCH", "/api/v1/groups/alloc-000001", {"gmem_mib": 4096, "ratio_percent": 10})
+        answer = await w.call("PATCH", "/api/v1/groups/alloc-000001", {"gmem_mib": 4096, "ratio_percent": 10.0})
         assert answer.status == 200 and (answer.json["gmem_mib"], answer.json["ratio_percent"]) == (4096, 10)
         assert w.pool.all_groups["alloc-000001"].gmem_mib == 4096
+        answer = await w.call("PATCH", "/api/v1/groups/alloc-000001", {})  # nothing: not in the audit trail
+        assert answer.json["gmem_mib"] == 4096
+        assert (await w.call("PATCH", "/api/v1/groups/none", {})).status == 404
         answer = await w.call("PATCH", "/api/v1/nodes/node-0001", {"draining": True})
         assert answer.json["state"] == "draining"
         assert (await w.call("DELETE", f"/api/v1/sessions/{part('s/3')}")).status == 204
@@ -169,11 +172,14 @@ def test_what_is_wrong_with_a_body_is_said(tmp_path):
         (b"\xff{}", "application/json", 400, "bad_body", "JSON"),
         (b"[" * 5000, "application/json", 400, "bad_body", ""),
         (b'{"ratio_percent":0}', "application/json", 400, "bad_body", ">= 1"),
+        (b'{"ratio_percent":50.5}', "application/json", 400, "bad_body", "float"),
+        (b'{"ratio_percent":"50"}', "application/json", 400, "bad_body", "str"),
+        (b'{"gmem_mib":1e30}', "application/json", 400, "bad_body", "gmem_mib"),
+        (b"[1.0]", "application/json", 400, "bad_body", "array"),
         (b'{"ratio_percent":101}', "application/json", 400, "bad_body", "<= 100"),
         (b'{"ratio_percent":1e400}', "application/json", 400, "bad_body", ""),
         (b'{"gmem":1}', "application/json", 400, "bad_body", "gmem_mib"),
         (b'{"policy":"soft"}', "application/json", 400, "bad_body", "policy"),
-        (b"{}", "application/json", 400, "nothing_to_do", "gmem_mib"),
         (b'{"ratio_percent":5}', "text/plain", 415, "not_json", "application/json"),
         (b" " * 70_000, "application/json", 413, "too_large", "bytes"),
         (b'{"gmem_mib":100}', "application/json", 409, "below_usage", "1024"),
@@ -236,8 +242,13 @@ def test_a_client_that_sends_half_a_body_is_let_go(tmp_path, monkeypatch):
 def test_nonsense_on_the_wire_is_refused_and_does_not_fill_the_log(tmp_path, caplog):
     async def body(w: World) -> None:
         host, port = w.url.removeprefix("http://").split(":")
-        for sent in (b"BREW /coffee HTTP/1.1\r\n\r\n", b"\x16\x03\x01" * 40 + b"\r\n\r\n",
-                     b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\na: " + b"y" * 20_000):  # fmt: skip
+        nonsense = (
+            b"BREW /coffee HTTP/1.1\r\n\r\n",
+            b"\x16\x03\x01" * 40 + b"\r\n\r\n",
+            b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\na: " + b"y" * 20_000,
+        )
+        for sent in nonsense:
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(sent)
             assert b" 400 " in await asyncio.wait_for(reader.readline(), 30)
