@@ -106,7 +106,7 @@ class Controller:
         """Another replica leads; what this one knew is old."""
         self._loaded = False
         self.pool = Pool(self._policies)
-        log.warning("leading no more")
+        log.info("leading no more")
 
     async def close(self) -> None:
         """Servers and programs go on without this replica."""

@@ -133,10 +133,10 @@ def look(program: subprocess.Popen[str]) -> list[list[int]]:
     return json.loads(program.stdout.readline())
 
 
-def change_quota_in_the_browser(browser: Any, controller: ControllerProcess, mib: int, folder: Path) -> None:
+def change_quota_in_the_browser(chromium: Any, controller: ControllerProcess, mib: int, folder: Path) -> None:
     from playwright.sync_api import expect
 
-    with Visit(browser, controller) as visit:  # type: ignore[arg-type]
+    with Visit(chromium, controller) as visit:  # type: ignore[arg-type]
         visit.log_in(controller.operator, "groups?q=whole")
         page = visit.page
         page.get_by_role("button", name="Change whole").click()
