@@ -7,12 +7,15 @@ import socket
 from typing import Any, TypeVar
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
+from orion_client import settings
 from wire import control
 
 _request_ids = itertools.count(1)
 MAX_ANSWER_BYTES = 4 << 20
 _CONNECT_TIMEOUT_S = 3.0
+_MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 Expected = TypeVar("Expected")
 
 
@@ -45,7 +48,14 @@ def port_answers(server: str, timeout_s: float) -> str:
 
 def stats(server: str, timeout_s: float = 3.0) -> control.StatsAnswer:
     """The server's GPUs and clients."""
-    return ask(server, control.Stats(id=next_id()), control.StatsAnswer, timeout_s)
+    return ask(server, control.Stats(id=next_id(), key=settings.client_key() if _key_of(server) else ""), control.StatsAnswer, timeout_s)
+
+
+def _key_of(server: str) -> str:
+    try:
+        return settings.server_key(server)
+    except settings.SettingError as error:
+        raise ServerUnreachable(str(error), "correct ORION_SERVER_KEY") from None
 
 
 def next_id() -> int:
@@ -61,6 +71,42 @@ def ask(server: str, request: control.Request, expected: type[Expected], timeout
     return answer
 
 
+def _encrypt(connection: zmq.Socket[bytes], server_key: str) -> None:
+    public, secret = zmq.curve_keypair()
+    try:
+        connection.curve_serverkey = server_key.encode()
+    except (zmq.ZMQError, UnicodeEncodeError):
+        raise ServerUnreachable("ORION_SERVER_KEY is not a key", "set what `orion-server key` prints there") from None
+    connection.curve_publickey, connection.curve_secretkey = public, secret
+
+
+def _arrives(connection: zmq.Socket[bytes], monitor: zmq.Socket[bytes], timeout_ms: int) -> bool:
+    """Whether an answer is there. False at the deadline, or as soon as the connection has failed."""
+    poller = zmq.Poller()
+    poller.register(connection, zmq.POLLIN)
+    poller.register(monitor, zmq.POLLIN)
+    return connection in dict(poller.poll(timeout_ms))
+
+
+def _unencrypted(server: str, key: str, monitor: zmq.Socket[bytes]) -> ServerUnreachable:
+    """Why a connection ended before it was one."""
+    event = parse_monitor_message(monitor.recv_multipart())
+    differs = (
+        event["event"] == zmq.Event.HANDSHAKE_FAILED_PROTOCOL and event["value"] == _MECHANISM_MISMATCH
+    )
+    if differs and not key:
+        return ServerUnreachable(f"{server} takes encrypted connections only",
+                                 "set ORION_SERVER_KEY to what `orion-server key` prints there")  # fmt: skip
+    if differs:
+        return ServerUnreachable(f"ORION_SERVER_KEY is set and {server} does not encrypt",
+                                 "start orion-server with --curve on, or unset ORION_SERVER_KEY")  # fmt: skip
+    if key:
+        return ServerUnreachable(f"no encrypted connection to {server}",
+                                 "is ORION_SERVER_KEY what `orion-server key` prints there?")  # fmt: skip
+    return ServerUnreachable(f"{server} closed the connection: it is no orion-server",
+                             "check the port: orion-server's default is 9960")  # fmt: skip
+
+
 def _ask(server: str, request: control.Request, timeout_s: float | None) -> Any:
     why_not = port_answers(server, _CONNECT_TIMEOUT_S if timeout_s is None else timeout_s)
     if why_not:
@@ -71,9 +117,16 @@ def _ask(server: str, request: control.Request, timeout_s: float | None) -> Any:
         connection = context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
         connection.setsockopt(zmq.MAXMSGSIZE, MAX_ANSWER_BYTES)
+        key = _key_of(server)
+        if key:
+            _encrypt(connection, key)
+        monitor = connection.get_monitor_socket(zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.DISCONNECTED)
         connection.connect(f"tcp://{server}")
         connection.send(control.encode(request))
-        while not connection.poll(int((_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s) * 1000)):
+        wait_ms = int((_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s) * 1000)
+        while not _arrives(connection, monitor, wait_ms):
+            if monitor.poll(0):
+                raise _unencrypted(server, key, monitor)
             if timeout_s is not None:
                 raise ServerUnreachable(f"{server} does not answer like an orion-server within {timeout_s:g} s",
                                         "check the port: orion-server's default is 9960")  # fmt: skip

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from orion_client import settings
 from orion_client.control_client import ServerUnreachable, stats
 from orion_client.private_server import PrivateServer, PrivateServerFailed
 
@@ -36,6 +37,7 @@ def _demo() -> None:
     if not _EXAMPLE.is_file():
         raise DemoFailed(f"{_EXAMPLE} is missing: the demo runs from a source tree")
     started_s = time.monotonic()
+    os.environ["ORION_SERVER_KEY"] = settings.NO_KEYS
     with PrivateServer() as server:
         gpus = stats(server.address).gpus
         served_by = ", ".join(f"{gpu.name} ({gpu.total_bytes >> 20} MiB)" for gpu in gpus)

@@ -23,6 +23,8 @@ from orion_server.config import (
     LOG_LEVELS,
     ConfigError,
     Settings,
+    check_choices,
+    check_loopback,
     check_slices,
     load_file,
     parse_listen,
@@ -30,6 +32,7 @@ from orion_server.config import (
 )
 from orion_server.libcuda import Libcuda, LibcudaError, choose
 from orion_server.metrics import MetricsPort
+from orion_server.network import check_exposed, key_pair
 from orion_server.server import Server
 from orion_server.shares import raise_descriptor_limit
 from orion_server.worker_process import WorkerError
@@ -55,10 +58,18 @@ Each program gets a vGPU on each GPU that it uses: a memory quota and a compute 
 (ORION_GMEM, ORION_RATIO) gets 1 of --vgpu-count parts of the GPU, by default a quarter. To give whole GPUs:
 --vgpu-count 1 (one program on each GPU at a time) or --vgpu-count 0 (no limits for who asks for none).
 
+Other machines reach it only with an encrypted control port and clients that prove who they are:
+
+\b
+  openssl rand -hex 32 > client-key                                     for the clients: ORION_CLIENT_KEY
+  orion-server --listen 0.0.0.0:9960 --client-key-file client-key
+  orion-server key                                                      for the clients: ORION_SERVER_KEY
+
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
 libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio,
-pinned_mib, swap_mib, metrics_listen, drain_timeout, comm_path; [log] log_level, json); options win.
+pinned_mib, swap_mib, metrics_listen, curve, encrypt, client_key_file, drain_timeout, comm_path; [log] log_level, json);
+options win.
 """
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None)
@@ -66,7 +77,7 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None)
 
 @app.command(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 def serve(
-    listen: Annotated[str | None, typer.Option(help="ADDRESS:PORT; loopback only; port 0 takes any free one.")] = None,
+    listen: Annotated[str | None, typer.Option(help="ADDRESS:PORT (127.0.0.1:9960); port 0 takes any free one.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (a GPU, else softgpu), nvidia or softgpu.")] = None,
     libcuda: Annotated[
         str | None, typer.Option(metavar="PATH", help="The driver's libcuda.so.1, if not found.")
@@ -100,6 +111,15 @@ def serve(
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Prometheus metrics and /healthz there; loopback only.")
+    ] = None,
+    curve: Annotated[
+        str | None, typer.Option(help="Encrypt the control port: auto (off loopback), on or off.")
+    ] = None,
+    encrypt: Annotated[
+        str | None, typer.Option(help="Encrypt TCP lanes: auto (off loopback), required or off.")
+    ] = None,
+    client_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Clients must show the key in FILE (ORION_CLIENT_KEY there).")
     ] = None,
     null_engine: Annotated[bool, typer.Option(help="Accept and drop all work: measures the path, not a GPU.")] = False,
     drain_timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait when draining (30).")] = None,
@@ -140,6 +160,9 @@ def serve(
             "pinned_mib": pinned_mib,
             "swap_mib": swap_mib,
             "metrics_listen": metrics,
+            "curve": curve,
+            "encrypt": encrypt,
+            "client_key_file": client_key_file,
             "drain_timeout_s": drain_timeout,
             "bind_timeout_s": bind_timeout,
             "socket_dir": socket_dir,
@@ -153,7 +176,10 @@ def serve(
             raise ConfigError(f"--log-level is one of {', '.join(LOG_LEVELS)}")
         check_slices(settings)
         if settings.metrics_listen is not None:
-            parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)
+            metrics_host, _ = parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)
+            check_loopback(metrics_host, "--metrics")
+        check_choices(settings)
+        check_exposed(settings)
         if settings.device not in ("auto", "nvidia", "softgpu"):
             raise ConfigError("--device is one of auto, nvidia, softgpu")
         folder = private_directory(settings.socket_dir)
@@ -218,6 +244,8 @@ async def _serve(settings: Settings, libcuda: Libcuda, folder: Path) -> int:
         print(f"orion-server: {getattr(error, 'strerror', None) or f'cannot serve: {error}'}", file=sys.stderr)
         await server.close()
         return 1
+    if server.public_key:
+        log.info("the control port is encrypted; clients need ORION_SERVER_KEY=%s", server.public_key)
     _announce(settings, libcuda, server)
     await stopping
     if metrics is not None:
@@ -241,6 +269,26 @@ def _announce(settings: Settings, libcuda: Libcuda, server: Server) -> None:
         os.close(settings.ready_fd)
 
 
+key_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@key_app.command(context_settings={"help_option_names": ["-h", "--help"]})
+def key(
+    socket_dir: Annotated[
+        Path | None, typer.Option("--socket-dir", "--state-dir", help="The server's folder, as it is started with.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration file (/etc/orion/server.conf).")] = None,
+) -> None:
+    """Prints the public key of this user's servers: what clients name in ORION_SERVER_KEY. Makes it if there is none."""
+    try:
+        print(key_pair(private_directory(socket_dir or _settings(config).socket_dir)).public)
+    except ConfigError as error:
+        print(f"orion-server key: {error}", file=sys.stderr)
+        raise typer.Exit(_EXIT_SETUP) from None
+
+
 def main() -> None:
     """Entry of the installed command."""
+    if sys.argv[1:2] == ["key"]:
+        key_app(args=sys.argv[2:], prog_name="orion-server key")
     app(prog_name="orion-server")

@@ -62,7 +62,10 @@ class Envelope:
 class ControlSocket:
     """Receives bounded messages and hands them on; sends answers and never waits for a slow client."""
 
-    def __init__(self, host: str, port: int, on_message: Callable[[Envelope, bytes], None]) -> None:
+    def __init__(
+        self, host: str, port: int, on_message: Callable[[Envelope, bytes], None], secret_key: str = ""
+    ) -> None:
+        """`secret_key` (z85): takes only connections that CurveZMQ encrypts for it; who connects is asked later."""
         self._on_message = on_message
         self._limiter = RateLimiter()
         self._context = zmq.Context(io_threads=1)
@@ -72,6 +75,9 @@ class ControlSocket:
         self._socket.setsockopt(zmq.SNDHWM, _QUEUED_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        if secret_key:
+            self._socket.curve_server = True
+            self._socket.curve_secretkey = secret_key.encode()
         try:
             self._socket.bind(f"tcp://{host}:{port if port else '*'}")
         except zmq.ZMQError as error:

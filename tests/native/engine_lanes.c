@@ -205,7 +205,8 @@ static void run(orion_link_wish wish) {
   orion_engine* engine = NULL;
   char endpoint[64], none[64];
   CHECK(orion_engine_new(&config, &engine) == 0);
-  CHECK(orion_engine_tcp_listen(engine, ORION_ENGINE_LANES_RAW, token, sizeof token, endpoint, none) == 0);
+  CHECK(orion_engine_tcp_listen(engine, ORION_ENGINE_LANES_RAW, "127.0.0.1", ORION_ENGINE_CIPHER_NONE, token,
+                                sizeof token, endpoint, none) == 0);
   const orion_engine_device device = {0, ORION_DEVICE_SLOT_CANDIDATE(0), 1ull << 30};
   const orion_engine_bind_request request = {.segment_fd = -1,
                                              .arena_fd = -1,

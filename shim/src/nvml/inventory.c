@@ -157,14 +157,16 @@ static void read_boot_id(char* out, size_t capacity) {
 
 static bool ask_server(const orion_config* config, uint32_t server, orion_nvml_inventory* inventory, bool quiet) {
   orion_control control;
-  if (orion_control_open(&control, config->servers[server], config->server_is_default, config->attach_timeout_ms,
+  if (orion_control_open(&control, config->servers[server], config->server_keys[server], config->server_is_default, config->attach_timeout_ms,
                          quiet) != CUDA_SUCCESS)
     return false;
   uint8_t buffer[1024];
   char host[64];
   read_boot_id(host, sizeof host);
   orion_packer p = {buffer, 0, sizeof buffer, false};
-  orion_control_begin(&control, &p, "stats", 8);
+  orion_control_begin(&control, &p, "stats", 9);
+  orion_pack_string(&p, "key");
+  orion_pack_string(&p, control.is_encrypted ? config->client_key : "");
   orion_pack_string(&p, "telemetry");
   orion_pack_bool(&p, true);
   orion_pack_string(&p, "pid");

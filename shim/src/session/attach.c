@@ -14,6 +14,7 @@
 #include "copier.h"
 #include "futex.h"
 #include "internal.h"
+#include "orion_seal.h"
 #include "stages.h"
 #include "stats.h"
 
@@ -123,6 +124,23 @@ static bool is_forwarded(const char* name) {
   return value && strlen(value) <= 64;  // every meaningful value is a short word or number
 }
 
+// How the data lanes may be encrypted, and the shared key, which is told to nobody but the server whose key we know.
+static void pack_security(const attach_job* job, const orion_config* config, orion_packer* p) {
+  static const char* const wishes[] = {"auto", "on", "off"};
+  static const char* const names[] = {"", "aes256gcm", "chacha20poly1305"};
+  const char* offered[2];
+  uint32_t count = 0;
+  for (uint32_t i = ORION_CIPHER_AES256GCM; i <= ORION_CIPHER_CHACHA20POLY1305 && job->control.is_encrypted; i++)
+    if (config->ciphers[i] && orion_cipher_usable((enum orion_cipher)i)) offered[count++] = names[i];
+  orion_pack_string(p, "encrypt");
+  orion_pack_string(p, wishes[config->encrypt]);
+  orion_pack_string(p, "ciphers");
+  orion_pack_array(p, count);
+  for (uint32_t i = 0; i < count; i++) orion_pack_string(p, offered[i]);
+  orion_pack_string(p, "key");
+  orion_pack_string(p, job->control.is_encrypted ? config->client_key : "");
+}
+
 static CUresult attach(attach_job* job, const orion_config* config) {
   static const char* const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
                                           "CUDA_MODULE_LOADING",         "CUDA_MODULE_DATA_LOADING",
@@ -135,7 +153,8 @@ static CUresult attach(attach_job* job, const orion_config* config) {
   read_line("/proc/sys/kernel/random/boot_id", host, sizeof host);
   const ssize_t program_bytes = readlink("/proc/self/exe", program, sizeof program - 1);
   program[program_bytes > 0 ? program_bytes : 0] = 0;
-  orion_control_begin(&job->control, &p, "attach", 15);
+  orion_control_begin(&job->control, &p, "attach", 18);
+  pack_security(job, config, &p);
   orion_pack_string(&p, "wire");
   orion_pack_array(&p, 2);
   orion_pack_unsigned(&p, ORION_WIRE_MAJOR);
@@ -348,6 +367,11 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
     orion_log(ORION_LOG_ERROR, "%s offers other tcp lanes than ORION_TCP_LANES asks for: leave it at auto", address);
     return CUDA_ERROR_NO_DEVICE;
   }
+  const bool is_sealed = is_raw && attached->cipher != ORION_CIPHER_NONE;
+  if (socket_fd < 0 && config->encrypt == ORION_ENCRYPT_ON && !is_sealed) {
+    orion_log(ORION_LOG_ERROR, "%s does not encrypt its lanes and ORION_ENCRYPT=on asks for that", address);
+    return CUDA_ERROR_NOT_PERMITTED;
+  }
   const CUresult result = bind_addresses(job, socket_fd >= 0 ? "shm" : "tcp");
   if (result != CUDA_SUCCESS) {
     if (socket_fd >= 0) close(socket_fd);
@@ -363,15 +387,18 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
   snprintf(session->server_address, sizeof session->server_address, "%s", address);
   const bool opened = socket_fd >= 0 ? orion_shm_open(session, socket_fd, attached->token, config->attach_timeout_ms)
                                      : orion_tcp_open(session, config, attached->tcp_ops, attached->tcp_bulk,
-                                                      attached->token, config->attach_timeout_ms);
+                                                      attached->cipher, attached->token, config->attach_timeout_ms);
   if (!opened) return CUDA_ERROR_NO_DEVICE;
   if (!orion_session_start(job->impl)) return CUDA_ERROR_OUT_OF_MEMORY;
   orion_stages_lap(&job->stages, "open");
-  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s", address, attached->server_version,
+  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s%s", address, attached->server_version,
             attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name,
             socket_fd >= 0 ? ""
             : is_raw       ? " (plain sockets)"
-                           : " (ZeroMQ)");
+                           : " (ZeroMQ)",
+            socket_fd >= 0 || !is_sealed ? ""
+            : attached->cipher == ORION_CIPHER_AES256GCM ? ", encrypted (AES-256-GCM)"
+                                                         : ", encrypted (ChaCha20-Poly1305)");
   return CUDA_SUCCESS;
 }
 
@@ -432,8 +459,8 @@ static CUresult attach_all(const orion_config* config, attach_job* jobs) {
   for (uint32_t j = 0; j < config->server_count && result == CUDA_SUCCESS; j++) {
     orion_stages_begin(&jobs[j].stages);
     jobs[j].impl = orion_session_new(config);
-    result = jobs[j].impl ? orion_control_open(&jobs[j].control, config->servers[j], config->server_is_default,
-                                               config->attach_timeout_ms, false)
+    result = jobs[j].impl ? orion_control_open(&jobs[j].control, config->servers[j], config->server_keys[j],
+                                               config->server_is_default, config->attach_timeout_ms, false)
                           : CUDA_ERROR_OUT_OF_MEMORY;
     jobs[j].is_open = result == CUDA_SUCCESS;
     orion_stages_lap(&jobs[j].stages, "connect");

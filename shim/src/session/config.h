@@ -9,10 +9,17 @@
 enum { ORION_SERVERS_MAX = 16, ORION_SERVER_NAME_BYTES = 128 };
 enum orion_transport_wish { ORION_WISH_AUTO, ORION_WISH_SHM, ORION_WISH_TCP };
 
+enum orion_encrypt_wish { ORION_ENCRYPT_AUTO, ORION_ENCRYPT_ON, ORION_ENCRYPT_OFF };
+enum { ORION_SERVER_KEY_BYTES = 41, ORION_CLIENT_KEY_BYTES = 129 };
+
 enum orion_lanes_wish { ORION_LANES_RAW = 1, ORION_LANES_ZMQ = 2 };
 
 typedef struct orion_config {
   char servers[ORION_SERVERS_MAX][ORION_SERVER_NAME_BYTES];  // "host:port"
+  char server_keys[ORION_SERVERS_MAX][ORION_SERVER_KEY_BYTES];  // z85 public keys, by position; "": not encrypted
+  char client_key[ORION_CLIENT_KEY_BYTES];                      // what servers without a controller may ask for
+  enum orion_encrypt_wish encrypt;                              // the data lanes of tcp
+  bool ciphers[3];                                              // by enum orion_cipher: whether it may be offered
   uint32_t server_count;
   bool server_is_default;  // nobody named one
   enum orion_transport_wish transport;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
+#include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,12 +64,25 @@ static int probe(const char* address, uint32_t timeout_ms, char* why, size_t why
   return error;
 }
 
-CUresult orion_control_open(orion_control* control, const char* address, bool is_default, uint32_t timeout_ms,
-                            bool quiet) {
+// Everything is encrypted for who holds the secret of `server_key`. Our own pair lasts as long as the connection: it
+// proves nothing about us.
+static bool use_curve(void* socket, const char* server_key) {
+  char public_key[41], secret_key[41];
+  const bool done = zmq_curve_keypair(public_key, secret_key) == 0 &&
+                    zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, server_key, strlen(server_key) + 1) == 0 &&
+                    zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, public_key, sizeof public_key) == 0 &&
+                    zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, secret_key, sizeof secret_key) == 0;
+  sodium_memzero(secret_key, sizeof secret_key);
+  return done;
+}
+
+CUresult orion_control_open(orion_control* control, const char* address, const char* server_key, bool is_default,
+                            uint32_t timeout_ms, bool quiet) {
   memset(control, 0, sizeof *control);
   snprintf(control->address, sizeof control->address, "%s", address);
   control->address_is_default = is_default;
   control->timeout_ms = timeout_ms;
+  control->is_encrypted = server_key[0] != 0;
   char why[128] = "no address";
   if (probe(address, timeout_ms, why, sizeof why) != 0) {
     if (!quiet)
@@ -87,6 +101,7 @@ CUresult orion_control_open(orion_control* control, const char* address, bool is
   if (!control->socket || zmq_setsockopt(control->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms) ||
       zmq_setsockopt(control->socket, ZMQ_MAXMSGSIZE, &most_bytes, sizeof most_bytes) ||
       zmq_setsockopt(control->socket, ZMQ_IPV6, &ipv6, sizeof ipv6) ||
+      (control->is_encrypted && !use_curve(control->socket, server_key)) ||
       zmq_socket_monitor(control->socket, "inproc://control-monitor",
                          ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
                              ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED) ||
@@ -123,8 +138,26 @@ void orion_control_tell(orion_control* control, const orion_packer* packer) {
   zmq_send(control->socket, packer->data, packer->bytes, ZMQ_DONTWAIT);
 }
 
+// Why there is no answer.
+enum silence { SILENT, NOT_OURS, OTHER_ENCRYPTION };
+
+// What the connection's monitor tells: an event and its value.
+static enum silence read_event(const orion_control* control) {
+  uint8_t frame[64];
+  const int bytes = zmq_recv(control->monitor, frame, sizeof frame, ZMQ_DONTWAIT);
+  uint16_t event = 0;
+  uint32_t value = 0;
+  if (bytes >= 6) {
+    memcpy(&event, frame, sizeof event);
+    memcpy(&value, frame + sizeof event, sizeof value);
+  }
+  const bool differs =
+      event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH;
+  return differs ? OTHER_ENCRYPTION : NOT_OURS;
+}
+
 // The next message, whole. False at the deadline or when the peer does not speak our protocol.
-static bool receive(orion_control* control, uint64_t deadline_ns, bool* not_zmtp) {
+static bool receive(orion_control* control, uint64_t deadline_ns, enum silence* why) {
   for (;;) {
     const uint64_t now_ns = orion_now_ns();
     if (now_ns >= deadline_ns) return false;
@@ -146,7 +179,7 @@ static bool receive(orion_control* control, uint64_t deadline_ns, bool* not_zmtp
       zmq_msg_close(&message);
     }
     if (items[1].revents & ZMQ_POLLIN) {
-      *not_zmtp = true;
+      *why = read_event(control);
       return false;
     }
   }
@@ -211,10 +244,24 @@ CUresult orion_control_request(orion_control* control, const orion_packer* packe
     return CUDA_ERROR_NO_DEVICE;
   }
   for (;;) {
-    bool not_zmtp = false;
-    if (!receive(control, deadline_ns, &not_zmtp)) {
+    enum silence why = SILENT;
+    if (!receive(control, deadline_ns, &why)) {
       if (quiet) return CUDA_ERROR_NO_DEVICE;
-      if (not_zmtp)
+      if (why == OTHER_ENCRYPTION && !control->is_encrypted)
+        orion_log(ORION_LOG_ERROR,
+                  "%s takes encrypted connections only: set ORION_SERVER_KEY to its public key, which `orion-server key` "
+                  "prints there and its log shows",
+                  address);
+      else if (why == OTHER_ENCRYPTION)
+        orion_log(ORION_LOG_ERROR,
+                  "ORION_SERVER_KEY is set and %s does not encrypt: start orion-server with --curve on, or unset it",
+                  address);
+      else if (control->is_encrypted)
+        orion_log(ORION_LOG_ERROR,
+                  "no encrypted connection to %s: is ORION_SERVER_KEY the key that `orion-server key` prints there, and "
+                  "is it the control port (9960) of an orion-server?",
+                  address);
+      else if (why == NOT_OURS)
         orion_log(ORION_LOG_ERROR,
                   "%s closed the connection or does not speak Orion's protocol: is it the control port (9960) of an "
                   "orion-server?",
