@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from typing import Any, TypeVar
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from orion_client import settings
 from wire import control
@@ -15,7 +15,8 @@ from wire import control
 _request_ids = itertools.count(1)
 MAX_ANSWER_BYTES = 4 << 20
 _CONNECT_TIMEOUT_S = 3.0
-_MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+_ZMTP_SIGNATURE = b"\xff" + bytes(8) + b"\x7f\x03"  # and the version
+_ZMTP_MECHANISM = slice(12, 32)
 Expected = TypeVar("Expected")
 
 
@@ -88,12 +89,21 @@ def _arrives(connection: zmq.Socket[bytes], monitor: zmq.Socket[bytes], timeout_
     return connection in dict(poller.poll(timeout_ms))
 
 
-def _unencrypted(server: str, key: str, monitor: zmq.Socket[bytes]) -> ServerUnreachable:
+def _mechanism(server: str) -> bytes:
+    """What a server speaks: b"CURVE", b"NULL", or something else. An end of ZMTP that has seen a signature and a version
+    tells it, and cannot know ours yet."""
+    host, _, port = server.rpartition(":")
+    greeting = b""
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S) as connection:
+        connection.sendall(_ZMTP_SIGNATURE)
+        while len(greeting) < _ZMTP_MECHANISM.stop and (more := connection.recv(64)):
+            greeting += more
+    return greeting[_ZMTP_MECHANISM].rstrip(b"\0")
+
+
+def _unencrypted(server: str, key: str) -> ServerUnreachable:
     """Why a connection ended before it was one."""
-    event = parse_monitor_message(monitor.recv_multipart())
-    differs = (
-        event["event"] == zmq.Event.HANDSHAKE_FAILED_PROTOCOL and event["value"] == _MECHANISM_MISMATCH
-    )
+    differs = _mechanism(server) == (b"NULL" if key else b"CURVE")
     if differs and not key:
         return ServerUnreachable(f"{server} takes encrypted connections only",
                                  "set ORION_SERVER_KEY to what `orion-server key` prints there")  # fmt: skip
@@ -126,7 +136,7 @@ def _ask(server: str, request: control.Request, timeout_s: float | None) -> Any:
         wait_ms = int((_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s) * 1000)
         while not _arrives(connection, monitor, wait_ms):
             if monitor.poll(0):
-                raise _unencrypted(server, key, monitor)
+                raise _unencrypted(server, key)
             if timeout_s is not None:
                 raise ServerUnreachable(f"{server} does not answer like an orion-server within {timeout_s:g} s",
                                         "check the port: orion-server's default is 9960")  # fmt: skip

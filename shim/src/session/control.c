@@ -16,8 +16,19 @@
 #include "futex.h"
 #include "log.h"
 
-// A plain connection first: ZeroMQ retries in silence, and "connection refused" is worth telling at once.
-static int probe(const char* address, uint32_t timeout_ms, char* why, size_t why_bytes) {
+static bool await_socket(int fd, short events, uint64_t end_ns) {
+  struct pollfd ready = {fd, events, 0};
+  int count = 0;
+  do {
+    const uint64_t now_ns = orion_now_ns();
+    count = poll(&ready, 1, now_ns < end_ns ? (int)((end_ns - now_ns) / 1000000) + 1 : 0);
+  } while (count < 0 && errno == EINTR);
+  return count > 0;
+}
+
+// A plain connection first: ZeroMQ retries in silence, and "connection refused" is worth telling at once. `*kept`: the
+// connection, where somebody wants it.
+static int probe(const char* address, uint32_t timeout_ms, char* why, size_t why_bytes, int* kept) {
   char host[ORION_SERVER_NAME_BYTES];
   snprintf(host, sizeof host, "%s", address);
   char* colon = strrchr(host, ':');
@@ -44,20 +55,16 @@ static int probe(const char* address, uint32_t timeout_ms, char* why, size_t why
     }
     error = connect(fd, item->ai_addr, item->ai_addrlen) == 0 ? 0 : errno;
     if (error == EINPROGRESS) {
-      struct pollfd ready = {fd, POLLOUT, 0};
       socklen_t bytes = sizeof error;
-      const uint64_t end_ns = orion_now_ns() + timeout_ms * 1000000ull;
-      int count = 0;
-      do {
-        const uint64_t now_ns = orion_now_ns();
-        count = poll(&ready, 1, now_ns < end_ns ? (int)((end_ns - now_ns) / 1000000) + 1 : 0);
-      } while (count < 0 && errno == EINTR);
-      if (count <= 0)
+      if (!await_socket(fd, POLLOUT, orion_now_ns() + timeout_ms * 1000000ull))
         error = ETIMEDOUT;
       else
         getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
     }
-    close(fd);
+    if (!error && kept)
+      *kept = fd;
+    else
+      close(fd);
   }
   freeaddrinfo(found);
   if (error) snprintf(why, why_bytes, "%s", strerror(error));
@@ -76,6 +83,32 @@ static bool use_curve(void* socket, const char* server_key) {
   return done;
 }
 
+// Why there is no answer.
+enum silence { SILENT, NOT_OURS, OTHER_ENCRYPTION };
+
+// After a connection that was ended: what does the server speak? An end of ZMTP that has seen ten bytes of a signature
+// and a version tells its mechanism, and cannot know ours yet, so it tells it in any case.
+static enum silence ask_why(const orion_control* control) {
+  static const uint8_t signature[11] = {0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 3};
+  enum { MECHANISM_AT = 12, MECHANISM_BYTES = 20 };
+  uint8_t greeting[MECHANISM_AT + MECHANISM_BYTES + 1] = {0};
+  char why[128];
+  int fd = -1;
+  if (probe(control->address, control->timeout_ms, why, sizeof why, &fd) != 0) return NOT_OURS;
+  const uint64_t end_ns = orion_now_ns() + control->timeout_ms * 1000000ull;
+  size_t at = 0;
+  bool more = send(fd, signature, sizeof signature, MSG_NOSIGNAL) == (ssize_t)sizeof signature;
+  while (more && at < sizeof greeting - 1 && await_socket(fd, POLLIN, end_ns)) {
+    const ssize_t got = recv(fd, greeting + at, sizeof greeting - 1 - at, 0);
+    more = got > 0;
+    if (more) at += (size_t)got;
+  }
+  close(fd);
+  if (at < sizeof greeting - 1 || greeting[0] != 0xff) return NOT_OURS;
+  const char* expected = control->is_encrypted ? "CURVE" : "NULL";
+  return strcmp((const char*)greeting + MECHANISM_AT, expected) == 0 ? NOT_OURS : OTHER_ENCRYPTION;
+}
+
 CUresult orion_control_open(orion_control* control, const char* address, const char* server_key, bool is_default,
                             uint32_t timeout_ms, bool quiet) {
   memset(control, 0, sizeof *control);
@@ -84,7 +117,7 @@ CUresult orion_control_open(orion_control* control, const char* address, const c
   control->timeout_ms = timeout_ms;
   control->is_encrypted = server_key[0] != 0;
   char why[128] = "no address";
-  if (probe(address, timeout_ms, why, sizeof why) != 0) {
+  if (probe(address, timeout_ms, why, sizeof why, NULL) != 0) {
     if (!quiet)
       orion_log(ORION_LOG_ERROR, "no server at %s (%s): start orion-server there, or %s", address, why,
                 is_default ? "set ORION_SERVER=host:port (no server is configured, so the default was tried)"
@@ -138,24 +171,6 @@ void orion_control_tell(orion_control* control, const orion_packer* packer) {
   zmq_send(control->socket, packer->data, packer->bytes, ZMQ_DONTWAIT);
 }
 
-// Why there is no answer.
-enum silence { SILENT, NOT_OURS, OTHER_ENCRYPTION };
-
-// What the connection's monitor tells: an event and its value.
-static enum silence read_event(const orion_control* control) {
-  uint8_t frame[64];
-  const int bytes = zmq_recv(control->monitor, frame, sizeof frame, ZMQ_DONTWAIT);
-  uint16_t event = 0;
-  uint32_t value = 0;
-  if (bytes >= 6) {
-    memcpy(&event, frame, sizeof event);
-    memcpy(&value, frame + sizeof event, sizeof value);
-  }
-  const bool differs =
-      event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH;
-  return differs ? OTHER_ENCRYPTION : NOT_OURS;
-}
-
 // The next message, whole. False at the deadline or when the peer does not speak our protocol.
 static bool receive(orion_control* control, uint64_t deadline_ns, enum silence* why) {
   for (;;) {
@@ -179,7 +194,7 @@ static bool receive(orion_control* control, uint64_t deadline_ns, enum silence* 
       zmq_msg_close(&message);
     }
     if (items[1].revents & ZMQ_POLLIN) {
-      *why = read_event(control);
+      *why = NOT_OURS;
       return false;
     }
   }
@@ -247,6 +262,7 @@ CUresult orion_control_request(orion_control* control, const orion_packer* packe
     enum silence why = SILENT;
     if (!receive(control, deadline_ns, &why)) {
       if (quiet) return CUDA_ERROR_NO_DEVICE;
+      if (why == NOT_OURS) why = ask_why(control);
       if (why == OTHER_ENCRYPTION && !control->is_encrypted)
         orion_log(ORION_LOG_ERROR,
                   "%s takes encrypted connections only: set ORION_SERVER_KEY to its public key, which `orion-server key` "
