@@ -49,7 +49,12 @@ def port_answers(server: str, timeout_s: float) -> str:
 
 def stats(server: str, timeout_s: float = 3.0) -> control.StatsAnswer:
     """The server's GPUs and clients."""
-    return ask(server, control.Stats(id=next_id(), key=settings.client_key() if _key_of(server) else ""), control.StatsAnswer, timeout_s)
+    return ask(
+        server,
+        control.Stats(id=next_id(), key=settings.client_key() if _key_of(server) else ""),
+        control.StatsAnswer,
+        timeout_s,
+    )
 
 
 def _key_of(server: str) -> str:
@@ -90,8 +95,8 @@ def _arrives(connection: zmq.Socket[bytes], monitor: zmq.Socket[bytes], timeout_
 
 
 def _mechanism(server: str) -> bytes:
-    """What a server speaks: b"CURVE", b"NULL", or something else. An end of ZMTP that has seen a signature and a version
-    tells it, and cannot know ours yet."""
+    """What a server speaks: b"CURVE", b"NULL", or something else. An end of ZMTP that has seen a signature and a
+    version tells it, and cannot know ours yet."""
     host, _, port = server.rpartition(":")
     greeting = b""
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S) as connection:

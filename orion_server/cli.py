@@ -77,7 +77,9 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None)
 
 @app.command(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 def serve(
-    listen: Annotated[str | None, typer.Option(help="ADDRESS:PORT (127.0.0.1:9960); port 0 takes any free one.")] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="ADDRESS:PORT (127.0.0.1:9960); port 0 takes any free one.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto (a GPU, else softgpu), nvidia or softgpu.")] = None,
     libcuda: Annotated[
         str | None, typer.Option(metavar="PATH", help="The driver's libcuda.so.1, if not found.")
@@ -112,9 +114,7 @@ def serve(
     metrics: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Prometheus metrics and /healthz there; loopback only.")
     ] = None,
-    curve: Annotated[
-        str | None, typer.Option(help="Encrypt the control port: auto (off loopback), on or off.")
-    ] = None,
+    curve: Annotated[str | None, typer.Option(help="Encrypt the control port: auto (off loopback), on or off.")] = None,
     encrypt: Annotated[
         str | None, typer.Option(help="Encrypt TCP lanes: auto (off loopback), required or off.")
     ] = None,
@@ -279,7 +279,7 @@ def key(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration file (/etc/orion/server.conf).")] = None,
 ) -> None:
-    """Prints the public key of this user's servers: what clients name in ORION_SERVER_KEY. Makes it if there is none."""
+    """Prints the public key of this user's servers: what clients name in ORION_SERVER_KEY. Made if there is none."""
     try:
         print(key_pair(private_directory(socket_dir or _settings(config).socket_dir)).public)
     except ConfigError as error:

@@ -121,7 +121,9 @@ def lanes_encrypted(settings: Settings, request: control.Attach) -> bool:
         return False
     wanted = request.encrypt == "on" or settings.encrypt == "required" or not is_loopback(settings.host)
     if wanted and "raw" not in request.lanes:
-        raise LanesRefused("ZeroMQ's lanes are not encrypted", "leave ORION_TCP_LANES at auto, or set ORION_ENCRYPT=off")
+        raise LanesRefused(
+            "ZeroMQ's lanes are not encrypted", "leave ORION_TCP_LANES at auto, or set ORION_ENCRYPT=off"
+        )
     if wanted and not request.ciphers:
         raise LanesRefused("the client knows no cipher for its TCP lanes", "install the server's release there")
     return wanted

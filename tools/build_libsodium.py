@@ -1,4 +1,4 @@
-"""Builds the private static libsodium that encrypts what crosses a network: CurveZMQ in libzmq, and the plain TCP lanes.
+"""Builds the private static libsodium that encrypts what crosses a network: libzmq's CURVE and plain TCP lanes.
 
 The source comes from PyNaCl's source release, which carries libsodium whole. Its configure step is not run: the few
 answers that the sources need are below, so that the same recipe serves gcc and zig.

@@ -73,8 +73,8 @@ class Attach(_Message, tag="attach", kw_only=True):
     ratio_policy: Literal["", "hard", "elastic"] = ""
     group: Text = ""
     res_group: Text = ""  # "BOX": the sessions of `group` share one vGPU on each GPU
-    # Encrypted lanes: what the client wants, and the ciphers that it can use, best first. Where control is not encrypted
-    # it names none: their keys come from the token, which control carries.
+    # Encrypted lanes: what the client wants, and the ciphers that it can use, best first. Where control is not
+    # encrypted it names none: their keys come from the token, which control carries.
     encrypt: Literal["auto", "on", "off"] = "auto"
     ciphers: Annotated[list[Annotated[str, Meta(max_length=32)]], Meta(max_length=8)] = []
     key: ClientKey = ""  # what a server with --client-key-file asks of its clients

@@ -36,9 +36,9 @@ bool net_raw_open(orion_engine* e, char* endpoint) {
   socklen_t length = sizeof address;
   if (e->net->cipher != ORION_CIPHER_NONE) r->sealed = calloc(1, sizeof *r->sealed);
   if (!r->in || (e->net->cipher != ORION_CIPHER_NONE && !r->sealed) ||
-      inet_pton(AF_INET, e->net->address, &address.sin_addr) != 1 || r->listener < 0 || bind(r->listener, (struct sockaddr*)&address, sizeof address) ||
-      listen(r->listener, RAW_STRANGERS) || getsockname(r->listener, (struct sockaddr*)&address, &length) ||
-      !net_stripes_init(r)) {
+      inet_pton(AF_INET, e->net->address, &address.sin_addr) != 1 || r->listener < 0 ||
+      bind(r->listener, (struct sockaddr*)&address, sizeof address) || listen(r->listener, RAW_STRANGERS) ||
+      getsockname(r->listener, (struct sockaddr*)&address, &length) || !net_stripes_init(r)) {
     engine_log(e, ENGINE_LOG_ERROR, "cannot open the lanes: %s", strerror(errno));
     return false;
   }
@@ -269,7 +269,8 @@ static void parse(orion_engine* e) {
   }
 }
 
-// Opens the records that are there whole. Room for one is always there: `parse` leaves at most one frame that is cut off.
+// Opens the records that are there whole. Room for one is always there: `parse` leaves at most one frame that is cut
+// off.
 static bool open_records(orion_engine* e) {
   raw_lanes* r = net_raw_of(e);
   raw_sealed* s = r->sealed;

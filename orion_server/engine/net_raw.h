@@ -89,7 +89,8 @@ raw_lanes* net_raw_of(const orion_engine* e);
 
 // ---- net_stripes.c; but for the stripes' own threads all is called by the engine's
 bool net_stripes_init(raw_lanes* r);
-/// Starts the two threads of stripe `index`; the seals are NULL or as the greeting has left them. False: there are no threads to be had; the descriptor stays the caller's.
+/// Starts the two threads of stripe `index`; the seals are NULL or as the greeting has left them. False: there are no
+/// threads to be had; the descriptor stays the caller's.
 bool net_stripe_start(orion_engine* e, uint32_t index, int fd, const orion_seal* in, const orion_seal* out);
 /// Counts what the stripes have stored, in order. True when there was something.
 bool net_stripes_take(orion_engine* e);

@@ -17,7 +17,10 @@ _ENDS = {
 }
 _SPIN_US = 50
 # By the names of the protocol, as enum orion_engine_cipher numbers them.
-_CIPHERS = {"aes256gcm": lib.ORION_ENGINE_CIPHER_AES256GCM, "chacha20poly1305": lib.ORION_ENGINE_CIPHER_CHACHA20POLY1305}
+_CIPHERS = {
+    "aes256gcm": lib.ORION_ENGINE_CIPHER_AES256GCM,
+    "chacha20poly1305": lib.ORION_ENGINE_CIPHER_CHACHA20POLY1305,
+}
 _LOG_LEVELS = {"error": 0, "warning": 1, "info": 2, "debug": 3}
 
 
@@ -140,9 +143,7 @@ class Engine:
         ops, bulk = ffi.new("char[64]"), ffi.new("char[64]")
         kind = lib.ORION_ENGINE_LANES_RAW if raw else lib.ORION_ENGINE_LANES_ZMQ
         number = _CIPHERS[cipher] if cipher else lib.ORION_ENGINE_CIPHER_NONE
-        result = lib.orion_engine_tcp_listen(
-            self._engine, kind, address.encode(), number, token, len(token), ops, bulk
-        )
+        result = lib.orion_engine_tcp_listen(self._engine, kind, address.encode(), number, token, len(token), ops, bulk)
         if result != 0:
             raise EngineError("orion_engine_tcp_listen", result)
         return ffi.string(ops).decode(), ffi.string(bulk).decode()

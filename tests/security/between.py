@@ -70,7 +70,9 @@ def forward(lane: int, to_worker: bool, record: bytes) -> list[bytes]:
 class Between:
     """Listens on loopback; `address` and `key` are what the client is told."""
 
-    def __init__(self, server: str, server_key: str, change: Callable[[int, bool, bytes], list[bytes]] = forward) -> None:
+    def __init__(
+        self, server: str, server_key: str, change: Callable[[int, bool, bytes], list[bytes]] = forward
+    ) -> None:
         self.server, self.server_key, self.change = server, server_key, change
         self.passed = bytearray()  # all bytes of all lanes
         self.token = b""

@@ -24,7 +24,16 @@ class Server:
         self.log_file = folder / "log"
         ready = folder / "ready"
         ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "orion_server", "--device", "softgpu", "--listen", listen, "--exit-with-parent"]
+        command = [
+            sys.executable,
+            "-m",
+            "orion_server",
+            "--device",
+            "softgpu",
+            "--listen",
+            listen,
+            "--exit-with-parent",
+        ]
         command += ["--state-dir", str(folder), "--vgpu-count", "0", "--drain-timeout", "0", *options]
         read_fd, write_fd = os.pipe()
         with self.log_file.open("a") as log:

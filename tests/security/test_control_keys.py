@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
+from orion_server.config import ConfigError, Settings
+from orion_server.network import ClientKey, check_exposed, uses_curve
 from tests.security.server import ROOT, TIMEOUT_S, Server, copy, environment
 
 CLIENT_KEY = "0123456789abcdef0123456789abcdef"
@@ -111,25 +114,30 @@ def test_what_both_ends_want_of_the_lanes(tmp_path: Path) -> None:
         assert auto.found["code"] == 0 and not any("encrypted (" in line for line in auto.said)
 
 
-def refused(*options: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "orion_server", "--device", "softgpu", *options],
-        env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    return done.stderr
+def refused(**settings: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        check_exposed(Settings(**settings))
+    return str(error.value)
 
 
-def test_an_exposed_address_needs_both(client_key_file: Path, tmp_path: Path) -> None:
-    """No server starts here: all are refused before anything listens."""
-    told = refused("--listen", "192.0.2.1:0", "--curve", "off")
+def test_an_exposed_address_needs_both(client_key_file: Path) -> None:
+    told = refused(host="192.0.2.1", curve="off")
     assert "--curve on" in told and "--client-key-file" in told
-    told = refused("--listen", "0.0.0.0:0")
+    told = refused(host="0.0.0.0")
     assert "--curve on" not in told and "--client-key-file" in told
-    assert "--curve on" in refused("--client-key-file", str(client_key_file), "--curve", "off")
-    assert "--curve on" in refused("--encrypt", "required", "--curve", "off")
-    (tmp_path / "short").write_text("short\n")
-    assert "openssl rand" in refused("--client-key-file", str(tmp_path / "short"))
+    assert "--curve on" in refused(client_key_file=client_key_file, curve="off")
+    assert "--curve on" in refused(encrypt="required", curve="off")
+    check_exposed(Settings(host="0.0.0.0", client_key_file=client_key_file))
+    check_exposed(Settings())
+    assert uses_curve(Settings(host="0.0.0.0")) and not uses_curve(Settings())
+    assert uses_curve(Settings(client_key_file=client_key_file))
+
+
+@pytest.mark.parametrize("text", ["short", "x" * 129, "sixteen and blanks", ""])
+def test_a_client_key_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key").write_text(f"{text}\n")
+    with pytest.raises(ConfigError, match="openssl rand"):
+        ClientKey(tmp_path / "key")
 
 
 def test_another_address_is_reached_with_keys_and_encrypted_by_itself(client_key_file: Path, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 // How the bytes of a plain TCP lane travel where they are encrypted: cut into records, each sealed with a key that
-// belongs to one lane and one direction and with a nonce that counts the lane's records. A record that was changed, left
-// out, repeated, moved to another lane or sent back cannot be opened, and ends the session.
+// belongs to one lane and one direction and with a nonce that counts the lane's records. A record that was changed,
+// left out, repeated, moved to another lane or sent back cannot be opened, and ends the session.
 //
-// A record: length of the plaintext (4 bytes, authenticated), the ciphertext, a tag. Records cut a stream of bytes; they
-// know nothing of frames.
+// A record: length of the plaintext (4 bytes, authenticated), the ciphertext, a tag. Records cut a stream of bytes;
+// they know nothing of frames.
 #ifndef ORION_SEAL_H
 #define ORION_SEAL_H
 
@@ -29,7 +29,8 @@
 
 enum orion_direction { ORION_TO_WORKER = 1, ORION_TO_CLIENT = 2 };
 
-// The first bytes of an encrypted lane, in clear; behind them the greeting, sealed. Which key to try is all that it says.
+// The first bytes of an encrypted lane, in clear; behind them the greeting, sealed. Which key to try is all that it
+// says.
 #define ORION_SEALED_MAGIC 0x3144455341455324ull
 typedef struct orion_sealed_preamble {
   uint64_t magic;
@@ -59,8 +60,8 @@ static inline void orion_seal_use_key(orion_seal* seal) {
 static inline void orion_seal_begin(orion_seal* seal, enum orion_cipher cipher,
                                     const uint8_t token[ORION_SESSION_KEY_BYTES], enum orion_direction direction,
                                     uint32_t lane) {
-  const uint8_t purpose[] = {'o', 'r', 'i', 'o', 'n', ' ', 'l', 'a', 'n', 'e', (uint8_t)cipher, (uint8_t)direction,
-                             (uint8_t)lane};
+  const uint8_t purpose[] = {
+      'o', 'r', 'i', 'o', 'n', ' ', 'l', 'a', 'n', 'e', (uint8_t)cipher, (uint8_t)direction, (uint8_t)lane};
   seal->cipher = cipher;
   seal->count = 0;
   crypto_generichash_blake2b(seal->key, sizeof seal->key, purpose, sizeof purpose, token, ORION_SESSION_KEY_BYTES);
@@ -105,8 +106,8 @@ static inline size_t orion_record_bytes(const uint8_t* record) {
   return length <= ORION_RECORD_BYTES ? length : 0;
 }
 
-/// Opens a whole record of `bytes` of plaintext into `to`, which may be record + ORION_RECORD_HEAD. False: it is not the
-/// record that the other end sealed next.
+/// Opens a whole record of `bytes` of plaintext into `to`, which may be record + ORION_RECORD_HEAD. False: it is not
+/// the record that the other end sealed next.
 static inline bool orion_seal_open(orion_seal* seal, const uint8_t* record, size_t bytes, uint8_t* to) {
   uint8_t nonce[12];
   orion_seal_nonce(seal, nonce);

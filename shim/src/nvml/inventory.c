@@ -157,8 +157,8 @@ static void read_boot_id(char* out, size_t capacity) {
 
 static bool ask_server(const orion_config* config, uint32_t server, orion_nvml_inventory* inventory, bool quiet) {
   orion_control control;
-  if (orion_control_open(&control, config->servers[server], config->server_keys[server], config->server_is_default, config->attach_timeout_ms,
-                         quiet) != CUDA_SUCCESS)
+  if (orion_control_open(&control, config->servers[server], config->server_keys[server], config->server_is_default,
+                         config->attach_timeout_ms, quiet) != CUDA_SUCCESS)
     return false;
   uint8_t buffer[1024];
   char host[64];

@@ -396,7 +396,7 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
             socket_fd >= 0 ? ""
             : is_raw       ? " (plain sockets)"
                            : " (ZeroMQ)",
-            socket_fd >= 0 || !is_sealed ? ""
+            socket_fd >= 0 || !is_sealed                 ? ""
             : attached->cipher == ORION_CIPHER_AES256GCM ? ", encrypted (AES-256-GCM)"
                                                          : ", encrypted (ChaCha20-Poly1305)");
   return CUDA_SUCCESS;

@@ -15,7 +15,7 @@ enum { ORION_SERVER_KEY_BYTES = 41, ORION_CLIENT_KEY_BYTES = 129 };
 enum orion_lanes_wish { ORION_LANES_RAW = 1, ORION_LANES_ZMQ = 2 };
 
 typedef struct orion_config {
-  char servers[ORION_SERVERS_MAX][ORION_SERVER_NAME_BYTES];  // "host:port"
+  char servers[ORION_SERVERS_MAX][ORION_SERVER_NAME_BYTES];     // "host:port"
   char server_keys[ORION_SERVERS_MAX][ORION_SERVER_KEY_BYTES];  // z85 public keys, by position; "": not encrypted
   char client_key[ORION_CLIENT_KEY_BYTES];                      // what servers without a controller may ask for
   enum orion_encrypt_wish encrypt;                              // the data lanes of tcp

@@ -264,19 +264,21 @@ CUresult orion_control_request(orion_control* control, const orion_packer* packe
       if (quiet) return CUDA_ERROR_NO_DEVICE;
       if (why == NOT_OURS) why = ask_why(control);
       if (why == OTHER_ENCRYPTION && !control->is_encrypted)
-        orion_log(ORION_LOG_ERROR,
-                  "%s takes encrypted connections only: set ORION_SERVER_KEY to its public key, which `orion-server key` "
-                  "prints there and its log shows",
-                  address);
+        orion_log(
+            ORION_LOG_ERROR,
+            "%s takes encrypted connections only: set ORION_SERVER_KEY to its public key, which `orion-server key` "
+            "prints there and its log shows",
+            address);
       else if (why == OTHER_ENCRYPTION)
         orion_log(ORION_LOG_ERROR,
                   "ORION_SERVER_KEY is set and %s does not encrypt: start orion-server with --curve on, or unset it",
                   address);
       else if (control->is_encrypted)
-        orion_log(ORION_LOG_ERROR,
-                  "no encrypted connection to %s: is ORION_SERVER_KEY the key that `orion-server key` prints there, and "
-                  "is it the control port (9960) of an orion-server?",
-                  address);
+        orion_log(
+            ORION_LOG_ERROR,
+            "no encrypted connection to %s: is ORION_SERVER_KEY the key that `orion-server key` prints there, and "
+            "is it the control port (9960) of an orion-server?",
+            address);
       else if (why == NOT_OURS)
         orion_log(ORION_LOG_ERROR,
                   "%s closed the connection or does not speak Orion's protocol: is it the control port (9960) of an "

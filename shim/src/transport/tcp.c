@@ -235,8 +235,7 @@ static const char* open_all(tcp_state* state, const char* const endpoints[2], co
 }
 
 bool orion_tcp_open(orion_session* session, const orion_config* config, const char* ops_endpoint,
-                    const char* bulk_endpoint, enum orion_cipher cipher, const uint8_t token[32],
-                    uint32_t timeout_ms) {
+                    const char* bulk_endpoint, enum orion_cipher cipher, const uint8_t token[32], uint32_t timeout_ms) {
   const bool raw = strncmp(ops_endpoint, "raw://", 6) == 0;
   if (!raw && (config->emulate_rtt_ns || config->emulate_bytes_per_second)) {
     orion_log(ORION_LOG_ERROR,

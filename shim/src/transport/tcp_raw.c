@@ -244,7 +244,8 @@ static bool is_held(const raw_lanes* raw) {
   return held_for != 0 && atomic_load(&raw->state->sequence_received) < held_for && !stripes_ended(raw);
 }
 
-// Opens the records that are there whole. Room for one is always there: `parse` leaves a frame that is cut off, at most.
+// Opens the records that are there whole. Room for one is always there: `parse` leaves a frame that is cut off, at
+// most.
 static bool open_records(raw_lanes* raw) {
   raw_sealed* s = raw->sealed;
   bool any = false;

@@ -53,8 +53,8 @@ typedef struct raw_lanes {
   size_t out_first, out_end, in_first, in_end;
   raw_sealed* sealed;  // NULL: not encrypted
   bool blocked;        // the socket takes no more at present
-  bool broken;   // it takes nothing any more; what it has received is still read
-  bool at_end;   // nothing more is read
+  bool broken;         // it takes nothing any more; what it has received is still read
+  bool at_end;         // nothing more is read
   raw_delayed *delayed_first, **delayed_last;
   size_t delayed_bytes;
   orion_link link;
