@@ -22,6 +22,8 @@ LIBRARY_MAJOR, LIBRARY_MINOR = 26, 2
 
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-w", "-DNDEBUG"]
 FLAGS += ["-fno-strict-aliasing", "-fno-strict-overflow", "-pthread"]
+# Its clang no longer takes libsodium's way of asking for AVX-512, which is for hashing passwords alone.
+FLAGS_OF = {"gcc": [], "zig": ["-UHAVE_AVX512FINTRIN_H"]}
 # What libsodium's configure finds out on x86-64 Linux. Each line holds for glibc 2.17, the oldest that is supported:
 # HAVE_GETRANDOM is left out, the system call is made then. CPU features are asked for at run time.
 ANSWERS = """\
@@ -39,7 +41,7 @@ HAVE_POSIX_MEMALIGN=1 HAVE_NANOSLEEP=1 HAVE_CLOCK_GETTIME=1
 
 def build_libsodium(compiler: str) -> Path:
     compile_c, archiver, identity = compiler_commands(compiler, "cc")
-    key = recipe_key([PYNACL_SHA256, identity, ANSWERS, *FLAGS])
+    key = recipe_key([PYNACL_SHA256, identity, ANSWERS, *FLAGS, *FLAGS_OF[compiler]])
 
     def build(work: Path) -> None:
         libsodium = fetch_sdist("pynacl", PYNACL_VERSION, PYNACL_SHA256) / "src" / "libsodium"
@@ -56,7 +58,7 @@ def build_libsodium(compiler: str) -> Path:
         (work / "include" / "sodium" / "version.h").write_text(version)
         objects = work / "objects"
         objects.mkdir()
-        defines = [f"-D{answer}" for answer in ANSWERS.split()]
+        defines = [*(f"-D{answer}" for answer in ANSWERS.split()), *FLAGS_OF[compiler]]
         includes = [f"-I{work / 'include'}", f"-I{work / 'include' / 'sodium'}"]
 
         def compile_one(source: Path) -> str:
