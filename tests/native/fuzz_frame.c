@@ -40,7 +40,7 @@ static void join_lanes(target* t) {
   r->ops = pair[0];
   t->ends[LANE_0] = pair[1];
   require(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-  require(net_stripe_start(t->engine, 0, pair[0]));
+  require(net_stripe_start(t->engine, 0, pair[0], NULL, NULL));
   t->ends[STRIPE] = pair[1];
   r->stripe_count = 1;
   r->lanes_in = 2;
