@@ -13,6 +13,7 @@ from pathlib import Path
 from orion_client import settings
 
 MAX_FILE_BYTES = 1 << 20
+_Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _BOOLEANS = ("true", "false", "1", "0", "yes", "no", "on", "off")
 
 
@@ -63,6 +64,11 @@ def _text(most_bytes: int) -> Key:
     return Key(f"text of at most {most_bytes} bytes", lambda v: len(v.encode()) <= most_bytes)
 
 
+def _public_keys(value: str) -> bool:
+    """One, or one for each server."""
+    return value == settings.NO_KEYS or all(not key or _Z85.fullmatch(key.strip()) for key in value.split(","))
+
+
 def _silent(key: Key, why: str) -> Key:
     return Key(key.allowed, key.accepts, why)
 
@@ -76,7 +82,10 @@ _QUOTED_LEVEL = Key("ERROR, WARNING, INFO or DEBUG",
 KEYS: dict[str, Key] = {
     "orion_server": _addresses(settings.DEFAULT_PORT),
     "orion_controller": _addresses(settings.DEFAULT_CONTROLLER_PORT),
+    "orion_server_key": Key("the 40 characters that `orion-server key` prints, one key for each server", _public_keys),
     "orion_client_key": _text(256),
+    "orion_encrypt": _word("auto", "on", "off"),
+    "orion_cipher": _word("auto", "aes256gcm", "chacha20poly1305"),
     "orion_wait_s": _number(0, 86400),
     "orion_k8s_pod_name": _text(255),
     "orion_k8s_pod_uid": _text(255),

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from orion_client import settings
 from orion_client.control_client import ServerUnreachable, stats
 from orion_client.private_controller import USER, PrivateController
 from orion_client.private_server import PrivateServer, PrivateServerFailed
@@ -41,6 +42,7 @@ def _demo() -> None:
     if not _EXAMPLE.is_file():
         raise DemoFailed(f"{_EXAMPLE} is missing: the demo runs from a source tree")
     started_s = time.monotonic()
+    os.environ["ORION_SERVER_KEY"] = settings.NO_KEYS
     with (
         PrivateController() as pool,
         PrivateServer(extra=("--vgpu-count", "4", "--controller", pool.zmq_address, "--name", "demo")) as server,

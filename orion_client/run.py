@@ -88,6 +88,7 @@ def run(
             _say(f"no server configured and none at {settings.DEFAULT_SERVER}: starting a private one ...")
             private = PrivateServer(device)
             addresses = private.address
+            environment["ORION_SERVER_KEY"] = settings.NO_KEYS
             _say(f"private orion-server on {addresses}, stopped when the program ends")
         environment.update(libraries.environment())
         if pool:

@@ -11,6 +11,8 @@ DEFAULT_PORT = 9960
 DEFAULT_CONTROLLER_PORT = 9123
 # The product's names of keys, by ours.
 _ALIASES = {"ORION_CONTROLLER": "controller_addr"}
+NO_KEYS = "none"  # as ORION_SERVER_KEY: the servers at hand are not encrypted, whatever client.conf says
+_KEY_CHARACTERS = 40
 
 
 class SettingError(Exception):
@@ -68,6 +70,27 @@ def servers() -> list[str]:
     """Configured servers; empty when nobody named one."""
     value = setting("ORION_SERVER")
     return [parse_server(item) for item in value.split(",")] if value else []
+
+
+def server_key(server: str) -> str:
+    """The public key of a server (z85), empty when its control port is not encrypted. ORION_SERVER_KEY has them in the
+    order of ORION_SERVER; a server that is not named there, by an option, has the first."""
+    value = setting("ORION_SERVER_KEY")
+    if not value or value == NO_KEYS:
+        return ""
+    keys = [key.strip() for key in value.split(",")]
+    configured = servers()
+    position = configured.index(server) if server in configured else 0
+    if position >= len(keys):
+        raise SettingError("ORION_SERVER_KEY has fewer keys than ORION_SERVER has servers")
+    if keys[position] and len(keys[position]) != _KEY_CHARACTERS:
+        raise SettingError("ORION_SERVER_KEY is the 40 characters that `orion-server key` prints on the server")
+    return keys[position]
+
+
+def client_key() -> str:
+    """What a server without a controller may ask of its clients; empty when nobody set it."""
+    return setting("ORION_CLIENT_KEY") or ""
 
 
 def runtime_folder() -> Path:

@@ -23,6 +23,8 @@ from orion_server.config import (
     LOG_LEVELS,
     ConfigError,
     Settings,
+    check_choices,
+    check_loopback,
     check_pool,
     check_slices,
     load_file,
@@ -33,6 +35,7 @@ from orion_server.config import (
 from orion_server.isolation import DEFAULT_WORKER_UIDS, parse_uids
 from orion_server.libcuda import Libcuda, LibcudaError, choose
 from orion_server.metrics import MetricsPort
+from orion_server.network import check_exposed, key_pair
 from orion_server.server import Server
 from orion_server.shares import raise_descriptor_limit
 from orion_server.worker_process import WorkerError
@@ -58,10 +61,18 @@ Each program gets a vGPU on each GPU that it uses: a memory quota and a compute 
 (ORION_GMEM, ORION_RATIO) gets 1 of --vgpu-count parts of the GPU, by default a quarter. To give whole GPUs:
 --vgpu-count 1 (one program on each GPU at a time) or --vgpu-count 0 (no limits for who asks for none).
 
+Other machines reach it only with an encrypted control port and clients that prove who they are:
+
+\b
+  openssl rand -hex 32 > client-key                                     for the clients: ORION_CLIENT_KEY
+  orion-server --listen 0.0.0.0:9960 --client-key-file client-key
+  orion-server key                                                      for the clients: ORION_SERVER_KEY
+
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
 libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio,
-pinned_mib, swap_mib, metrics_listen, drain_timeout, comm_path, worker_uids, require_isolation; [log] log_level, json);
+pinned_mib, swap_mib, metrics_listen, curve, encrypt, client_key_file, drain_timeout, comm_path, worker_uids,
+require_isolation; [log] log_level, json);
 options win.
 """
 
@@ -70,7 +81,9 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None)
 
 @app.command(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 def serve(
-    listen: Annotated[str | None, typer.Option(help="ADDRESS:PORT; loopback only; port 0 takes any free one.")] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="ADDRESS:PORT (127.0.0.1:9960); port 0 takes any free one.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto (a GPU, else softgpu), nvidia or softgpu.")] = None,
     libcuda: Annotated[
         str | None, typer.Option(metavar="PATH", help="The driver's libcuda.so.1, if not found.")
@@ -113,6 +126,13 @@ def serve(
         str | None, typer.Option(metavar="HOST:PORT", help="Where clients of the pool reach this server, if elsewhere.")
     ] = None,
     pool_key_file: Annotated[Path | None, typer.Option(metavar="PATH", help="File with the pool's server key.")] = None,
+    curve: Annotated[str | None, typer.Option(help="Encrypt the control port: auto (off loopback), on or off.")] = None,
+    encrypt: Annotated[
+        str | None, typer.Option(help="Encrypt TCP lanes: auto (off loopback), required or off.")
+    ] = None,
+    client_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Clients must show the key in FILE (ORION_CLIENT_KEY there).")
+    ] = None,
     null_engine: Annotated[bool, typer.Option(help="Accept and drop all work: measures the path, not a GPU.")] = False,
     drain_timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait when draining (30).")] = None,
     bind_timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds a client has to bind (10).")] = None,
@@ -166,6 +186,9 @@ def serve(
             "name": name,
             "advertise": advertise,
             "pool_key": read_key(pool_key_file) if pool_key_file is not None else None,
+            "curve": curve,
+            "encrypt": encrypt,
+            "client_key_file": client_key_file,
             "drain_timeout_s": drain_timeout,
             "bind_timeout_s": bind_timeout,
             "worker_uids": worker_uids,
@@ -184,7 +207,10 @@ def serve(
         parse_uids(settings.worker_uids or DEFAULT_WORKER_UIDS)
         settings = check_pool(settings)
         if settings.metrics_listen is not None:
-            parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)
+            metrics_host, _ = parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)
+            check_loopback(metrics_host, "--metrics")
+        check_choices(settings)
+        check_exposed(settings)
         if settings.device not in ("auto", "nvidia", "softgpu"):
             raise ConfigError("--device is one of auto, nvidia, softgpu")
         folder = private_directory(settings.socket_dir)
@@ -249,6 +275,8 @@ async def _serve(settings: Settings, libcuda: Libcuda, folder: Path) -> int:
         print(f"orion-server: {getattr(error, 'strerror', None) or f'cannot serve: {error}'}", file=sys.stderr)
         await server.close()
         return 1
+    if server.public_key:
+        log.info("the control port is encrypted; clients need ORION_SERVER_KEY=%s", server.public_key)
     _announce(settings, libcuda, server)
     await stopping
     if metrics is not None:
@@ -272,6 +300,26 @@ def _announce(settings: Settings, libcuda: Libcuda, server: Server) -> None:
         os.close(settings.ready_fd)
 
 
+key_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@key_app.command(context_settings={"help_option_names": ["-h", "--help"]})
+def key(
+    socket_dir: Annotated[
+        Path | None, typer.Option("--socket-dir", "--state-dir", help="The server's folder, as it is started with.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration file (/etc/orion/server.conf).")] = None,
+) -> None:
+    """Prints the public key of this user's servers: what clients name in ORION_SERVER_KEY. Made if there is none."""
+    try:
+        print(key_pair(private_directory(socket_dir or _settings(config).socket_dir)).public)
+    except ConfigError as error:
+        print(f"orion-server key: {error}", file=sys.stderr)
+        raise typer.Exit(_EXIT_SETUP) from None
+
+
 def main() -> None:
     """Entry of the installed command."""
+    if sys.argv[1:2] == ["key"]:
+        key_app(args=sys.argv[2:], prog_name="orion-server key")
     app(prog_name="orion-server")

@@ -17,6 +17,8 @@ DEFAULT_CONTROLLER_PORT = 9123
 DEFAULT_METRICS_PORT = 9961
 # A unix socket's path has 107 bytes; ours end in a slash and a session's id.
 _MAX_FOLDER_BYTES = 85
+CURVE_CHOICES = ("auto", "on", "off")
+ENCRYPT_CHOICES = ("auto", "required", "off")
 RATIO_POLICIES = ("hard", "elastic")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -61,6 +63,9 @@ class Settings:
     name: str = ""  # in the pool; the machine's otherwise
     advertise: str = ""  # host:port under which clients reach this server, where it is not what it listens on
     pool_key: str = ""  # the pool's server key
+    curve: str = "auto"  # the control port: encrypted off loopback, and where clients show a key
+    encrypt: str = "auto"  # TCP lanes: off loopback
+    client_key_file: Path | None = None
     enable_shm: bool = True
     log_level: str = "info"
     json_log: bool = False
@@ -78,7 +83,7 @@ class Settings:
 
 
 def parse_listen(text: str, option: str = "--listen", default_port: int = DEFAULT_PORT) -> tuple[str, int]:
-    """`host:port`, `:port` or `host`; port 0 lets the system choose. Only loopback until clients authenticate."""
+    """`host:port`, `:port` or `host`; port 0 lets the system choose. Only an IPv4 address."""
     host, separator, port_text = text.rpartition(":")
     if not separator:
         host, port_text = text, str(default_port)
@@ -89,7 +94,7 @@ def parse_listen(text: str, option: str = "--listen", default_port: int = DEFAUL
         raise ConfigError(f"{option} {text}: {port_text!r} is not a port number") from None
     if not 0 <= port <= 65535:
         raise ConfigError(f"{option} {text}: a port is 0 (any free one) to 65535")
-    check_loopback(host)
+    check_address(host)
     return ("127.0.0.1" if host == "localhost" else host), port
 
 
@@ -135,21 +140,31 @@ def read_key(path: Path) -> str:
     return text
 
 
-def check_loopback(host: str) -> None:
-    """Refuses every address that another machine could reach."""
+def check_address(host: str) -> None:
+    """Refuses what is not an IPv4 address. Which of them may be listened on: network.check_exposed."""
     if host == "localhost":
         return
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         raise ConfigError(f"{host!r} is not an IP address: use 127.0.0.1") from None
-    if not address.is_loopback:
-        raise ConfigError(
-            f"refusing to listen on {host}: clients are not authenticated yet, so anyone who reaches that address "
-            "could use the GPUs; listen on 127.0.0.1"
-        )
     if address.version != 4:
-        raise ConfigError(f"refusing to listen on {host}: only IPv4 loopback is served in this version; use 127.0.0.1")
+        raise ConfigError(f"refusing to listen on {host}: only IPv4 is served in this version; use 127.0.0.1")
+
+
+def check_loopback(host: str, option: str) -> None:
+    """Refuses every address that another machine could reach: nobody is authenticated there."""
+    check_address(host)
+    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        raise ConfigError(f"{option}: refusing to listen on {host}, which other machines reach; use 127.0.0.1")
+
+
+def check_choices(settings: Settings) -> None:
+    """Refuses words that mean nothing."""
+    if settings.curve not in CURVE_CHOICES:
+        raise ConfigError(f"--curve {settings.curve}: it is one of {', '.join(CURVE_CHOICES)}")
+    if settings.encrypt not in ENCRYPT_CHOICES:
+        raise ConfigError(f"--encrypt {settings.encrypt}: it is one of {', '.join(ENCRYPT_CHOICES)}")
 
 
 # The product's file: section, key -> our field. Keys of features that are not there are named, not silently eaten.
@@ -174,6 +189,9 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "advertise"): "advertise",
     ("controller", "controller_addr"): "controller",
     ("controller", "pool_key"): "pool_key",
+    ("server", "curve"): "curve",
+    ("server", "encrypt"): "encrypt",
+    ("server", "client_key_file"): "client_key_file",
     ("server", "drain_timeout"): "drain_timeout_s",
     ("server", "comm_path"): "socket_dir",
     ("server", "worker_uids"): "worker_uids",
@@ -204,7 +222,7 @@ def load_file(path: Path, base: Settings) -> Settings:
                 continue
             value = _convert(name, raw.strip().strip('"'), f"{path}: [{section}] {key}")
             settings = replace(settings, **{name: value})
-    check_loopback(settings.host)
+    check_address(settings.host)
     return replace(settings, ignored=tuple(ignored))
 
 
@@ -216,7 +234,7 @@ def _convert(name: str, raw: str, where: str) -> Any:
             if level not in LOG_LEVELS:
                 raise ValueError(raw)
             return level
-        if name == "socket_dir":
+        if name in ("socket_dir", "client_key_file"):
             return Path(raw)
         if isinstance(default, bool):
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[raw.lower()]

@@ -20,6 +20,7 @@ from orion_server.arbitration import Arbiter
 from orion_server.config import CLIENT_ENVIRONMENT, Settings
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
+from orion_server.network import ClientKey, LanesRefused, key_pair, lanes_encrypted, uses_curve
 from orion_server.pool import WorkerPool
 from orion_server.pool_link import PoolLink
 from orion_server.pool_offer import PoolOffer
@@ -72,6 +73,8 @@ class Server:
         self._images = ImageCache(settings.image_cache_mib << 20)
         self._shares = Shares()
         self._admin = AdminToken(socket_dir)
+        self._keys = key_pair(socket_dir) if uses_curve(settings) else None
+        self._client_key = ClientKey(settings.client_key_file)
         self._warm = settings.warm if settings.warm is not None else _WARM[libcuda.kind]
         isolated = isolation.plan(settings)
         self._arbiter = Arbiter()
@@ -97,6 +100,7 @@ class Server:
         self._socket: ControlSocket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._boot_id = control.boot_id()
+        self._lanes_address = "127.0.0.1" if settings.host == "localhost" else settings.host
         self._gpus: list[control.Device] = []
         self._driver_version = 0
         self._runtime = runtime_validation.Outcome()
@@ -112,13 +116,19 @@ class Server:
         return self._socket.address
 
     @property
+    def public_key(self) -> str:
+        """What clients name in ORION_SERVER_KEY; empty where the control port is not encrypted."""
+        return "" if self._keys is None else self._keys.public
+
+    @property
     def gpus(self) -> list[control.Device]:
         """The devices as the first worker described them."""
         return self._gpus
 
     async def start(self) -> None:
         """Opens the control port once a first worker has shown that the devices work."""
-        self._socket = ControlSocket(self._settings.host, self._settings.port, self._receive)
+        secret_key = "" if self._keys is None else self._keys.secret
+        self._socket = ControlSocket(self._settings.host, self._settings.port, self._receive, secret_key=secret_key)
         foreign_bytes = self._telemetry.used_bytes()
         try:
             first = await self._pool.start()
@@ -259,6 +269,7 @@ class Server:
     # ------------------------------------------------------------------------------------------ attach and bind
 
     async def _attach(self, envelope: Envelope, request: control.Attach) -> None:
+        self._authenticate(request.key)
         await self._started.wait()  # the port is open before the first worker is ready
         if self._draining:
             raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the server is draining and takes no new clients",
@@ -280,6 +291,12 @@ class Server:
         log.info(
             "session %s: attached pid %d (%s), worker %d", session.id, session.pid, session.program, session.worker.pid
         )
+
+    def _authenticate(self, key: str) -> None:
+        if not self._client_key.admits(key):
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this server asks its clients for a key, and it is "
+                          + ("wrong" if key else "missing"),
+                          "set ORION_CLIENT_KEY to what the server's --client-key-file holds")  # fmt: skip
 
     async def _open_session(self, request: control.Attach, envelope: Envelope) -> Session:
         environment = {k: v for k, v in request.env.items() if k in CLIENT_ENVIRONMENT}
@@ -338,13 +355,18 @@ class Server:
         if not transports:
             raise Refused(CUDA_ERROR_INVALID_VALUE, f"no transport of {request.transports} can work here",
                           "shared memory needs client and server on one host under one user: use tcp")  # fmt: skip
+        try:
+            encrypted = "tcp" in transports and lanes_encrypted(self._settings, request)
+        except LanesRefused as refusal:
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, str(refusal), refusal.hint) from None
         socket_path = str(self._socket_dir / f"{session_id}.sock") if "shm" in transports else ""
         began_s = time.monotonic()
         if socket_path:
             worker.open_doorway(socket_path)
         prepared = await worker.request(
             {"type": "prepare", "token": token, "uid": request.uid, "shm": bool(socket_path),
-             "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes},
+             "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes, "address": self._lanes_address,
+             "ciphers": request.ciphers if encrypted else []},
             self._settings.bind_timeout_s,
         )  # fmt: skip
         if not prepared.get("ok"):
@@ -375,6 +397,7 @@ class Server:
                 shm_socket=socket_path,
                 tcp_ops=str(prepared.get("tcp_ops", "")),
                 tcp_bulk=str(prepared.get("tcp_bulk", "")),
+                cipher=str(prepared.get("cipher", "")),
                 warm=worker.was_warm,
                 stages=stages,
                 devices=[self._as_seen(mine) for mine in slices],
@@ -461,6 +484,7 @@ class Server:
     # ------------------------------------------------------------------------------------------ stats
 
     async def _stats(self, envelope: Envelope, request: control.Stats) -> None:
+        self._authenticate(request.key)
         await self._refresh_sessions()
         if request.telemetry:
             await self._telemetry.refresh()

@@ -2,31 +2,30 @@
 
 The source comes from pyzmq's source release, the registry's last one that carries libzmq whole. That release leaves out
 libzmq's own build files, so the sources are compiled here directly; only what this project uses is compiled
-(no CURVE, GSSAPI, PGM, NORM, TIPC, VMCI or WebSockets), hence no dependency beyond libc and the C++ runtime.
+(no GSSAPI, PGM, NORM, TIPC, VMCI or WebSockets). CURVE uses the private libsodium (tools/build_libsodium.py), which
+lies in the same prefix; there is no dependency beyond libc and the C++ runtime.
 
-Prints the prefix: PREFIX/include, PREFIX/lib/libzmq.a, PREFIX/licences.
+Prints the prefix: PREFIX/include, PREFIX/lib/libzmq.a, PREFIX/lib/libsodium.a, PREFIX/licences.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from buildlib import ZIG_REQUIREMENT, ZIG_TARGET, cached, fetch_sdist, job_count, recipe_key, run
+from build_libsodium import build_libsodium
+from buildlib import cached, compiler_commands, fetch_sdist, job_count, recipe_key, run
 
 PYZMQ_VERSION = "25.1.2"
 PYZMQ_SHA256 = "93f1aa311e8bb912e34f004cf186407a4e90eec4f0ecc0efd26056bf7eda0226"
 LIBZMQ_VERSION = "4.3.4"
 
 FLAGS = ["-std=c++11", "-O2", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffunction-sections"]
-FLAGS += ["-fdata-sections", "-DNDEBUG", "-D_GNU_SOURCE", "-D_REENTRANT", "-D_THREAD_SAFE", "-w"]
-LEFT_OUT = ["curve_*", "gssapi_*", "norm_*", "pgm_*", "tipc_*", "vmci*", "ws_*", "wss_*"]
+FLAGS += ["-fdata-sections", "-DNDEBUG", "-D_GNU_SOURCE", "-D_REENTRANT", "-D_THREAD_SAFE", "-DSODIUM_STATIC", "-w"]
+LEFT_OUT = ["gssapi_*", "norm_*", "pgm_*", "tipc_*", "vmci*", "ws_*", "wss_*"]
 
 # What libzmq's own configure step finds out on Linux. Each line holds for glibc 2.17, the oldest that is supported;
 # getrandom, strlcpy and the like came later and must not be used.
@@ -63,22 +62,15 @@ PLATFORM = """\
 #define HAVE_MKDTEMP
 #define HAVE_POSIX_MEMALIGN
 #define HAVE_STRNLEN
+#define ZMQ_HAVE_CURVE
+#define ZMQ_USE_LIBSODIUM
 """
 
 
-def compiler_commands(compiler: str) -> tuple[list[str], list[str], str]:
-    """The C++ compiler, the archiver, and what identifies them for the cache."""
-    if compiler == "zig":
-        zig = [sys.executable, "-m", "ziglang"]
-        return [*zig, "c++", "-target", ZIG_TARGET], [*zig, "ar"], ZIG_REQUIREMENT + ZIG_TARGET
-    cxx = os.environ.get("CXX", "g++").split()
-    version = subprocess.run([*cxx, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
-    return cxx, ["ar"], version
-
-
 def build_libzmq(compiler: str) -> Path:
-    cxx, archiver, identity = compiler_commands(compiler)
-    key = recipe_key([PYZMQ_SHA256, identity, PLATFORM, *FLAGS, *LEFT_OUT])
+    cxx, archiver, identity = compiler_commands(compiler, "c++")
+    libsodium = build_libsodium(compiler)
+    key = recipe_key([PYZMQ_SHA256, identity, PLATFORM, libsodium.name, *FLAGS, *LEFT_OUT])
 
     def build(work: Path) -> None:
         release = fetch_sdist("pyzmq", PYZMQ_VERSION, PYZMQ_SHA256)
@@ -95,19 +87,18 @@ def build_libzmq(compiler: str) -> Path:
         def compile_one(source: Path) -> str:
             target = objects / f"{source.stem}.o"
             # platform.hpp is found in `objects`, ahead of the folder of the sources.
-            includes = [f"-I{objects}", f"-I{libzmq / 'include'}"]
+            includes = [f"-I{objects}", f"-I{libzmq / 'include'}", f"-I{libsodium / 'include'}"]
             run([*cxx, *FLAGS, *includes, "-c", str(source), "-o", str(target)], quiet=True)
             return str(target)
 
         with ThreadPoolExecutor(job_count()) as pool:
             compiled = list(pool.map(compile_one, sources))
-        (work / "lib").mkdir()
+        for part in ("include", "lib", "licences"):
+            shutil.copytree(libsodium / part, work / part)
         run([*archiver, "rcs", str(work / "lib" / "libzmq.a"), *compiled], quiet=True)
         shutil.rmtree(objects)
-        (work / "include").mkdir()
         for header in ("zmq.h", "zmq_utils.h"):
             shutil.copy2(libzmq / "include" / header, work / "include")
-        (work / "licences").mkdir()
         for licence in ("COPYING", "COPYING.LESSER"):
             shutil.copy2(libzmq / licence, work / "licences")
 

@@ -87,6 +87,7 @@ def copy_licences(libzmq: Path, folder: Path) -> None:
         (ROOT / "NOTICE", "NOTICE"),
         (libzmq / "licences" / "COPYING", "libzmq-COPYING"),
         (libzmq / "licences" / "COPYING.LESSER", "libzmq-COPYING.LESSER"),
+        (libzmq / "licences" / "libsodium-LICENSE", "libsodium-LICENSE"),
         (zig / "LICENSE", "zig-LICENSE"),
         (zig / "lib" / "libcxx" / "LICENSE.TXT", "libcxx-LICENSE"),
         (zig / "lib" / "libcxxabi" / "LICENSE.TXT", "libcxxabi-LICENSE"),

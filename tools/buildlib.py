@@ -52,6 +52,16 @@ def recipe_key(parts: Iterable[str | bytes]) -> str:
     return digest.hexdigest()[:12]
 
 
+def compiler_commands(compiler: str, language: str) -> tuple[list[str], list[str], str]:
+    """The compiler ("gcc" or "zig") of a language ("cc" or "c++"), the archiver, and what identifies them."""
+    if compiler == "zig":
+        zig = [sys.executable, "-m", "ziglang"]
+        return [*zig, language, "-target", ZIG_TARGET], [*zig, "ar"], ZIG_REQUIREMENT + ZIG_TARGET
+    command = os.environ.get("CC", "gcc").split() if language == "cc" else os.environ.get("CXX", "g++").split()
+    version = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()
+    return command, ["ar"], version[0]
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:

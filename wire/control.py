@@ -33,6 +33,7 @@ Token = Annotated[bytes, Meta(min_length=32, max_length=32)]
 SessionId = Annotated[str, Meta(min_length=1, max_length=64)]
 Transport = Literal["shm", "tcp"]
 RatioPolicy = Literal["hard", "elastic"]
+ClientKey = Annotated[str, Meta(max_length=128)]
 AdminToken = Annotated[str, Meta(max_length=128)]
 
 
@@ -73,6 +74,11 @@ class Attach(_Message, tag="attach", kw_only=True):
     group: Text = ""
     res_group: Text = ""  # "BOX": the sessions of `group` share one vGPU on each GPU
     ticket: Annotated[bytes, Meta(max_length=2048)] = b""  # of the pool's controller (wire/ticket.py)
+    # Encrypted lanes: what the client wants, and the ciphers that it can use, best first. Where control is not
+    # encrypted it names none: their keys come from the token, which control carries.
+    encrypt: Literal["auto", "on", "off"] = "auto"
+    ciphers: Annotated[list[Annotated[str, Meta(max_length=32)]], Meta(max_length=8)] = []
+    key: ClientKey = ""  # what a server with --client-key-file asks of its clients
     env: Annotated[dict[Annotated[str, Meta(max_length=64)], Text], Meta(max_length=64)] = {}
 
 
@@ -105,6 +111,7 @@ class Attached(_Message, tag="attached", kw_only=True):
     shm_socket: Annotated[str, Meta(max_length=107)] = ""
     tcp_ops: Text = ""
     tcp_bulk: Text = ""
+    cipher: Annotated[str, Meta(max_length=32)] = ""  # of plain TCP lanes; empty: they are not encrypted
     warm: bool = False  # whether a worker was ready when the request came
     stages: Stages = {}
     devices: Annotated[list[Device], Meta(max_length=64)]
@@ -152,6 +159,7 @@ class Stats(_Message, tag="stats", kw_only=True):
     gmem_mib: U31 = 0
     group: Text = ""
     res_group: Text = ""
+    key: ClientKey = ""  # as in Attach
 
 
 class GpuStats(msgspec.Struct, kw_only=True):

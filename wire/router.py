@@ -71,7 +71,9 @@ class ControlSocket:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         queued_messages: int = _QUEUED_MESSAGES,
         limiter: RateLimiter | None = None,
+        secret_key: str = "",
     ) -> None:
+        """`secret_key` (z85): takes only connections that CurveZMQ encrypts for it; who connects is asked later."""
         self._on_message = on_message
         self._limiter = limiter or RateLimiter()
         self._context = zmq.Context(io_threads=1)
@@ -81,6 +83,9 @@ class ControlSocket:
         self._socket.setsockopt(zmq.SNDHWM, queued_messages)
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        if secret_key:
+            self._socket.curve_server = True
+            self._socket.curve_secretkey = secret_key.encode()
         try:
             self._socket.bind(f"tcp://{host}:{port if port else '*'}")
         except zmq.ZMQError as error:

@@ -56,8 +56,8 @@ def build(output: Path) -> Path:
             '#include "engine.h"',
             sources=[str(path) for path in SOURCES],
             include_dirs=[str(path) for path in [*INCLUDES, zmq / "include"]],
-            extra_objects=[str(zmq / "lib" / "libzmq.a")],
-            define_macros=[("_GNU_SOURCE", "1"), ("Py_LIMITED_API", "0x030b0000")],
+            extra_objects=[str(zmq / "lib" / name) for name in ("libzmq.a", "libsodium.a")],
+            define_macros=[("_GNU_SOURCE", "1"), ("SODIUM_STATIC", "1"), ("Py_LIMITED_API", "0x030b0000")],
             extra_compile_args=["-std=c11", "-O2", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"],
             # A release (zig) is stripped; its C++ runtime comes with it, whichever driver links.
             extra_link_args=[f"-Wl,--version-script={exports}", "-pthread"]

@@ -104,11 +104,19 @@ int orion_engine_set_primary(orion_engine* engine, uint32_t ordinal, uint64_t co
 int orion_engine_prepare(orion_engine* engine, const orion_engine_bind_request* request);
 // Changes the transport of an engine that is not bound; closes the lanes that it has.
 int orion_engine_set_transport(orion_engine* engine, int transport);
-// tcp: opens the lanes on 127.0.0.1 and writes their endpoints (at least 64 bytes each; plain TCP has one, and an empty
-// second). `token` is what the client must send first on each connection.
+// tcp: opens the lanes on an IPv4 address and writes their endpoints (at least 64 bytes each; plain TCP has one, and an
+// empty second). `token` is what the client must send first on each connection; with a cipher (plain TCP alone) it is
+// never sent: everything is sealed with keys derived from it (orion_seal.h).
 enum orion_engine_lanes { ORION_ENGINE_LANES_ZMQ, ORION_ENGINE_LANES_RAW };
-int orion_engine_tcp_listen(orion_engine* engine, int lanes, const uint8_t* token, uint32_t token_bytes,
-                            char* ops_endpoint, char* bulk_endpoint);
+enum orion_engine_cipher {
+  ORION_ENGINE_CIPHER_NONE,
+  ORION_ENGINE_CIPHER_AES256GCM,
+  ORION_ENGINE_CIPHER_CHACHA20POLY1305
+};
+// Whether this machine's CPU can use it.
+int orion_engine_cipher_usable(int cipher);
+int orion_engine_tcp_listen(orion_engine* engine, int lanes, const char* address, int cipher, const uint8_t* token,
+                            uint32_t token_bytes, char* ops_endpoint, char* bulk_endpoint);
 // 0: bound. -1: an address range is taken; *conflicts has bit 0 for the host arena, bit 1 + i for devices[i], and the
 // call may be repeated with other addresses. Otherwise a CUresult.
 int orion_engine_bind(orion_engine* engine, const orion_engine_bind_request* request, uint64_t* conflicts);

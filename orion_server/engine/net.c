@@ -5,6 +5,7 @@
 // the number of the bulk that must have arrived before they are shown.
 #include "net.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +13,17 @@
 #include <unistd.h>
 
 // ------------------------------------------------------------------------------------------------ opening
-int orion_engine_tcp_listen(orion_engine* e, int lanes, const uint8_t* token, uint32_t token_bytes, char* ops_endpoint,
-                            char* bulk_endpoint) {
-  if (e->net || e->config.transport != ORION_ENGINE_TCP || token_bytes < 16 || token_bytes > TOKEN_MAX) {
+int orion_engine_cipher_usable(int cipher) { return orion_cipher_usable((enum orion_cipher)cipher); }
+
+int orion_engine_tcp_listen(orion_engine* e, int lanes, const char* address, int cipher, const uint8_t* token,
+                            uint32_t token_bytes, char* ops_endpoint, char* bulk_endpoint) {
+  struct in_addr parsed;
+  if (e->net || e->config.transport != ORION_ENGINE_TCP || token_bytes < 16 || token_bytes > TOKEN_MAX ||
+      inet_pton(AF_INET, address, &parsed) != 1) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  if (cipher != ORION_CIPHER_NONE && (lanes != ORION_ENGINE_LANES_RAW || token_bytes != ORION_SESSION_KEY_BYTES ||
+                                      !orion_cipher_usable((enum orion_cipher)cipher))) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   struct orion_net* n = calloc(1, sizeof *n);
@@ -22,6 +31,8 @@ int orion_engine_tcp_listen(orion_engine* e, int lanes, const uint8_t* token, ui
   e->net = n;
   memcpy(n->token, token, token_bytes);
   n->token_bytes = token_bytes;
+  n->cipher = (enum orion_cipher)cipher;
+  memcpy(n->address, address, strlen(address) + 1);  // inet_pton has bounded it
   n->last_frame = &n->first_frame;
   n->held_last = &n->held_first;
   n->urgent.last = &n->urgent.first;
@@ -529,6 +540,7 @@ void net_free(orion_engine* e) {
   struct orion_net* n = e->net;
   net_close(e);
   while (n->first_frame) net_frame_sent(n);
+  sodium_memzero(n->token, sizeof n->token);
   net_free_copies(n->urgent.first);
   net_free_copies(n->copies.first);
   free(n->markers);

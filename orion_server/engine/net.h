@@ -3,9 +3,13 @@
 #ifndef ORION_ENGINE_NET_H
 #define ORION_ENGINE_NET_H
 
+#include <netinet/in.h>
+
 #include "internal.h"
+#include "orion_seal.h"
 
 #define TOKEN_MAX 64u
+#define NET_FORGED ": changed, repeated, reordered or left out on the way"
 #define RELAY_MAX 256u
 #define QUEUE_MAX_BYTES (64u << 20)  // a client that does not read its replies
 #define HELD_MAX_BYTES \
@@ -76,6 +80,8 @@ struct orion_net {
   int wake_fd;
   uint8_t token[TOKEN_MAX];
   uint32_t token_bytes;
+  enum orion_cipher cipher;  // of plain TCP lanes
+  char address[INET_ADDRSTRLEN];
   // Main operations that the ring has no room for yet. Express operations and client words behind them are taken
   // meanwhile: they are what may make room.
   held_frame *held_first, **held_last;

@@ -3,6 +3,7 @@
 // (net_stripes.c).
 #include "net_raw.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -31,15 +32,17 @@ bool net_raw_open(orion_engine* e, char* endpoint) {
   r->ops = -1;
   r->in = malloc(RAW_IN_BYTES);
   r->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  struct sockaddr_in address = {.sin_family = AF_INET};
   socklen_t length = sizeof address;
-  if (!r->in || r->listener < 0 || bind(r->listener, (struct sockaddr*)&address, sizeof address) ||
-      listen(r->listener, RAW_STRANGERS) || getsockname(r->listener, (struct sockaddr*)&address, &length) ||
-      !net_stripes_init(r)) {
+  if (e->net->cipher != ORION_CIPHER_NONE) r->sealed = calloc(1, sizeof *r->sealed);
+  if (!r->in || (e->net->cipher != ORION_CIPHER_NONE && !r->sealed) ||
+      inet_pton(AF_INET, e->net->address, &address.sin_addr) != 1 || r->listener < 0 ||
+      bind(r->listener, (struct sockaddr*)&address, sizeof address) || listen(r->listener, RAW_STRANGERS) ||
+      getsockname(r->listener, (struct sockaddr*)&address, &length) || !net_stripes_init(r)) {
     engine_log(e, ENGINE_LOG_ERROR, "cannot open the lanes: %s", strerror(errno));
     return false;
   }
-  snprintf(endpoint, 64, "raw://127.0.0.1:%u", (unsigned)ntohs(address.sin_port));
+  snprintf(endpoint, 64, "raw://%s:%u", e->net->address, (unsigned)ntohs(address.sin_port));
   return true;
 }
 
@@ -65,8 +68,23 @@ static void set_options(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
 }
 
+// The seals of a lane that is encrypted, as its greeting has left them.
+typedef struct lane_seals {
+  orion_seal in, out;
+} lane_seals;
+
+// With `seals` at most once for a lane: a second welcome would use its first nonce again.
+static bool send_welcome(raw_lanes* r, int fd, uint64_t lane, lane_seals* seals) {
+  const orion_frame welcome = {.type = ORION_FRAME_CONTROL};
+  if (!seals) return send(fd, &welcome, sizeof welcome, MSG_NOSIGNAL) == sizeof welcome;
+  uint8_t record[sizeof welcome + ORION_RECORD_EXTRA];
+  r->lanes_greeted |= 1u << lane;
+  const size_t bytes = orion_seal_put(&seals->out, record, (const uint8_t*)&welcome, sizeof welcome);
+  return send(fd, record, bytes, MSG_NOSIGNAL) == (ssize_t)bytes;
+}
+
 // The connection has shown the token. False: it names no lane that is still open.
-static bool admit(orion_engine* e, int fd, const orion_frame* head, const uint8_t* wish) {
+static bool admit(orion_engine* e, int fd, const orion_frame* head, const uint8_t* wish, lane_seals* seals) {
   raw_lanes* r = net_raw_of(e);
   if (head->b > ORION_STRIPES_MAX || head->a > head->b || (r->lanes_in && head->b != r->stripe_count)) return false;
   if (head->a == 0 ? r->ops >= 0 : r->stripes[head->a - 1].is_open) return false;
@@ -77,11 +95,14 @@ static bool admit(orion_engine* e, int fd, const orion_frame* head, const uint8_
     memcpy(&link, wish, sizeof link);
     orion_link_set(&r->link, &link);
   }
-  const orion_frame welcome = {.type = ORION_FRAME_CONTROL};
-  if (send(fd, &welcome, sizeof welcome, MSG_NOSIGNAL) != sizeof welcome) return false;
+  if (!send_welcome(r, fd, head->a, seals)) return false;
   if (head->a == 0) {
     r->ops = fd;
-  } else if (!net_stripe_start(e, (uint32_t)head->a - 1, fd)) {
+    if (seals) {
+      r->sealed->in_seal = seals->in;
+      r->sealed->out_seal = seals->out;
+    }
+  } else if (!net_stripe_start(e, (uint32_t)head->a - 1, fd, seals ? &seals->in : NULL, seals ? &seals->out : NULL)) {
     return false;
   }
   r->lanes_in++;
@@ -89,6 +110,37 @@ static bool admit(orion_engine* e, int fd, const orion_frame* head, const uint8_
 }
 
 enum greeting { GREETING_MORE, GREETING_ADMITTED, GREETING_REFUSED };
+
+// Who can seal the first record of a lane knows the token.
+static enum greeting greet_sealed(orion_engine* e, const stranger* s) {
+  const struct orion_net* n = e->net;
+  raw_lanes* r = n->state;
+  orion_sealed_preamble preamble;
+  orion_frame head;
+  uint8_t greeting[sizeof head + sizeof(orion_link_wish)];
+  if (s->bytes < sizeof preamble + ORION_RECORD_HEAD) return GREETING_MORE;
+  memcpy(&preamble, s->data, sizeof preamble);
+  const uint8_t* record = s->data + sizeof preamble;
+  const size_t bytes = orion_record_bytes(record);
+  if (preamble.magic != ORION_SEALED_MAGIC || preamble.lane > ORION_STRIPES_MAX ||
+      (bytes != sizeof head && bytes != sizeof greeting)) {
+    return GREETING_REFUSED;
+  }
+  if (s->bytes < sizeof preamble + bytes + ORION_RECORD_EXTRA) return GREETING_MORE;
+  lane_seals seals;
+  orion_seal_begin(&seals.in, n->cipher, n->token, ORION_TO_WORKER, (uint32_t)preamble.lane);
+  if (s->bytes > sizeof preamble + bytes + ORION_RECORD_EXTRA || (r->lanes_greeted >> preamble.lane & 1) ||
+      !orion_seal_open(&seals.in, record, bytes, greeting)) {
+    return GREETING_REFUSED;
+  }
+  memcpy(&head, greeting, sizeof head);
+  orion_seal_begin(&seals.out, n->cipher, n->token, ORION_TO_CLIENT, (uint32_t)preamble.lane);
+  const bool admitted = head.type == ORION_FRAME_CONTROL && head.a == preamble.lane &&
+                        head.bytes == bytes - sizeof head &&
+                        admit(e, s->fd, &head, head.bytes ? greeting + sizeof head : NULL, &seals);
+  sodium_memzero(&seals, sizeof seals);
+  return admitted ? GREETING_ADMITTED : GREETING_REFUSED;
+}
 
 static enum greeting greet(orion_engine* e, stranger* s) {
   const struct orion_net* n = e->net;
@@ -98,6 +150,7 @@ static enum greeting greet(orion_engine* e, stranger* s) {
   }
   if (got <= 0) return GREETING_REFUSED;
   s->bytes += (uint32_t)got;
+  if (n->cipher != ORION_CIPHER_NONE) return greet_sealed(e, s);
   if (s->bytes < sizeof(orion_frame)) return GREETING_MORE;
   orion_frame head;
   memcpy(&head, s->data, sizeof head);
@@ -106,7 +159,7 @@ static enum greeting greet(orion_engine* e, stranger* s) {
   if (s->bytes < sizeof head + head.bytes) return GREETING_MORE;
   const uint8_t* body = s->data + sizeof head;
   if (s->bytes > sizeof head + head.bytes || !net_token_matches(n, body, n->token_bytes) ||
-      !admit(e, s->fd, &head, has_wish ? body + n->token_bytes : NULL)) {
+      !admit(e, s->fd, &head, has_wish ? body + n->token_bytes : NULL, NULL)) {
     return GREETING_REFUSED;
   }
   return GREETING_ADMITTED;
@@ -216,6 +269,53 @@ static void parse(orion_engine* e) {
   }
 }
 
+// Opens the records that are there whole. Room for one is always there: `parse` leaves at most one frame that is cut
+// off.
+static bool open_records(orion_engine* e) {
+  raw_lanes* r = net_raw_of(e);
+  raw_sealed* s = r->sealed;
+  bool moved = false;
+  while (!e->end && net_takes_operations(e->net) && s->in_end - s->in_first >= ORION_RECORD_HEAD) {
+    const uint8_t* record = s->in + s->in_first;
+    const size_t bytes = orion_record_bytes(record);
+    if (bytes && s->in_end - s->in_first < bytes + ORION_RECORD_EXTRA) break;
+    if (!bytes || bytes > RAW_IN_BYTES - r->in_end || !orion_seal_open(&s->in_seal, record, bytes, r->in + r->in_end)) {
+      engine_end(e, ORION_END_BROKEN, "lane 0 brought bytes that the client did not seal" NET_FORGED);
+      break;
+    }
+    s->in_first += bytes + ORION_RECORD_EXTRA;
+    r->in_end += bytes;
+    moved = true;
+    parse(e);
+  }
+  return moved;
+}
+
+static bool receive_sealed(orion_engine* e) {
+  raw_lanes* r = net_raw_of(e);
+  raw_sealed* s = r->sealed;
+  bool moved = open_records(e);
+  for (int i = 0; i < RECEIVE_BATCH && !e->end && !r->at_end && net_takes_operations(e->net); i++) {
+    if (s->in_first) {
+      memmove(s->in, s->in + s->in_first, s->in_end - s->in_first);
+      s->in_end -= s->in_first;
+      s->in_first = 0;
+    }
+    const size_t room = sizeof s->in - s->in_end;
+    const ssize_t got = recv(r->ops, s->in + s->in_end, room, MSG_DONTWAIT);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) break;
+    if (got <= 0) {
+      r->at_end = true;
+      break;
+    }
+    s->in_end += (size_t)got;
+    moved = true;
+    (void)open_records(e);
+    if ((size_t)got < room) break;
+  }
+  return moved;
+}
+
 static bool receive(orion_engine* e) {
   raw_lanes* r = net_raw_of(e);
   if (!r->complete) return greet_all(e);
@@ -223,6 +323,7 @@ static bool receive(orion_engine* e) {
   const size_t before = r->in_end - r->in_first;
   if (before) parse(e);
   moved |= r->in_end - r->in_first != before;
+  if (r->sealed) return receive_sealed(e) || moved;
   for (int i = 0; i < RECEIVE_BATCH && !e->end && !r->at_end && net_takes_operations(e->net); i++) {
     const size_t room = RAW_IN_BYTES - r->in_end;
     const ssize_t got = recv(r->ops, r->in + r->in_end, room, MSG_DONTWAIT);
@@ -251,6 +352,8 @@ static void check(orion_engine* e) {
   const int fault = atomic_load(&r->fault);
   if (fault == RAW_MALFORMED) {
     net_malformed(e, "bulk on a stripe");
+  } else if (fault == RAW_FORGED) {
+    engine_end(e, ORION_END_BROKEN, "a stripe brought bytes that the client did not seal" NET_FORGED);
   } else if (r->at_end || fault || has_hung_up(e)) {
     engine_end(e, ORION_END_CLIENT_LOST, "the client closed a lane");
   }
@@ -271,10 +374,81 @@ static uint32_t due_frames(orion_engine* e, uint32_t most) {
   return count;
 }
 
+// Seals bytes of the first `count` frames, as many as one record takes, into `record`. Returns how many frames have
+// ended in it.
+static uint32_t seal_frames(struct orion_net* n, uint32_t count, uint8_t* record, size_t* record_bytes) {
+  raw_lanes* r = n->state;
+  const out_frame* f = n->first_frame;
+  const uint8_t* from = f->data + r->first_sent;
+  size_t bytes = 0;
+  uint32_t ended = 0;
+  if (f->bytes - r->first_sent >= ORION_RECORD_BYTES) {
+    bytes = ORION_RECORD_BYTES;
+  } else {  // gathered, and sealed where they are
+    uint8_t* to = record + ORION_RECORD_HEAD;
+    for (; ended < count && bytes < ORION_RECORD_BYTES; f = f->next) {
+      const size_t left = f->bytes - r->first_sent, room = ORION_RECORD_BYTES - bytes;
+      const size_t piece = left < room ? left : room;
+      memcpy(to + bytes, f->data + r->first_sent, piece);
+      bytes += piece;
+      r->first_sent = piece < left ? r->first_sent + piece : 0;
+      if (piece == left) ended++;
+    }
+    from = to;
+  }
+  *record_bytes = orion_seal_put(&r->sealed->out_seal, record, from, bytes);
+  if (from != record + ORION_RECORD_HEAD) {
+    r->first_sent += bytes;
+    if (r->first_sent == n->first_frame->bytes) {
+      r->first_sent = 0;
+      ended = 1;
+    }
+  }
+  return ended;
+}
+
+static bool fill_sealed(orion_engine* e) {
+  struct orion_net* n = e->net;
+  raw_sealed* s = net_raw_of(e)->sealed;
+  s->out_first = s->out_end = 0;
+  while (n->first_frame && sizeof s->out - s->out_end >= ORION_RECORD_MOST) {
+    const uint32_t count = due_frames(e, SEND_BATCH);
+    if (!count) break;
+    size_t bytes = 0;
+    const uint32_t ended = seal_frames(n, count, s->out + s->out_end, &bytes);
+    for (uint32_t i = 0; i < ended; i++) net_frame_sent(n);
+    s->out_end += bytes;
+  }
+  return s->out_end != 0;
+}
+
+static bool has_unsent(const orion_engine* e) {
+  const raw_sealed* s = net_raw_of(e)->sealed;
+  return e->net->first_frame || (s && s->out_first != s->out_end);
+}
+
+static void flush_sealed(orion_engine* e) {
+  raw_lanes* r = net_raw_of(e);
+  raw_sealed* s = r->sealed;
+  while (s->out_first != s->out_end || fill_sealed(e)) {
+    const ssize_t sent = send(r->ops, s->out + s->out_first, s->out_end - s->out_first, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0) {
+      r->blocked = errno == EAGAIN || errno == EINTR;
+      if (!r->blocked) r->at_end = true;
+      return;
+    }
+    s->out_first += (size_t)sent;
+  }
+}
+
 static void flush(orion_engine* e) {
   struct orion_net* n = e->net;
   raw_lanes* r = n->state;
   r->blocked = false;
+  if (r->sealed) {
+    if (r->ops >= 0 && !r->at_end) flush_sealed(e);
+    return;
+  }
   while (r->ops >= 0 && !r->at_end && n->first_frame) {
     struct iovec pieces[SEND_BATCH];
     const uint32_t count = due_frames(e, SEND_BATCH);
@@ -374,10 +548,10 @@ static void wait_for_work(orion_engine* e, uint64_t timeout_ns) {
 static void close_ops(orion_engine* e) {
   raw_lanes* r = net_raw_of(e);
   const uint64_t until_ns = engine_now_ns() + CLOSE_LIMIT_MS * 1000000ull;
-  while (e->net->first_frame && !r->at_end && engine_now_ns() < until_ns) {
+  while (has_unsent(e) && !r->at_end && engine_now_ns() < until_ns) {
     flush(e);
     struct pollfd fd = {.fd = r->ops, .events = POLLOUT};
-    if (e->net->first_frame) (void)poll(&fd, 1, 1);
+    if (has_unsent(e)) (void)poll(&fd, 1, 1);
   }
   shutdown(r->ops, SHUT_WR);
   while (!r->at_end && engine_now_ns() < until_ns) {
@@ -400,6 +574,8 @@ static void raw_close(orion_engine* e) {
     free(r->early_first);
     r->early_first = next;
   }
+  if (r->sealed) sodium_memzero(r->sealed, sizeof *r->sealed);
+  free(r->sealed);
   free(r->in);
   free(r);
   e->net->state = NULL;

@@ -7,6 +7,7 @@
 
 #include "net.h"
 #include "orion_lanes.h"
+#include "orion_stripe_io.h"
 
 #define RAW_STRANGERS 16u
 #define RAW_IN_BYTES ((size_t)2 * (ORION_FRAME_MAX_BYTES + sizeof(orion_frame)))
@@ -17,7 +18,8 @@ typedef struct stranger {
   int fd;
   uint64_t until_ns;
   uint32_t bytes;
-  uint8_t data[sizeof(orion_frame) + TOKEN_MAX + sizeof(orion_link_wish)];
+  uint8_t data[sizeof(orion_sealed_preamble) + ORION_RECORD_EXTRA + sizeof(orion_frame) + TOKEN_MAX +
+               sizeof(orion_link_wish)];
 } stranger;
 
 // A part of a copy out of the device, sent from where it lies.
@@ -37,15 +39,26 @@ typedef struct raw_stripe {
   int fd;
   bool is_open;
   pthread_t receiver, sender;
+  orion_stripe_seal *in, *out;  // NULL: not encrypted
 } raw_stripe;
 
-enum raw_fault { RAW_LOST = 1, RAW_MALFORMED = 2 };
+enum raw_fault { RAW_LOST = 1, RAW_MALFORMED = 2, RAW_FORGED = 3 };
+
+// Lane 0 where it is encrypted: records as they come, and records for the socket.
+#define RAW_RECORDS 4u
+typedef struct raw_sealed {
+  orion_seal in_seal, out_seal;
+  size_t in_first, in_end, out_first, out_end;
+  uint8_t in[RAW_RECORDS * ORION_RECORD_MOST], out[RAW_RECORDS * ORION_RECORD_MOST];
+} raw_sealed;
 
 typedef struct raw_lanes {
   int listener, ops;
   stranger strangers[RAW_STRANGERS];
   uint32_t stranger_count, lanes_in;
-  bool complete;  // all lanes have come
+  bool complete;           // all lanes have come
+  uint32_t lanes_greeted;  // bits: a welcome has been sent, so the lane's key has been used
+  raw_sealed* sealed;      // NULL: not encrypted
   // lane 0
   uint8_t* in;
   size_t in_first, in_end;
@@ -76,8 +89,9 @@ raw_lanes* net_raw_of(const orion_engine* e);
 
 // ---- net_stripes.c; but for the stripes' own threads all is called by the engine's
 bool net_stripes_init(raw_lanes* r);
-/// Starts the two threads of stripe `index`. False: there are no threads to be had; the descriptor stays the caller's.
-bool net_stripe_start(orion_engine* e, uint32_t index, int fd);
+/// Starts the two threads of stripe `index`; the seals are NULL or as the greeting has left them. False: there are no
+/// threads to be had; the descriptor stays the caller's.
+bool net_stripe_start(orion_engine* e, uint32_t index, int fd, const orion_seal* in, const orion_seal* out);
 /// Counts what the stripes have stored, in order. True when there was something.
 bool net_stripes_take(orion_engine* e);
 /// bulk_arrived has grown.

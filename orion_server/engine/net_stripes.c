@@ -2,11 +2,11 @@
 // and one that sends from it; neither touches the engine's state. What they have stored is counted by the engine's
 // thread, in the order of the numbers.
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
 #include "net_raw.h"
-#include "orion_stripe_io.h"
 
 #define STACK_BYTES (256u << 10)
 #define LOOK_NS 100000000ull
@@ -49,9 +49,9 @@ static void* receive_stripe(void* argument) {
   raw_lanes* r = net_raw_of(e);
   for (;;) {
     orion_frame head;
-    int state = orion_read_all(s->fd, &head, sizeof head);
+    int state = orion_read_lane(s->fd, s->in, &head, sizeof head);
     if (state <= 0) {
-      if (state < 0) fail(e, RAW_LOST);
+      if (state < 0) fail(e, state == ORION_READ_FORGED ? RAW_FORGED : RAW_LOST);
       return NULL;  // closed in good order: lane 0 tells the client's end
     }
     if (!orion_stripe_frame_ok(&head, e->arena_bytes) || head.sequence <= atomic_load(&r->arrived)) {
@@ -64,8 +64,9 @@ static void* receive_stripe(void* argument) {
       fail(e, RAW_MALFORMED);
       return NULL;
     }
-    if (orion_read_all(s->fd, e->arena + head.a, head.bytes) <= 0) {
-      fail(e, RAW_LOST);
+    state = orion_read_lane(s->fd, s->in, e->arena + head.a, head.bytes);
+    if (state <= 0) {
+      fail(e, state == ORION_READ_FORGED ? RAW_FORGED : RAW_LOST);
       return NULL;
     }
     slot->offset = head.a;
@@ -141,13 +142,13 @@ static bool next_piece(raw_stripe* s, raw_piece* piece) {
   return any;
 }
 
-static bool send_piece(int fd, const raw_piece* piece) {
+static bool send_piece(const raw_stripe* s, const raw_piece* piece) {
   const orion_frame head = {.type = ORION_FRAME_BULK,
                             .bytes = (uint32_t)piece->bytes,
                             .sequence = piece->sequence,
                             .a = piece->offset,
                             .b = piece->after};
-  return orion_send_frame(fd, &head, piece->from);
+  return orion_send_lane_frame(s->fd, s->out, &head, piece->from);
 }
 
 static void* send_stripe(void* argument) {
@@ -156,7 +157,7 @@ static void* send_stripe(void* argument) {
   raw_piece piece;
   while (next_piece(s, &piece)) {
     if (piece.due_ns) orion_sleep_until(piece.due_ns, &net_raw_of(s->engine)->stop);
-    if (send_piece(s->fd, &piece)) continue;
+    if (send_piece(s, &piece)) continue;
     fail(s->engine, RAW_LOST);
     return NULL;
   }
@@ -164,14 +165,44 @@ static void* send_stripe(void* argument) {
 }
 
 // ------------------------------------------------------------------------------------------------ life
-bool net_stripe_start(orion_engine* e, uint32_t index, int fd) {
+static orion_stripe_seal* new_seal(const orion_seal* seal) {
+  orion_stripe_seal* made = malloc(sizeof *made);
+  if (!made) return NULL;
+  made->seal = *seal;
+  made->records = malloc(ORION_STRIPE_RECORDS);
+  if (made->records) return made;
+  free(made);
+  return NULL;
+}
+
+static void free_seals(raw_stripe* s) {
+  orion_stripe_seal* const seals[] = {s->in, s->out};
+  for (int i = 0; i < 2; i++) {
+    if (!seals[i]) continue;
+    sodium_memzero(&seals[i]->seal, sizeof seals[i]->seal);
+    free(seals[i]->records);
+    free(seals[i]);
+  }
+  s->in = s->out = NULL;
+}
+
+bool net_stripe_start(orion_engine* e, uint32_t index, int fd, const orion_seal* in, const orion_seal* out) {
   raw_stripe* s = &net_raw_of(e)->stripes[index];
   s->engine = e;
   s->fd = fd;
+  s->in = in ? new_seal(in) : NULL;
+  s->out = out ? new_seal(out) : NULL;
+  if ((in && !s->in) || (out && !s->out)) {
+    free_seals(s);
+    return false;
+  }
   pthread_attr_t attributes;
   sigset_t all, before;
   sigfillset(&all);
-  if (pthread_attr_init(&attributes)) return false;
+  if (pthread_attr_init(&attributes)) {
+    free_seals(s);
+    return false;
+  }
   pthread_attr_setstacksize(&attributes, STACK_BYTES);
   pthread_sigmask(SIG_SETMASK, &all, &before);  // Python's main thread takes the signals
   bool started = pthread_create(&s->receiver, &attributes, receive_stripe, s) == 0;
@@ -182,6 +213,7 @@ bool net_stripe_start(orion_engine* e, uint32_t index, int fd) {
   }
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   pthread_attr_destroy(&attributes);
+  if (!started) free_seals(s);
   s->is_open = started;
   return started;
 }
@@ -200,6 +232,7 @@ void net_stripes_close(raw_lanes* r) {
     if (!r->stripes[i].is_open) continue;
     pthread_join(r->stripes[i].receiver, NULL);
     pthread_join(r->stripes[i].sender, NULL);
+    free_seals(&r->stripes[i]);
     close(r->stripes[i].fd);
   }
   pthread_cond_destroy(&r->has_piece);

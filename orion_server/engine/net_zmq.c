@@ -30,7 +30,8 @@ typedef struct zmq_lanes {
 
 static zmq_lanes* lanes_of(const orion_engine* e) { return e->net->state; }
 
-static bool open_lane(const zmq_lanes* z, lane* l, int high_water, const char* monitor, char* endpoint) {
+static bool open_lane(const zmq_lanes* z, lane* l, int high_water, const char* monitor, const char* address,
+                      char* endpoint) {
   l->socket = zmq_socket(z->context, ZMQ_ROUTER);
   if (!l->socket) return false;
   const int one = 1, linger = CLOSE_LINGER_MS, idle_s = 10, interval_s = 5, count = 3;
@@ -47,7 +48,9 @@ static bool open_lane(const zmq_lanes* z, lane* l, int high_water, const char* m
   if (zmq_socket_monitor(l->socket, monitor, ZMQ_EVENT_DISCONNECTED)) return false;
   l->monitor = zmq_socket(z->context, ZMQ_PAIR);
   if (!l->monitor || zmq_connect(l->monitor, monitor)) return false;
-  if (zmq_bind(l->socket, "tcp://127.0.0.1:*")) return false;
+  char wanted[64];
+  snprintf(wanted, sizeof wanted, "tcp://%s:*", address);
+  if (zmq_bind(l->socket, wanted)) return false;
   size_t bytes = 64;
   return zmq_getsockopt(l->socket, ZMQ_LAST_ENDPOINT, endpoint, &bytes) == 0;
 }
@@ -78,8 +81,8 @@ bool net_zmq_open(orion_engine* e, char* ops_endpoint, char* bulk_endpoint) {
   e->net->state = z;
   e->net->lanes = &net_zmq_lanes;
   z->context = zmq_ctx_new();
-  if (z->context && open_lane(z, &z->ops, OPS_HIGH_WATER, "inproc://ops-monitor", ops_endpoint) &&
-      open_lane(z, &z->bulk, BULK_HIGH_WATER, "inproc://bulk-monitor", bulk_endpoint)) {
+  if (z->context && open_lane(z, &z->ops, OPS_HIGH_WATER, "inproc://ops-monitor", e->net->address, ops_endpoint) &&
+      open_lane(z, &z->bulk, BULK_HIGH_WATER, "inproc://bulk-monitor", e->net->address, bulk_endpoint)) {
     return true;
   }
   engine_log(e, ENGINE_LOG_ERROR, "cannot open the lanes: %s", zmq_strerror(zmq_errno()));

@@ -19,7 +19,15 @@ from orion_server.channel import BlockingChannel
 from orion_server.worker.confinement import LANES, READY, Confinement, ConfinementError
 from orion_server.worker.doorway import Doorway
 from orion_server.worker.driver import Driver, load, null_snapshot
-from orion_server.worker.engine import BindConflict, Engine, EngineError, Files, Seat, reserve_addresses
+from orion_server.worker.engine import (
+    BindConflict,
+    Engine,
+    EngineError,
+    Files,
+    Seat,
+    reserve_addresses,
+    usable_cipher,
+)
 
 log = logging.getLogger("orion.worker")
 
@@ -154,7 +162,12 @@ class Worker:
             self._doorway = Doorway(socket.socket(fileno=fds[0]), message["uid"], message["token"])
             self._selector.register(self._doorway.listener, selectors.EVENT_READ, self._on_knock)
         if message["tcp"]:
-            answer["tcp_ops"], answer["tcp_bulk"] = self._engine.open_lanes(message["token"], message["raw_lanes"])
+            cipher = usable_cipher(message["ciphers"])
+            if message["ciphers"] and not cipher:
+                return {"ok": False, "message": f"this machine can use none of the ciphers {message['ciphers']}"}
+            endpoints = self._engine.open_lanes(message["token"], message["raw_lanes"], message["address"], cipher)
+            answer["tcp_ops"], answer["tcp_bulk"] = endpoints
+            answer["cipher"] = cipher
             watch.lap("lanes")
         self._confinement.forbid(LANES)
         return answer

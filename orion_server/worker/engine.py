@@ -16,6 +16,11 @@ _ENDS = {
     5: "the engine failed",
 }
 _SPIN_US = 50
+# By the names of the protocol, as enum orion_engine_cipher numbers them.
+_CIPHERS = {
+    "aes256gcm": lib.ORION_ENGINE_CIPHER_AES256GCM,
+    "chacha20poly1305": lib.ORION_ENGINE_CIPHER_CHACHA20POLY1305,
+}
 _LOG_LEVELS = {"error": 0, "warning": 1, "info": 2, "debug": 3}
 
 
@@ -25,6 +30,11 @@ class Files(NamedTuple):
     stdout: int
     stderr: int
     log: int
+
+
+def usable_cipher(offered: list[str]) -> str:
+    """The first of the client's ciphers that this machine can use too; empty when there is none."""
+    return next((name for name in offered if name in _CIPHERS and lib.orion_engine_cipher_usable(_CIPHERS[name])), "")
 
 
 class Seat(NamedTuple):
@@ -126,12 +136,14 @@ class Engine:
         if result != 0:
             raise EngineError("orion_engine_prepare", result)
 
-    def open_lanes(self, token: bytes, raw: bool) -> tuple[str, str]:
-        """Opens the TCP lanes (`raw`: plain sockets, else ZeroMQ's); returns their endpoints."""
+    def open_lanes(self, token: bytes, raw: bool, address: str, cipher: str) -> tuple[str, str]:
+        """Opens the TCP lanes (`raw`: plain sockets, else ZeroMQ's) on an IPv4 address; returns their endpoints.
+        `cipher`: of plain sockets, empty for none."""
         self._set_transport(lib.ORION_ENGINE_TCP)
         ops, bulk = ffi.new("char[64]"), ffi.new("char[64]")
         kind = lib.ORION_ENGINE_LANES_RAW if raw else lib.ORION_ENGINE_LANES_ZMQ
-        result = lib.orion_engine_tcp_listen(self._engine, kind, token, len(token), ops, bulk)
+        number = _CIPHERS[cipher] if cipher else lib.ORION_ENGINE_CIPHER_NONE
+        result = lib.orion_engine_tcp_listen(self._engine, kind, address.encode(), number, token, len(token), ops, bulk)
         if result != 0:
             raise EngineError("orion_engine_tcp_listen", result)
         return ffi.string(ops).decode(), ffi.string(bulk).decode()

@@ -96,7 +96,13 @@ class Remote:
         ends = [ffi.new("char[64]"), ffi.new("char[64]")]
         assert (
             lib.orion_engine_tcp_listen(
-                self.engine, lib.ORION_ENGINE_LANES_RAW if RAW else lib.ORION_ENGINE_LANES_ZMQ, TOKEN, len(TOKEN), *ends
+                self.engine,
+                lib.ORION_ENGINE_LANES_RAW if RAW else lib.ORION_ENGINE_LANES_ZMQ,
+                b"127.0.0.1",
+                lib.ORION_ENGINE_CIPHER_NONE,
+                TOKEN,
+                len(TOKEN),
+                *ends,
             )
             == 0
         )

@@ -6,8 +6,8 @@ python=${PYTHON:-.venv/bin/python}
 zmq=${ORION_LIBZMQ_DIR:-$("$python" tools/build_libzmq.py | tail -n 1)}
 out=build/native_engine
 mkdir -p "$out"
-flags=(-std=c11 -D_GNU_SOURCE -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Wno-tsan -Iwire/include -Iorion_server/engine "-I$zmq/include")
-libraries=("$zmq/lib/libzmq.a" -lstdc++ -lpthread -lrt -ldl)
+flags=(-std=c11 -D_GNU_SOURCE -DSODIUM_STATIC -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Wno-tsan -Iwire/include -Iorion_server/engine "-I$zmq/include")
+libraries=("$zmq/lib/libzmq.a" "$zmq/lib/libsodium.a" -lstdc++ -lpthread -lrt -ldl)
 engine=()
 for source in orion_server/engine/*.c; do
   case "$(basename "$source")" in _engine*) ;; *) engine+=("$source") ;; esac

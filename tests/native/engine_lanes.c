@@ -14,6 +14,7 @@
 #include "engine.h"
 #include "gen_ops.h"
 #include "orion_lanes.h"
+#include "orion_seal.h"
 
 #define ARENA_BYTES (64ull << 20)
 #define RANGE_BYTES (6u << 20)
@@ -39,9 +40,16 @@ typedef struct client {
   uint32_t turn;
   uint64_t words[ORION_WORDS];
   int32_t result;
+  // Where the lanes are encrypted; `opened`: of each lane, what its records had beyond what was asked for.
+  bool is_sealed;
+  orion_seal in[1 + STRIPES], out[1 + STRIPES];
+  struct {
+    size_t first, end;
+    uint8_t bytes[ORION_RECORD_BYTES];
+  } opened[1 + STRIPES];
 } client;
 
-static void send_all(int fd, const void* from, size_t bytes) {
+static void send_plain(int fd, const void* from, size_t bytes) {
   for (size_t at = 0; at < bytes;) {
     const ssize_t n = send(fd, (const uint8_t*)from + at, bytes - at, MSG_NOSIGNAL);
     CHECK(n > 0);
@@ -49,14 +57,56 @@ static void send_all(int fd, const void* from, size_t bytes) {
   }
 }
 
-static void receive_all(int fd, void* to, size_t bytes) { CHECK(recv(fd, to, bytes, MSG_WAITALL) == (ssize_t)bytes); }
+static void receive_plain(int fd, void* to, size_t bytes) { CHECK(recv(fd, to, bytes, MSG_WAITALL) == (ssize_t)bytes); }
 
-static void send_frame(int fd, orion_frame head, const void* body) {
-  send_all(fd, &head, sizeof head);
-  if (head.bytes) send_all(fd, body, head.bytes);
+static void send_all(client* c, uint32_t lane, const uint8_t* from, size_t bytes) {
+  static uint8_t record[ORION_RECORD_MOST];
+  if (!c->is_sealed) send_plain(c->lanes[lane], from, bytes);
+  for (size_t at = 0; c->is_sealed && at < bytes; at += ORION_RECORD_BYTES) {
+    const size_t piece = bytes - at < ORION_RECORD_BYTES ? bytes - at : ORION_RECORD_BYTES;
+    send_plain(c->lanes[lane], record, orion_seal_put(&c->out[lane], record, from + at, piece));
+  }
 }
 
-static void join(client* c, const char* endpoint, const uint8_t token[32], orion_link_wish wish) {
+static void open_record(client* c, uint32_t lane) {
+  static uint8_t record[ORION_RECORD_MOST];
+  receive_plain(c->lanes[lane], record, ORION_RECORD_HEAD);
+  const size_t bytes = orion_record_bytes(record);
+  CHECK(bytes != 0);
+  receive_plain(c->lanes[lane], record + ORION_RECORD_HEAD, bytes + ORION_RECORD_TAG);
+  CHECK(orion_seal_open(&c->in[lane], record, bytes, c->opened[lane].bytes));
+  c->opened[lane].first = 0;
+  c->opened[lane].end = bytes;
+}
+
+static void receive_all(client* c, uint32_t lane, uint8_t* to, size_t bytes) {
+  if (!c->is_sealed) receive_plain(c->lanes[lane], to, bytes);
+  for (size_t at = 0; c->is_sealed && at < bytes;) {
+    if (c->opened[lane].first == c->opened[lane].end) open_record(c, lane);
+    const size_t have = c->opened[lane].end - c->opened[lane].first;
+    const size_t piece = bytes - at < have ? bytes - at : have;
+    memcpy(to + at, c->opened[lane].bytes + c->opened[lane].first, piece);
+    c->opened[lane].first += piece;
+    at += piece;
+  }
+}
+
+static void send_frame(client* c, uint32_t lane, orion_frame head, const void* body) {
+  send_all(c, lane, (const uint8_t*)&head, sizeof head);
+  if (head.bytes) send_all(c, lane, body, head.bytes);
+}
+
+// The preamble, and the greeting in one record.
+static void greet_sealed(client* c, uint32_t lane, const orion_frame* head, const orion_link_wish* wish) {
+  const orion_sealed_preamble preamble = {ORION_SEALED_MAGIC, lane};
+  uint8_t greeting[sizeof *head + sizeof *wish];
+  memcpy(greeting, head, sizeof *head);
+  memcpy(greeting + sizeof *head, wish, sizeof *wish);
+  send_plain(c->lanes[lane], &preamble, sizeof preamble);
+  send_all(c, lane, greeting, sizeof *head + head->bytes);
+}
+
+static void join(client* c, const char* endpoint, const uint8_t token[32], orion_link_wish wish, int cipher) {
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   address.sin_port = htons((uint16_t)atoi(strrchr(endpoint, ':') + 1));
   for (uint32_t i = 0; i <= STRIPES; i++) {
@@ -67,25 +117,34 @@ static void join(client* c, const char* endpoint, const uint8_t token[32], orion
     memcpy(body.token, token, 32);
     c->lanes[i] = socket(AF_INET, SOCK_STREAM, 0);
     CHECK(connect(c->lanes[i], (struct sockaddr*)&address, sizeof address) == 0);
-    const uint32_t bytes = i == 0 && wish.round_trip_ns ? sizeof body : sizeof body.token;
-    send_frame(c->lanes[i], (orion_frame){.type = ORION_FRAME_CONTROL, .bytes = bytes, .a = i, .b = STRIPES}, &body);
+    const bool has_wish = i == 0 && wish.round_trip_ns;
+    orion_frame head = {.type = ORION_FRAME_CONTROL, .bytes = has_wish ? sizeof wish : 0, .a = i, .b = STRIPES};
+    if (cipher != ORION_CIPHER_NONE) {
+      c->is_sealed = true;
+      orion_seal_begin(&c->out[i], (enum orion_cipher)cipher, token, ORION_TO_WORKER, i);
+      orion_seal_begin(&c->in[i], (enum orion_cipher)cipher, token, ORION_TO_CLIENT, i);
+      greet_sealed(c, i, &head, &wish);
+    } else {
+      head.bytes += sizeof body.token;
+      send_frame(c, i, head, &body);
+    }
   }
   for (uint32_t i = 0; i <= STRIPES; i++) {
     orion_frame welcome;
-    receive_all(c->lanes[i], &welcome, sizeof welcome);
+    receive_all(c, i, (uint8_t*)&welcome, sizeof welcome);
     CHECK(welcome.type == ORION_FRAME_CONTROL && welcome.bytes == 0);
   }
 }
 
 static void push(client* c, orion_op* op, uint32_t bytes) {
   op->bytes = bytes;
-  send_frame(c->lanes[0], (orion_frame){.type = ORION_FRAME_OPS_MAIN, .bytes = bytes}, op);
+  send_frame(c, 0, (orion_frame){.type = ORION_FRAME_OPS_MAIN, .bytes = bytes}, op);
 }
 
 static void push_range(client* c, uint64_t offset, uint64_t bytes) {
   if (bytes < ORION_STRIPE_MIN_BYTES) {
     const orion_frame head = {.type = ORION_FRAME_BULK, .bytes = (uint32_t)bytes, .sequence = ++c->sent, .a = offset};
-    send_frame(c->lanes[0], head, c->arena + offset);
+    send_frame(c, 0, head, c->arena + offset);
     orion_group_close(&c->group, c->sent);
     return;
   }
@@ -97,13 +156,13 @@ static void push_range(client* c, uint64_t offset, uint64_t bytes) {
                               .sequence = ++c->sent,
                               .a = offset + at,
                               .b = c->group.after};
-    send_frame(c->lanes[1 + c->turn++ % STRIPES], head, c->arena + offset + at);
+    send_frame(c, 1 + c->turn++ % STRIPES, head, c->arena + offset + at);
   }
 }
 
-static void store(client* c, int fd, const orion_frame* head) {
+static void store(client* c, uint32_t lane, const orion_frame* head) {
   CHECK(head->a <= ARENA_BYTES && head->bytes <= ARENA_BYTES - head->a && head->sequence > c->received);
-  receive_all(fd, c->arena + head->a, head->bytes);
+  receive_all(c, lane, c->arena + head->a, head->bytes);
   c->window[head->sequence % ORION_WINDOW] = head->sequence;
   while (c->window[(c->received + 1) % ORION_WINDOW] == c->received + 1) c->received++;
 }
@@ -114,8 +173,9 @@ static void take_frame(client* c) {
   static orion_frame heads[1 + STRIPES];
   for (uint32_t i = 0; i <= STRIPES; i++) {
     struct pollfd fd = {c->lanes[i], POLLIN, 0};
-    if (!has[i] && poll(&fd, 1, 1) == 1) {
-      receive_all(c->lanes[i], &heads[i], sizeof heads[i]);
+    const bool opened = c->opened[i].first != c->opened[i].end;
+    if (!has[i] && (opened || poll(&fd, 1, 1) == 1)) {
+      receive_all(c, i, (uint8_t*)&heads[i], sizeof heads[i]);
       has[i] = true;
     }
     const orion_frame* head = &heads[i];
@@ -126,12 +186,12 @@ static void take_frame(client* c) {
     has[i] = false;
     CHECK(i == 0 || orion_stripe_frame_ok(head, ARENA_BYTES));
     if (bulk) {
-      store(c, c->lanes[i], head);
+      store(c, i, head);
       continue;
     }
     static uint8_t body[1 << 20];
     CHECK(head->bytes <= sizeof body);
-    if (head->bytes) receive_all(c->lanes[0], body, head->bytes);
+    if (head->bytes) receive_all(c, 0, body, head->bytes);
     if (head->type == ORION_FRAME_REPLY) c->result = (int32_t)head->b;
     for (uint32_t at = 0; head->type == ORION_FRAME_WORDS && at < head->bytes; at += sizeof(orion_word_update)) {
       orion_word_update update;
@@ -199,13 +259,31 @@ static uint64_t free_place(void) {
   return (uint64_t)(uintptr_t)p;
 }
 
-static void run(orion_link_wish wish) {
+// Who has not the token is not let in.
+static void knock(const char* endpoint, const uint8_t token[32], uint32_t lane, int cipher) {
+  client* c = calloc(1, sizeof *c);
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  address.sin_port = htons((uint16_t)atoi(strrchr(endpoint, ':') + 1));
+  CHECK(c && (c->lanes[lane] = socket(AF_INET, SOCK_STREAM, 0)) >= 0);
+  CHECK(connect(c->lanes[lane], (struct sockaddr*)&address, sizeof address) == 0);
+  c->is_sealed = true;
+  orion_seal_begin(&c->out[lane], (enum orion_cipher)cipher, token, ORION_TO_WORKER, lane);
+  const orion_frame head = {.type = ORION_FRAME_CONTROL, .a = lane, .b = STRIPES};
+  greet_sealed(c, lane, &head, &(orion_link_wish){0});
+  uint8_t byte;
+  CHECK(recv(c->lanes[lane], &byte, 1, 0) <= 0);
+  close(c->lanes[lane]);
+  free(c);
+}
+
+static void run(orion_link_wish wish, int cipher) {
   const orion_engine_config config = {.null_engine = 1, .transport = ORION_ENGINE_TCP, .spin_us = 20};
   const uint8_t token[32] = {1, 2, 3};
   orion_engine* engine = NULL;
   char endpoint[64], none[64];
   CHECK(orion_engine_new(&config, &engine) == 0);
-  CHECK(orion_engine_tcp_listen(engine, ORION_ENGINE_LANES_RAW, token, sizeof token, endpoint, none) == 0);
+  CHECK(orion_engine_tcp_listen(engine, ORION_ENGINE_LANES_RAW, "127.0.0.1", cipher, token, sizeof token, endpoint,
+                                none) == 0);
   const orion_engine_device device = {0, ORION_DEVICE_SLOT_CANDIDATE(0), 1ull << 30};
   const orion_engine_bind_request request = {.segment_fd = -1,
                                              .arena_fd = -1,
@@ -219,7 +297,12 @@ static void run(orion_link_wish wish) {
   CHECK(pthread_create(&server, NULL, serve, engine) == 0);
   client* c = calloc(1, sizeof *c);
   CHECK(c && (c->arena = calloc(1, RANGE_BYTES)));
-  join(c, endpoint, token, wish);
+  if (cipher != ORION_CIPHER_NONE) {
+    const uint8_t other[32] = {1, 2, 4};
+    knock(endpoint, other, 0, cipher);
+    knock(endpoint, other, 1, cipher);
+  }
+  join(c, endpoint, token, wish, cipher);
   orion_op_ctx_primary primary = {.op = head_of(ORION_OP_CTX_PRIMARY)};
   call(c, &primary.op, sizeof primary);
   orion_op_stream_create create = {.op = head_of(ORION_OP_STREAM_CREATE), .stream_flags = 1};
@@ -244,8 +327,13 @@ static void run(orion_link_wish wish) {
 }
 
 int main(void) {
-  run((orion_link_wish){0, 0});
-  run((orion_link_wish){300000, 2000000000});
+  run((orion_link_wish){0, 0}, ORION_CIPHER_NONE);
+  run((orion_link_wish){300000, 2000000000}, ORION_CIPHER_NONE);
+  run((orion_link_wish){0, 0}, ORION_CIPHER_CHACHA20POLY1305);
+  if (orion_cipher_usable(ORION_CIPHER_AES256GCM)) {
+    run((orion_link_wish){0, 0}, ORION_CIPHER_AES256GCM);
+    run((orion_link_wish){300000, 2000000000}, ORION_CIPHER_AES256GCM);
+  }
   puts("engine_lanes: ok");
   return 0;
 }

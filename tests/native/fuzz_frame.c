@@ -40,7 +40,7 @@ static void join_lanes(target* t) {
   r->ops = pair[0];
   t->ends[LANE_0] = pair[1];
   require(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-  require(net_stripe_start(t->engine, 0, pair[0]));
+  require(net_stripe_start(t->engine, 0, pair[0], NULL, NULL));
   t->ends[STRIPE] = pair[1];
   r->stripe_count = 1;
   r->lanes_in = 2;
@@ -61,7 +61,8 @@ static void make_engine(target* t, bool raw) {
   uint64_t conflicts = 0;
   const int lanes = raw ? ORION_ENGINE_LANES_RAW : ORION_ENGINE_LANES_ZMQ;
   require(orion_engine_new(&config, &t->engine) == 0);
-  require(orion_engine_tcp_listen(t->engine, lanes, token, sizeof token, ends[0], ends[1]) == 0);
+  require(orion_engine_tcp_listen(t->engine, lanes, "127.0.0.1", ORION_ENGINE_CIPHER_NONE, token, sizeof token, ends[0],
+                                  ends[1]) == 0);
   require(orion_engine_bind(t->engine, &request, &conflicts) == 0);
   if (raw) join_lanes(t);
 }

@@ -1,10 +1,12 @@
 // What orion_lanes.h computes: when bytes are at the other end of an emulated link, which ranges may overtake one
-// another, and which headers of stripes are believed.
+// another, and which headers of stripes are believed. And which records of orion_seal.h can be opened, by whom.
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#define ORION_SEAL_REKEY 8u
 #include "orion_lanes.h"
+#include "orion_seal.h"
 
 #define CHECK(condition)                                              \
   do {                                                                \
@@ -98,7 +100,75 @@ static void check_header(void) {
   CHECK(!orion_stripe_frame_ok(&bad, arena));
 }
 
+static const uint8_t token[ORION_SESSION_KEY_BYTES] = {7, 1, 7};
+
+static orion_seal begin(enum orion_cipher cipher, enum orion_direction direction, uint32_t lane) {
+  orion_seal seal;
+  orion_seal_begin(&seal, cipher, token, direction, lane);
+  return seal;
+}
+
+// A failed attempt leaves the seal as it was, so one can be asked again and again.
+static bool opens(orion_seal* seal, const uint8_t* record, size_t bytes) {
+  static uint8_t out[ORION_RECORD_BYTES];
+  return orion_seal_open(seal, record, bytes, out);
+}
+
+static void check_seal(enum orion_cipher cipher) {
+  enum { BYTES = 100 };
+  static uint8_t plain[ORION_RECORD_BYTES], record[ORION_RECORD_MOST], next[ORION_RECORD_MOST], out[ORION_RECORD_BYTES];
+  for (size_t i = 0; i < sizeof plain; i++) plain[i] = (uint8_t)(i * 31);
+  orion_seal to = begin(cipher, ORION_TO_WORKER, 3), from = begin(cipher, ORION_TO_WORKER, 3);
+  CHECK(orion_seal_put(&to, record, plain, BYTES) == BYTES + ORION_RECORD_EXTRA && orion_record_bytes(record) == BYTES);
+  orion_seal_put(&to, next, plain, BYTES);
+  CHECK(memcmp(record + ORION_RECORD_HEAD, plain, BYTES) != 0 && memcmp(record, next, sizeof record) != 0);
+  // Every byte counts, the length's too.
+  for (size_t i = 0; i < BYTES + ORION_RECORD_EXTRA; i++) {
+    record[i] ^= 0x40;
+    CHECK(!opens(&from, record, BYTES));
+    record[i] ^= 0x40;
+  }
+  CHECK(!opens(&from, record, BYTES - 1));
+  CHECK(!opens(&from, next, BYTES));  // left out
+  orion_seal lane = begin(cipher, ORION_TO_WORKER, 2), back = begin(cipher, ORION_TO_CLIENT, 3);
+  CHECK(!opens(&lane, record, BYTES) && !opens(&back, record, BYTES));
+  CHECK(orion_seal_open(&from, record, BYTES, out) && memcmp(out, plain, BYTES) == 0);
+  CHECK(!opens(&from, record, BYTES));  // repeated
+  CHECK(orion_seal_open(&from, next, BYTES, out));
+  // In place, whole records, and across changes of the key.
+  for (uint32_t i = 0; i < 3 * ORION_SEAL_REKEY; i++) {
+    uint8_t key[32];
+    memcpy(key, to.key, sizeof key);
+    memcpy(record + ORION_RECORD_HEAD, plain, sizeof plain);
+    orion_seal_put(&to, record, record + ORION_RECORD_HEAD, sizeof plain);
+    CHECK(orion_seal_open(&from, record, sizeof plain, record + ORION_RECORD_HEAD));
+    CHECK(memcmp(record + ORION_RECORD_HEAD, plain, sizeof plain) == 0);
+    CHECK((memcmp(key, to.key, sizeof key) == 0) == (to.count % ORION_SEAL_REKEY != 0));
+  }
+  // A stream that is cut into records.
+  static uint8_t stream[2 * ORION_RECORD_BYTES + 1], sealed[2 * ORION_RECORD_BYTES + 1 + 3 * ORION_RECORD_EXTRA];
+  CHECK(orion_seal_stream(&to, sealed, stream, sizeof stream) == sizeof sealed);
+  CHECK(orion_sealed_bytes(sizeof stream) == sizeof sealed);
+  for (size_t at = 0, bytes; at < sizeof sealed; at += bytes + ORION_RECORD_EXTRA) {
+    bytes = orion_record_bytes(sealed + at);
+    CHECK(bytes != 0 && opens(&from, sealed + at, bytes));
+  }
+}
+
+static void check_record_bytes(void) {
+  uint32_t length = ORION_RECORD_BYTES;
+  CHECK(orion_record_bytes((const uint8_t*)&length) == ORION_RECORD_BYTES);
+  length++;
+  CHECK(orion_record_bytes((const uint8_t*)&length) == 0);
+  length = UINT32_MAX;
+  CHECK(orion_record_bytes((const uint8_t*)&length) == 0);
+}
+
 int main(void) {
+  CHECK(orion_cipher_usable(ORION_CIPHER_CHACHA20POLY1305) && !orion_cipher_usable(ORION_CIPHER_NONE));
+  check_seal(ORION_CIPHER_CHACHA20POLY1305);
+  if (orion_cipher_usable(ORION_CIPHER_AES256GCM)) check_seal(ORION_CIPHER_AES256GCM);
+  check_record_bytes();
   check_link();
   check_shared_link();
   check_group();

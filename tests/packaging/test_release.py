@@ -19,7 +19,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).resolve().parents[2]
 GLIBC_FLOOR = (2, 17)
-LICENCES = {"LICENSE", "NOTICE", "libzmq-COPYING", "libzmq-COPYING.LESSER", "zig-LICENSE", "libcxx-LICENSE"}
+LICENCES = {
+    "LICENSE",
+    "NOTICE",
+    "libzmq-COPYING",
+    "libzmq-COPYING.LESSER",
+    "libsodium-LICENSE",
+    "zig-LICENSE",
+    "libcxx-LICENSE",
+}
 LICENCES |= {"libcxxabi-LICENSE", "libunwind-LICENSE"}
 
 

@@ -24,6 +24,11 @@ typedef struct orion_link_wish {
   uint64_t bytes_per_second;  // 0: unlimited
 } orion_link_wish;
 
+// Where lanes are encrypted, a connection begins with orion_sealed_preamble and everything behind it is records
+// (orion_seal.h): the greeting has no token then, to have sealed it proves the same.
+// Names in `attach`: "aes256gcm", "chacha20poly1305".
+enum orion_cipher { ORION_CIPHER_NONE = 0, ORION_CIPHER_AES256GCM = 1, ORION_CIPHER_CHACHA20POLY1305 = 2 };
+
 // ---------------------------------------------------------------------------------------------- order of stripes
 
 /// Sender. Ranges that are sent side by side; they are disjoint, so the order in which they are stored is of no matter.

@@ -9,6 +9,14 @@
 #include <time.h>
 
 #include "orion_lanes.h"
+#include "orion_seal.h"
+
+// One direction of a stripe that is encrypted. `records`: ORION_STRIPE_RECORDS bytes.
+typedef struct orion_stripe_seal {
+  orion_seal seal;
+  uint8_t* records;
+} orion_stripe_seal;
+#define ORION_STRIPE_RECORDS (ORION_RECORD_MOST + sizeof(orion_frame) + ORION_RECORD_EXTRA)
 
 /// 1: all bytes; 0: the connection ended before the first; -1: it ended or failed.
 static inline int orion_read_all(int fd, void* to, size_t bytes) {
@@ -36,6 +44,50 @@ static inline bool orion_send_frame(int fd, const orion_frame* head, const uint8
     at += (size_t)sent;
   }
   return true;
+}
+
+enum { ORION_READ_FORGED = -2 };
+
+/// The same of a lane that is encrypted (`seal` not NULL): also ORION_READ_FORGED. The destination never holds anything
+/// that was not opened.
+static inline int orion_read_lane(int fd, orion_stripe_seal* seal, void* to, size_t bytes) {
+  if (!seal) return orion_read_all(fd, to, bytes);
+  for (size_t at = 0; at < bytes;) {
+    const size_t piece = bytes - at < ORION_RECORD_BYTES ? bytes - at : ORION_RECORD_BYTES;
+    const int got = orion_read_all(fd, seal->records, piece + ORION_RECORD_EXTRA);
+    if (got <= 0) return got == 0 && at == 0 ? 0 : -1;
+    if (orion_record_bytes(seal->records) != piece ||
+        !orion_seal_open(&seal->seal, seal->records, piece, (uint8_t*)to + at))
+      return ORION_READ_FORGED;
+    at += piece;
+  }
+  return 1;
+}
+
+static inline bool orion_send_all(int fd, const uint8_t* from, size_t bytes) {
+  size_t at = 0;
+  while (at < bytes) {
+    const ssize_t sent = send(fd, from + at, bytes - at, MSG_NOSIGNAL);
+    if (sent < 0 && errno == EINTR) continue;
+    if (sent <= 0) return false;
+    at += (size_t)sent;
+  }
+  return true;
+}
+
+/// Sends a frame, sealed where `seal` is not NULL. False: the connection is gone.
+static inline bool orion_send_lane_frame(int fd, orion_stripe_seal* seal, const orion_frame* head,
+                                         const uint8_t* body) {
+  if (!seal) return orion_send_frame(fd, head, body);
+  size_t used = orion_seal_put(&seal->seal, seal->records, (const uint8_t*)head, sizeof *head);
+  for (size_t at = 0; at < head->bytes;) {
+    const size_t piece = head->bytes - at < ORION_RECORD_BYTES ? head->bytes - at : ORION_RECORD_BYTES;
+    used += orion_seal_put(&seal->seal, seal->records + used, body + at, piece);
+    if (!orion_send_all(fd, seal->records, used)) return false;
+    used = 0;
+    at += piece;
+  }
+  return used == 0 || orion_send_all(fd, seal->records, used);
 }
 
 /// Sleeps until `due_ns` (CLOCK_MONOTONIC), which a very slow link puts far ahead, or until `stop`.

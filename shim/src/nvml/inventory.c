@@ -151,14 +151,17 @@ static bool read_stats(const orion_control* control, orion_nvml_inventory* inven
 static bool ask_server(const orion_config* config, const char* address, uint32_t server,
                        orion_nvml_inventory* inventory, bool quiet) {
   orion_control control;
-  if (orion_control_open(&control, address, config->server_is_default, config->attach_timeout_ms, quiet) !=
+  const char* server_key = config->controller_count ? "" : config->server_keys[server];
+  if (orion_control_open(&control, address, server_key, config->server_is_default, config->attach_timeout_ms, quiet) !=
       CUDA_SUCCESS)
     return false;
   uint8_t buffer[1024];
   char host[64];
   orion_boot_id(host, sizeof host);
   orion_packer p = {buffer, 0, sizeof buffer, false};
-  orion_control_begin(&control, &p, "stats", 8);
+  orion_control_begin(&control, &p, "stats", 9);
+  orion_pack_string(&p, "key");
+  orion_pack_string(&p, control.is_encrypted && !config->controller_count ? config->client_key : "");
   orion_pack_string(&p, "telemetry");
   orion_pack_bool(&p, true);
   orion_pack_string(&p, "pid");

@@ -40,14 +40,14 @@ static bool ask(const orion_config* config, const char* address, orion_nvml_serv
                 char leader[ORION_SERVER_NAME_BYTES], char why[ORION_LINE_BYTES]) {
   orion_control control;
   leader[0] = 0;
-  if (orion_control_open(&control, address, false, config->attach_timeout_ms, true) != CUDA_SUCCESS) {
+  if (orion_control_open(&control, address, "", false, config->attach_timeout_ms, true) != CUDA_SUCCESS) {
     snprintf(why, ORION_LINE_BYTES,
              "no controller at %s (%.200s): start orion-controller there, or correct "
              "ORION_CONTROLLER",
              address, control.why);
     return false;
   }
-  control.is_controller = true;
+  control.peer = ORION_PEER_CONTROLLER;
   uint8_t buffer[1024];
   char host[64];
   char type[32];

@@ -237,14 +237,14 @@ static enum outcome take_answer(search* s, const char* type) {
 static enum outcome ask(search* s, const char* address, uint32_t timeout_ms) {
   orion_control* control = &s->allocation->controller;
   s->leader[0] = 0;
-  if (orion_control_open(control, address, false, timeout_ms, true) != CUDA_SUCCESS) {
+  if (orion_control_open(control, address, "", false, timeout_ms, true) != CUDA_SUCCESS) {
     snprintf(s->why, sizeof s->why,
              "no controller at %s (%.200s): start orion-controller there, or correct "
              "ORION_CONTROLLER (ORION_SERVER=host:port goes without a controller)",
              address, control->why);
     return OUTCOME_ELSEWHERE;
   }
-  control->is_controller = true;
+  control->peer = ORION_PEER_CONTROLLER;
   char type[32] = "";
   const CUresult result = send_allocate(s, type);
   enum outcome outcome = result == CUDA_SUCCESS ? stand_in_queue(s, type) : take_failure(s, result);

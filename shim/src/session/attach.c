@@ -16,6 +16,7 @@
 #include "futex.h"
 #include "identity.h"
 #include "internal.h"
+#include "orion_seal.h"
 #include "stages.h"
 #include "stats.h"
 
@@ -36,6 +37,7 @@ enum { GIVE_BACK_MS = 1000 };  // for the answers of all servers
 // One server while it is being attached to.
 typedef struct attach_job {
   const char* address;
+  const char* server_key;        // z85; empty: its control port is not encrypted
   const orion_granted* granted;  // what a controller gave; NULL: there is none
   orion_control control;
   orion_attach_answer attached;
@@ -116,6 +118,24 @@ static bool is_forwarded(const char* name) {
   return value && strlen(value) <= 64;  // every meaningful value is a short word or number
 }
 
+// How the data lanes may be encrypted, and the shared key, which is told to nobody but the server whose key we know; a
+// server of a pool checks the ticket, and the pool's key is none of its business.
+static void pack_security(const attach_job* job, const orion_config* config, orion_packer* p) {
+  static const char* const wishes[] = {"auto", "on", "off"};
+  static const char* const names[] = {"", "aes256gcm", "chacha20poly1305"};
+  const char* offered[2];
+  uint32_t count = 0;
+  for (uint32_t i = ORION_CIPHER_AES256GCM; i <= ORION_CIPHER_CHACHA20POLY1305 && job->control.is_encrypted; i++)
+    if (config->ciphers[i] && orion_cipher_usable((enum orion_cipher)i)) offered[count++] = names[i];
+  orion_pack_string(p, "encrypt");
+  orion_pack_string(p, wishes[config->encrypt]);
+  orion_pack_string(p, "ciphers");
+  orion_pack_array(p, count);
+  for (uint32_t i = 0; i < count; i++) orion_pack_string(p, offered[i]);
+  orion_pack_string(p, "key");
+  orion_pack_string(p, job->control.is_encrypted && !job->granted ? config->client_key : "");
+}
+
 static void ask(attach_job* job, const orion_config* config) {
   static const char* const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
                                           "CUDA_MODULE_LOADING",         "CUDA_MODULE_DATA_LOADING",
@@ -124,8 +144,9 @@ static void ask(attach_job* job, const orion_config* config) {
   uint8_t buffer[16384];
   orion_packer p = {buffer, 0, sizeof buffer, false};
   const orion_granted* granted = job->granted;
-  orion_control_begin(&job->control, &p, "attach", ORION_IDENTITY_PAIRS + 9 + (granted != NULL));
+  orion_control_begin(&job->control, &p, "attach", ORION_IDENTITY_PAIRS + 12 + (granted != NULL));
   orion_pack_identity(&p);
+  pack_security(job, config, &p);
   if (granted) {
     orion_pack_string(&p, "ticket");
     orion_pack_binary(&p, granted->ticket, granted->ticket_bytes);
@@ -345,6 +366,11 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
     orion_log(ORION_LOG_ERROR, "%s offers other tcp lanes than ORION_TCP_LANES asks for: leave it at auto", address);
     return CUDA_ERROR_NO_DEVICE;
   }
+  const bool is_sealed = is_raw && attached->cipher != ORION_CIPHER_NONE;
+  if (socket_fd < 0 && config->encrypt == ORION_ENCRYPT_ON && !is_sealed) {
+    orion_log(ORION_LOG_ERROR, "%s does not encrypt its lanes and ORION_ENCRYPT=on asks for that", address);
+    return CUDA_ERROR_NOT_PERMITTED;
+  }
   const CUresult result = bind_addresses(job, socket_fd >= 0 ? "shm" : "tcp");
   if (result != CUDA_SUCCESS) {
     if (socket_fd >= 0) close(socket_fd);
@@ -360,15 +386,18 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
   snprintf(session->server_address, sizeof session->server_address, "%s", address);
   const bool opened = socket_fd >= 0 ? orion_shm_open(session, socket_fd, attached->token, job->control.timeout_ms)
                                      : orion_tcp_open(session, config, attached->tcp_ops, attached->tcp_bulk,
-                                                      attached->token, job->control.timeout_ms);
+                                                      attached->cipher, attached->token, job->control.timeout_ms);
   if (!opened) return CUDA_ERROR_NO_DEVICE;
   if (!orion_session_start(job->impl)) return CUDA_ERROR_OUT_OF_MEMORY;
   orion_stages_lap(&job->stages, "open");
-  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s", address, attached->server_version,
+  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s%s", address, attached->server_version,
             attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name,
             socket_fd >= 0 ? ""
             : is_raw       ? " (plain sockets)"
-                           : " (ZeroMQ)");
+                           : " (ZeroMQ)",
+            socket_fd >= 0 || !is_sealed                 ? ""
+            : attached->cipher == ORION_CIPHER_AES256GCM ? ", encrypted (AES-256-GCM)"
+                                                         : ", encrypted (ChaCha20-Poly1305)");
   return CUDA_SUCCESS;
 }
 
@@ -435,8 +464,9 @@ static CUresult open_job(attach_job* job, const orion_config* config, const orio
   if (!job->impl) return CUDA_ERROR_OUT_OF_MEMORY;
   const uint64_t left_ms = allocation ? orion_allocation_left_ms(allocation) : UINT32_MAX;
   const uint32_t timeout_ms = left_ms < config->attach_timeout_ms ? (uint32_t)left_ms : config->attach_timeout_ms;
-  const CUresult result =
-      orion_control_open(&job->control, job->address, config->server_is_default, timeout_ms, allocation != NULL);
+  const CUresult result = orion_control_open(&job->control, job->address, job->server_key, config->server_is_default,
+                                             timeout_ms, allocation != NULL);
+  if (allocation) job->control.peer = ORION_PEER_OF_POOL;
   if (allocation) snprintf(job->impl->allocation, sizeof job->impl->allocation, "%s", allocation->grant.allocation);
   if (result != CUDA_SUCCESS && allocation)
     orion_log(ORION_LOG_ERROR,
@@ -516,7 +546,10 @@ static CUresult attach_all(const orion_config* config, attach_job* jobs, uint32_
 static CUresult attach_named(const orion_config* config) {
   attach_job* jobs = calloc(config->server_count, sizeof *jobs);
   if (!jobs) return CUDA_ERROR_OUT_OF_MEMORY;
-  for (uint32_t j = 0; j < config->server_count; j++) jobs[j].address = config->servers[j];
+  for (uint32_t j = 0; j < config->server_count; j++) {
+    jobs[j].address = config->servers[j];
+    jobs[j].server_key = config->server_keys[j];
+  }
   const CUresult result = attach_all(config, jobs, config->server_count, NULL);
   free(jobs);
   return result;
@@ -530,6 +563,7 @@ static CUresult attach_allocated(const orion_config* config) {
     attach_job* jobs = calloc(grant->count, sizeof *jobs);
     for (uint32_t j = 0; jobs && j < grant->count; j++) {
       jobs[j].address = grant->servers[j].address;
+      jobs[j].server_key = grant->servers[j].public_key;
       jobs[j].granted = &grant->servers[j];
     }
     result = jobs ? attach_all(config, jobs, grant->count, allocation) : CUDA_ERROR_OUT_OF_MEMORY;

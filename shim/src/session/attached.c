@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "log.h"
+#include "orion_seal.h"
 
 static void read_text(orion_unpacker* u, char* out, size_t capacity) {
   const uint8_t* text = NULL;
@@ -89,6 +90,18 @@ static void read_device(orion_unpacker* u, orion_device* device) {
   if (device->slot_bytes == 0 || device->slot_bytes > spacing || device->slot_bytes % ORION_CHUNK_BYTES) u->bad = true;
 }
 
+static void read_cipher(orion_unpacker* u, enum orion_cipher* cipher) {
+  const uint8_t* name = NULL;
+  const uint32_t n = orion_unpack_bytes(u, &name);
+  if (orion_unpack_equals(name, n, "aes256gcm"))
+    *cipher = ORION_CIPHER_AES256GCM;
+  else if (orion_unpack_equals(name, n, "chacha20poly1305"))
+    *cipher = ORION_CIPHER_CHACHA20POLY1305;
+  else if (n != 0)
+    u->bad = true;
+  if (*cipher != ORION_CIPHER_NONE && !orion_cipher_usable(*cipher)) u->bad = true;  // it was not offered
+}
+
 static void read_devices(orion_unpacker* u, orion_attach_answer* attached) {
   const uint32_t count = orion_unpack_array(u);
   if (count > ORION_DEVICES || attached->devices) u->bad = true;
@@ -137,6 +150,8 @@ bool orion_attached_read(const orion_control* control, orion_attach_answer* atta
       read_text(u, attached->tcp_ops, sizeof attached->tcp_ops);
     } else if (orion_unpack_equals(key, n, "tcp_bulk")) {
       read_text(u, attached->tcp_bulk, sizeof attached->tcp_bulk);
+    } else if (orion_unpack_equals(key, n, "cipher")) {
+      read_cipher(u, &attached->cipher);
     } else if (orion_unpack_equals(key, n, "warm")) {
       attached->worker_was_warm = orion_unpack_integer(u) != 0;
     } else if (orion_unpack_equals(key, n, "stages")) {

@@ -3,6 +3,7 @@
 #define ORION_SHIM_ATTACHED_H
 
 #include "control.h"
+#include "orion_lanes.h"
 #include "stages.h"
 
 typedef struct orion_attach_answer {
@@ -17,6 +18,7 @@ typedef struct orion_attach_answer {
   int driver_version;
   char shm_socket[108];
   char tcp_ops[160], tcp_bulk[160];
+  enum orion_cipher cipher;  // of the plain TCP lanes
   bool worker_was_warm;
   orion_stages server_stages;
   orion_device* devices;  // malloc

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <strings.h>
 #include <unistd.h>
+#include <zmq.h>
 
 #include "log.h"
 #include "orion_lanes.h"
@@ -214,6 +215,54 @@ static bool read_pool_settings(orion_config* config) {
   return true;
 }
 
+// One key for each server, in their order; an empty item is a server without.
+static bool read_server_keys(orion_config* config) {
+  static const char expected[] =
+      "the 40 characters that `orion-server key` prints there; for several servers a comma list in the order of "
+      "ORION_SERVER";
+  char value[VALUE_BYTES];
+  if (!setting("ORION_SERVER_KEY", value) || strcmp(value, "none") == 0) return true;
+  char* item = value;
+  for (uint32_t i = 0; i < config->server_count; i++) {
+    char* comma = strchr(item, ',');
+    if ((comma != NULL) != (i + 1 < config->server_count)) return bad_value("ORION_SERVER_KEY", "...", expected);
+    if (comma) *comma = 0;
+    const char* key = trimmed(item);
+    uint8_t decoded[32];
+    if (*key && (strlen(key) != ORION_SERVER_KEY_BYTES - 1 || !zmq_z85_decode(decoded, key)))
+      return bad_value("ORION_SERVER_KEY", key, expected);
+    memcpy(config->server_keys[i], key, strlen(key) + 1);
+    if (comma) item = comma + 1;
+  }
+  return true;
+}
+
+static bool read_security_settings(orion_config* config) {
+  char value[VALUE_BYTES] = "auto";
+  static const char* const names[] = {"auto", "on", "off"};
+  uint32_t wish = 0;
+  setting("ORION_ENCRYPT", value);
+  while (wish < 3 && strcasecmp(value, names[wish]) != 0) wish++;
+  if (wish == 3) return bad_value("ORION_ENCRYPT", value, "auto, on or off");
+  config->encrypt = (enum orion_encrypt_wish)wish;
+  if (setting("ORION_CIPHER", value) && strcasecmp(value, "auto") != 0) {
+    static const char* const ciphers[] = {"", "aes256gcm", "chacha20poly1305"};
+    uint32_t cipher = 1;
+    while (cipher < 3 && strcasecmp(value, ciphers[cipher]) != 0) cipher++;
+    if (cipher == 3) return bad_value("ORION_CIPHER", value, "auto, aes256gcm or chacha20poly1305");
+    config->ciphers[cipher] = true;
+  } else {
+    config->ciphers[ORION_CIPHER_AES256GCM] = config->ciphers[ORION_CIPHER_CHACHA20POLY1305] = true;
+  }
+  if (!read_server_keys(config)) return false;
+  for (uint32_t i = 0; i < config->server_count && wish == ORION_ENCRYPT_ON; i++)
+    if (!config->server_keys[i][0])
+      return bad_value("ORION_ENCRYPT", names[wish], "the key of each server in ORION_SERVER_KEY beside it");
+  if (config->server_count && strlen(config->client_key) > ORION_CLIENT_KEY_BYTES)
+    return bad_value("ORION_CLIENT_KEY", "(not shown)", "at most 128 bytes: what the server's --client-key-file holds");
+  return true;
+}
+
 static bool read_log_settings(void) {
   char value[VALUE_BYTES];
   char file[VALUE_BYTES] = "";
@@ -265,7 +314,7 @@ bool orion_config_read(orion_config* config) {
   memset(config, 0, sizeof *config);
   if (!read_log_settings()) return false;
   char value[VALUE_BYTES];
-  if (!read_addresses(config) || !read_pool_settings(config)) return false;
+  if (!read_addresses(config) || !read_pool_settings(config) || !read_security_settings(config)) return false;
   if (setting("ORION_TRANSPORT", value)) {
     static const char* const names[] = {"auto", "shm", "tcp"};
     int wish = 0;

@@ -9,10 +9,16 @@
 enum { ORION_SERVERS_MAX = 64, ORION_CONTROLLERS_MAX = 16, ORION_SERVER_NAME_BYTES = 128 };
 enum orion_transport_wish { ORION_WISH_AUTO, ORION_WISH_SHM, ORION_WISH_TCP };
 
+enum orion_encrypt_wish { ORION_ENCRYPT_AUTO, ORION_ENCRYPT_ON, ORION_ENCRYPT_OFF };
+enum { ORION_SERVER_KEY_BYTES = 41, ORION_CLIENT_KEY_BYTES = 128 };  // a server's; a pool's may be longer
+
 enum orion_lanes_wish { ORION_LANES_RAW = 1, ORION_LANES_ZMQ = 2 };
 
 typedef struct orion_config {
-  char servers[ORION_SERVERS_MAX][ORION_SERVER_NAME_BYTES];  // "host:port"
+  char servers[ORION_SERVERS_MAX][ORION_SERVER_NAME_BYTES];     // "host:port"
+  char server_keys[ORION_SERVERS_MAX][ORION_SERVER_KEY_BYTES];  // z85 public keys, by position; "": not encrypted
+  enum orion_encrypt_wish encrypt;                              // the data lanes of tcp
+  bool ciphers[3];                                              // by enum orion_cipher: whether it may be offered
   uint32_t server_count;
   bool server_is_default;  // nobody named one
   enum orion_transport_wish transport;
@@ -41,7 +47,7 @@ typedef struct orion_config {
   bool reserved;                                                     // they stay while the program does not use them
   const char* schedule_rule;  // "local-first", "binpack", "spread", or empty: the pool's default
   uint32_t wait_s;            // in the queue, when there is no room
-  char client_key[257];       // the pool's
+  char client_key[257];       // of the pool; without controllers: what the servers may ask for
   char pod_name[256], pod_uid[256], pod_namespace[256];
 } orion_config;
 

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
+#include <sodium.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,8 +17,19 @@
 #include "futex.h"
 #include "log.h"
 
-// A plain connection first: ZeroMQ retries in silence, and "connection refused" is worth telling at once.
-static int probe(const char* address, uint32_t timeout_ms, char* why, size_t why_bytes) {
+static bool await_socket(int fd, short events, uint64_t end_ns) {
+  struct pollfd ready = {fd, events, 0};
+  int count = 0;
+  do {
+    const uint64_t now_ns = orion_now_ns();
+    count = poll(&ready, 1, now_ns < end_ns ? (int)((end_ns - now_ns) / 1000000) + 1 : 0);
+  } while (count < 0 && errno == EINTR);
+  return count > 0;
+}
+
+// A plain connection first: ZeroMQ retries in silence, and "connection refused" is worth telling at once. `*kept`: the
+// connection, where somebody wants it.
+static int probe(const char* address, uint32_t timeout_ms, char* why, size_t why_bytes, int* kept) {
   char host[ORION_SERVER_NAME_BYTES];
   snprintf(host, sizeof host, "%s", address);
   char* colon = strrchr(host, ':');
@@ -44,34 +56,69 @@ static int probe(const char* address, uint32_t timeout_ms, char* why, size_t why
     }
     error = connect(fd, item->ai_addr, item->ai_addrlen) == 0 ? 0 : errno;
     if (error == EINPROGRESS) {
-      struct pollfd ready = {fd, POLLOUT, 0};
       socklen_t bytes = sizeof error;
-      const uint64_t end_ns = orion_now_ns() + timeout_ms * 1000000ull;
-      int count = 0;
-      do {
-        const uint64_t now_ns = orion_now_ns();
-        count = poll(&ready, 1, now_ns < end_ns ? (int)((end_ns - now_ns) / 1000000) + 1 : 0);
-      } while (count < 0 && errno == EINTR);
-      if (count <= 0)
+      if (!await_socket(fd, POLLOUT, orion_now_ns() + timeout_ms * 1000000ull))
         error = ETIMEDOUT;
       else
         getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
     }
-    close(fd);
+    if (!error && kept)
+      *kept = fd;
+    else
+      close(fd);
   }
   freeaddrinfo(found);
   if (error) snprintf(why, why_bytes, "%s", strerror(error));
   return error;
 }
 
-CUresult orion_control_open(orion_control* control, const char* address, bool is_default, uint32_t timeout_ms,
-                            bool quiet) {
+// Everything is encrypted for who holds the secret of `server_key`. Our own pair lasts as long as the connection: it
+// proves nothing about us.
+static bool use_curve(void* socket, const char* server_key) {
+  char public_key[41], secret_key[41];
+  const bool done = zmq_curve_keypair(public_key, secret_key) == 0 &&
+                    zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, server_key, strlen(server_key) + 1) == 0 &&
+                    zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, public_key, sizeof public_key) == 0 &&
+                    zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, secret_key, sizeof secret_key) == 0;
+  sodium_memzero(secret_key, sizeof secret_key);
+  return done;
+}
+
+// Why there is no answer.
+enum silence { SILENT, NOT_OURS, OTHER_ENCRYPTION };
+
+// After a connection that was ended: what does the server speak? An end of ZMTP that has seen ten bytes of a signature
+// and a version tells its mechanism, and cannot know ours yet, so it tells it in any case.
+static enum silence ask_why(const orion_control* control) {
+  static const uint8_t signature[11] = {0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 3};
+  enum { MECHANISM_AT = 12, MECHANISM_BYTES = 20 };
+  uint8_t greeting[MECHANISM_AT + MECHANISM_BYTES + 1] = {0};
+  char why[128];
+  int fd = -1;
+  if (probe(control->address, control->timeout_ms, why, sizeof why, &fd) != 0) return NOT_OURS;
+  const uint64_t end_ns = orion_now_ns() + control->timeout_ms * 1000000ull;
+  size_t at = 0;
+  bool more = send(fd, signature, sizeof signature, MSG_NOSIGNAL) == (ssize_t)sizeof signature;
+  while (more && at < sizeof greeting - 1 && await_socket(fd, POLLIN, end_ns)) {
+    const ssize_t got = recv(fd, greeting + at, sizeof greeting - 1 - at, 0);
+    more = got > 0;
+    if (more) at += (size_t)got;
+  }
+  close(fd);
+  if (at < sizeof greeting - 1 || greeting[0] != 0xff) return NOT_OURS;
+  const char* expected = control->is_encrypted ? "CURVE" : "NULL";
+  return strcmp((const char*)greeting + MECHANISM_AT, expected) == 0 ? NOT_OURS : OTHER_ENCRYPTION;
+}
+
+CUresult orion_control_open(orion_control* control, const char* address, const char* server_key, bool is_default,
+                            uint32_t timeout_ms, bool quiet) {
   memset(control, 0, sizeof *control);
   snprintf(control->address, sizeof control->address, "%s", address);
   control->address_is_default = is_default;
   control->timeout_ms = timeout_ms;
+  control->is_encrypted = server_key[0] != 0;
   char why[128] = "no address";
-  if (probe(address, timeout_ms, why, sizeof why) != 0) {
+  if (probe(address, timeout_ms, why, sizeof why, NULL) != 0) {
     if (!quiet)
       orion_log(ORION_LOG_ERROR, "no server at %s (%s): start orion-server there, or %s", address, why,
                 is_default ? "set ORION_SERVER=host:port (no server is configured, so the default was tried)"
@@ -89,6 +136,7 @@ CUresult orion_control_open(orion_control* control, const char* address, bool is
   if (!control->socket || zmq_setsockopt(control->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms) ||
       zmq_setsockopt(control->socket, ZMQ_MAXMSGSIZE, &most_bytes, sizeof most_bytes) ||
       zmq_setsockopt(control->socket, ZMQ_IPV6, &ipv6, sizeof ipv6) ||
+      (control->is_encrypted && !use_curve(control->socket, server_key)) ||
       zmq_socket_monitor(control->socket, "inproc://control-monitor",
                          ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
                              ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED) ||
@@ -128,7 +176,7 @@ void orion_control_tell(orion_control* control, const orion_packer* packer) {
 }
 
 // The next message, whole. False at the deadline or when the peer does not speak our protocol.
-static bool receive(orion_control* control, uint64_t deadline_ns, bool* not_zmtp) {
+static bool receive(orion_control* control, uint64_t deadline_ns, enum silence* why) {
   for (;;) {
     const uint64_t now_ns = orion_now_ns();
     if (now_ns >= deadline_ns) return false;
@@ -150,7 +198,7 @@ static bool receive(orion_control* control, uint64_t deadline_ns, bool* not_zmtp
       zmq_msg_close(&message);
     }
     if (items[1].revents & ZMQ_POLLIN) {
-      *not_zmtp = true;
+      *why = NOT_OURS;
       return false;
     }
   }
@@ -218,29 +266,65 @@ __attribute__((format(printf, 4, 5))) static void fail(orion_control* control, b
   if (!quiet) orion_log(ORION_LOG_ERROR, "%s", control->why);
 }
 
+typedef struct peer_names {
+  const char *port, *setting, *printed_by, *started_as;
+} peer_names;
+
+static const peer_names names_of[] = {
+    [ORION_PEER_SERVER] = {"the control port (9960) of an orion-server", "ORION_SERVER", "orion-server key",
+                           "orion-server"},
+    [ORION_PEER_CONTROLLER] = {"the port (9123) of an orion-controller", "ORION_CONTROLLER", "orion-controller key",
+                               "orion-controller"},
+    [ORION_PEER_OF_POOL] = {"the control port (9960) of an orion-server", "", "", ""},
+};
+
+// The connection ended before an answer: says why.
+static void tell_closed(orion_control* control, bool quiet) {
+  const peer_names* names = &names_of[control->peer];
+  const enum orion_control_failure closed = ORION_CONTROL_CLOSED;
+  const char* address = control->address;
+  const bool differs = ask_why(control) == OTHER_ENCRYPTION;
+  if (control->peer == ORION_PEER_OF_POOL && (differs || control->is_encrypted))
+    fail(control, quiet, closed,
+         "no %sconnection to %s: it does not have the key that its controller told (has it been restarted with another "
+         "one?); try again, and see its log",
+         control->is_encrypted ? "encrypted " : "", address);
+  else if (differs && !control->is_encrypted)
+    fail(control, quiet, closed,
+         "%s takes encrypted connections only: set %s_KEY to its public key, which `%s` prints there and its log shows",
+         address, names->setting, names->printed_by);
+  else if (differs)
+    fail(control, quiet, closed, "%s_KEY is set and %s does not encrypt: start %s with --curve on, or unset it",
+         names->setting, address, names->started_as);
+  else if (control->is_encrypted)
+    fail(control, quiet, closed,
+         "no encrypted connection to %s: is %s_KEY the key that `%s` prints there, and is it %s?", address,
+         names->setting, names->printed_by, names->port);
+  else
+    fail(control, quiet, closed, "%s closed the connection or does not speak Orion's protocol: is it %s?", address,
+         names->port);
+}
+
 CUresult orion_control_await(orion_control* control, uint32_t timeout_ms, char type[32], bool quiet) {
   const char* address = control->address;
-  const char* expected =
-      control->is_controller ? "the port (9123) of an orion-controller" : "the control port (9960) of an orion-server";
   const uint64_t deadline_ns = orion_now_ns() + timeout_ms * 1000000ull;
   control->failure = ORION_CONTROL_WELL;
   for (;;) {
-    bool not_zmtp = false;
-    if (!receive(control, deadline_ns, &not_zmtp)) {
-      if (not_zmtp)
-        fail(control, quiet, ORION_CONTROL_CLOSED,
-             "%s closed the connection or does not speak Orion's protocol: is it %s?", address, expected);
+    enum silence why = SILENT;
+    if (!receive(control, deadline_ns, &why)) {
+      if (why == NOT_OURS)
+        tell_closed(control, quiet);
       else
         fail(control, quiet, ORION_CONTROL_SILENT,
              "%s accepted the connection but did not answer within %u ms: is it %s? (ORION_ATTACH_TIMEOUT_MS sets the "
              "limit)",
-             address, timeout_ms, expected);
+             address, timeout_ms, names_of[control->peer].port);
       return CUDA_ERROR_NO_DEVICE;
     }
     answer_head head;
     if (!read_head(control, &head)) {
       fail(control, quiet, ORION_CONTROL_GARBAGE, "%s answered with something that is not an Orion message: check %s",
-           address, control->is_controller ? "ORION_CONTROLLER" : "ORION_SERVER");
+           address, control->peer == ORION_PEER_SERVER ? "ORION_SERVER" : "ORION_CONTROLLER");
       return CUDA_ERROR_NO_DEVICE;
     }
     if (head.version != ORION_CONTROL_VERSION) {

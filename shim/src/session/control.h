@@ -19,23 +19,31 @@ enum orion_control_failure {
   ORION_CONTROL_REFUSED,  // an answer of type "error"
 };
 
+/// What the sentences call the other end.
+enum orion_control_peer {
+  ORION_PEER_SERVER,  // that the user named
+  ORION_PEER_CONTROLLER,
+  ORION_PEER_OF_POOL,  // a server that a controller named
+};
+
 typedef struct orion_control {
   char address[ORION_SERVER_NAME_BYTES];
-  bool address_is_default;
+  bool address_is_default, is_encrypted;
   uint32_t timeout_ms;
   void *context, *socket, *monitor;
   uint64_t next_id;
   uint8_t* answer;  // the last answer
   size_t answer_bytes;
-  bool is_controller;    // set after opening: what the sentences call the other end
-  uint64_t also_answer;  // an earlier request whose answer may still come, besides the last one's; 0: none
+  enum orion_control_peer peer;  // set after opening, where it is no named server
+  uint64_t also_answer;          // an earlier request whose answer may still come, besides the last one's; 0: none
   enum orion_control_failure failure;
   char why[ORION_LINE_BYTES];  // the sentence of the last failure; before the connection stands, its reason alone
 } orion_control;
 
-/// Connects. CUDA_SUCCESS, or the code for cuInit after one line on stderr (when `quiet`: none).
-CUresult orion_control_open(orion_control* control, const char* address, bool is_default, uint32_t timeout_ms,
-                            bool quiet);
+/// Connects. CUDA_SUCCESS, or the code for cuInit after one line on stderr (when `quiet`: none). `server_key`: the
+/// server's public key (z85), with which everything is encrypted, or empty.
+CUresult orion_control_open(orion_control* control, const char* address, const char* server_key, bool is_default,
+                            uint32_t timeout_ms, bool quiet);
 /// Starts a request map of 3 + `pairs` pairs: v, type and id are written here.
 void orion_control_begin(orion_control* control, orion_packer* packer, const char* type, uint32_t pairs);
 /// Sends and waits for the answer of the same id. CUDA_SUCCESS: answer and its type are there, and the type is not

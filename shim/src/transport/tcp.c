@@ -110,6 +110,12 @@ void orion_tcp_lose_malformed(tcp_state* state, const char* lane) {
                      lane);
 }
 
+void orion_tcp_lose_forged(tcp_state* state, const char* lane) {
+  orion_session_lose(state->session, CUDA_ERROR_DEVICE_UNAVAILABLE,
+                     "bytes on the %s lane were changed, repeated, reordered or left out between the worker and here",
+                     lane);
+}
+
 void orion_tcp_connection_lost(tcp_state* state) {
   // At exit the worker may leave as soon as it has read our detach, before the lanes are closed here.
   if (!atomic_load(&state->stop) && orion_ready() != CUDA_ERROR_DEINITIALIZED)
@@ -229,7 +235,7 @@ static const char* open_all(tcp_state* state, const char* const endpoints[2], co
 }
 
 bool orion_tcp_open(orion_session* session, const orion_config* config, const char* ops_endpoint,
-                    const char* bulk_endpoint, const uint8_t token[32], uint32_t timeout_ms) {
+                    const char* bulk_endpoint, enum orion_cipher cipher, const uint8_t token[32], uint32_t timeout_ms) {
   const bool raw = strncmp(ops_endpoint, "raw://", 6) == 0;
   if (!raw && (config->emulate_rtt_ns || config->emulate_bytes_per_second)) {
     orion_log(ORION_LOG_ERROR,
@@ -245,6 +251,7 @@ bool orion_tcp_open(orion_session* session, const orion_config* config, const ch
   state->session = session;
   state->wake_fd = -1;
   state->lanes = raw ? &orion_tcp_raw_lanes : &orion_tcp_zmq_lanes;
+  state->cipher = raw ? cipher : ORION_CIPHER_NONE;
   state->stripe_count = raw ? config->tcp_stripes : 0;
   state->link_wish = (orion_link_wish){config->emulate_rtt_ns, config->emulate_bytes_per_second};
   pthread_mutex_init(&state->lock, NULL);

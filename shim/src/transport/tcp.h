@@ -8,6 +8,7 @@
 
 #include "../session/config.h"
 #include "orion_lanes.h"
+#include "orion_seal.h"
 #include "transport.h"
 
 enum {
@@ -94,6 +95,7 @@ typedef struct tcp_state {
   const tcp_lanes* lanes;
   void* lanes_state;
   orion_link_wish link_wish;
+  enum orion_cipher cipher;  // of plain TCP lanes
   int wake_fd;
   pthread_t thread;
   bool has_thread;
@@ -160,6 +162,8 @@ uint32_t orion_tcp_take_client_words(tcp_state* state, uint32_t* group, orion_wo
 void orion_tcp_return_client_words(tcp_state* state, const orion_word_update* updates, uint32_t count);
 void orion_tcp_connection_lost(tcp_state* state);
 void orion_tcp_lose_malformed(tcp_state* state, const char* lane);
+/// The lane brought bytes that the worker did not seal.
+void orion_tcp_lose_forged(tcp_state* state, const char* lane);
 /// The address that an endpoint of the worker names; one that names no host is on the host that we attached to.
 void orion_tcp_resolve(const tcp_state* state, const char* scheme, const char* endpoint, char out[320]);
 // tcp_raw.c

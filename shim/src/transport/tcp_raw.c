@@ -94,11 +94,15 @@ static size_t send_some(raw_lanes* raw, const uint8_t* from, size_t bytes) {
 }
 
 static bool delay(raw_lanes* raw) {
-  const size_t bytes = raw->out_end;
-  raw_delayed* later = bytes ? malloc(sizeof *later + bytes) : NULL;
+  if (raw->out_end == 0) return false;
+  const size_t bytes = raw->sealed ? orion_sealed_bytes(raw->out_end) : raw->out_end;
+  raw_delayed* later = malloc(sizeof *later + bytes);
   if (!later) return false;
   *later = (raw_delayed){.due_ns = orion_link_due(&raw->link, orion_now_ns(), bytes), .bytes = bytes};
-  memcpy(later->data, raw->out, bytes);
+  if (raw->sealed)
+    orion_seal_stream(&raw->sealed->out_seal, later->data, raw->out, raw->out_end);
+  else
+    memcpy(later->data, raw->out, bytes);
   *raw->delayed_last = later;
   raw->delayed_last = &later->next;
   raw->delayed_bytes += bytes;
@@ -122,6 +126,25 @@ static bool send_delayed(raw_lanes* raw) {
   return any;
 }
 
+static bool send_sealed(raw_lanes* raw) {
+  raw_sealed* s = raw->sealed;
+  if (s->out_first == s->out_end) {
+    if (raw->out_first == raw->out_end) {
+      raw->out_first = raw->out_end = 0;
+      fill(raw);
+      if (raw->out_end == 0) return false;
+    }
+    const size_t left = raw->out_end - raw->out_first, most = (size_t)RAW_RECORDS * ORION_RECORD_BYTES;
+    const size_t bytes = left < most ? left : most;
+    s->out_first = 0;
+    s->out_end = orion_seal_stream(&s->out_seal, s->out, raw->out + raw->out_first, bytes);
+    raw->out_first += bytes;
+  }
+  const size_t sent = send_some(raw, s->out + s->out_first, s->out_end - s->out_first);
+  s->out_first += sent;
+  return sent != 0;
+}
+
 static bool send_out(raw_lanes* raw) {
   if (raw->at_end || raw->broken) return false;
   if (orion_link_on(&raw->link)) {
@@ -132,6 +155,7 @@ static bool send_out(raw_lanes* raw) {
     }
     return send_delayed(raw) || any;
   }
+  if (raw->sealed) return send_sealed(raw);
   if (raw->out_first == raw->out_end) {
     raw->out_first = raw->out_end = 0;
     fill(raw);
@@ -140,6 +164,10 @@ static bool send_out(raw_lanes* raw) {
   const size_t sent = send_some(raw, raw->out + raw->out_first, raw->out_end - raw->out_first);
   raw->out_first += sent;
   return sent != 0;
+}
+
+static bool has_unsent(const raw_lanes* raw) {
+  return raw->out_first != raw->out_end || (raw->sealed && raw->sealed->out_first != raw->sealed->out_end);
 }
 
 // ------------------------------------------------------------------------------------------------- receiving
@@ -216,10 +244,57 @@ static bool is_held(const raw_lanes* raw) {
   return held_for != 0 && atomic_load(&raw->state->sequence_received) < held_for && !stripes_ended(raw);
 }
 
+// Opens the records that are there whole. Room for one is always there: `parse` leaves a frame that is cut off, at
+// most.
+static bool open_records(raw_lanes* raw) {
+  raw_sealed* s = raw->sealed;
+  bool any = false;
+  while (!raw->at_end && !is_held(raw) && s->in_end - s->in_first >= ORION_RECORD_HEAD) {
+    const uint8_t* record = s->in + s->in_first;
+    const size_t bytes = orion_record_bytes(record);
+    if (bytes && s->in_end - s->in_first < bytes + ORION_RECORD_EXTRA) break;
+    if (!bytes || bytes > RAW_IN_BYTES - raw->in_end ||
+        !orion_seal_open(&s->in_seal, record, bytes, raw->in + raw->in_end)) {
+      orion_tcp_lose_forged(raw->state, "operations");
+      raw->at_end = true;
+      break;
+    }
+    s->in_first += bytes + ORION_RECORD_EXTRA;
+    raw->in_end += bytes;
+    any |= parse(raw);
+  }
+  return any;
+}
+
+static bool receive_sealed(raw_lanes* raw) {
+  raw_sealed* s = raw->sealed;
+  bool any = open_records(raw);
+  while (!raw->at_end && !is_held(raw)) {
+    if (s->in_first) {
+      memmove(s->in, s->in + s->in_first, s->in_end - s->in_first);
+      s->in_end -= s->in_first;
+      s->in_first = 0;
+    }
+    const size_t room = sizeof s->in - s->in_end;
+    const ssize_t got = recv(raw->ops, s->in + s->in_end, room, MSG_DONTWAIT);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) break;
+    if (got <= 0) {
+      raw->at_end = true;
+      orion_tcp_connection_lost(raw->state);
+      break;
+    }
+    s->in_end += (size_t)got;
+    any |= open_records(raw);
+    if ((size_t)got < room) break;
+  }
+  return any;
+}
+
 static bool receive(raw_lanes* raw) {
   if (is_held(raw)) return false;
   bool any = atomic_load_explicit(&raw->held_for, memory_order_relaxed) != 0 && parse(raw);
-  while (!raw->at_end && !is_held(raw)) {
+  if (raw->sealed) any |= receive_sealed(raw);
+  while (!raw->sealed && !raw->at_end && !is_held(raw)) {
     const size_t room = RAW_IN_BYTES - raw->in_end;
     const ssize_t got = recv(raw->ops, raw->in + raw->in_end, room, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) break;
@@ -247,7 +322,7 @@ static bool move_once(raw_lanes* raw) {
 static bool has_work(const raw_lanes* raw) {
   const tcp_state* state = raw->state;
   const bool out_waits = raw->blocked || raw->at_end || raw->broken || raw->delayed_bytes >= DELAYED_MOST_BYTES;
-  if (!out_waits && (orion_tcp_has_bulk_work(state) || orion_tcp_has_operations(state))) return true;
+  if (!out_waits && (has_unsent(raw) || orion_tcp_has_bulk_work(state) || orion_tcp_has_operations(state))) return true;
   return atomic_load_explicit(&raw->held_for, memory_order_relaxed) != 0 && !is_held(raw);
 }
 
@@ -395,7 +470,7 @@ static bool is_acknowledged(int fd) {
 // A socket that is closed while something lies unread in it is reset, and what it had still to send is gone. Something
 // always may: the worker tells words at any time. So all must have arrived before that.
 static bool is_drained(const raw_lanes* raw) {
-  if (raw->out_first != raw->out_end || raw->delayed_first || has_ring_work(raw->state) ||
+  if (has_unsent(raw) || raw->delayed_first || has_ring_work(raw->state) ||
       atomic_load(&raw->state->has_client_words) || !orion_tcp_all_sent(raw->state))
     return false;
   for (uint32_t i = 0; i < raw->state->stripe_count; i++)
@@ -481,6 +556,8 @@ static void close_lanes(tcp_state* state) {
   for (int i = 0; i < 3; i++)
     if (fds[i] >= 0) close(fds[i]);
   if (state->has_thread) return;
+  if (raw->sealed) sodium_memzero(raw->sealed, sizeof *raw->sealed);
+  free(raw->sealed);
   free(raw->in);
   free(raw->out);
   free(raw);
@@ -532,7 +609,13 @@ static void set_options(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
 }
 
-static const char* greet(const tcp_state* state, int fd, uint32_t lane, const uint8_t token[32], uint64_t deadline_ns) {
+// Sends bytes on a connection that has just been made: there is room for so few.
+static const char* send_greeting(int fd, const void* bytes, size_t count) {
+  return send(fd, bytes, count, MSG_NOSIGNAL) == (ssize_t)count ? NULL : "it closed the connection";
+}
+
+static const char* greet(const tcp_state* state, int fd, uint32_t lane, const uint8_t token[32], orion_seal* seal,
+                         uint64_t deadline_ns) {
   const char* why = await(fd, POLLOUT, deadline_ns);
   if (why) return why;
   int error = 0;
@@ -540,6 +623,22 @@ static const char* greet(const tcp_state* state, int fd, uint32_t lane, const ui
   if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 && error) return strerror(error);
   set_options(fd);
   const bool has_wish = lane == 0 && (state->link_wish.round_trip_ns || state->link_wish.bytes_per_second);
+  if (seal) {
+    struct {
+      orion_frame head;
+      orion_link_wish wish;
+    } sealed = {.wish = state->link_wish};
+    const size_t bytes = sizeof sealed.head + (has_wish ? sizeof sealed.wish : 0);
+    sealed.head = (orion_frame){.type = ORION_FRAME_CONTROL,
+                                .bytes = (uint32_t)(bytes - sizeof sealed.head),
+                                .a = lane,
+                                .b = state->stripe_count};
+    uint8_t sent[sizeof(orion_sealed_preamble) + sizeof sealed + ORION_RECORD_EXTRA];
+    const orion_sealed_preamble preamble = {ORION_SEALED_MAGIC, lane};
+    memcpy(sent, &preamble, sizeof preamble);
+    const size_t record = orion_seal_put(seal, sent + sizeof preamble, (const uint8_t*)&sealed, bytes);
+    return send_greeting(fd, sent, sizeof preamble + record);
+  }
   struct {
     orion_frame head;
     uint8_t token[32];
@@ -548,21 +647,26 @@ static const char* greet(const tcp_state* state, int fd, uint32_t lane, const ui
   const uint32_t body = 32 + (has_wish ? sizeof greeting.wish : 0);
   greeting.head = (orion_frame){.type = ORION_FRAME_CONTROL, .bytes = body, .a = lane, .b = state->stripe_count};
   memcpy(greeting.token, token, 32);
-  return send(fd, &greeting, sizeof greeting.head + body, MSG_NOSIGNAL) == (ssize_t)(sizeof greeting.head + body)
-             ? NULL
-             : "it closed the connection";
+  return send_greeting(fd, &greeting, sizeof greeting.head + body);
 }
 
-static const char* await_welcome(int fd, uint64_t deadline_ns) {
+static const char* await_welcome(int fd, orion_seal* seal, uint64_t deadline_ns) {
   orion_frame header;
+  uint8_t bytes[sizeof header + ORION_RECORD_EXTRA];
+  const size_t whole = seal ? sizeof bytes : sizeof header;
   size_t at = 0;
-  while (at < sizeof header) {
+  while (at < whole) {
     const char* why = await(fd, POLLIN, deadline_ns);
     if (why) return why;
-    const ssize_t got = recv(fd, (uint8_t*)&header + at, sizeof header - at, 0);
+    const ssize_t got = recv(fd, bytes + at, whole - at, 0);
     if (got <= 0) return "it closed the connection (was the token refused?)";
     at += (size_t)got;
   }
+  if (!seal)
+    memcpy(&header, bytes, sizeof header);
+  else if (orion_record_bytes(bytes) != sizeof header ||
+           !orion_seal_open(seal, bytes, sizeof header, (uint8_t*)&header))
+    return "its answer was not sealed by this session's worker";
   return header.type == ORION_FRAME_CONTROL && header.bytes == 0 ? NULL : "its answer to the token is malformed";
 }
 
@@ -590,6 +694,32 @@ static bool make_watches(raw_lanes* raw) {
          epoll_ctl(raw->io_fd, EPOLL_CTL_ADD, raw->all_fd, &event) == 0;
 }
 
+// Room for the seals of all lanes; they are in use from the greeting on.
+static bool make_seals(raw_lanes* raw, const uint8_t token[32]) {
+  const enum orion_cipher cipher = raw->state->cipher;
+  raw->sealed = calloc(1, sizeof *raw->sealed);
+  if (!raw->sealed) return false;
+  orion_seal_begin(&raw->sealed->out_seal, cipher, token, ORION_TO_WORKER, 0);
+  orion_seal_begin(&raw->sealed->in_seal, cipher, token, ORION_TO_CLIENT, 0);
+  bool made = true;
+  for (uint32_t i = 0; i < raw->state->stripe_count && made; i++) {
+    orion_seal seal;
+    orion_seal_begin(&seal, cipher, token, ORION_TO_WORKER, i + 1);
+    raw->stripes[i].out = orion_stripe_seal_new(&seal);
+    orion_seal_begin(&seal, cipher, token, ORION_TO_CLIENT, i + 1);
+    raw->stripes[i].in = orion_stripe_seal_new(&seal);
+    sodium_memzero(&seal, sizeof seal);
+    made = raw->stripes[i].out && raw->stripes[i].in;
+  }
+  return made;
+}
+
+static orion_seal* seal_of(raw_lanes* raw, uint32_t lane, bool out) {
+  if (!raw->sealed) return NULL;
+  if (lane == 0) return out ? &raw->sealed->out_seal : &raw->sealed->in_seal;
+  return out ? &raw->stripes[lane - 1].out->seal : &raw->stripes[lane - 1].in->seal;
+}
+
 // All connections are made at once, then all greetings sent, then all answers awaited: one round trip each.
 static const char* open_lanes(tcp_state* state, const char* const endpoints[2], const uint8_t token[32],
                               uint64_t deadline_ns) {
@@ -606,6 +736,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   raw->in = malloc(RAW_IN_BYTES);
   raw->out = malloc(RAW_OUT_BYTES);
   if (!raw->in || !raw->out) return "out of memory";
+  if (state->cipher != ORION_CIPHER_NONE && !make_seals(raw, token)) return "out of memory";
   struct sockaddr_in address;
   const char* why = read_address(state, endpoints[0], &address);
   if (why) return why;
@@ -614,8 +745,9 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   for (uint32_t i = 1; i < count; i++) fds[i] = &raw->stripes[i - 1].fd;
   for (uint32_t i = 0; i < count; i++)
     if ((*fds[i] = start_connection(&address)) < 0) return strerror(errno);
-  for (uint32_t i = 0; i < count && !why; i++) why = greet(state, *fds[i], i, token, deadline_ns);
-  for (uint32_t i = 0; i < count && !why; i++) why = await_welcome(*fds[i], deadline_ns);
+  for (uint32_t i = 0; i < count && !why; i++)
+    why = greet(state, *fds[i], i, token, seal_of(raw, i, true), deadline_ns);
+  for (uint32_t i = 0; i < count && !why; i++) why = await_welcome(*fds[i], seal_of(raw, i, false), deadline_ns);
   if (why) return why;
   for (uint32_t i = 0; i < state->stripe_count; i++) {
     const int flags = fcntl(raw->stripes[i].fd, F_GETFL);

@@ -2,6 +2,7 @@
 #ifndef ORION_SHIM_TCP_RAW_H
 #define ORION_SHIM_TCP_RAW_H
 
+#include "orion_stripe_io.h"
 #include "tcp.h"
 
 enum {
@@ -26,7 +27,16 @@ typedef struct raw_stripe {
   int fd;
   bool has_receiver, has_sender;
   pthread_t receiver, sender;
+  orion_stripe_seal *in, *out;  // NULL: not encrypted
 } raw_stripe;
+
+// Lane 0 where it is encrypted: records as they come, and records for the socket. Under `moving`.
+enum { RAW_RECORDS = 4 };
+typedef struct raw_sealed {
+  orion_seal in_seal, out_seal;
+  size_t in_first, in_end, out_first, out_end;
+  uint8_t in[RAW_RECORDS * ORION_RECORD_MOST], out[RAW_RECORDS * ORION_RECORD_MOST];
+} raw_sealed;
 
 typedef struct raw_lanes {
   tcp_state* state;
@@ -41,9 +51,10 @@ typedef struct raw_lanes {
   // Under `moving`.
   uint8_t *out, *in;
   size_t out_first, out_end, in_first, in_end;
-  bool blocked;  // the socket takes no more at present
-  bool broken;   // it takes nothing any more; what it has received is still read
-  bool at_end;   // nothing more is read
+  raw_sealed* sealed;  // NULL: not encrypted
+  bool blocked;        // the socket takes no more at present
+  bool broken;         // it takes nothing any more; what it has received is still read
+  bool at_end;         // nothing more is read
   raw_delayed *delayed_first, **delayed_last;
   size_t delayed_bytes;
   orion_link link;
@@ -63,5 +74,7 @@ void orion_raw_stored(raw_lanes* raw, uint64_t sequence);
 /// Starts the threads of all stripes, whose descriptors are connected. NULL, or why not.
 const char* orion_stripes_start(raw_lanes* raw);
 void orion_stripes_close(raw_lanes* raw);
+/// The seal of one direction of a stripe, for its threads. NULL without memory.
+orion_stripe_seal* orion_stripe_seal_new(const orion_seal* seal);
 
 #endif

@@ -10,7 +10,6 @@
 
 #include "../session/futex.h"
 #include "../session/internal.h"
-#include "orion_stripe_io.h"
 #include "tcp_raw.h"
 
 enum { STACK_BYTES = 256 * 1024, LOOK_US = 100000 };
@@ -86,17 +85,19 @@ static uint8_t* bounce_of(raw_stripe* stripe, uint8_t** own) {
   return *own;
 }
 
-static bool receive_body(raw_stripe* stripe, const orion_frame* head, uint8_t** bounce) {
+// 1: stored; else as orion_read_lane, but an end here is a loss.
+static int receive_body(raw_stripe* stripe, const orion_frame* head, uint8_t** bounce) {
   tcp_state* state = stripe->state;
+  int got = -1;
   if (begin_in_place(stripe, head)) {
-    const bool whole = orion_read_all(stripe->fd, state->session->host_base + head->a, head->bytes) > 0;
+    got = orion_read_lane(stripe->fd, stripe->in, state->session->host_base + head->a, head->bytes);
     end_in_place(stripe);
-    return whole;
+  } else {
+    uint8_t* bytes = bounce_of(stripe, bounce);
+    if (bytes) got = orion_read_lane(stripe->fd, stripe->in, bytes, head->bytes);
+    if (got > 0) orion_tcp_store(state, head->a, bytes, head->bytes);
   }
-  uint8_t* bytes = bounce_of(stripe, bounce);
-  if (!bytes || orion_read_all(stripe->fd, bytes, head->bytes) <= 0) return false;
-  orion_tcp_store(state, head->a, bytes, head->bytes);
-  return true;
+  return got == 0 ? -1 : got;
 }
 
 static void* receive_stripe(void* argument) {
@@ -106,17 +107,15 @@ static void* receive_stripe(void* argument) {
   uint8_t* bounce = NULL;
   orion_frame head;
   int got = 0;
-  while ((got = orion_read_all(stripe->fd, &head, sizeof head)) > 0) {
+  while ((got = orion_read_lane(stripe->fd, stripe->in, &head, sizeof head)) > 0) {
     if (!orion_stripe_frame_ok(&head, ORION_HOST_ARENA_BYTES) ||
         head.sequence <= atomic_load(&state->sequence_received)) {
       orion_tcp_lose_malformed(state, "bulk");
       break;
     }
     if (!await_turn(raw, &head)) break;
-    if (!receive_body(stripe, &head, &bounce)) {
-      got = -1;
-      break;
-    }
+    got = receive_body(stripe, &head, &bounce);
+    if (got < 0) break;
     orion_raw_stored(raw, head.sequence);
     // A frame of lane 0 that waited for these bytes is the mover's.
     const uint64_t held_for = atomic_load(&raw->held_for);
@@ -124,7 +123,9 @@ static void* receive_stripe(void* argument) {
     if (held_for && atomic_load(&state->sequence_received) >= held_for && write(state->wake_fd, &one, sizeof one) < 0)
       continue;  // full: it is awake anyway
   }
-  if (got < 0) {
+  if (got == ORION_READ_FORGED) {
+    orion_tcp_lose_forged(state, "bulk");
+  } else if (got < 0) {
     orion_tcp_connection_lost(state);
   } else if (got == 0) {
     // Closed in good order: lane 0 tells the worker's end, unless its first frame waits for bytes that never come.
@@ -162,7 +163,7 @@ static void* send_stripe(void* argument) {
     }
     if (orion_link_on(&raw->link))
       orion_sleep_until(orion_link_due(&raw->link, orion_now_ns(), head.bytes), &state->stripes_stop);
-    const bool sent = orion_send_frame(stripe->fd, &head, from);
+    const bool sent = orion_send_lane_frame(stripe->fd, stripe->out, &head, from);
     orion_tcp_stripe_sent(state);
     if (sent) continue;
     orion_tcp_connection_lost(state);
@@ -173,6 +174,25 @@ static void* send_stripe(void* argument) {
 }
 
 // ------------------------------------------------------------------------------------------------- life
+
+orion_stripe_seal* orion_stripe_seal_new(const orion_seal* seal) {
+  orion_stripe_seal* made = malloc(sizeof *made);
+  uint8_t* records = made ? malloc(ORION_STRIPE_RECORDS) : NULL;
+  if (!records) {
+    free(made);
+    return NULL;
+  }
+  made->seal = *seal;
+  made->records = records;
+  return made;
+}
+
+static void free_seal(orion_stripe_seal* seal) {
+  if (!seal) return;
+  sodium_memzero(&seal->seal, sizeof seal->seal);
+  free(seal->records);
+  free(seal);
+}
 
 const char* orion_stripes_start(raw_lanes* raw) {
   pthread_attr_t attributes;
@@ -209,6 +229,9 @@ void orion_stripes_close(raw_lanes* raw) {
     raw_stripe* stripe = &raw->stripes[i];
     if (stripe->has_receiver) pthread_join(stripe->receiver, NULL);
     if (stripe->has_sender) pthread_join(stripe->sender, NULL);
+    free_seal(stripe->in);
+    free_seal(stripe->out);
+    stripe->in = stripe->out = NULL;
     if (stripe->fd >= 0) close(stripe->fd);
   }
 }

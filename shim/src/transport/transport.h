@@ -3,6 +3,7 @@
 #define ORION_SHIM_TRANSPORT_H
 
 #include "../session/config.h"
+#include "orion_lanes.h"
 #include "session.h"
 
 enum orion_help { ORION_HELP_READY, ORION_HELP_LATER, ORION_HELP_BUSY };
@@ -52,6 +53,6 @@ bool orion_shm_open(orion_session* session, int socket_fd, const uint8_t token[3
 /// tcp (after BOUND): makes the segment and the arena here, connects the lanes, starts the I/O thread. The scheme of
 /// `ops_endpoint` names their kind: raw (plain TCP, one endpoint for all connections) or tcp (ZeroMQ).
 bool orion_tcp_open(orion_session* session, const orion_config* config, const char* ops_endpoint,
-                    const char* bulk_endpoint, const uint8_t token[32], uint32_t timeout_ms);
+                    const char* bulk_endpoint, enum orion_cipher cipher, const uint8_t token[32], uint32_t timeout_ms);
 
 #endif
