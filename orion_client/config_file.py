@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orion_client import settings
+from wire import curve
 
 MAX_FILE_BYTES = 1 << 20
-_Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _BOOLEANS = ("true", "false", "1", "0", "yes", "no", "on", "off")
 
 
@@ -66,7 +66,13 @@ def _text(most_bytes: int) -> Key:
 
 def _public_keys(value: str) -> bool:
     """One, or one for each server."""
-    return value == settings.NO_KEYS or all(not key or _Z85.fullmatch(key.strip()) for key in value.split(","))
+    return value == settings.NO_KEYS or all(
+        not key.strip() or curve.is_public_key(key.strip()) for key in value.split(",")
+    )
+
+
+def _public_key(value: str) -> bool:
+    return value == settings.NO_KEYS or curve.is_public_key(value)
 
 
 def _silent(key: Key, why: str) -> Key:
@@ -83,6 +89,7 @@ KEYS: dict[str, Key] = {
     "orion_server": _addresses(settings.DEFAULT_PORT),
     "orion_controller": _addresses(settings.DEFAULT_CONTROLLER_PORT),
     "orion_server_key": Key("the 40 characters that `orion-server key` prints, one key for each server", _public_keys),
+    "orion_controller_key": Key("the 40 characters that `orion-controller key` prints", _public_key),
     "orion_client_key": _text(256),
     "orion_encrypt": _word("auto", "on", "off"),
     "orion_cipher": _word("auto", "aes256gcm", "chacha20poly1305"),

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import socket
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import zmq
 
 from orion_client import settings
-from wire import control
+from wire import control, curve
 
 _request_ids = itertools.count(1)
 MAX_ANSWER_BYTES = 4 << 20
 _CONNECT_TIMEOUT_S = 3.0
-_ZMTP_SIGNATURE = b"\xff" + bytes(8) + b"\x7f\x03"  # and the version
-_ZMTP_MECHANISM = slice(12, 32)
 Expected = TypeVar("Expected")
 
 
@@ -79,49 +76,73 @@ def ask(server: str, request: control.Request, expected: type[Expected], timeout
     return answer
 
 
-def _encrypt(connection: zmq.Socket[bytes], server_key: str) -> None:
-    public, secret = zmq.curve_keypair()
-    try:
-        connection.curve_serverkey = server_key.encode()
-    except (zmq.ZMQError, UnicodeEncodeError):
-        raise ServerUnreachable("ORION_SERVER_KEY is not a key", "set what `orion-server key` prints there") from None
-    connection.curve_publickey, connection.curve_secretkey = public, secret
+class Peer(NamedTuple):
+    """What sentences say of the other end: whose key it is, and how it is had."""
+
+    program: str
+    setting: str
+    port: int
 
 
-def _arrives(connection: zmq.Socket[bytes], monitor: zmq.Socket[bytes], timeout_ms: int) -> bool:
-    """Whether an answer is there. False at the deadline, or as soon as the connection has failed."""
-    poller = zmq.Poller()
-    poller.register(connection, zmq.POLLIN)
-    poller.register(monitor, zmq.POLLIN)
-    return connection in dict(poller.poll(timeout_ms))
+SERVER = Peer("orion-server", "ORION_SERVER_KEY", settings.DEFAULT_PORT)
+CONTROLLER = Peer("orion-controller", "ORION_CONTROLLER_KEY", settings.DEFAULT_CONTROLLER_PORT)
 
 
-def _mechanism(server: str) -> bytes:
-    """What a server speaks: b"CURVE", b"NULL", or something else. An end of ZMTP that has seen a signature and a
-    version tells it, and cannot know ours yet."""
-    host, _, port = server.rpartition(":")
-    greeting = b""
-    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S) as connection:
-        connection.sendall(_ZMTP_SIGNATURE)
-        while len(greeting) < _ZMTP_MECHANISM.stop and (more := connection.recv(64)):
-            greeting += more
-    return greeting[_ZMTP_MECHANISM].rstrip(b"\0")
+class Connection:
+    """A DEALER at a control port, encrypted where `key` is not empty. Leaving the `with` closes it."""
 
+    def __init__(self, address: str, key: str, peer: Peer, most_bytes: int) -> None:
+        self.address, self._key, self._peer = address, key, peer
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, most_bytes)
+        try:
+            if key:
+                curve.encrypt(self._socket, key)
+        except (zmq.ZMQError, ValueError):
+            self._context.destroy(linger=0)
+            raise ServerUnreachable(
+                f"{peer.setting} is not a key", f"set what `{peer.program} key` prints there"
+            ) from None
+        self._monitor = self._socket.get_monitor_socket(zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.DISCONNECTED)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._socket.connect(f"tcp://{address}")
 
-def _unencrypted(server: str, key: str) -> ServerUnreachable:
-    """Why a connection ended before it was one."""
-    differs = _mechanism(server) == (b"NULL" if key else b"CURVE")
-    if differs and not key:
-        return ServerUnreachable(f"{server} takes encrypted connections only",
-                                 "set ORION_SERVER_KEY to what `orion-server key` prints there")  # fmt: skip
-    if differs:
-        return ServerUnreachable(f"ORION_SERVER_KEY is set and {server} does not encrypt",
-                                 "start orion-server with --curve on, or unset ORION_SERVER_KEY")  # fmt: skip
-    if key:
-        return ServerUnreachable(f"no encrypted connection to {server}",
-                                 "is ORION_SERVER_KEY what `orion-server key` prints there?")  # fmt: skip
-    return ServerUnreachable(f"{server} closed the connection: it is no orion-server",
-                             "check the port: orion-server's default is 9960")  # fmt: skip
+    def send(self, body: bytes) -> None:
+        """Goes out when the connection stands."""
+        self._socket.send(body)
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """The next message; None at the deadline. ServerUnreachable as soon as the connection has failed."""
+        if self._socket in dict(self._poller.poll(max(0, int(timeout_s * 1000)))):
+            return self._socket.recv()
+        if self._monitor.poll(0):
+            raise self._why_closed()
+        return None
+
+    def _why_closed(self) -> ServerUnreachable:
+        key, (program, setting, port) = self._key, self._peer
+        differs = curve.mechanism(self.address, _CONNECT_TIMEOUT_S) == ("NULL" if key else "CURVE")
+        if differs and not key:
+            return ServerUnreachable(f"{self.address} takes encrypted connections only",
+                                     f"set {setting} to what `{program} key` prints there")  # fmt: skip
+        if differs:
+            return ServerUnreachable(f"{setting} is set and {self.address} does not encrypt",
+                                     f"start {program} with --curve on, or unset {setting}")  # fmt: skip
+        if key:
+            return ServerUnreachable(f"no encrypted connection to {self.address}",
+                                     f"is {setting} what `{program} key` prints there?")  # fmt: skip
+        return ServerUnreachable(f"{self.address} closed the connection: it is no {program}",
+                                 f"check the port: {program}'s default is {port}")  # fmt: skip
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(linger=0)
 
 
 def _ask(server: str, request: control.Request, timeout_s: float | None, key: str) -> Any:
@@ -129,31 +150,18 @@ def _ask(server: str, request: control.Request, timeout_s: float | None, key: st
     if why_not:
         raise ServerUnreachable(f"nothing answers at {server}: {why_not}",
                                 "start orion-server there or set ORION_SERVER=host:port")  # fmt: skip
-    context = zmq.Context()
-    try:
-        connection = context.socket(zmq.DEALER)
-        connection.setsockopt(zmq.LINGER, 0)
-        connection.setsockopt(zmq.MAXMSGSIZE, MAX_ANSWER_BYTES)
-        if key:
-            _encrypt(connection, key)
-        monitor = connection.get_monitor_socket(zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.DISCONNECTED)
-        connection.connect(f"tcp://{server}")
+    with Connection(server, key, SERVER, MAX_ANSWER_BYTES) as connection:
         connection.send(control.encode(request))
-        wait_ms = int((_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s) * 1000)
-        while not _arrives(connection, monitor, wait_ms):
-            if monitor.poll(0):
-                raise _unencrypted(server, key)
+        while (body := connection.receive(_CONNECT_TIMEOUT_S if timeout_s is None else timeout_s)) is None:
             if timeout_s is not None:
                 raise ServerUnreachable(f"{server} does not answer like an orion-server within {timeout_s:g} s",
                                         "check the port: orion-server's default is 9960")  # fmt: skip
             if port_answers(server, _CONNECT_TIMEOUT_S):
                 raise ServerUnreachable(f"{server} has gone", "it stops once it is drained")
-        try:
-            answer = control.decode_answer(connection.recv())
-        except control.ControlError as error:
-            raise ServerUnreachable(f"{server}: {error}", error.hint) from error
-    finally:
-        context.destroy(linger=0)
+    try:
+        answer = control.decode_answer(body)
+    except control.ControlError as error:
+        raise ServerUnreachable(f"{server}: {error}", error.hint) from error
     if isinstance(answer, control.Error):
         raise ServerRefused(server, answer)
     return answer

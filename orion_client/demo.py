@@ -42,7 +42,7 @@ def _demo() -> None:
     if not _EXAMPLE.is_file():
         raise DemoFailed(f"{_EXAMPLE} is missing: the demo runs from a source tree")
     started_s = time.monotonic()
-    os.environ["ORION_SERVER_KEY"] = settings.NO_KEYS
+    os.environ["ORION_SERVER_KEY"] = os.environ["ORION_CONTROLLER_KEY"] = settings.NO_KEYS
     with (
         PrivateController() as pool,
         PrivateServer(extra=("--vgpu-count", "4", "--controller", pool.zmq_address, "--name", "demo")) as server,

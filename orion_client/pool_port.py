@@ -6,10 +6,9 @@ import os
 import time
 
 import msgspec
-import zmq
 
 from orion_client import settings
-from orion_client.control_client import ServerUnreachable, next_id, port_answers
+from orion_client.control_client import CONTROLLER, Connection, ServerUnreachable, next_id, port_answers
 from wire import control, pool
 
 _decoder: msgspec.msgpack.Decoder[pool.ToClient] = msgspec.msgpack.Decoder(pool.ToClient)
@@ -41,28 +40,31 @@ def lookup(controllers: list[str], group: str = "", pid: int = 0, timeout_s: flo
     return answer
 
 
+def servers_of(answer: pool.LookedUp) -> dict[str, str]:
+    """Its servers' public keys by address; an empty one: not encrypted."""
+    keys = [*answer.public_keys, *[""] * len(answer.servers)]
+    return dict(zip(answer.servers, keys, strict=False))
+
+
 def _ask(controller: str, request: pool.Lookup, timeout_s: float) -> pool.ToClient:
+    try:
+        key = settings.controller_key()
+    except settings.SettingError as error:
+        raise ServerUnreachable(str(error), "correct ORION_CONTROLLER_KEY") from None
     why_not = port_answers(controller, timeout_s)
     if why_not:
         raise ServerUnreachable(f"no controller answers at {controller}: {why_not}",
                                 "start orion-controller there or set ORION_CONTROLLER=host:9123")  # fmt: skip
-    context = zmq.Context()
     deadline_s = time.monotonic() + timeout_s
-    try:
-        connection = context.socket(zmq.DEALER)
-        connection.setsockopt(zmq.LINGER, 0)
-        connection.setsockopt(zmq.MAXMSGSIZE, pool.MAX_MESSAGE_BYTES)
-        connection.connect(f"tcp://{controller}")
+    with Connection(controller, key, CONTROLLER, pool.MAX_MESSAGE_BYTES) as connection:
         connection.send(msgspec.msgpack.encode(request))
-        while connection.poll(max(0, int((deadline_s - time.monotonic()) * 1000))):
+        while (body := connection.receive(deadline_s - time.monotonic())) is not None:
             try:
-                answer = _decoder.decode(connection.recv())
+                answer = _decoder.decode(body)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ServerUnreachable(f"{controller} does not answer like an orion-controller: {error}",
                                         "the controller's port is 9123 by default") from None  # fmt: skip
             if answer.id == request.id:
                 return answer
-    finally:
-        context.destroy(linger=0)
     raise ServerUnreachable(f"{controller} does not answer like an orion-controller within {timeout_s:g} s",
                             "the controller's port is 9123 by default, its HTTP port is another")  # fmt: skip

@@ -88,8 +88,18 @@ def server_key(server: str) -> str:
     return keys[position]
 
 
+def controller_key() -> str:
+    """The public key (z85) of the controller and all its replicas; empty when their port is not encrypted."""
+    value = setting("ORION_CONTROLLER_KEY")
+    if not value or value == NO_KEYS:
+        return ""
+    if len(value) != _KEY_CHARACTERS:
+        raise SettingError("ORION_CONTROLLER_KEY is the 40 characters that `orion-controller key` prints")
+    return value
+
+
 def client_key() -> str:
-    """What a server without a controller may ask of its clients; empty when nobody set it."""
+    """What a controller, or a server without one, may ask of its clients; empty when nobody set it."""
     return setting("ORION_CLIENT_KEY") or ""
 
 

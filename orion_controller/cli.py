@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orion_controller import __version__, log
 from orion_controller.config import ConfigError, Settings, cautions, check_exposed, load
-from orion_controller.store import AccountError, Accounts, Store, StoreError, schema, tables
+from orion_controller.store import CURVE_SECRET, AccountError, Accounts, Store, StoreError, schema, tables
 from orion_controller.store.engine import make_engine, parse_url, shown
 from orion_controller.store.store import load_state
 
@@ -37,6 +37,7 @@ _HELP = """The pool of GPUs: servers report to it, programs ask it for vGPUs, pe
 \b
   orion-controller start                        on 127.0.0.1: HTTP 15502, servers and clients 9123
   orion-controller start --data-dir DIR         its database and secrets there
+  orion-controller key                          its public key, for servers and clients
   orion-controller user add ann --role viewer   who may log in to the portal and the API
   orion-controller token create ci              for programs: shown once
   orion-controller database status              where the state is, and how much of it
@@ -59,7 +60,8 @@ _START_HELP = """Runs the controller until SIGTERM or Ctrl-C. Servers and runnin
   orion-controller start --http 0.0.0.0:15502 --tls-cert C --tls-key K --zmq 0.0.0.0:9123
 
 Addresses that other machines can reach need TLS for HTTP (or --behind-proxy), and for servers and clients the keys
-controller.authentication.client-key and server-key of the configuration, and encryption.
+controller.authentication.client-key and server-key of the configuration, and encryption (--curve auto, the default):
+servers then need --controller-key and clients ORION_CONTROLLER_KEY, which `orion-controller key` prints.
 """
 
 app = typer.Typer(add_completion=True, rich_markup_mode=None, no_args_is_help=True, help=_HELP,
@@ -175,6 +177,17 @@ def start(
     except (StoreError, AccountError, ConfigError) as error:
         _fail(str(error), _EXIT_REFUSED)
     raise typer.Exit(code or 0)
+
+
+@app.command("key", help="Prints the public key of all replicas, made if there is none: --controller-key of servers, "
+             "ORION_CONTROLLER_KEY of clients.", context_settings=_NAMES)  # fmt: skip
+def key(config_file: ConfigFile = None, data_dir: DataDir = None, database: Database = None) -> None:
+    from wire import curve
+
+    async def work(store: Store, _accounts: Accounts) -> bytes:
+        return await asyncio.to_thread(store.secret, CURVE_SECRET)
+
+    print(curve.pair_of_bytes(_with_accounts(work, config_file, data_dir, database)).public)
 
 
 # ----------------------------------------------------------------------------------------------------------- users

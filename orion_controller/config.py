@@ -23,8 +23,6 @@ DEFAULT_HTTP_PORT = 15502
 LOG_LEVELS = ("debug", "info", "warning", "error")
 POLICIES = ("binpack", "spread")
 CURVE_CHOICES = ("auto", "on", "off")
-# Until the ZeroMQ port speaks CurveZMQ: no setting may pass for encryption that is not there.
-CURVE_IS_SERVED = False
 _PRODUCT_LEVELS = {"warn": "warning"}
 _FILE_BYTES_MAX = 1 << 20
 _KEY_CHARACTERS_MAX = 256
@@ -97,8 +95,7 @@ class Settings:
     @property
     def uses_curve(self) -> bool:
         """Whether the ZeroMQ port is encrypted."""
-        wanted = not self.zmq.is_loopback if self.curve == "auto" else self.curve == "on"
-        return wanted and CURVE_IS_SERVED
+        return not self.zmq.is_loopback if self.curve == "auto" else self.curve == "on"
 
     def zmq_for_others(self, port: int) -> str:
         """HOST:PORT for servers, clients and other replicas, when the port is bound."""
@@ -480,8 +477,6 @@ def _check_together(settings: Settings) -> None:
 def check_exposed(settings: Settings) -> list[str]:
     """What is missing for the addresses that other machines can reach; empty: nothing, it may listen there."""
     missing: list[str] = []
-    if settings.curve == "on" and not CURVE_IS_SERVED:
-        missing.append("encryption for servers and clients (--curve on), which this version does not have yet")
     if not settings.http.is_loopback and settings.tls_cert is None and not settings.behind_proxy:
         missing.append(
             f"for HTTP on {settings.http}: TLS (--tls-cert FILE --tls-key FILE), or --behind-proxy where something in "

@@ -19,7 +19,8 @@ from orion_controller.leader import Election
 from orion_controller.metrics import Metrics
 from orion_controller.pool import Policies
 from orion_controller.service import Controller, Keys
-from orion_controller.store import Accounts, Store
+from orion_controller.store import CURVE_SECRET, Accounts, Store
+from wire import curve
 
 log = logging.getLogger("orion.controller")
 
@@ -68,7 +69,8 @@ async def _serve(settings: Settings, store: Store, accounts: Accounts, stop: asy
     try:
         if settings.tls_cert is not None and settings.tls_key is not None:
             tls = tls_context(settings.tls_cert, settings.tls_key)
-        zmq_address = controller.listen(settings.zmq.host, settings.zmq.port)
+        keys = curve.pair_of_bytes(await asyncio.to_thread(store.secret, CURVE_SECRET)) if settings.uses_curve else None
+        zmq_address = controller.listen(settings.zmq.host, settings.zmq.port, secret_key=keys.secret if keys else "")
         app = make_app(controller, accounts, secure_cookies=tls is not None or settings.behind_proxy,
                        session_ttl_s=settings.login_ttl_s, metrics=metrics)  # fmt: skip
         http = await serve(app, settings.http.host, settings.http.port, tls)
@@ -83,6 +85,9 @@ async def _serve(settings: Settings, store: Store, accounts: Accounts, stop: asy
     leadership.election = election
     try:
         await election.start()
+        if keys is not None:
+            log.info("the port of servers and clients is encrypted: servers need --controller-key, clients "
+                     "ORION_CONTROLLER_KEY=%s", keys.public)  # fmt: skip
         _announce(settings, url, zmq_address)
         await stop.wait()
     finally:

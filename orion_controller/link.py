@@ -49,7 +49,9 @@ class Service(Protocol):
 class Link:
     """Belongs to the event loop's thread."""
 
-    def __init__(self, host: str, port: int, service: Service, *, per_second: float = _PER_SECOND) -> None:
+    def __init__(self, host: str, port: int, service: Service, *, per_second: float = _PER_SECOND,
+                 secret_key: str = "") -> None:  # fmt: skip
+        """`secret_key` (z85): the port takes only connections that are encrypted for it."""
         self._service = service
         limiter = RateLimiter(max(_BURST, 2 * per_second), per_second, _CONNECTIONS)
         self._socket = ControlSocket(
@@ -59,6 +61,7 @@ class Link:
             max_message_bytes=wire.MAX_MESSAGE_BYTES,
             queued_messages=_QUEUED_MESSAGES,
             limiter=limiter,
+            secret_key=secret_key,
         )
         self._servers: dict[str, Envelope] = {}
         self._asked: dict[int, tuple[bytes, asyncio.Future[None]]] = {}

@@ -86,9 +86,9 @@ class Controller:
 
     # ------------------------------------------------------------------------------------------------ life
 
-    def listen(self, host: str, port: int, *, per_connection: float = 200.0) -> str:
-        """Opens the ZeroMQ port; its address."""
-        self.link = Link(host, port, self, per_second=per_connection)
+    def listen(self, host: str, port: int, *, per_connection: float = 200.0, secret_key: str = "") -> str:
+        """Opens the ZeroMQ port, encrypted with `secret_key` (z85) unless that is empty; its address."""
+        self.link = Link(host, port, self, per_second=per_connection, secret_key=secret_key)
         self._tick()
         return self.link.address
 
@@ -349,15 +349,16 @@ class Controller:
     def _lookup(self, envelope: Envelope, said: wire.Lookup) -> None:
         assert self.link is not None
         self._check_client(said.key)
-        found: dict[str, None] = {}  # in the order in which programs count devices
+        found: dict[str, str] = {}  # public keys by address, in the order in which programs count devices
         for allocation in self._allocations_of(said):
             for name in allocation.servers:
                 if name in self.pool.servers and allocation.sessions.get(name):
-                    found[self.pool.servers[name].said.address] = None
+                    found[self.pool.servers[name].said.address] = self.pool.servers[name].said.public_key
         summary = self.summary()
         totals = {"gpus": summary.gpus, "vgpus": summary.vgpus, "vgpus_free": summary.vgpus_free,
                   "nodes": summary.nodes_ready}  # fmt: skip
-        self.link.send(envelope, wire.LookedUp(id=said.id, servers=list(found)[:64], totals=totals))
+        self.link.send(envelope, wire.LookedUp(id=said.id, servers=list(found)[:64],
+                                               public_keys=list(found.values())[:64], totals=totals))  # fmt: skip
 
     def _allocations_of(self, said: wire.Lookup) -> list[Allocation]:
         """Those of a process, or of its group."""

@@ -125,6 +125,9 @@ def serve(
     advertise: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where clients of the pool reach this server, if elsewhere.")
     ] = None,
+    controller_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Its public key: what `orion-controller key` prints there.")
+    ] = None,
     pool_key_file: Annotated[Path | None, typer.Option(metavar="PATH", help="File with the pool's server key.")] = None,
     curve: Annotated[str | None, typer.Option(help="Encrypt the control port: auto (off loopback), on or off.")] = None,
     encrypt: Annotated[
@@ -183,6 +186,7 @@ def serve(
             "swap_mib": swap_mib,
             "metrics_listen": metrics,
             "controller": controller,
+            "controller_key": controller_key,
             "name": name,
             "advertise": advertise,
             "pool_key": read_key(pool_key_file) if pool_key_file is not None else None,

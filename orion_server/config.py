@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from wire import curve
+
 DEFAULT_CONFIG_FILE = Path("/etc/orion/server.conf")
 DEFAULT_PORT = 9960
 DEFAULT_CONTROLLER_PORT = 9123
@@ -63,6 +65,7 @@ class Settings:
     name: str = ""  # in the pool; the machine's otherwise
     advertise: str = ""  # host:port under which clients reach this server, where it is not what it listens on
     pool_key: str = ""  # the pool's server key
+    controller_key: str = ""  # the controllers' public key (z85); empty: their port is not encrypted
     curve: str = "auto"  # the control port: encrypted off loopback, and where clients show a key
     encrypt: str = "auto"  # TCP lanes: off loopback
     client_key_file: Path | None = None
@@ -112,6 +115,8 @@ def check_slices(settings: Settings) -> None:
 
 def check_pool(settings: Settings) -> Settings:
     """The settings with the controllers' default port written out; ConfigError for what no controller is."""
+    if settings.controller_key and not curve.is_public_key(settings.controller_key):
+        raise ConfigError("--controller-key: it is the 40 characters that `orion-controller key` prints")
     if not settings.controller:
         return settings
     found = []
@@ -189,6 +194,7 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "advertise"): "advertise",
     ("controller", "controller_addr"): "controller",
     ("controller", "pool_key"): "pool_key",
+    ("controller", "controller_key"): "controller_key",
     ("server", "curve"): "curve",
     ("server", "encrypt"): "encrypt",
     ("server", "client_key_file"): "client_key_file",

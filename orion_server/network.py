@@ -5,43 +5,31 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import re
 import secrets
 from pathlib import Path
-from typing import NamedTuple
 
-import zmq
 from zmq.utils import z85
 
 from orion_server.config import ConfigError, Settings
 from orion_server.secret_file import read_or_make
-from wire import control
+from wire import control, curve
 
 KEY_FILE_NAME = "server-key"
 _KEY_BYTES = 32
-_SECRET_FORM = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _CLIENT_KEY_LEAST = 16
 _CLIENT_KEY_MOST = 128
 CUDA_ERROR_INVALID_VALUE = 1
 
 
-class KeyPair(NamedTuple):
-    """Of CurveZMQ, in z85: 40 characters each."""
-
-    public: str
-    secret: str
-
-
-def key_pair(folder: Path) -> KeyPair:
+def key_pair(folder: Path) -> curve.KeyPair:
     """The server's pair, made at its first start: only the secret is kept, in `folder`."""
     path = folder / KEY_FILE_NAME
     described = "a Curve secret key (40 characters of Z85)"
-    secret = read_or_make(path, _SECRET_FORM, described, lambda: z85.encode(secrets.token_bytes(_KEY_BYTES)).decode())
+    secret = read_or_make(path, curve.KEY_FORM, described, lambda: z85.encode(secrets.token_bytes(_KEY_BYTES)).decode())
     try:
-        public = zmq.curve_public(secret.encode())
-    except (ValueError, zmq.ZMQError) as error:
+        return curve.pair_of(secret)
+    except ValueError as error:
         raise ConfigError(f"{path} does not hold {described}: remove it") from error
-    return KeyPair(public.decode(), secret)
 
 
 def is_loopback(host: str) -> bool:
@@ -58,23 +46,38 @@ def uses_curve(settings: Settings) -> bool:
 
 def check_exposed(settings: Settings) -> None:
     """Refuses settings that would leave GPUs, or what is said to them, to whoever reaches the address."""
-    curve = uses_curve(settings)
-    if settings.client_key_file is not None and not curve:
+    encrypts = uses_curve(settings)
+    if settings.client_key_file is not None and not encrypts:
         raise ConfigError("--client-key-file needs --curve on: the key would travel in clear")
-    if settings.encrypt == "required" and not curve:
+    if settings.encrypt == "required" and not encrypts:
         raise ConfigError("--encrypt required needs --curve on: the lanes' keys would travel in clear")
+    if settings.client_key_file is not None and settings.controller:
+        raise ConfigError(
+            "--client-key-file and --controller: the clients of a pool come with tickets; name one of them"
+        )
     if is_loopback(settings.host):
         return
     missing = []
-    if not curve:
+    if not encrypts:
         missing.append("an encrypted control port (--curve on)")
-    if settings.client_key_file is None:
-        missing.append("clients that prove who they are (--client-key-file FILE)")
+    if settings.controller:
+        # Clients come with tickets, whose key the controller tells.
+        if not settings.controller_key and not all(_is_here(item) for item in settings.controller.split(",")):
+            missing.append("an encrypted connection to the controller (--controller-key KEY)")
+    elif settings.client_key_file is None:
+        missing.append("clients that prove who they are (--client-key-file FILE, or a pool's tickets: --controller)")
     if missing:
         raise ConfigError(
             f"refusing to listen on {settings.host}, since anyone who reaches that address could use the GPUs. "
             f"Missing: {'; '.join(missing)}. Or listen on 127.0.0.1"
         )
+
+
+def _is_here(controller: str) -> bool:
+    try:
+        return is_loopback(controller.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False  # a name: wherever that leads
 
 
 class ClientKey:

@@ -11,13 +11,13 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 import msgspec
 import zmq
 
-from wire import pool, ticket
+from wire import curve, pool, ticket
 from wire.dealer import DealerSocket
 
 log = logging.getLogger("orion.pool")
@@ -61,8 +61,10 @@ class PoolLink:
 
     def __init__(self, controllers: list[str], name: str, offer: Offer,
                  clock: Callable[[], float] = time.monotonic,
-                 context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:  # fmt: skip
+                 context: zmq.Context[zmq.Socket[bytes]] | None = None,
+                 controller_key: str = "") -> None:  # fmt: skip
         self._context = context
+        self._controller_key = controller_key
         self._controllers = controllers
         self.name = name
         self._offer = offer
@@ -82,6 +84,7 @@ class PoolLink:
         self._ahead_s = 0.0  # of the controller's clock before this one's
         self._spent: dict[bytes, float] = {}  # tickets that were used, until they expire
         self._told_refusal = ""
+        self._told_silence: dict[str, str] = {}  # the last sentence about each controller
 
     # ------------------------------------------------------------------------------------------ tickets
 
@@ -136,7 +139,8 @@ class PoolLink:
     def _connect(self, address: str) -> None:
         if self._socket is not None:
             self._socket.close()
-        self._socket = DealerSocket(address, self._receive, pool.MAX_MESSAGE_BYTES, self._context)
+        self._socket = DealerSocket(address, self._receive, pool.MAX_MESSAGE_BYTES, self._context,
+                                    self._controller_key)  # fmt: skip
         self._is_registered = False
         self._heard_s = self._clock()
 
@@ -150,8 +154,7 @@ class PoolLink:
         self._timer = asyncio.get_running_loop().call_later(self._heartbeat_s, self._beat)
         assert self._socket is not None
         if self._clock() - self._heard_s > SILENCE_S:
-            log.log(logging.WARNING if self._is_registered else logging.DEBUG, "the controller at %s does not answer",
-                    self._socket.address)  # fmt: skip
+            self._spawn(self._tell_silence(self._socket.address))
             self._next = (self._next + 1) % len(self._controllers)
             self._connect(self._controllers[self._next])
         request_id = next(self._ids) & 0xFFFFFFFF
@@ -191,9 +194,28 @@ class PoolLink:
                 self._told_refusal = message.message
                 self._is_registered = False
             case _:
-                task = asyncio.get_running_loop().create_task(self._obey(message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._spawn(self._obey(message))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell_silence(self, address: str) -> None:
+        """Why a controller may not answer: once, until it has or something else is the reason."""
+        speaks = await asyncio.to_thread(curve.mechanism, address, SILENCE_S)
+        if speaks == "CURVE" and not self._controller_key:
+            why = "takes encrypted connections only: give orion-server what `orion-controller key` prints there as " \
+                  "--controller-key"  # fmt: skip
+        elif speaks == "NULL" and self._controller_key:
+            why = "does not encrypt, and --controller-key asks for it: start orion-controller with --curve on"
+        elif speaks == "CURVE":
+            why = "does not answer: is --controller-key what `orion-controller key` prints there?"
+        else:
+            why = "does not answer"
+        is_new = self._told_silence.get(address) != why
+        self._told_silence[address] = why
+        log.log(logging.WARNING if is_new else logging.DEBUG, "the controller at %s %s", address, why)
 
     def _welcome(self, message: pool.Registered) -> None:
         assert self._socket is not None
@@ -201,6 +223,7 @@ class PoolLink:
             log.info("in the pool of %s at %s as %s", message.controller, self._socket.address, self.name)
         self._is_registered = True
         self._told_refusal = ""
+        self._told_silence.clear()
         self._key = message.ticket_key
         self._ahead_s = message.now_s - time.time()
         self._heartbeat_s = min(max(message.heartbeat_s, 0.05), 10.0)

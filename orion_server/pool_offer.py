@@ -32,7 +32,7 @@ class PoolOffer:
 
     def __init__(self, settings: Settings, name: str, address: str, device_kind: str, gpus: list[control.Device],
                  vgpus: Vgpus, reports: Reports, telemetry: Telemetry, sessions: dict[str, Session],
-                 set_draining: Callable[[bool], None]) -> None:  # fmt: skip
+                 set_draining: Callable[[bool], None], public_key: str = "") -> None:  # fmt: skip
         self._settings = settings
         self._name = name
         self._address = settings.advertise or address
@@ -43,6 +43,7 @@ class PoolOffer:
         self._telemetry = telemetry
         self._sessions = sessions
         self._set_draining = set_draining
+        self._public_key = public_key
         self.draining = False
 
     def registration(self, request_id: int, instance: str) -> pool.Register:
@@ -52,6 +53,7 @@ class PoolOffer:
             server=self._name,
             instance=instance,
             address=self._address,
+            public_key=self._public_key,
             version=__version__,
             wire=control.WIRE_VERSION,
             host=control.boot_id(),

@@ -162,9 +162,10 @@ class Server:
         kind = "nvidia" if self._libcuda.kind == "nvidia" else "softgpu"
         self._offer = PoolOffer(
             self._settings, self._settings.name, self.address, kind, self._gpus, self._vgpus, self._reports,
-            self._telemetry, self._sessions, self._set_draining,
+            self._telemetry, self._sessions, self._set_draining, self.public_key,
         )  # fmt: skip
-        self._link = PoolLink(self._settings.controller.split(","), self._settings.name, self._offer)
+        self._link = PoolLink(self._settings.controller.split(","), self._settings.name, self._offer,
+                              controller_key=self._settings.controller_key)  # fmt: skip
         self._link.start()
         task = asyncio.create_task(self._watch_telemetry())
         self._tasks.add(task)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import zmq
 
+from wire import curve
+
 log = logging.getLogger("orion.dealer")
 
 _SAFETY_DRAIN_S = 0.25
@@ -22,7 +24,8 @@ class DealerSocket:
     """Connects at once and for ever; what is sent before there is a connection goes out with it."""
 
     def __init__(self, address: str, on_message: Callable[[bytes], None], max_message_bytes: int,
-                 context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:  # fmt: skip
+                 context: zmq.Context[zmq.Socket[bytes]] | None = None, server_key: str = "") -> None:  # fmt: skip
+        """`server_key` (z85): everything is encrypted for who holds its secret."""
         self.address = address
         self._on_message = on_message
         self._context = context or zmq.Context(io_threads=1)
@@ -36,6 +39,8 @@ class DealerSocket:
         # A machine that is gone without a word is noticed, though nothing is sent to it.
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        if server_key:
+            curve.encrypt(self._socket, server_key)
         self._socket.connect(f"tcp://{address}")
         self._loop = asyncio.get_running_loop()
         self._fd = int(self._socket.getsockopt(zmq.FD))

@@ -274,6 +274,7 @@ class LookedUp(_Message, tag="looked_up", kw_only=True):
     as in /api/v1/summary."""
 
     servers: Annotated[list[Name], Meta(max_length=64)]
+    public_keys: Annotated[list[Annotated[str, Meta(max_length=40)]], Meta(max_length=64)] = []  # by position
     totals: dict[str, Any] = {}
 
 

@@ -17,6 +17,7 @@ from rich.live import Live
 from orion_client import __version__, pool_client, pool_port, settings
 from orion_client.control_client import ServerUnreachable
 from orion_client.pool_client import EXIT_UNREACHABLE, EXIT_USAGE, PoolClient, PoolError
+from orion_client.smi.gather import Keys
 from orion_client.smi.tables import PIPE_COLUMNS, pool_reports, render, report
 
 _HELP = """Shows GPUs, vGPUs and who uses them, with utilisation.
@@ -110,11 +111,11 @@ def _servers(server: str | None, timeout_s: float) -> Look:
         _fail(str(error), EXIT_USAGE)
 
     def look() -> list[dict[str, Any]]:
-        asked = servers
+        keys: Keys = dict.fromkeys(servers)
         if controllers:
             group = settings.setting("ORION_GROUP_ID") or ""
-            asked = list(pool_port.lookup(controllers, group, os.getpid(), timeout_s).servers)
-        return [report(s, timeout_s) for s in asked]
+            keys = {**pool_port.servers_of(pool_port.lookup(controllers, group, os.getpid(), timeout_s))}
+        return [report(s, timeout_s, key) for s, key in keys.items()]
 
     return look
 

@@ -15,6 +15,7 @@ from orion_client import pool_port, settings
 from orion_client.control_client import ask, next_id
 from wire import control
 
+Keys = dict[str, str | None]  # of servers by address: as a controller tells them; None: as they are configured
 _MAX_PROGRAMS = 64
 _PLACELESS = uuid.UUID("0f1e9c3a-6c1d-5b0e-9d0f-6f72696f6e00")
 
@@ -52,11 +53,11 @@ def devices(timeout_s: float = 3.0) -> list[Device]:
     controllers = settings.controllers()
     group = _setting("ORION_GROUP_ID")
     if controllers:
-        servers = list(pool_port.lookup(controllers, group, os.getpid(), timeout_s).servers)
+        keys: Keys = {**pool_port.servers_of(pool_port.lookup(controllers, group, os.getpid(), timeout_s))}
     else:
-        servers = settings.servers() or [settings.DEFAULT_SERVER]
-    firsts = {server: _ask(server, os.getpid(), timeout_s) for server in dict.fromkeys(servers)}
-    found = [device for server, first in firsts.items() for device in _held(server, first, timeout_s)]
+        keys = dict.fromkeys(settings.servers() or [settings.DEFAULT_SERVER])
+    firsts = {server: _ask(server, os.getpid(), timeout_s, key) for server, key in keys.items()}
+    found = [device for server, first in firsts.items() for device in _held(server, first, timeout_s, keys[server])]
     if not found and controllers:
         found = _expected(controllers[0], group)
     elif not found:
@@ -69,12 +70,12 @@ def devices(timeout_s: float = 3.0) -> list[Device]:
     return found
 
 
-def _held(server: str, first: control.StatsAnswer, timeout_s: float) -> list[Device]:
+def _held(server: str, first: control.StatsAnswer, timeout_s: float, key: str | None) -> list[Device]:
     """What the programs of this user and group have on a server. `first`: its answer to a process without a vGPU."""
     merged: dict[int, Device] = {}
     counted: set[tuple[int, frozenset[str]]] = set()
     for pid in list(dict.fromkeys(s.pid for s in first.sessions))[:_MAX_PROGRAMS]:
-        answer = _ask(server, pid, timeout_s)
+        answer = _ask(server, pid, timeout_s, key)
         if pid not in {s.pid for s in answer.sessions}:
             continue  # it has ended meanwhile
         # With a quota the server tells the sessions of one vGPU, without one all: equal sets are the same memory.
@@ -112,13 +113,13 @@ def _device(server: str, answer: control.StatsAnswer, gpu: control.GpuStats) -> 
     )
 
 
-def _ask(server: str, pid: int, timeout_s: float) -> control.StatsAnswer:
+def _ask(server: str, pid: int, timeout_s: float, key: str | None) -> control.StatsAnswer:
     request = control.Stats(
         id=next_id(), telemetry=True, pid=pid, uid=os.geteuid(), host=control.boot_id(),
         vgpu=_count("ORION_VGPU", 64), gmem_mib=_count("ORION_GMEM", 1 << 30),
         group=_setting("ORION_GROUP_ID"), res_group=_setting("ORION_RES_GROUP"),
     )  # fmt: skip
-    return ask(server, request, control.StatsAnswer, timeout_s)
+    return ask(server, request, control.StatsAnswer, timeout_s, key)
 
 
 def _expected(controller: str, group: str) -> list[Device]:

@@ -22,11 +22,11 @@ PIPE_COLUMNS = 160
 MIB = 1 << 20
 
 
-def report(server: str, timeout_s: float) -> dict[str, Any]:
-    """What one server says, as plain data."""
+def report(server: str, timeout_s: float, key: str | None = None) -> dict[str, Any]:
+    """What one server says, as plain data. `key`: as of control_client.ask."""
     try:
-        answer = stats(server, timeout_s)
-        metrics = _metrics(server, timeout_s)
+        answer = stats(server, timeout_s, key)
+        metrics = _metrics(server, timeout_s, key)
     except ServerUnreachable as error:
         return {"address": server, "error": str(error), "hint": error.hint}
     return {
@@ -52,11 +52,11 @@ def report(server: str, timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _metrics(server: str, timeout_s: float) -> dict[int, dict[str, int]]:
+def _metrics(server: str, timeout_s: float, key: str | None) -> dict[int, dict[str, int]]:
     """What the GPUs tell about themselves. A server tells it of those that a new program could get: full ones are not
     in it."""
     request = control.Stats(id=next_id(), telemetry=True, uid=os.geteuid(), host=control.boot_id(), gmem_mib=1)
-    answer = ask(server, request, control.StatsAnswer, timeout_s)
+    answer = ask(server, request, control.StatsAnswer, timeout_s, key)
     return {gpu.ordinal: gpu.metrics for gpu in answer.gpus}
 
 

@@ -6,7 +6,7 @@ two; leader.py and cli.py also the modules below.
 
 from orion_controller.store.accounts import AccountError, Accounts, Identity
 from orion_controller.store.engine import StoreError
-from orion_controller.store.store import Store, Stored
+from orion_controller.store.store import CURVE_SECRET, Store, Stored
 from orion_controller.store.writer import NotLeading
 
-__all__ = ["AccountError", "Accounts", "Identity", "NotLeading", "Store", "StoreError", "Stored"]
+__all__ = ["CURVE_SECRET", "AccountError", "Accounts", "Identity", "NotLeading", "Store", "StoreError", "Stored"]

@@ -28,6 +28,7 @@ EVENTS_KEPT = 10_000
 RETRY_S = 5.0
 _BODY_VERSION = 1
 _SECRET_BYTES = 32
+CURVE_SECRET = "curve"  # of the ZeroMQ port: a secret key, as far as CurveZMQ is concerned
 _EVENTS_PER_READ_MAX = 10_000
 _TEXT_MAX = 4096
 Result = TypeVar("Result")

@@ -148,13 +148,13 @@ static bool read_stats(const orion_control* control, orion_nvml_inventory* inven
   return !u.bad;
 }
 
-static bool ask_server(const orion_config* config, const char* address, uint32_t server,
+static bool ask_server(const orion_config* config, const char* address, const char* server_key, uint32_t server,
                        orion_nvml_inventory* inventory, bool quiet) {
   orion_control control;
-  const char* server_key = config->controller_count ? "" : config->server_keys[server];
   if (orion_control_open(&control, address, server_key, config->server_is_default, config->attach_timeout_ms, quiet) !=
       CUDA_SUCCESS)
     return false;
+  if (config->controller_count) control.peer = ORION_PEER_OF_POOL;
   uint8_t buffer[1024];
   char host[64];
   orion_boot_id(host, sizeof host);
@@ -191,7 +191,7 @@ static bool ask_pool(const orion_config* config, orion_nvml_inventory* inventory
   orion_nvml_servers* servers = calloc(1, sizeof *servers);
   bool answered = servers && orion_nvml_lookup(config, servers, quiet);
   for (uint32_t i = 0; answered && i < servers->count; i++)
-    answered = ask_server(config, servers->addresses[i], i, inventory, quiet);
+    answered = ask_server(config, servers->addresses[i], servers->public_keys[i], i, inventory, quiet);
   if (inventory->count > config->vgpu_count) inventory->count = config->vgpu_count;  // the rest is its group's
   while (answered && inventory->count < config->vgpu_count) {
     orion_nvml_gpu* gpu = &inventory->gpus[inventory->count++];
@@ -211,7 +211,7 @@ bool orion_nvml_ask(orion_nvml_inventory* inventory, bool quiet) {
   orion_config* config = calloc(1, sizeof *config);
   bool answered = config && orion_config_read(config);
   for (uint32_t i = 0; answered && i < config->server_count; i++)
-    answered = ask_server(config, config->servers[i], i, inventory, quiet);
+    answered = ask_server(config, config->servers[i], config->server_keys[i], i, inventory, quiet);
   if (answered && config->controller_count) answered = ask_pool(config, inventory, quiet);
   free(config);
   return answered;

@@ -10,27 +10,37 @@
 
 enum { REDIRECTS_MAX = 3 };
 
+// A list of texts, each of fewer than `capacity` bytes, into as many rows of that many.
+static uint32_t read_texts(orion_unpacker* u, char* rows, size_t capacity) {
+  const uint32_t count = orion_unpack_array(u);
+  if (count > ORION_SERVERS_MAX) u->bad = true;
+  for (uint32_t i = 0; i < count && !u->bad; i++) {
+    const uint8_t* text = NULL;
+    const uint32_t bytes = orion_unpack_bytes(u, &text);
+    if (bytes >= capacity) u->bad = true;
+    if (!u->bad) orion_printable(rows + i * capacity, capacity, (const char*)text, bytes);
+  }
+  return u->bad ? 0 : count;
+}
+
 static bool read_servers(const orion_control* control, orion_nvml_servers* servers) {
   uint32_t pairs = 0;
   orion_unpacker u = orion_control_answer(control, &pairs);
-  servers->count = 0;
+  memset(servers, 0, sizeof *servers);
   for (; pairs && !u.bad; pairs--) {
     const uint8_t* key = NULL;
     const uint32_t n = orion_unpack_bytes(&u, &key);
-    if (!orion_unpack_equals(key, n, "servers")) {
+    if (orion_unpack_equals(key, n, "servers"))
+      servers->count = read_texts(&u, servers->addresses[0], sizeof servers->addresses[0]);
+    else if (orion_unpack_equals(key, n, "public_keys"))
+      read_texts(&u, servers->public_keys[0], sizeof servers->public_keys[0]);
+    else
       orion_unpack_skip(&u);
-      continue;
-    }
-    const uint32_t count = orion_unpack_array(&u);
-    if (count > ORION_SERVERS_MAX || servers->count) u.bad = true;
-    for (uint32_t i = 0; i < count && !u.bad; i++) {
-      const uint8_t* text = NULL;
-      const uint32_t bytes = orion_unpack_bytes(&u, &text);
-      char* address = servers->addresses[servers->count++];
-      if (bytes >= ORION_SERVER_NAME_BYTES) u.bad = true;
-      if (!u.bad) orion_printable(address, ORION_SERVER_NAME_BYTES, (const char*)text, bytes);
-      if (!u.bad && !orion_is_address(address)) u.bad = true;
-    }
+  }
+  for (uint32_t i = 0; i < servers->count && !u.bad; i++) {
+    const size_t key_bytes = strlen(servers->public_keys[i]);
+    if (!orion_is_address(servers->addresses[i]) || (key_bytes && key_bytes != ORION_SERVER_KEY_BYTES - 1))
+      u.bad = true;
   }
   return !u.bad;
 }
@@ -40,7 +50,8 @@ static bool ask(const orion_config* config, const char* address, orion_nvml_serv
                 char leader[ORION_SERVER_NAME_BYTES], char why[ORION_LINE_BYTES]) {
   orion_control control;
   leader[0] = 0;
-  if (orion_control_open(&control, address, "", false, config->attach_timeout_ms, true) != CUDA_SUCCESS) {
+  if (orion_control_open(&control, address, config->controller_key, false, config->attach_timeout_ms, true) !=
+      CUDA_SUCCESS) {
     snprintf(why, ORION_LINE_BYTES,
              "no controller at %s (%.200s): start orion-controller there, or correct "
              "ORION_CONTROLLER",

@@ -237,7 +237,7 @@ static enum outcome take_answer(search* s, const char* type) {
 static enum outcome ask(search* s, const char* address, uint32_t timeout_ms) {
   orion_control* control = &s->allocation->controller;
   s->leader[0] = 0;
-  if (orion_control_open(control, address, "", false, timeout_ms, true) != CUDA_SUCCESS) {
+  if (orion_control_open(control, address, s->config->controller_key, false, timeout_ms, true) != CUDA_SUCCESS) {
     snprintf(s->why, sizeof s->why,
              "no controller at %s (%.200s): start orion-controller there, or correct "
              "ORION_CONTROLLER (ORION_SERVER=host:port goes without a controller)",

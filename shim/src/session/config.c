@@ -215,6 +215,20 @@ static bool read_pool_settings(orion_config* config) {
   return true;
 }
 
+static bool is_public_key(const char* key) {
+  uint8_t decoded[32];
+  return strlen(key) == ORION_SERVER_KEY_BYTES - 1 && zmq_z85_decode(decoded, key);
+}
+
+static bool read_controller_key(orion_config* config) {
+  char value[VALUE_BYTES];
+  if (!config->controller_count || !setting("ORION_CONTROLLER_KEY", value) || strcmp(value, "none") == 0) return true;
+  if (!is_public_key(value))
+    return bad_value("ORION_CONTROLLER_KEY", value, "the 40 characters that `orion-controller key` prints there");
+  memcpy(config->controller_key, value, ORION_SERVER_KEY_BYTES);
+  return true;
+}
+
 // One key for each server, in their order; an empty item is a server without.
 static bool read_server_keys(orion_config* config) {
   static const char expected[] =
@@ -228,9 +242,7 @@ static bool read_server_keys(orion_config* config) {
     if ((comma != NULL) != (i + 1 < config->server_count)) return bad_value("ORION_SERVER_KEY", "...", expected);
     if (comma) *comma = 0;
     const char* key = trimmed(item);
-    uint8_t decoded[32];
-    if (*key && (strlen(key) != ORION_SERVER_KEY_BYTES - 1 || !zmq_z85_decode(decoded, key)))
-      return bad_value("ORION_SERVER_KEY", key, expected);
+    if (*key && !is_public_key(key)) return bad_value("ORION_SERVER_KEY", key, expected);
     memcpy(config->server_keys[i], key, strlen(key) + 1);
     if (comma) item = comma + 1;
   }
@@ -254,7 +266,7 @@ static bool read_security_settings(orion_config* config) {
   } else {
     config->ciphers[ORION_CIPHER_AES256GCM] = config->ciphers[ORION_CIPHER_CHACHA20POLY1305] = true;
   }
-  if (!read_server_keys(config)) return false;
+  if (!read_server_keys(config) || !read_controller_key(config)) return false;
   for (uint32_t i = 0; i < config->server_count && wish == ORION_ENCRYPT_ON; i++)
     if (!config->server_keys[i][0])
       return bad_value("ORION_ENCRYPT", names[wish], "the key of each server in ORION_SERVER_KEY beside it");

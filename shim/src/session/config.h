@@ -43,6 +43,7 @@ typedef struct orion_config {
   // The pool. With controllers there are no `servers`: an allocation names them.
   char controllers[ORION_CONTROLLERS_MAX][ORION_SERVER_NAME_BYTES];  // "host:port", replicas of one
   uint32_t controller_count;                                         // 0: none
+  char controller_key[ORION_SERVER_KEY_BYTES];                       // z85, of all replicas; "": not encrypted
   bool cross_node;                                                   // the vGPUs may lie on several servers
   bool reserved;                                                     // they stay while the program does not use them
   const char* schedule_rule;  // "local-first", "binpack", "spread", or empty: the pool's default
