@@ -35,7 +35,7 @@ from orion_server.config import (
 from orion_server.isolation import DEFAULT_WORKER_UIDS, parse_uids
 from orion_server.libcuda import Libcuda, LibcudaError, choose
 from orion_server.metrics import MetricsPort
-from orion_server.network import check_exposed, key_pair
+from orion_server.network import cautions, check_exposed, key_pair
 from orion_server.server import Server
 from orion_server.shares import raise_descriptor_limit
 from orion_server.worker_process import WorkerError
@@ -226,6 +226,8 @@ def serve(
     raise_descriptor_limit()
     for key in settings.ignored:
         log.warning("configuration: %s is not known to this version and was ignored", key)
+    for line in cautions(settings):
+        log.warning("%s", line)
     raise typer.Exit(uvloop.run(_serve(settings, chosen, folder)))
 
 

@@ -73,6 +73,14 @@ def check_exposed(settings: Settings) -> None:
         )
 
 
+def cautions(settings: Settings) -> list[str]:
+    """What is allowed and should be known; for the log."""
+    if not settings.controller or settings.controller_key:
+        return []
+    away = [item for item in settings.controller.split(",") if not _is_here(item)]
+    return [f"the pool's keys travel in clear to {item}: --controller-key encrypts" for item in away]
+
+
 def _is_here(controller: str) -> bool:
     try:
         return is_loopback(controller.rpartition(":")[0].strip("[]"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import time
 from typing import NamedTuple
 
 import zmq
@@ -58,8 +59,9 @@ def mechanism(address: str, timeout_s: float) -> str:
     seen a signature and a version tells it, and cannot know ours yet."""
     host, _, port = address.rpartition(":")
     greeting = b""
+    end_s = time.monotonic() + timeout_s
     with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout_s) as connection:
         connection.sendall(_SIGNATURE)
-        while len(greeting) < _MECHANISM.stop and (more := connection.recv(64)):
+        while len(greeting) < _MECHANISM.stop and time.monotonic() < end_s and (more := connection.recv(64)):
             greeting += more
     return greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace")

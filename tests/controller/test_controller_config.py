@@ -45,11 +45,6 @@ database:
 """
 
 
-@pytest.fixture(autouse=True)
-def _curve_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "CURVE_IS_SERVED", True)
-
-
 @pytest.fixture
 def write(tmp_path: Path) -> Any:
     def file(text: str) -> Path:
@@ -334,10 +329,3 @@ def test_what_others_are_told_is_an_address_that_they_can_use() -> None:
     assert tls.http_for_others(4711) == "https://[::1]:4711"
     told = Settings(http=EVERYWHERE, advertise_http="https://gpus.example", advertise_zmq="gpus.example:9123")
     assert (told.http_for_others(1), told.zmq_for_others(1)) == ("https://gpus.example", "gpus.example:9123")
-
-
-def test_encryption_that_is_not_there_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "CURVE_IS_SERVED", False)
-    assert "encryption" in check_exposed(Settings(zmq=EVERYWHERE, **KEYS))[0]
-    assert check_exposed(Settings(zmq=EVERYWHERE, **KEYS, insecure_network=True)) == []
-    assert "does not have yet" in check_exposed(Settings(curve="on"))[0]
