@@ -25,6 +25,10 @@ class ServerUnreachable(Exception):
         self.hint = hint
 
 
+class KeyTrouble(ServerUnreachable):
+    """The two ends do not agree on encryption, or on the key."""
+
+
 class ServerRefused(ServerUnreachable):
     """The server answered, and will not. `code`: the CUresult that a client would get."""
 
@@ -53,7 +57,7 @@ def _key_of(server: str) -> str:
     try:
         return settings.server_key(server)
     except settings.SettingError as error:
-        raise ServerUnreachable(str(error), "correct ORION_SERVER_KEY") from None
+        raise KeyTrouble(str(error), "correct ORION_SERVER_KEY") from None
 
 
 def next_id() -> int:
@@ -102,9 +106,7 @@ class Connection:
                 curve.encrypt(self._socket, key)
         except (zmq.ZMQError, ValueError):
             self._context.destroy(linger=0)
-            raise ServerUnreachable(
-                f"{peer.setting} is not a key", f"set what `{peer.program} key` prints there"
-            ) from None
+            raise KeyTrouble(f"{peer.setting} is not a key", f"set what `{peer.program} key` prints there") from None
         self._monitor = self._socket.get_monitor_socket(zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.DISCONNECTED)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -127,13 +129,13 @@ class Connection:
         key, (program, setting, port) = self._key, self._peer
         differs = curve.mechanism(self.address, _CONNECT_TIMEOUT_S) == ("NULL" if key else "CURVE")
         if differs and not key:
-            return ServerUnreachable(f"{self.address} takes encrypted connections only",
+            return KeyTrouble(f"{self.address} takes encrypted connections only",
                                      f"set {setting} to what `{program} key` prints there")  # fmt: skip
         if differs:
-            return ServerUnreachable(f"{setting} is set and {self.address} does not encrypt",
+            return KeyTrouble(f"{setting} is set and {self.address} does not encrypt",
                                      f"start {program} with --curve on, or unset {setting}")  # fmt: skip
         if key:
-            return ServerUnreachable(f"no encrypted connection to {self.address}",
+            return KeyTrouble(f"no encrypted connection to {self.address}",
                                      f"is {setting} what `{program} key` prints there?")  # fmt: skip
         return ServerUnreachable(f"{self.address} closed the connection: it is no {program}",
                                  f"check the port: {program}'s default is {port}")  # fmt: skip

@@ -8,7 +8,7 @@ import time
 import msgspec
 
 from orion_client import settings
-from orion_client.control_client import CONTROLLER, Connection, ServerUnreachable, next_id, port_answers
+from orion_client.control_client import CONTROLLER, Connection, KeyTrouble, ServerUnreachable, next_id, port_answers
 from wire import control, pool
 
 _decoder: msgspec.msgpack.Decoder[pool.ToClient] = msgspec.msgpack.Decoder(pool.ToClient)
@@ -50,7 +50,7 @@ def _ask(controller: str, request: pool.Lookup, timeout_s: float) -> pool.ToClie
     try:
         key = settings.controller_key()
     except settings.SettingError as error:
-        raise ServerUnreachable(str(error), "correct ORION_CONTROLLER_KEY") from None
+        raise KeyTrouble(str(error), "correct ORION_CONTROLLER_KEY") from None
     why_not = port_answers(controller, timeout_s)
     if why_not:
         raise ServerUnreachable(f"no controller answers at {controller}: {why_not}",

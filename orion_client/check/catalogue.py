@@ -87,6 +87,9 @@ CLIENT = {
     "server-unreachable": Trouble(
         "fail", "A configured server does not answer.",
         "Start orion-server there, correct ORION_SERVER=host:port, or let port 9960 through."),
+    "server-key": Trouble(
+        "fail", "A server and this client do not agree on encryption, or on the server's key.",
+        "Set ORION_SERVER_KEY to what `orion-server key` prints there; unset it where the server does not encrypt."),
     "server-none": Trouble(
         "warn", "No server and no controller is configured, and none is at 127.0.0.1:9960.",
         "Set ORION_SERVER=host:port or ORION_CONTROLLER=host:9123, or let orion-run start a private server."),
@@ -166,6 +169,9 @@ CONTROLLER = {
     "controller-unreachable": Trouble(
         "fail", "The controller's ZeroMQ port (9123) does not answer.",
         "Start orion-controller there, correct ORION_CONTROLLER, or let the port through."),
+    "controller-key": Trouble(
+        "fail", "The controller and this client do not agree on encryption, or on the controller's key.",
+        "Set ORION_CONTROLLER_KEY to what `orion-controller key` prints there; unset it where it does not encrypt."),
     "controller-refused": Trouble(
         "fail", "The controller refuses this client.", "Set ORION_CLIENT_KEY to the pool's client key."),
     "controller-http-unreachable": Trouble(

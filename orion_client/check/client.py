@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orion_client import __version__, config_file, libraries, settings
 from orion_client.check.finding import Finding, ok, wrong
-from orion_client.control_client import ServerUnreachable, stats
+from orion_client.control_client import KeyTrouble, ServerUnreachable, stats
 
 _ELF_X86_64 = 62
 _ENVIRONMENT_PREFIX = "ORION_"
@@ -139,6 +139,9 @@ def _configuration() -> Iterator[Finding]:
 def _server(address: str, timeout_s: float, is_default: bool) -> Iterator[Finding]:
     try:
         answer = stats(address, timeout_s)
+    except KeyTrouble as error:
+        yield wrong("server-key", "server", str(error))
+        return
     except ServerUnreachable as error:
         yield wrong("server-none" if is_default else "server-unreachable", "server", str(error))
         return

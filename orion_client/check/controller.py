@@ -12,7 +12,7 @@ from pathlib import Path
 from orion_client import pool_client, pool_port, settings
 from orion_client.check.client import versions
 from orion_client.check.finding import Finding, ok, wrong
-from orion_client.control_client import ServerUnreachable
+from orion_client.control_client import KeyTrouble, ServerUnreachable
 from orion_client.pool_client import EXIT_NOT_ALLOWED, PoolClient, PoolError
 
 _PACKAGES = ("orion_controller.service", "aiohttp", "sqlalchemy", "zmq", "msgspec")
@@ -86,6 +86,9 @@ def _zmq(controllers: list[str], timeout_s: float) -> Iterator[Finding]:
     try:
         group = settings.setting("ORION_GROUP_ID") or ""
         answer = pool_port.lookup(controllers, group, os.getpid(), timeout_s)
+    except KeyTrouble as error:
+        yield wrong("controller-key", "controller", str(error))
+        return
     except ServerUnreachable as error:
         text = str(error)
         if "does not lead" in text:
