@@ -25,6 +25,14 @@ class ServerUnreachable(Exception):
         self.hint = hint
 
 
+class PoolKeys(NamedTuple):
+    """Of a server, as the controller of its pool tells them. `public`: in z85, empty where it does not encrypt;
+    `stats`: what the server wants to see before it tells what it does."""
+
+    public: str
+    stats: str
+
+
 class KeyTrouble(ServerUnreachable):
     """The two ends do not agree on encryption, or on the key."""
 
@@ -48,9 +56,9 @@ def port_answers(server: str, timeout_s: float) -> str:
     return ""
 
 
-def stats(server: str, timeout_s: float = 3.0, key: str | None = None) -> control.StatsAnswer:
-    """The server's GPUs and clients. `key` as of `ask`."""
-    return ask(server, control.Stats(id=next_id()), control.StatsAnswer, timeout_s, key)
+def stats(server: str, timeout_s: float = 3.0, keys: PoolKeys | None = None) -> control.StatsAnswer:
+    """The server's GPUs and clients. `keys` as of `ask`."""
+    return ask(server, control.Stats(id=next_id()), control.StatsAnswer, timeout_s, keys)
 
 
 def _key_of(server: str) -> str:
@@ -66,15 +74,14 @@ def next_id() -> int:
 
 
 def ask(server: str, request: control.Request, expected: type[Expected], timeout_s: float | None = 3.0,
-        key: str | None = None) -> Expected:  # fmt: skip
-    """The answer to one request. `timeout_s` None: waits for the answer as long as the server is there. `key`: the
-    server's public key as a controller tells it (empty: not encrypted); None: as it is configured. Only a server that
-    was configured is shown the client's key, and only encrypted."""
-    if key is None:
-        key = _key_of(server)
-        if isinstance(request, control.Stats) and key:
-            request.key = settings.client_key()
-    answer = _ask(server, request, timeout_s, key)
+        keys: PoolKeys | None = None) -> Expected:  # fmt: skip
+    """The answer to one request. `timeout_s` None: waits for the answer as long as the server is there. `keys`: as a
+    controller tells them; None: those that are configured. Only a server that was configured is shown the client's key,
+    and only encrypted."""
+    public = _key_of(server) if keys is None else keys.public
+    if isinstance(request, control.Stats) and public:
+        request.key = settings.client_key() if keys is None else keys.stats
+    answer = _ask(server, request, timeout_s, public)
     if not isinstance(answer, expected):
         raise ServerUnreachable(f"{server} answered with {type(answer).__name__}", "is it an orion-server?")
     return answer

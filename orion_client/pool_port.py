@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 
 import msgspec
 
 from orion_client import settings
-from orion_client.control_client import CONTROLLER, Connection, KeyTrouble, ServerUnreachable, next_id, port_answers
+from orion_client.control_client import (
+    CONTROLLER,
+    Connection,
+    KeyTrouble,
+    PoolKeys,
+    ServerUnreachable,
+    next_id,
+    port_answers,
+)
 from wire import control, pool
 
 _decoder: msgspec.msgpack.Decoder[pool.ToClient] = msgspec.msgpack.Decoder(pool.ToClient)
@@ -40,10 +49,10 @@ def lookup(controllers: list[str], group: str = "", pid: int = 0, timeout_s: flo
     return answer
 
 
-def servers_of(answer: pool.LookedUp) -> dict[str, str]:
-    """Its servers' public keys by address; an empty one: not encrypted."""
-    keys = [*answer.public_keys, *[""] * len(answer.servers)]
-    return dict(zip(answer.servers, keys, strict=False))
+def servers_of(answer: pool.LookedUp) -> dict[str, PoolKeys]:
+    """Its servers' keys by address."""
+    keys = itertools.zip_longest(answer.servers, answer.public_keys, answer.stats_keys, fillvalue="")
+    return {server: PoolKeys(public, stats) for server, public, stats in keys if server}
 
 
 def _ask(controller: str, request: pool.Lookup, timeout_s: float) -> pool.ToClient:

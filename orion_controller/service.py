@@ -349,16 +349,20 @@ class Controller:
     def _lookup(self, envelope: Envelope, said: wire.Lookup) -> None:
         assert self.link is not None
         self._check_client(said.key)
-        found: dict[str, str] = {}  # public keys by address, in the order in which programs count devices
+        found: dict[str, tuple[str, str]] = {}  # keys by address, in the order in which programs count devices
         for allocation in self._allocations_of(said):
             for name in allocation.servers:
                 if name in self.pool.servers and allocation.sessions.get(name):
-                    found[self.pool.servers[name].said.address] = self.pool.servers[name].said.public_key
+                    server = self.pool.servers[name].said
+                    told = ticket.stats_key(ticket.server_key(self._secret, name))
+                    found[server.address] = server.public_key, told
         summary = self.summary()
         totals = {"gpus": summary.gpus, "vgpus": summary.vgpus, "vgpus_free": summary.vgpus_free,
                   "nodes": summary.nodes_ready}  # fmt: skip
         self.link.send(envelope, wire.LookedUp(id=said.id, servers=list(found)[:64],
-                                               public_keys=list(found.values())[:64], totals=totals))  # fmt: skip
+                                               public_keys=[public for public, _ in found.values()][:64],
+                                               stats_keys=[told for _, told in found.values()][:64],
+                                               totals=totals))  # fmt: skip
 
     def _allocations_of(self, said: wire.Lookup) -> list[Allocation]:
         """Those of a process, or of its group."""

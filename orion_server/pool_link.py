@@ -7,6 +7,7 @@ sessions, and what happens meanwhile is told when it is back.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import itertools
 import logging
 import secrets
@@ -87,6 +88,10 @@ class PoolLink:
         self._told_silence: dict[str, str] = {}  # the last sentence about each controller
 
     # ------------------------------------------------------------------------------------------ tickets
+
+    def admits_to_stats(self, shown: str) -> bool:
+        """Whether that is what the controller tells those who may ask for `stats`."""
+        return bool(self._key) and hmac.compare_digest(shown.encode(), ticket.stats_key(self._key).encode())
 
     def check(self, data: bytes) -> ticket.Ticket:
         """The ticket, used up by this; TicketError."""

@@ -20,7 +20,7 @@ from orion_server.arbitration import Arbiter
 from orion_server.config import CLIENT_ENVIRONMENT, Settings
 from orion_server.image_cache import ImageCache
 from orion_server.libcuda import Libcuda
-from orion_server.network import ClientKey, LanesRefused, key_pair, lanes_encrypted, uses_curve
+from orion_server.network import ClientKey, LanesRefused, is_loopback, key_pair, lanes_encrypted, uses_curve
 from orion_server.pool import WorkerPool
 from orion_server.pool_link import PoolLink
 from orion_server.pool_offer import PoolOffer
@@ -484,8 +484,17 @@ class Server:
 
     # ------------------------------------------------------------------------------------------ stats
 
+    def _authenticate_for_stats(self, key: str) -> None:
+        """`stats` names what tenants run."""
+        self._authenticate(key)
+        if self._link is None or is_loopback(self._settings.host) or self._admin.admits(key):
+            return
+        if not self._link.admits_to_stats(key):
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this server belongs to a pool and tells what it does to those "
+                          "whom its controller sends", "set ORION_CONTROLLER instead of a server")  # fmt: skip
+
     async def _stats(self, envelope: Envelope, request: control.Stats) -> None:
-        self._authenticate(request.key)
+        self._authenticate_for_stats(request.key)
         await self._refresh_sessions()
         if request.telemetry:
             await self._telemetry.refresh()

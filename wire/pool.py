@@ -275,6 +275,7 @@ class LookedUp(_Message, tag="looked_up", kw_only=True):
 
     servers: Annotated[list[Name], Meta(max_length=64)]
     public_keys: Annotated[list[Annotated[str, Meta(max_length=40)]], Meta(max_length=64)] = []  # by position
+    stats_keys: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=64)] = []  # `key` of `stats`
     totals: dict[str, Any] = {}
 
 

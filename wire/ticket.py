@@ -48,6 +48,12 @@ def server_key(pool_secret: bytes, server: str) -> bytes:
     return hmac.digest(pool_secret, b"orion ticket key\0" + server.encode(), hashlib.sha256)
 
 
+def stats_key(key: bytes) -> str:
+    """What a server off loopback wants to see before it tells `stats`: its controller tells those who showed it the
+    pool's client key. `key`: the server's, for tickets."""
+    return hmac.digest(key, b"orion stats key", hashlib.sha256).hex()
+
+
 def sign(ticket: Ticket, key: bytes) -> bytes:
     """The ticket as bytes, with the proof that its maker has the key."""
     body = _encoder.encode(ticket)

@@ -12,10 +12,10 @@ import uuid
 from dataclasses import dataclass, field
 
 from orion_client import pool_port, settings
-from orion_client.control_client import ask, next_id
+from orion_client.control_client import PoolKeys, ask, next_id
 from wire import control
 
-Keys = dict[str, str | None]  # of servers by address: as a controller tells them; None: as they are configured
+Keys = dict[str, PoolKeys | None]  # of servers by address: as a controller tells them; None: as they are configured
 _MAX_PROGRAMS = 64
 _PLACELESS = uuid.UUID("0f1e9c3a-6c1d-5b0e-9d0f-6f72696f6e00")
 
@@ -70,7 +70,7 @@ def devices(timeout_s: float = 3.0) -> list[Device]:
     return found
 
 
-def _held(server: str, first: control.StatsAnswer, timeout_s: float, key: str | None) -> list[Device]:
+def _held(server: str, first: control.StatsAnswer, timeout_s: float, key: PoolKeys | None) -> list[Device]:
     """What the programs of this user and group have on a server. `first`: its answer to a process without a vGPU."""
     merged: dict[int, Device] = {}
     counted: set[tuple[int, frozenset[str]]] = set()
@@ -113,7 +113,7 @@ def _device(server: str, answer: control.StatsAnswer, gpu: control.GpuStats) -> 
     )
 
 
-def _ask(server: str, pid: int, timeout_s: float, key: str | None) -> control.StatsAnswer:
+def _ask(server: str, pid: int, timeout_s: float, key: PoolKeys | None) -> control.StatsAnswer:
     request = control.Stats(
         id=next_id(), telemetry=True, pid=pid, uid=os.geteuid(), host=control.boot_id(),
         vgpu=_count("ORION_VGPU", 64), gmem_mib=_count("ORION_GMEM", 1 << 30),

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orion_client.control_client import ServerUnreachable, ask, next_id, stats
+from orion_client.control_client import PoolKeys, ServerUnreachable, ask, next_id, stats
 from orion_client.pool_client import PoolClient
 from orion_client.text import age, mib, printable
 from wire import control
@@ -22,8 +22,8 @@ PIPE_COLUMNS = 160
 MIB = 1 << 20
 
 
-def report(server: str, timeout_s: float, key: str | None = None) -> dict[str, Any]:
-    """What one server says, as plain data. `key`: as of control_client.ask."""
+def report(server: str, timeout_s: float, key: PoolKeys | None = None) -> dict[str, Any]:
+    """What one server says, as plain data. `key`: the `keys` of control_client.ask."""
     try:
         answer = stats(server, timeout_s, key)
         metrics = _metrics(server, timeout_s, key)
@@ -52,7 +52,7 @@ def report(server: str, timeout_s: float, key: str | None = None) -> dict[str, A
     }
 
 
-def _metrics(server: str, timeout_s: float, key: str | None) -> dict[int, dict[str, int]]:
+def _metrics(server: str, timeout_s: float, key: PoolKeys | None) -> dict[int, dict[str, int]]:
     """What the GPUs tell about themselves. A server tells it of those that a new program could get: full ones are not
     in it."""
     request = control.Stats(id=next_id(), telemetry=True, uid=os.geteuid(), host=control.boot_id(), gmem_mib=1)

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from orion_server.config import ConfigError, Settings
-from orion_server.network import ClientKey, check_exposed, uses_curve
+from orion_server.network import ClientKey, cautions, check_exposed, uses_curve
 from tests.security.server import ROOT, TIMEOUT_S, Server, copy, environment
 
 CLIENT_KEY = "0123456789abcdef0123456789abcdef"
@@ -131,6 +131,18 @@ def test_an_exposed_address_needs_both(client_key_file: Path) -> None:
     check_exposed(Settings())
     assert uses_curve(Settings(host="0.0.0.0")) and not uses_curve(Settings())
     assert uses_curve(Settings(client_key_file=client_key_file))
+
+
+def test_tickets_are_proof_enough_when_their_key_was_not_overheard(client_key_file: Path) -> None:
+    check_exposed(Settings(host="0.0.0.0", controller="127.0.0.1:9123"))
+    check_exposed(Settings(host="0.0.0.0", controller="pool:9123", controller_key="k" * 40))
+    told = refused(host="0.0.0.0", controller="127.0.0.1:9123,pool:9123")
+    assert "--controller-key" in told and "--client-key-file" not in told
+    assert "--curve on" in refused(host="0.0.0.0", controller="pool:9123", controller_key="k" * 40, curve="off")
+    assert "--controller" in refused(controller="127.0.0.1:9123", client_key_file=client_key_file)
+    [caution] = cautions(Settings(controller="127.0.0.1:9123,pool:9123"))
+    assert "in clear to pool:9123" in caution
+    assert not cautions(Settings(controller="pool:9123", controller_key="k" * 40))
 
 
 @pytest.mark.parametrize("text", ["short", "x" * 129, "sixteen and blanks", ""])

@@ -148,8 +148,8 @@ static bool read_stats(const orion_control* control, orion_nvml_inventory* inven
   return !u.bad;
 }
 
-static bool ask_server(const orion_config* config, const char* address, const char* server_key, uint32_t server,
-                       orion_nvml_inventory* inventory, bool quiet) {
+static bool ask_server(const orion_config* config, const char* address, const char* server_key, const char* own_key,
+                       uint32_t server, orion_nvml_inventory* inventory, bool quiet) {
   orion_control control;
   if (orion_control_open(&control, address, server_key, config->server_is_default, config->attach_timeout_ms, quiet) !=
       CUDA_SUCCESS)
@@ -161,7 +161,7 @@ static bool ask_server(const orion_config* config, const char* address, const ch
   orion_packer p = {buffer, 0, sizeof buffer, false};
   orion_control_begin(&control, &p, "stats", 9);
   orion_pack_string(&p, "key");
-  orion_pack_string(&p, control.is_encrypted && !config->controller_count ? config->client_key : "");
+  orion_pack_string(&p, control.is_encrypted ? own_key : "");
   orion_pack_string(&p, "telemetry");
   orion_pack_bool(&p, true);
   orion_pack_string(&p, "pid");
@@ -191,7 +191,8 @@ static bool ask_pool(const orion_config* config, orion_nvml_inventory* inventory
   orion_nvml_servers* servers = calloc(1, sizeof *servers);
   bool answered = servers && orion_nvml_lookup(config, servers, quiet);
   for (uint32_t i = 0; answered && i < servers->count; i++)
-    answered = ask_server(config, servers->addresses[i], servers->public_keys[i], i, inventory, quiet);
+    answered =
+        ask_server(config, servers->addresses[i], servers->public_keys[i], servers->stats_keys[i], i, inventory, quiet);
   if (inventory->count > config->vgpu_count) inventory->count = config->vgpu_count;  // the rest is its group's
   while (answered && inventory->count < config->vgpu_count) {
     orion_nvml_gpu* gpu = &inventory->gpus[inventory->count++];
@@ -211,7 +212,7 @@ bool orion_nvml_ask(orion_nvml_inventory* inventory, bool quiet) {
   orion_config* config = calloc(1, sizeof *config);
   bool answered = config && orion_config_read(config);
   for (uint32_t i = 0; answered && i < config->server_count; i++)
-    answered = ask_server(config, config->servers[i], config->server_keys[i], i, inventory, quiet);
+    answered = ask_server(config, config->servers[i], config->server_keys[i], config->client_key, i, inventory, quiet);
   if (answered && config->controller_count) answered = ask_pool(config, inventory, quiet);
   free(config);
   return answered;

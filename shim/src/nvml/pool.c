@@ -34,6 +34,8 @@ static bool read_servers(const orion_control* control, orion_nvml_servers* serve
       servers->count = read_texts(&u, servers->addresses[0], sizeof servers->addresses[0]);
     else if (orion_unpack_equals(key, n, "public_keys"))
       read_texts(&u, servers->public_keys[0], sizeof servers->public_keys[0]);
+    else if (orion_unpack_equals(key, n, "stats_keys"))
+      read_texts(&u, servers->stats_keys[0], sizeof servers->stats_keys[0]);
     else
       orion_unpack_skip(&u);
   }
