@@ -67,6 +67,7 @@ Other machines reach it only with an encrypted control port and clients that pro
   openssl rand -hex 32 > client-key                                     for the clients: ORION_CLIENT_KEY
   orion-server --listen 0.0.0.0:9960 --client-key-file client-key
   orion-server key                                                      for the clients: ORION_SERVER_KEY
+  orion-server --listen 0.0.0.0:9960 --controller pool:9123 --controller-key KEY --pool-key-file FILE      in a pool
 
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
