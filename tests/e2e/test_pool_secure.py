@@ -115,7 +115,7 @@ def run(
     """A program's code of cuInit, its devices' MiB, and what the library said."""
     chosen = {"ORION_CONTROLLER": controller.address, "ORION_CONTROLLER_KEY": key, "ORION_CLIENT_KEY": CLIENT_KEY,
               "LD_LIBRARY_PATH": str(client_folder()), "ORION_TRANSPORT": "tcp", "ORION_LOG": "info",
-              "ORION_ATTACH_TIMEOUT_MS": "30000"} | settings  # fmt: skip
+              "ORION_ATTACH_TIMEOUT_MS": "30000", "ORION_WAIT_S": "60"} | settings  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], env=environment(**{k: v for k, v in chosen.items() if v}),
         capture_output=True, text=True, timeout=TIMEOUT_S,
@@ -161,7 +161,8 @@ def test_tools_ask_encrypted(controller: Controller, key: str, servers: list[Ser
     keys = {"ORION_CONTROLLER": controller.address, "ORION_CONTROLLER_KEY": key, "ORION_CLIENT_KEY": CLIENT_KEY}
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "stay"], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=environment(**keys, LD_LIBRARY_PATH=str(client_folder()), ORION_GROUP_ID="tools", ORION_GMEM="64"),
+        env=environment(**keys, LD_LIBRARY_PATH=str(client_folder()), ORION_GROUP_ID="tools", ORION_GMEM="64",
+                        ORION_WAIT_S="60"),
     )  # fmt: skip
     try:
         assert program.stdin and program.stdout
@@ -211,6 +212,11 @@ def test_without_the_controllers_key(controller: Controller, given: str, code: i
         shown = tool(*command, **keys)
         assert shown.returncode != 0
         assert "ORION_CONTROLLER_KEY" in " ".join((shown.stdout + shown.stderr).split()), shown.stdout + shown.stderr
+
+
+def test_encryption_that_is_asked_for_needs_the_controllers_key(controller: Controller) -> None:
+    code, _, said = run(controller, key="", ORION_ENCRYPT="on")
+    assert code == 1 and "ORION_CONTROLLER_KEY" in said, said
 
 
 @pytest.mark.parametrize("given", ["", "d" * 32])

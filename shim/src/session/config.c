@@ -267,6 +267,8 @@ static bool read_security_settings(orion_config* config) {
     config->ciphers[ORION_CIPHER_AES256GCM] = config->ciphers[ORION_CIPHER_CHACHA20POLY1305] = true;
   }
   if (!read_server_keys(config) || !read_controller_key(config)) return false;
+  if (wish == ORION_ENCRYPT_ON && config->controller_count && !config->controller_key[0])
+    return bad_value("ORION_ENCRYPT", names[wish], "the controller's key in ORION_CONTROLLER_KEY beside it");
   for (uint32_t i = 0; i < config->server_count && wish == ORION_ENCRYPT_ON; i++)
     if (!config->server_keys[i][0])
       return bad_value("ORION_ENCRYPT", names[wish], "the key of each server in ORION_SERVER_KEY beside it");
