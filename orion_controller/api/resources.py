@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -19,6 +19,7 @@ from orion_controller.store import AccountError
 
 API = "/api/v1"
 REPORT_TIMEOUT_S = 60.0
+T = TypeVar("T")
 # Of a change that asks a node.
 _ON_NODES = (404, 409, 504)
 
@@ -136,20 +137,20 @@ async def history(call: Call) -> models.History:
 
 async def node(call: Call) -> models.Node:
     _require_reads(call)
-    return await _find(call, lists.NODES, "name", call.path["name"])  # type: ignore[no-any-return]
+    name = call.path["name"]
+    nodes: list[models.Node] = await call.context.lists.all(lists.NODES)
+    return _found(next((node for node in nodes if node.name == name), None), "node", name)
 
 
 async def group(call: Call) -> models.Group:
     _require_reads(call)
-    return await _find(call, lists.GROUPS, "id", call.path["id"])  # type: ignore[no-any-return]
+    return _found(await call.context.lists.group(call.path["id"]), "group", call.path["id"])
 
 
-async def _find(call: Call, kind: Kind, field: str, wanted: str) -> Any:
-    for item in await call.context.lists.all(kind):
-        if getattr(item, field) == wanted:
-            return item
-    raise ServiceError(404, "not_found", f"there is no {kind.name[:-1]} {clean(wanted)}", f"GET {API}/{kind.name} "
-                       "lists what there is")  # fmt: skip
+def _found(item: T | None, what: str, wanted: str) -> T:
+    if item is None:
+        raise ServiceError(404, "not_found", f"there is no {what} {clean(wanted)}", f"GET {API}/{what}s lists them")
+    return item
 
 
 def _list(kind: Kind, summary: str, role: models.Role = "viewer", description: str = "") -> Route:
