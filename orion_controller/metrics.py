@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
@@ -97,7 +97,7 @@ class Metrics:
         """`route`: as declared, not as asked for: there are few of them."""
         self._requests.labels(method, route, str(status)).inc()
 
-    async def report(self, backend: Backend, lists: Lists) -> AsyncIterator[bytes]:
+    async def report(self, backend: Backend, lists: Lists) -> AsyncGenerator[bytes]:
         """The text format, in parts. One report at a time; it gives way to others every few milliseconds."""
         async with self._report:
             owners: dict[str, str] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -17,6 +19,7 @@ from orion_controller.backend import ServiceError
 from orion_controller.metrics import CONTENT_TYPE
 from orion_controller.store import AccountError
 
+log = logging.getLogger("orion.http")
 API = "/api/v1"
 REPORT_TIMEOUT_S = 60.0
 T = TypeVar("T")
@@ -57,14 +60,24 @@ async def document(call: Call) -> web.Response:
 
 
 async def metrics(call: Call) -> web.StreamResponse:
+    context = call.context
+    report = context.metrics.report(context.backend, context.lists)
     response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
     await response.prepare(call.request)
-    context = call.context
-    # Who reads slowly must not keep the next one waiting for ever.
-    async with asyncio.timeout(REPORT_TIMEOUT_S):
-        async for part in context.metrics.report(context.backend, context.lists):
-            await response.write(part)
-        await response.write_eof()
+    try:
+        # Who reads slowly must not keep the next one waiting for ever.
+        async with asyncio.timeout(REPORT_TIMEOUT_S), aclosing(report) as parts:
+            async for part in parts:
+                await response.write(part)
+            await response.write_eof()
+    except ConnectionError:
+        raise
+    except Exception as error:
+        # It has begun: another status is not possible any more, and half a report must not look like a whole one.
+        log.error("/metrics was cut short: %r", error)
+        if call.request.transport is not None:
+            call.request.transport.abort()
+        raise ConnectionResetError("cut short") from error
     return response
 
 
