@@ -68,8 +68,14 @@ class BdistWheel(bdist_wheel):
 setup(
     packages=find_packages(include=["benchmarks*", "orion_*", "wire*"]),
     include_package_data=False,
-    # The C programs of the benchmarks are compiled where they run, against the wire's headers.
-    package_data={"benchmarks": ["native/*.c", "native/*.h"], "wire": ["include/*.h"]},
+    # The C programs of the benchmarks are compiled where they run, against the wire's headers; nvidia-smi is a script
+    # that orion-run puts into PATH; the portal's pages are built before.
+    package_data={
+        "benchmarks": ["native/*.c", "native/*.h"],
+        "orion_client": ["bin/nvidia-smi"],
+        "orion_controller.portal": ["dist/*", "dist/assets/*"],
+        "wire": ["include/*.h"],
+    },
     cmdclass={"bdist_wheel": BdistWheel, "build": Build, "build_native": BuildNative},
     distclass=NativeDistribution,
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 LIBCUDA = "libcuda.so.1"
 LIBNVML = "libnvidia-ml.so.1"
+NVIDIA_SMI = "nvidia-smi"
 _PACKAGE = Path(__file__).resolve().parent
 _TREE = _PACKAGE.parent
 
@@ -53,3 +56,14 @@ def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
         "LD_LIBRARY_PATH": ":".join([str(folder), *search]),
         "TRITON_LIBCUDA_PATH": str(folder),
     }
+
+
+def tools_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Variables to add to `base` so that scripts find an nvidia-smi: Orion's, where there is no other. It runs under
+    this interpreter, which has Orion's packages."""
+    folder = str(_PACKAGE / "bin")
+    path = base.get("PATH", os.defpath)
+    if shutil.which(NVIDIA_SMI, path=path) not in (None, os.path.join(folder, NVIDIA_SMI)):
+        return {}
+    others = [entry for entry in path.split(":") if entry != folder]
+    return {"PATH": ":".join([folder, *others]), "ORION_PYTHON": sys.executable}

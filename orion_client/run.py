@@ -23,12 +23,14 @@ _SI_KERNEL = 0x80
 _HELP = """Runs PROGRAM on a GPU of an orion-server, as if the GPU were in this machine.
 
 The program needs no change and this machine no GPU and no driver. The server is the one in --server, else in
-ORION_SERVER (environment, ~/.orion/client.conf or /etc/orion/client.conf), else one at 127.0.0.1:9960, else a private
-one that is started for this program and stopped with it.
+ORION_SERVER (environment, ~/.orion/client.conf or /etc/orion/client.conf), else what a controller gives (--controller,
+ORION_CONTROLLER, or controller_addr in those files), else one at 127.0.0.1:9960, else a private one that is started for
+this program and stopped with it. Where no nvidia-smi is in PATH, Orion's is put there.
 
 \b
   orion-run -- python train.py --epochs 3
   orion-run --server 127.0.0.1:9960 --transport tcp -- ./vectorAdd
+  orion-run --controller pool:9123 --vgpu 4 -- python train.py
   orion-run --gmem 8192 --ratio 50 -- python train.py    a vGPU of 8 GiB and half of the GPU's time
   orion-run --sync -- ./program      every CUDA call waits: shows which one fails
 
@@ -44,6 +46,7 @@ app = typer.Typer(add_completion=True, rich_markup_mode=None)
 def run(
     program: Annotated[list[str] | None, typer.Argument(metavar="PROGRAM [ARGS]...")] = None,
     server: Annotated[str | None, typer.Option(help="HOST:PORT, or several with commas: their GPUs add up.")] = None,
+    controller: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="vGPUs of a pool.")] = None,
     transport: Annotated[str | None, typer.Option(help="auto, shm (same host) or tcp.")] = None,
     vgpu: Annotated[int | None, typer.Option(min=1, max=64, help="How many vGPUs (default: all there).")] = None,
     gmem: Annotated[int | None, typer.Option(min=1, help="Memory of each vGPU in MiB (default: the server's).")] = None,
@@ -62,6 +65,8 @@ def run(
         _fail("no PROGRAM given; for example: orion-run -- python my_cuda_program.py")
     if transport not in (None, "auto", "shm", "tcp"):
         _fail(f"--transport {transport}: it is auto, shm or tcp")
+    if server and controller:
+        _fail("--server and --controller: name one of them")
     chosen: dict[str, str | None] = {
         "ORION_TRANSPORT": transport,
         "ORION_VGPU": str(vgpu) if vgpu else None,
@@ -73,15 +78,23 @@ def run(
     environment = dict(os.environ)
     private: PrivateServer | None = None
     try:
-        executable = _find(program[0])
-        addresses = ",".join(settings.parse_server(s) for s in server.split(",")) if server else _configured()
-        if not addresses:
+        environment |= libraries.tools_environment(environment)
+        executable = _find(program[0], environment.get("PATH"))
+        pool = _controllers(controller) if not server else ""
+        addresses = ",".join(settings.parse_server(s) for s in server.split(",")) if server else ""
+        if not addresses and not pool:
+            addresses = _configured()
+        if not addresses and not pool:
             _say(f"no server configured and none at {settings.DEFAULT_SERVER}: starting a private one ...")
             private = PrivateServer(device)
             addresses = private.address
             _say(f"private orion-server on {addresses}, stopped when the program ends")
         environment.update(libraries.environment())
-        environment["ORION_SERVER"] = addresses
+        if pool:
+            environment["ORION_CONTROLLER"] = pool
+            environment.pop("ORION_SERVER", None)
+        else:
+            environment["ORION_SERVER"] = addresses
         environment.update({key: value for key, value in chosen.items() if value is not None})
     except (settings.SettingError, PrivateServerFailed, libraries.LibrariesMissing) as error:
         if private is not None:
@@ -101,6 +114,13 @@ def run(
     _exit_like(status)
 
 
+def _controllers(named: str | None) -> str:
+    """The replicas of the controller that was named or configured; empty when there is none."""
+    if named:
+        return ",".join(settings.parse_server(item, settings.DEFAULT_CONTROLLER_PORT) for item in named.split(","))
+    return ",".join(settings.controllers())
+
+
 def _configured() -> str:
     """Servers that somebody configured, or the default one when it is there."""
     configured = settings.servers()
@@ -109,8 +129,8 @@ def _configured() -> str:
     return "" if port_answers(settings.DEFAULT_SERVER, _PROBE_TIMEOUT_S) else settings.DEFAULT_SERVER
 
 
-def _find(name: str) -> str:
-    path = shutil.which(name)
+def _find(name: str, search: str | None) -> str:
+    path = shutil.which(name, path=search)
     if path is None:
         exists = os.sep in name and os.path.exists(name)
         _fail(f"{name}: {'not executable' if exists else 'no such program'}",

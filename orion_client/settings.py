@@ -25,25 +25,33 @@ def config_files() -> list[Path]:
 
 def setting(key: str) -> str | None:
     """The value of a key and None when nobody set it. Sections of the files only group keys for the reader."""
+    return _find(key)[1]
+
+
+def _find(key: str) -> tuple[int, str | None]:
+    """Where a key stands (the higher goes before; 0: nowhere), and its value."""
     if os.environ.get(key):
-        return os.environ[key]
+        return 3, os.environ[key]
     names = {key.lower(), _ALIASES.get(key, key).lower()}
-    for path in config_files():
+    for place, path in zip((2, 1), config_files(), strict=True):
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
         for line in text.splitlines():
             name, separator, value = line.strip().partition("=")
-            if separator and name[:1] not in "#;[" and name.strip().lower() in names:
-                return value.strip()
-    return None
+            if separator and name[:1] not in "#;[" and name.strip().lower() in names and value.strip():
+                return place, value.strip()
+    return 0, None
 
 
-def controller() -> str | None:
-    """host:port of the configured controller (ORION_CONTROLLER, or the product's controller_addr)."""
-    value = setting("ORION_CONTROLLER")
-    return parse_server(value, DEFAULT_CONTROLLER_PORT) if value else None
+def controllers() -> list[str]:
+    """Replicas of the controller (ORION_CONTROLLER, or the product's controller_addr) that a program here would ask;
+    empty when none is named, or when ORION_SERVER stands in a place that goes before, or in the same one."""
+    place, value = _find("ORION_CONTROLLER")
+    if value is None or place <= _find("ORION_SERVER")[0]:
+        return []
+    return [parse_server(item, DEFAULT_CONTROLLER_PORT) for item in value.split(",")]
 
 
 def parse_server(text: str, default_port: int = DEFAULT_PORT) -> str:

@@ -23,6 +23,8 @@ DEFAULT_HTTP_PORT = 15502
 LOG_LEVELS = ("debug", "info", "warning", "error")
 POLICIES = ("binpack", "spread")
 CURVE_CHOICES = ("auto", "on", "off")
+# Until the ZeroMQ port speaks CurveZMQ: no setting may pass for encryption that is not there.
+CURVE_IS_SERVED = False
 _PRODUCT_LEVELS = {"warn": "warning"}
 _FILE_BYTES_MAX = 1 << 20
 _KEY_CHARACTERS_MAX = 256
@@ -95,7 +97,17 @@ class Settings:
     @property
     def uses_curve(self) -> bool:
         """Whether the ZeroMQ port is encrypted."""
-        return not self.zmq.is_loopback if self.curve == "auto" else self.curve == "on"
+        wanted = not self.zmq.is_loopback if self.curve == "auto" else self.curve == "on"
+        return wanted and CURVE_IS_SERVED
+
+    def zmq_for_others(self, port: int) -> str:
+        """HOST:PORT for servers, clients and other replicas, when the port is bound."""
+        return self.advertise_zmq or f"{_name_for_others(self.zmq.host)}:{port}"
+
+    def http_for_others(self, port: int) -> str:
+        """The URL for people, tools and other replicas, when the port is bound."""
+        scheme = "http" if self.tls_cert is None else "https"
+        return self.advertise_http or f"{scheme}://{_name_for_others(self.http.host)}:{port}"
 
     def first_password(self) -> str:
         """Of the first account; empty: to be made up. ConfigError when its file cannot be read."""
@@ -111,6 +123,13 @@ class Settings:
         if not password:
             raise ConfigError(f"{self.admin_password_file} is empty: it holds the password of {FIRST_USER}")
         return password
+
+
+def _name_for_others(host: str) -> str:
+    """Of an address on which this machine listens: its name where that is every address."""
+    if ipaddress.ip_address(host).is_unspecified:
+        return os.uname().nodename
+    return f"[{host}]" if ":" in host else host
 
 
 def default_data_dir() -> Path:
@@ -461,6 +480,8 @@ def _check_together(settings: Settings) -> None:
 def check_exposed(settings: Settings) -> list[str]:
     """What is missing for the addresses that other machines can reach; empty: nothing, it may listen there."""
     missing: list[str] = []
+    if settings.curve == "on" and not CURVE_IS_SERVED:
+        missing.append("encryption for servers and clients (--curve on), which this version does not have yet")
     if not settings.http.is_loopback and settings.tls_cert is None and not settings.behind_proxy:
         missing.append(
             f"for HTTP on {settings.http}: TLS (--tls-cert FILE --tls-key FILE), or --behind-proxy where something in "

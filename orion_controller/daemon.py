@@ -14,7 +14,7 @@ import uvloop
 from orion_controller import __version__
 from orion_controller.allocator import Rule
 from orion_controller.api.app import make_app, serve, tls_context
-from orion_controller.config import Endpoint, Settings
+from orion_controller.config import Settings
 from orion_controller.leader import Election
 from orion_controller.metrics import Metrics
 from orion_controller.pool import Policies
@@ -76,9 +76,9 @@ async def _serve(settings: Settings, store: Store, accounts: Accounts, stop: asy
         print(f"orion-controller: {error.strerror or error}", file=sys.stderr)
         await controller.close()
         return _EXIT_SETUP
-    bound = Endpoint(*http.addresses[0][:2])
-    url = f"{'https' if tls else 'http'}://{bound}"
-    election = Election(store, controller.name, settings.advertise_zmq or zmq_address, settings.advertise_http or url)
+    url = settings.http_for_others(http.addresses[0][1])
+    zmq_address = settings.zmq_for_others(int(zmq_address.rsplit(":", 1)[1]))
+    election = Election(store, controller.name, zmq_address, url)
     election.on_elected, election.on_lost = controller.take_over, controller.step_down
     leadership.election = election
     try:

@@ -225,7 +225,8 @@ class Election:
             self._term = None
             self._store.fence(NOT_LEADING)
             self._changed.set()
-            log.warning("this replica no longer leads: %s", reason)
+            level = logging.INFO if self._is_stopping else logging.WARNING
+            log.log(level, "this replica no longer leads: %s", reason)
 
     async def _call_back(self) -> None:
         """The callbacks follow the term, in a task of their own: the lease is renewed while they run."""

@@ -35,7 +35,6 @@ CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 TICK_S = 0.25
 HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
 SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
-_LOCAL_RULE = "local-first"
 _MAX_TASKS = 4096
 
 
@@ -107,7 +106,7 @@ class Controller:
         """Another replica leads; what this one knew is old."""
         self._loaded = False
         self.pool = Pool(self._policies)
-        log.warning("leading no more")
+        log.info("leading no more")
 
     async def close(self) -> None:
         """Servers and programs go on without this replica."""
@@ -350,16 +349,29 @@ class Controller:
     def _lookup(self, envelope: Envelope, said: wire.Lookup) -> None:
         assert self.link is not None
         self._check_client(said.key)
-        found: dict[str, None] = {}
-        for server in self.pool.servers.values():
-            for s in server.sessions.values():
-                is_own = s.pid == said.pid and s.host == said.host and s.uid == said.uid
-                if (said.group and s.group == said.group) or (said.pid and is_own):
-                    found[server.said.address] = None
+        found: dict[str, None] = {}  # in the order in which programs count devices
+        for allocation in self._allocations_of(said):
+            for name in allocation.servers:
+                if name in self.pool.servers and allocation.sessions.get(name):
+                    found[self.pool.servers[name].said.address] = None
         summary = self.summary()
         totals = {"gpus": summary.gpus, "vgpus": summary.vgpus, "vgpus_free": summary.vgpus_free,
                   "nodes": summary.nodes_ready}  # fmt: skip
         self.link.send(envelope, wire.LookedUp(id=said.id, servers=list(found)[:64], totals=totals))
+
+    def _allocations_of(self, said: wire.Lookup) -> list[Allocation]:
+        """Those of a process, or of its group."""
+        own = {
+            s.allocation
+            for server in self.pool.servers.values()
+            for s in server.sessions.values()
+            if said.pid and (s.pid, s.host, s.uid) == (said.pid, said.host, said.uid)
+        }
+        return [
+            allocation
+            for allocation in self.pool.allocations.values()
+            if allocation.id in own or (said.group and allocation.record.group == said.group)
+        ]
 
     # ------------------------------------------------------------------------------------------------ reads
 

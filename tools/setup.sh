@@ -51,7 +51,8 @@ find_python() {
 
 system_packages() {
   local missing=() tool
-  declare -A package_of=([gcc]=gcc [g++]=g++ [cmake]=cmake [make]=make [ar]=binutils [git]=git [valgrind]=valgrind)
+  declare -A package_of=([gcc]=gcc [g++]=g++ [cmake]=cmake [make]=make [ar]=binutils [git]=git [valgrind]=valgrind
+    [chromium]=chromium)
   for tool in "${!package_of[@]}"; do
     command -v "$tool" >/dev/null || missing+=("${package_of[$tool]}")
   done

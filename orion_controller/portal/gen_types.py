@@ -39,7 +39,9 @@ def _type(hint: Any) -> str:
 def generate() -> str:
     lines = ["// Generated from orion_controller/api/models.py by gen_types.py; do not edit."]
     for name, struct in vars(models).items():
-        if not (isinstance(struct, type) and issubclass(struct, msgspec.Struct) and struct.__module__ == models.__name__):
+        if not (
+            isinstance(struct, type) and issubclass(struct, msgspec.Struct) and struct.__module__ == models.__name__
+        ):
             continue
         hints = get_type_hints(struct, include_extras=True)
         # In what is sent, a field with a default may be left out; what is received is complete.

@@ -79,7 +79,8 @@ def _sqlite(url: URL, writes: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         is_hasty = connection.get_execution_options().get("hasty", False)
-        connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if is_hasty else 'FULL'}")
+        driver: Any = connection.connection.dbapi_connection
+        driver.execute(f"PRAGMA synchronous={'NORMAL' if is_hasty else 'FULL'}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine

@@ -15,7 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from orion_controller.api import models
 from orion_controller.backend import AllocationRecord
@@ -173,10 +173,12 @@ class Store:
                 try:
                     with self._reads.begin() as connection:
                         return query(connection)
-                except OperationalError as error:
+                except DBAPIError as error:
                     # A connection that was idle while the database restarted: the next one is new.
                     if is_last or not error.connection_invalidated:
-                        raise StoreError(f"the database does not answer: {_reason(error)}") from error
+                        is_away = error.connection_invalidated or isinstance(error, OperationalError)
+                        what = "does not answer" if is_away else "refuses it"
+                        raise StoreError(f"the database {what}: {_reason(error)}") from error
                 except SQLAlchemyError as error:
                     raise StoreError(f"the database refuses it: {_reason(error)}") from error
             raise AssertionError

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orion_client import libraries, settings, smi
+from orion_client import libraries, settings
 from orion_client.private_server import PrivateServer
+from orion_client.smi.tables import vgpu_table
+from orion_client.text import printable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -50,7 +52,7 @@ def test_run_sets_the_environment_and_keeps_the_users_preload(server, tmp_path):
     show = "import os, json; print(json.dumps(dict(os.environ)))"
     result = command("run", "--server", server.address, "--transport", "tcp", "--vgpu", "1", "--gmem", "512",
                      "--sync", "--", sys.executable, "-c", show,
-                     LD_PRELOAD="libm.so.6", LD_LIBRARY_PATH="/elsewhere")  # fmt: skip
+                     LD_PRELOAD="libm.so.6", LD_LIBRARY_PATH="/elsewhere", PATH="/usr/bin:/bin")  # fmt: skip
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     folder = libraries.client_folder()
@@ -58,8 +60,27 @@ def test_run_sets_the_environment_and_keeps_the_users_preload(server, tmp_path):
     assert seen["LD_LIBRARY_PATH"].split(":") == [str(folder), "/elsewhere"]
     assert seen["TRITON_LIBCUDA_PATH"] == str(folder)
     assert seen["ORION_SERVER"] == server.address
+    assert seen["PATH"] == f"{Path(libraries.__file__).parent / 'bin'}:/usr/bin:/bin"
     wanted = {"ORION_TRANSPORT": "tcp", "ORION_VGPU": "1", "ORION_GMEM": "512", "ORION_SYNC": "1"}
     assert {key: seen[key] for key in wanted} == wanted
+
+
+def test_run_leaves_another_nvidia_smi_alone(server, tmp_path):
+    real = tmp_path / "nvidia-smi"
+    real.write_text("#!/bin/sh\necho the real one\n")
+    real.chmod(0o755)
+    done = command("run", "--server", server.address, "--", "nvidia-smi", PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert done.stdout == "the real one\n", done
+
+
+def test_run_with_a_controller_names_no_server():
+    show = "import os; print(os.environ['ORION_CONTROLLER'], os.environ.get('ORION_SERVER'))"
+    program = ("--", sys.executable, "-c", show)
+    assert command("run", "--controller", "pool", *program).stdout == "pool:9123 None\n"
+    assert command("run", *program, ORION_CONTROLLER="a:1,b").stdout == "a:1,b:9123 None\n"
+    # A server that is named goes before, as it does in the library.
+    assert command("run", *program, ORION_CONTROLLER="a:1", ORION_SERVER="s").stdout == "a:1 s:9960\n"
+    assert command("run", "--server", "s", "--controller", "c", *program).returncode == 125
 
 
 def test_run_ends_as_the_program_does(server):
@@ -124,7 +145,7 @@ def test_smi_shows_vgpus_at_a_hundred_columns():
     free = {**vgpu, "vgpu": "vgpu-13", "group": "", "pids": [4711], "quota_bytes": 0, "ratio": 0}
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(smi.vgpu_table([("127.0.0.1:9960", vgpu), ("127.0.0.1:9960", free)]))
+        console.print(vgpu_table([("127.0.0.1:9960", vgpu), ("127.0.0.1:9960", free)]))
     text = capture.get()
     assert len(text.splitlines()) == 7  # nothing is folded
     for cell in ("a-team-with-a-name", "40,960 / 80,896", "50 %", "49.9 %", "12,345.6 s", "elastic", "pid 4711",
@@ -142,34 +163,7 @@ def test_smi_without_a_server_says_what_to_do():
 
 
 def test_smi_shows_no_control_characters_of_a_client():
-    assert smi.printable("a\x1b[2Jb\n") == "a?[2Jb?"
-
-
-def test_check_passes_on_a_good_set_up(server):
-    result = command("check", "--server", server.address, "--json")
-    findings = {finding["check"]: finding for finding in json.loads(result.stdout)}
-    assert result.returncode == 0, result.stdout
-    assert findings["client libraries"]["status"] == "ok"
-    assert "softgpu (CPU)" in findings["server"]["detail"]
-
-
-def test_check_finds_faults_and_names_the_remedy(tmp_path):
-    address = dead_address()
-    result = command("check", "--json", ORION_SERVER=address)
-    findings = {finding["check"]: finding for finding in json.loads(result.stdout)}
-    assert result.returncode == 1
-    assert findings["server"]["status"] == "fail"
-    assert address in findings["server"]["detail"] and findings["server"]["fix"]
-
-    wrong = command("check", "--json", ORION_TRANSPORT="pigeon")
-    assert wrong.returncode == 1
-    assert "ORION_TRANSPORT=pigeon" in wrong.stdout
-
-    other = tmp_path / "libcuda.so.1"
-    other.write_bytes(b"another driver")
-    preloaded = command("check", "--json", LD_PRELOAD=str(other))
-    assert preloaded.returncode == 1
-    assert "another libcuda" in preloaded.stdout
+    assert printable("a\x1b[2Jb\n") == "a?[2Jb?"
 
 
 def test_settings_environment_first_then_files(tmp_path, monkeypatch):
@@ -183,6 +177,24 @@ def test_settings_environment_first_then_files(tmp_path, monkeypatch):
     assert settings.servers() == ["gpu1:9960", "gpu2:77"]
     monkeypatch.setenv("ORION_SERVER", "gpu3:1")
     assert settings.servers() == ["gpu3:1"]
+    monkeypatch.delenv("ORION_SERVER")
     for bad in ("host:", "host:99999", ":1", "host:port"):
         with pytest.raises(settings.SettingError):
             settings.parse_server(bad)
+
+
+def test_controllers_and_servers_the_place_decides(tmp_path, monkeypatch):
+    for name in ("ORION_SERVER", "ORION_CONTROLLER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings.controllers() == []
+    (tmp_path / ".orion").mkdir()
+    file = tmp_path / ".orion" / "client.conf"
+    file.write_text("[controller]\ncontroller_addr = 10.0.0.1\n[client]\nenable_net = true\n")
+    assert settings.controllers() == ["10.0.0.1:9123"]
+    file.write_text("controller_addr = 10.0.0.1\nORION_SERVER = gpu1\n")
+    assert settings.controllers() == []  # in one place the servers count
+    monkeypatch.setenv("ORION_CONTROLLER", "a,b:7")
+    assert settings.controllers() == ["a:9123", "b:7"]
+    monkeypatch.setenv("ORION_SERVER", "gpu1")
+    assert settings.controllers() == []

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,26 @@ Ctl = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def server() -> Iterator[PrivateServer]:
-    with PrivateServer("softgpu", extra=("--null-engine", "--vgpu-count", "4")) as running:
+    with PrivateServer("softgpu", extra=("--null-engine", "--vgpu-count", "4", "--bind-timeout", "300")) as running:
         yield running
+
+
+def orionctl(server: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("ORION_")}
+    variables = {**kept, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent", **environment}
+    line = [sys.executable, "-m", "orion_client.ctl", "--server", server, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=variables, timeout=60)
 
 
 @pytest.fixture
 def ctl(server: PrivateServer) -> Ctl:
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("ORION_")}
-        variables = {**kept, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent", **environment}
-        line = [sys.executable, "-m", "orion_client.ctl", "--server", server.address, *arguments]
-        return subprocess.run(line, capture_output=True, text=True, env=variables, timeout=60)
+    return partial(orionctl, server.address)
 
-    return run
+
+@pytest.fixture
+def ctl_alone() -> Ctl:
+    """Where nothing listens: what is told without asking."""
+    return partial(orionctl, "127.0.0.1:1")
 
 
 @pytest.fixture
@@ -67,13 +75,15 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
     return line
 
 
-def test_help_teaches(ctl: Ctl) -> None:
-    text = ctl("--help").stdout
+def test_help_teaches(ctl_alone: Ctl) -> None:
+    text = ctl_alone("--help").stdout
     for command in ("orionctl list", "orionctl set GROUP --gmem 8192 --ratio 50", "orionctl configure", "drain"):
         assert command in text
     assert "ORION_ADMIN_TOKEN" in text and "Exit codes" in text
-    assert "--shrink block" in ctl("set", "--help").stdout
-    assert ctl("--version").stdout.startswith("orionctl ")
+    assert "--shrink block" in ctl_alone("set", "--help").stdout
+    for command in ("orionctl get nodes", "orionctl top", "orionctl login", "ORION_CONTROLLER_URL"):
+        assert command in text
+    assert ctl_alone("--version").stdout.startswith("orionctl ")
 
 
 def test_list_and_set(ctl: Ctl, attach: Callable[..., Any]) -> None:
@@ -98,9 +108,9 @@ def test_what_the_server_refuses_is_one_line_and_exit_code_1(ctl: Ctl, attach: C
     text = one_line(ctl("set", "team-bleu", "--ratio", "50"), 1)
     assert "no group, session, process or vGPU is called 'team-bleu'" in text and "did you mean team-blue?" in text
     assert "left of 8,192 MiB" in one_line(ctl("set", "team-blue", "--gmem", "9000"), 1)
-    text = one_line(ctl("set", "team-blue", "--ratio", "50", ORION_ADMIN_TOKEN="wrong"), 1)
+    text = one_line(ctl("set", "team-blue", "--ratio", "50", ORION_ADMIN_TOKEN="wrong"), 4)
     assert str(settings.runtime_folder() / "admin-token") in text
-    assert "nothing answers" in one_line(ctl("--server", "127.0.0.1:1", "list"), 1)
+    assert "nothing answers" in one_line(ctl("--server", "127.0.0.1:1", "list"), 3)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +125,13 @@ def test_what_the_server_refuses_is_one_line_and_exit_code_1(ctl: Ctl, attach: C
         (("set", "team", "--ratio", "5", "--policy", "soft"), "soft"),
         (("set",), "TARGET"),
         (("--server", "nonsense:port", "list"), "nonsense:port"),
+        (("drain", "gpu1"), "no controller is named"),
+        (("get", "nodes"), "leave --server out"),
         (("--token-file", "/nonexistent/token", "set", "team", "--ratio", "5"), "/nonexistent/token"),
     ],
 )
-def test_wrong_usage_is_exit_code_2(ctl: Ctl, arguments: tuple[str, ...], sentence: str) -> None:
-    done = ctl(*arguments)
+def test_wrong_usage_is_exit_code_2(ctl_alone: Ctl, arguments: tuple[str, ...], sentence: str) -> None:
+    done = ctl_alone(*arguments)
     assert done.returncode == 2, done
     assert sentence in done.stderr and "Traceback" not in done.stderr
 
@@ -130,7 +142,7 @@ def test_the_token_comes_from_a_file_or_the_environment(ctl: Ctl, attach: Callab
     file = tmp_path / "token"
     file.write_text(f"{token}\n")
     elsewhere = {"XDG_RUNTIME_DIR": "", "TMPDIR": str(tmp_path)}  # no server's folder is found there
-    assert ctl("set", "team", "--ratio", "30", **elsewhere).returncode == 1
+    assert ctl("set", "team", "--ratio", "30", **elsewhere).returncode == 4
     assert ctl("--token-file", str(file), "set", "team", "--ratio", "30", **elsewhere).returncode == 0
     assert ctl("set", "team", "--ratio", "40", ORION_ADMIN_TOKEN=token, **elsewhere).returncode == 0
 

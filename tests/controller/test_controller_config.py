@@ -45,6 +45,11 @@ database:
 """
 
 
+@pytest.fixture(autouse=True)
+def _curve_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CURVE_IS_SERVED", True)
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Any:
     def file(text: str) -> Path:
@@ -319,3 +324,20 @@ def test_the_data_directory_is_the_systems_for_root_alone(monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/ann")
     assert config.default_data_dir() == Path("/home/ann/.local/state/orion")
+
+
+def test_what_others_are_told_is_an_address_that_they_can_use() -> None:
+    assert Settings().zmq_for_others(4711) == "127.0.0.1:4711"
+    assert Settings().http_for_others(4711) == "http://127.0.0.1:4711"
+    assert Settings(zmq=EVERYWHERE).zmq_for_others(4711) == f"{os.uname().nodename}:4711"
+    tls = Settings(http=Endpoint("::1", 0), tls_cert=Path("c"), tls_key=Path("k"))
+    assert tls.http_for_others(4711) == "https://[::1]:4711"
+    told = Settings(http=EVERYWHERE, advertise_http="https://gpus.example", advertise_zmq="gpus.example:9123")
+    assert (told.http_for_others(1), told.zmq_for_others(1)) == ("https://gpus.example", "gpus.example:9123")
+
+
+def test_encryption_that_is_not_there_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CURVE_IS_SERVED", False)
+    assert "encryption" in check_exposed(Settings(zmq=EVERYWHERE, **KEYS))[0]
+    assert check_exposed(Settings(zmq=EVERYWHERE, **KEYS, insecure_network=True)) == []
+    assert "does not have yet" in check_exposed(Settings(curve="on"))[0]

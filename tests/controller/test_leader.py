@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from orion_controller.leader import Election
-from orion_controller.store import NotLeading, Store, StoreError
+from orion_controller.store import NotLeading, Store, StoreError, tables
+from orion_controller.store.writer import TERM_LOCK
 from tests.controller.conftest import PostgresServer
 from tests.controller.test_store import record, until
 
@@ -257,6 +258,8 @@ class Process:
     def __init__(self, url: str, name: str, lease_s: float, folder: Path) -> None:
         self.name = name
         self.output = folder / f"{name}.jsonl"
+        self.parsed: list[dict[str, Any]] = []
+        self.read_bytes = 0
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with self.output.open("wb") as output, (folder / f"{name}.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -265,7 +268,14 @@ class Process:
             )  # fmt: skip
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.output.read_bytes().splitlines(keepends=True) if line[-1:] == b"\n"]
+        """All that it has printed so far."""
+        with self.output.open("rb") as file:
+            file.seek(self.read_bytes)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self.read_bytes += len(line)
+                    self.parsed.append(json.loads(line))
+        return self.parsed
 
     def leads(self) -> bool:
         lines = self.lines()
@@ -357,6 +367,27 @@ def test_replicas_on_postgresql_that_are_stopped_killed_and_cut_off(
     other = next(process for process in alive if process is not killed)
     other.wait_for(lambda line: bool(line["leads"] and line["wrote"] == "yes"))
     check_that_never_two_led(alive)
+
+
+def test_a_leader_that_is_stopped_within_a_transaction_does_not_keep_others_from_leading(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orion_controller.store.engine._STATEMENT_TIMEOUT_S", 1)
+
+    async def test(one: Replica, two: Replica) -> None:
+        assert await one.leads()
+        assert not await two.leads()
+        # What a process holds that was stopped between the check of the term and the commit.
+        with pytest.raises(DBAPIError), one.store.engine.begin() as stopped:
+            stopped.execute(sa.text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": TERM_LOCK})
+            stopped.execute(sa.insert(tables.drained_servers).values(id="n1"))
+            two.clock.now_s += LEASE_S
+            async with asyncio.timeout(60):
+                while not await two.leads():
+                    two.clock.now_s += LEASE_S
+        assert not (await two.store.load()).drained
+
+    run(postgres.new_database(), test)
 
 
 def test_a_second_process_on_a_sqlite_file_follows_until_the_first_is_dead(

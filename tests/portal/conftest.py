@@ -26,7 +26,11 @@ def browser() -> Iterator[Browser]:
     if chromium is None:
         pytest.skip("chromium is not installed: tools/setup.sh installs it")
     # Nothing may be asked of the network: not by the pages, and not by the browser for itself.
-    arguments = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking", "--disable-component-update"]
+    arguments = [
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
     if os.geteuid() == 0:
         arguments.append("--no-sandbox")
     with sync_api.sync_playwright() as playwright:

@@ -1,7 +1,7 @@
 """What the tests of the portal need of a controller, and of a page that shows it.
 
-`Portal` starts the stand-in (server.py). For the real controller another class with the same attributes is enough: `url`,
-`operator` and `viewer` (user, password), `stop()`, and `start()` on the same port with the log-ins still valid.
+`Portal` starts the stand-in (server.py). For the real controller another class with the same attributes is enough:
+`url`, `operator` and `viewer` (user, password), `stop()`, and `start()` on the same port with the log-ins still valid.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Portal:
 class Visit:
     """A browser context with one page that is watched: complaints of the console, requests to elsewhere."""
 
-    def __init__(self, browser: Browser, portal: Portal, width: int = 1280, height: int = 860, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: Browser, portal: Portal, width: int = 1280, height: int = 860, scheme: str = "light"
+    ) -> None:
         self.portal = portal
         self.complaints: list[str] = []
         self.elsewhere: list[str] = []

@@ -1,7 +1,7 @@
-"""A stand-in for the controller: the portal's files and the routes of /api/v1 that it uses, over a pool that is made up.
+"""A stand-in for the controller: the portal's files and the routes of /api/v1 that it uses, over a made-up pool.
 
 The shapes are those of orion_controller.api.models, encoded with msgspec, so that they cannot drift. Values move with
-time; changes change the state. `python tests/portal/server.py --nodes 14 --port 8000` is also for working on the portal.
+time; changes change the state. `python tests/portal/server.py --port 15500` is also for working on the portal.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import msgspec
 from aiohttp import web
 
 from orion_controller.api import models
-from orion_controller.portal import add_portal
+from orion_controller.portal import DIST
 
+# What the controller answers with each file: under these the portal must work.
+CSP = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
 PASSWORDS = {"admin": "operator-password", "guest": "viewer-password"}
 ROLES: dict[str, models.Role] = {"admin": "operator", "guest": "viewer"}
 COOKIE = "orion_token"
-STEP_S = 10.0
+STEP_S = 5.0
 S = TypeVar("S", bound=msgspec.Struct)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -56,6 +58,7 @@ class Pool:
         self.queue: list[models.Waiting] = []
         self.limits: dict[str, models.Limits] = {}
         self.events: list[models.Event] = []
+        self.settled_s, self.settled_events = 0.0, 0
         if not empty:
             self._make(nodes, gpus_per_node)
 
@@ -125,18 +128,18 @@ class Pool:
             )
         self.limits["*"] = models.Limits(group="*", vgpus=64, gmem_mib=None, ratio_percent=1600)
         self.limits["notebooks-1"] = models.Limits(group="notebooks-1", vgpus=8, gmem_mib=65536, ratio_percent=200)
-        self.note("info", "controller.started", "controller", "The controller has started", "", 7200)
+        self.note("info", "controller.started", "controller", "has started", "", 7200)
         for i, node in enumerate(self.nodes.values()):
             if i < 40:
-                self.note("info", "node.registered", node.name, f"{node.name} has registered with {node.gpus} GPUs", "", 7000 - i)
+                self.note("info", "node.registered", node.name, f"has registered with {node.gpus} GPUs", "", 7000 - i)
             if node.state == "lost":
-                self.note("error", "node.lost", node.name, f"{node.name} has not been heard of for 5 s", "", 420)
+                self.note("error", "node.lost", node.name, "has not been heard of for 5 s", "", 420)
             if node.state == "draining":
-                self.note("info", "node.draining", node.name, f"{node.name} is draining", "admin", 900)
+                self.note("info", "node.draining", node.name, "is draining", "admin", 900)
         for group in list(self.groups.values())[:25]:
-            text = f"{group.group} got {group.vgpus} x {group.gmem_mib} MiB at {group.ratio_percent} %"
+            text = f"got {group.vgpus} x {group.gmem_mib} MiB at {group.ratio_percent} %"
             self.note("info", "group.allocated", group.group, text, "", 600)
-        self.note("warning", "queue.waiting", self.queue[0].group, "vision-sweep waits: no 8 whole GPUs are free", "", 340)
+        self.note("warning", "queue.waiting", self.queue[0].group, "waits: no 8 whole GPUs are free", "", 340)
 
     def _give(self, i: int, gpus: list[models.Gpu]) -> None:
         rng = self.random
@@ -144,7 +147,9 @@ class Pool:
         gpus = [
             gpu
             for gpu in gpus
-            if gpu.given_mib + gmem <= gpu.capacity_mib and gpu.ratio_given_percent + ratio <= 100 and gpu.vgpus < gpu.max_vgpus
+            if gpu.given_mib + gmem <= gpu.capacity_mib
+            and gpu.ratio_given_percent + ratio <= 100
+            and gpu.vgpus < gpu.max_vgpus
         ]
         if not gpus:
             return
@@ -207,7 +212,13 @@ class Pool:
             self.sessions[session.id] = session
 
     def note(
-        self, level: Literal["info", "warning", "error"], kind: str, subject: str, message: str, user: str, ago_s: float = 0
+        self,
+        level: Literal["info", "warning", "error"],
+        kind: str,
+        subject: str,
+        message: str,
+        user: str,
+        ago_s: float = 0,
     ) -> None:
         self.events.append(
             models.Event(
@@ -222,8 +233,11 @@ class Pool:
         )
 
     def settle(self) -> None:
-        """Brings sums and what moves with time up to now."""
+        """Brings sums and what moves with time up to now: after a change, and about as often as a server reports."""
         now = time.time()
+        if now - self.settled_s < (1 if len(self.gpus) < 1000 else 30) and self.settled_events == len(self.events):
+            return
+        self.settled_s, self.settled_events = now, len(self.events)
         by_node: dict[str, list[models.Gpu]] = {name: [] for name in self.nodes}
         used: dict[tuple[str, int], int] = {}
         of_group: dict[str, list[models.Vgpu]] = {id: [] for id in self.groups}
@@ -291,26 +305,27 @@ class Pool:
     def history(self, scope: str) -> models.History:
         kind, _, rest = scope.partition("/")
         now = math.floor(time.time() / STEP_S) * STEP_S
-        steps = [now - 3600 + STEP_S * i for i in range(361)]
+        steps = [now - 3600 + STEP_S * i for i in range(720)]
 
         def line(name: str, unit: str, top: float, level: float, gap: bool = False) -> models.Series:
             phase = int.from_bytes(hashlib.sha256((scope + name).encode()).digest()[:2], "big")
             values: list[float | None] = [
-                round(top * min(1.0, max(0.0, level + 0.13 * math.sin(t / 520 + phase) + 0.05 * math.sin(t / 171 + phase))), 1)
+                round(
+                    top
+                    * min(1.0, max(0.0, level + 0.13 * math.sin(t / 520 + phase) + 0.05 * math.sin(t / 171 + phase))),
+                    1,
+                )
                 for t in steps
             ]
             if gap:
-                values[100:112] = [None] * 12
+                values[200:224] = [None] * 24
             return models.Series(name=name, unit=unit, values=values)
 
         if kind == "group":
             group = self.find_group(rest)
-            quota = float(group.gmem_mib * group.vgpus)
             series = [
-                line("achieved_percent", "%", group.ratio_percent, 0.8),
-                models.Series(name="ratio_percent", unit="%", values=[float(group.ratio_percent)] * len(steps)),
-                line("used_mib", "MiB", quota, 0.6),
-                models.Series(name="quota_mib", unit="MiB", values=[quota] * len(steps)),
+                line("achieved", "%", group.ratio_percent, 0.8),
+                line("memory_used", "MiB", float(group.gmem_mib * group.vgpus), 0.6),
             ]
         else:
             gpus = self.gpus
@@ -322,11 +337,16 @@ class Pool:
                 raise Refused(404, "not_found", f"There is nothing named {scope}.")
             given = float(sum(gpu.given_mib for gpu in gpus))
             series = [
-                line("utilization_percent", "%", 100, 0.5, gap=True),
-                line("memory_given_mib", "MiB", given, 0.8),
-                line("memory_used_mib", "MiB", given, 0.5),
-                line("vgpus", "vGPUs", float(sum(gpu.vgpus for gpu in gpus)), 0.8),
+                line("utilization", "%", 100, 0.5, gap=True),
+                line("memory_used", "MiB", given, 0.5),
             ]
+            if kind == "pool":
+                series += [
+                    line("memory_given", "MiB", given, 0.8),
+                    line("vgpus", "", float(len(self.vgpus)), 0.8),
+                    line("sessions", "", float(len(self.sessions)), 0.7),
+                    line("queue", "", 12.0, 0.2),
+                ]
         if not self.nodes:
             series = []
         return models.History(scope=scope, start_s=steps[0], step_s=STEP_S, series=series)
@@ -343,7 +363,9 @@ class Pool:
             most = max(vgpu.used_mib for vgpu in own)
             if most > change.gmem_mib:
                 message = f"A program uses {most} MiB, which is more than {change.gmem_mib} MiB."
-                raise Refused(409, "below_usage", message, "Ask for more, or let new allocations fail until usage falls.")
+                raise Refused(
+                    409, "below_usage", message, "Ask for more, or let new allocations fail until usage falls."
+                )
         gpus = {(gpu.node, gpu.ordinal): gpu for gpu in self.gpus}
         for vgpu in own:
             gpu = gpus[vgpu.node, vgpu.ordinal]
@@ -354,7 +376,7 @@ class Pool:
                 gpu.ratio_given_percent += change.ratio_percent - vgpu.ratio_percent
                 vgpu.ratio_percent = group.ratio_percent = change.ratio_percent
             vgpu.policy = group.policy = change.policy or group.policy
-        text = f"{group.group} is now {group.gmem_mib} MiB, {group.ratio_percent} %, {group.policy}"
+        text = f"is now {group.gmem_mib} MiB, {group.ratio_percent} %, {group.policy}"
         self.note("info", "group.resized", group.group, text, user)
         return group
 
@@ -369,7 +391,7 @@ class Pool:
             self.vgpus.remove(vgpu)
         self.sessions = {key: one for key, one in self.sessions.items() if one.group != id}
         del self.groups[id]
-        self.note("info", "group.ended", group.group, f"{group.group} was ended", user)
+        self.note("info", "group.ended", group.group, "was ended", user)
 
     def end_session(self, id: str, user: str) -> None:
         session = self.sessions.pop(id, None)
@@ -385,12 +407,12 @@ class Pool:
         if node is None:
             raise Refused(404, "not_found", f"There is no node {name}.")
         node.state = "draining" if draining else "ready"
-        self.note("info", f"node.{node.state}", name, f"{name} is {node.state}", user)
+        self.note("info", f"node.{node.state}", name, f"is {node.state}", user)
         return node
 
 
 def page_of(items: Iterable[S], query: Any) -> dict[str, Any]:
-    """Searches, filters, sorts and pages as the API does: limit, offset, sort (-FIELD: descending), q, node, group, state."""
+    """Searches (q), filters, sorts (-FIELD: descending) and pages (limit, offset) as the API does."""
     found = list(items)
     for name in ("node", "group", "state"):
         if wanted := query.get(name):
@@ -404,7 +426,11 @@ def page_of(items: Iterable[S], query: Any) -> dict[str, Any]:
         if found and not hasattr(found[0], field):
             raise Refused(400, "bad_sort", f"{field} is no field of what is listed.")
         found.sort(
-            key=lambda item: ((value := getattr(item, field)) is not None, value if value is not None else 0, getattr(item, "ordinal", 0)),
+            key=lambda item: (
+                (value := getattr(item, field)) is not None,
+                value if value is not None else 0,
+                getattr(item, "ordinal", 0),
+            ),
             reverse=sort.startswith("-"),
         )
     offset, limit = int(query.get("offset", 0)), int(query.get("limit", 100))
@@ -445,8 +471,17 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return answer(models.ApiError(code="bad_request", message=str(error)), 400)
 
 
+async def with_csp(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Content-Security-Policy"] = CSP
+
+
+async def index(_: web.Request) -> web.StreamResponse:
+    return web.FileResponse(DIST / "index.html")
+
+
 def make_app(pool: Pool) -> web.Application:
     app = web.Application(middlewares=[guard])
+    app.on_response_prepare.append(with_csp)
     routes = web.RouteTableDef()
     api = "/api/v1"
 
@@ -455,7 +490,7 @@ def make_app(pool: Pool) -> web.Application:
         body = msgspec.json.decode(await request.read(), type=models.Login)
         if not hmac.compare_digest(PASSWORDS.get(body.user, "").encode() or b"\0", body.password.encode()):
             raise Refused(401, "wrong_password", "User or password is wrong.", "Capital letters matter.")
-        pool.note("info", "user.login", body.user, f"{body.user} has logged in", body.user)
+        pool.note("info", "user.login", body.user, "has logged in from 127.0.0.1", body.user)
         role, token = ROLES[body.user], token_of(body.user)
         response = answer(models.LoggedIn(user=body.user, role=role, token=token, expires_s=time.time() + 3600))
         response.set_cookie(COOKIE, token, httponly=True, samesite="Strict", path="/")
@@ -498,7 +533,9 @@ def make_app(pool: Pool) -> web.Application:
         pool.settle()
         name = request.match_info["name"]
         if name not in pool.nodes:
-            raise Refused(404, "not_found", f"There is no node {name}.", "Nodes register by themselves when they start.")
+            raise Refused(
+                404, "not_found", f"There is no node {name}.", "Nodes register by themselves when they start."
+            )
         return answer(pool.nodes[name])
 
     @routes.patch(api + "/nodes/{name}")
@@ -530,7 +567,7 @@ def make_app(pool: Pool) -> web.Application:
     async def put_limits(request: web.Request) -> web.StreamResponse:
         body, name = msgspec.json.decode(await request.read(), type=models.LimitsBody), request.match_info["group"]
         pool.limits[name] = models.Limits(group=name, **msgspec.structs.asdict(body))
-        pool.note("info", "limits.set", name, f"The limits of {name} are set", request["user"])
+        pool.note("info", "limits.set", name, "limits are set", request["user"])
         return answer(pool.limits[name])
 
     @routes.delete(api + "/limits/{group}")
@@ -547,7 +584,8 @@ def make_app(pool: Pool) -> web.Application:
         return answer(pool.history(scope))
 
     app.add_routes(routes)
-    add_portal(app)
+    app.router.add_get("/", index)
+    app.router.add_static("/", DIST)
     return app
 
 

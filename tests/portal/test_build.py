@@ -12,13 +12,21 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientSession, web
 
 from orion_controller import portal
 from orion_controller.portal import gen_types
 
 FOLDER = Path(portal.__file__).parent
-SOURCES = ["build_info.mjs", "index.html", "package-lock.json", "package.json", "public", "src", "tsconfig.json", "vite.config.mjs"]
+SOURCES = [
+    "build_info.mjs",
+    "index.html",
+    "package-lock.json",
+    "package.json",
+    "public",
+    "src",
+    "tsconfig.json",
+    "vite.config.mjs",
+]
 MAX_GZIPPED_BYTES = 150_000
 
 
@@ -45,7 +53,9 @@ def test_dist_belongs_to_the_sources() -> None:
 
 
 def test_types_belong_to_the_models() -> None:
-    assert gen_types.TARGET.read_text() == gen_types.generate(), "run python -m orion_controller.portal.gen_types, then npm run build"
+    assert gen_types.TARGET.read_text() == gen_types.generate(), (
+        "run python -m orion_controller.portal.gen_types, then npm run build"
+    )
 
 
 def test_nothing_inline_and_nothing_from_elsewhere() -> None:
@@ -64,47 +74,6 @@ def test_small_enough_for_a_slow_line() -> None:
     assert 10_000 < size < MAX_GZIPPED_BYTES
 
 
-async def _answers() -> None:
-    app = web.Application()
-    portal.add_portal(app)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
-        async with ClientSession() as client:
-            async with client.get(f"{url}/") as answer:
-                page = await answer.text()
-                assert answer.status == 200 and answer.content_type == "text/html"
-                assert answer.headers["Content-Encoding"] == "gzip"
-                assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
-                assert "unsafe" not in answer.headers["Content-Security-Policy"]
-                assert answer.headers["Cache-Control"] == "no-cache"
-                tag = answer.headers["ETag"]
-            async with client.get(f"{url}/", headers={"If-None-Match": tag}) as answer:
-                assert answer.status == 304
-            assets = re.findall(r"\./(assets/[^\"]+)", page)
-            assert len(assets) == 2
-            for asset in assets:
-                async with client.get(f"{url}/{asset}") as answer:
-                    assert answer.status == 200 and "immutable" in answer.headers["Cache-Control"]
-                    assert await answer.read() == (portal.DIST / asset).read_bytes()
-                async with client.get(f"{url}/{asset}", headers={"Accept-Encoding": "identity"}) as answer:
-                    assert "Content-Encoding" not in answer.headers
-            for path in ("/src/main.tsx", "/assets/..%2f..%2f__init__.py", "/package.json"):
-                async with client.get(url + path) as answer:
-                    assert answer.status == 404, path
-    finally:
-        await runner.cleanup()
-
-
-def test_files_are_served_with_what_browsers_need() -> None:
-    import asyncio
-
-    asyncio.run(_answers())
-
-
 @pytest.mark.slow
 def test_building_again_gives_the_same(tmp_path: Path) -> None:
     npm = shutil.which("npm")
@@ -114,7 +83,9 @@ def test_building_again_gives_the_same(tmp_path: Path) -> None:
         source, target = FOLDER / name, tmp_path / name
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     for command in (["ci", "--no-audit", "--no-fund"], ["run", "build"]):
-        done = subprocess.run([npm, *command], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "CI": "1"})
+        done = subprocess.run(
+            [npm, *command], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "CI": "1"}
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     built = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files_of(tmp_path, ["dist"])}
     kept = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in files_of(FOLDER, ["dist"])}

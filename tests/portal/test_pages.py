@@ -20,13 +20,26 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-from playwright.sync_api import expect  # noqa: E402
+from playwright.sync_api import expect
 
 expect.set_options(timeout=TIMEOUT_MS)
 
 FOLDER = Path(portal_package.__file__).parent
 AXE = FOLDER / "node_modules" / "axe-core" / "axe.min.js"
-ROUTES = ["", "nodes", "nodes/gpu-02", "gpus", "gpus/gpu-02/3", "groups", "vgpus", "tasks", "queue", "limits", "events", "audit"]
+ROUTES = [
+    "",
+    "nodes",
+    "nodes/gpu-02",
+    "gpus",
+    "gpus/gpu-02/3",
+    "groups",
+    "vgpus",
+    "tasks",
+    "queue",
+    "limits",
+    "events",
+    "audit",
+]
 LOOKS = [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]
 
 
@@ -66,7 +79,9 @@ def test_every_page(browser: Browser, portal: Portal, screenshots: Path, axe: st
         page.screenshot(path=screenshots / name_of("login", width, scheme))
         findings = [f"log-in: {finding}" for finding in scan(page, axe)]
         visit.log_in(portal.operator)
-        group = page.evaluate("fetch('api/v1/groups?q=batch-1').then(answer => answer.json()).then(page => page.items[0].id)")
+        group = page.evaluate(
+            "fetch('api/v1/groups?q=batch-1').then(answer => answer.json()).then(page => page.items[0].id)"
+        )
         for route in [*ROUTES, f"groups/{group}"]:
             visit.open(route)
             visit.settled()
@@ -75,6 +90,10 @@ def test_every_page(browser: Browser, portal: Portal, screenshots: Path, axe: st
             wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
             if wide > 0:
                 findings.append(f"/{route} is {wide} pixels wider than the window")
+            if page.evaluate(
+                "[...document.querySelectorAll('.table-scroll')].some((box) => box.scrollWidth > box.clientWidth)"
+            ):
+                findings.append(f"/{route}: a table is wider than its place")
             findings += [f"/{route}: {finding}" for finding in scan(page, axe)]
         visit.open("groups")
         page.get_by_role("button", name="Change batch-1").click()
@@ -90,6 +109,39 @@ def test_every_page(browser: Browser, portal: Portal, screenshots: Path, axe: st
         assert findings == []
         assert visit.complaints == []
         assert visit.elsewhere == []
+
+
+@pytest.mark.slow
+def test_the_scan_finds_what_is_wrong(browser: Browser, portal: Portal, axe: str) -> None:
+    with Visit(browser, portal) as visit:
+        visit.open()
+        visit.heading("Log in to the pool")
+        visit.page.evaluate(
+            "document.querySelector('.login-hint').style.color = '#ddd';"
+            "document.querySelector('label[for=user]').remove();"
+        )
+        found = {finding.split()[0] for finding in scan(visit.page, axe)}
+        assert {"color-contrast", "label"} <= found
+
+
+@pytest.mark.slow
+def test_long_names_and_markup_in_names_do_no_harm(browser: Browser, portal: Portal, screenshots: Path) -> None:
+    name = "<img src=x onerror=alert(1)>" + "long" * 50
+    for width in (1280, 360):
+        with Visit(browser, portal, width=width) as visit:
+            visit.log_in(portal.operator, "limits")
+            page = visit.page
+            page.get_by_role("button", name="Add limits").click()
+            page.get_by_role("dialog").get_by_label("Group").fill(name)
+            page.get_by_role("dialog").get_by_role("button", name="Set the limits").click()
+            expect(page.get_by_role("rowheader").filter(has_text=name)).to_be_visible()
+            for route in ("limits", "events", "audit", ""):
+                visit.open(route)
+                visit.settled()
+                expect(page.get_by_text(name).first).to_be_visible()
+                assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (route, width)
+                page.screenshot(path=screenshots / f"long-{route or 'overview'}-{width}.png")
+            assert visit.complaints == []
 
 
 @pytest.mark.slow
@@ -159,7 +211,9 @@ def test_first_page_with_8000_gpus(browser: Browser, screenshots: Path) -> None:
             page.locator(ready).first.wait_for()
             shown = time.monotonic() - began
             visit.settled()
-            print(f"8,000 GPUs, /{route}: numbers after {shown:.2f} s, everything after {time.monotonic() - began:.2f} s")
+            print(
+                f"8,000 GPUs, /{route}: numbers after {shown:.2f} s, everything after {time.monotonic() - began:.2f} s"
+            )
         visit.open("gpus")
         expect(page.locator(".pager")).to_contain_text("1–25 of 8,000")
         page.get_by_role("searchbox", name="Search GPUs").fill("gpu-0999")

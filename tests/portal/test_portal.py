@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-from playwright.sync_api import expect  # noqa: E402
+from playwright.sync_api import expect
 
 expect.set_options(timeout=TIMEOUT_MS)
 
@@ -69,7 +69,9 @@ def test_ratio_is_changed_with_the_keyboard_alone(browser: Browser, portal: Port
         # The focus stays in the dialog, whichever way it goes round.
         for key in ["Tab"] * 14 + ["Shift+Tab"] * 4:
             page.keyboard.press(key)
-            assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('dialog')")
+            assert page.evaluate(
+                "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
+            )
         ratio = dialog.get_by_label("Ratio: share of a GPU's time")
         tab_to(visit, ratio)
         page.keyboard.press("Control+a")
@@ -158,6 +160,7 @@ def test_task_and_group_are_ended(browser: Browser, portal: Portal) -> None:
         assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_limits_are_set_and_removed(browser: Browser, portal: Portal) -> None:
     with Visit(browser, portal) as visit:
         visit.log_in(portal.operator, "limits")
@@ -192,11 +195,12 @@ def test_viewer_sees_everything_and_no_buttons_that_change(browser: Browser, por
             assert viewer.page.get_by_role("button", name=changing).count() == 0, route
         # The server does not rely on that.
         status = viewer.page.evaluate(
-            "fetch('api/v1/nodes/gpu-01', {method: 'PATCH', body: '{\"draining\": true}'}).then(answer => answer.status)"
+            "fetch('api/v1/nodes/gpu-01', {method: 'PATCH', body: '{\"draining\": true}'}).then((got) => got.status)"
         )
         assert status == 403
 
 
+@pytest.mark.slow
 def test_back_forward_and_links_keep_search_sort_and_page(browser: Browser, portal: Portal) -> None:
     with Visit(browser, portal) as visit:
         visit.log_in(portal.operator)
@@ -207,7 +211,9 @@ def test_back_forward_and_links_keep_search_sort_and_page(browser: Browser, port
         expect(page.locator(".pager")).to_contain_text("26–50 of 112")
         page.get_by_role("button", name="Utilisation").click()
         expect(page.locator(".pager")).to_contain_text("1–25 of 112")
-        expect(page.get_by_role("columnheader", name="Utilisation")).to_have_attribute("aria-sort", re.compile("ascending|descending"))
+        expect(page.get_by_role("columnheader", name="Utilisation")).to_have_attribute(
+            "aria-sort", re.compile("ascending|descending")
+        )
         page.get_by_role("rowheader").first.get_by_role("link").click()
         visit.heading("GPU ")
         page.go_back()
@@ -291,6 +297,7 @@ def test_nothing_is_asked_while_the_tab_is_hidden(browser: Browser, portal: Port
             page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
 
 
+@pytest.mark.slow
 def test_expired_log_in_leads_to_the_log_in_page_and_back(browser: Browser, portal: Portal) -> None:
     with Visit(browser, portal) as visit:
         visit.log_in(portal.operator, "queue")

@@ -5,8 +5,11 @@ import { type Column, DataTable, type Filter } from "../ui/table";
 const COLUMNS: Record<string, Column<Event>> = {
   time: { label: "Time", sort: "id", time: true, render: (event) => <At at={event.at_s} /> },
   level: { label: "Level", sort: "level", render: (event) => <Level level={event.level} /> },
-  message: { label: "What happened", head: true, render: (event) => <span class="break">{event.message}</span> },
-  subject: { label: "To", sort: "subject", render: (event) => <span class="break">{event.subject}</span> },
+  message: { label: "What happened", sort: "subject", head: true, render: (event) => (
+      <span class="break plain">
+        <strong>{event.subject}</strong> {event.message}
+      </span>
+    ) },
   kind: { label: "Kind", sort: "kind", render: (event) => <span class="code">{event.kind}</span> },
   user: { label: "By", sort: "user", render: (event) => event.user || <span class="muted">by itself</span> },
 };
@@ -41,7 +44,7 @@ export function EventsPage() {
   return (
     <>
       <Heading title="Events" sub="What happened in the pool, the newest first." />
-      <EventTable label="Events" list="/events" columns={["time", "level", "message", "subject", "kind"]} filters={[LEVELS]} empty="Nothing has happened yet." />
+      <EventTable label="Events" list="/events" columns={["time", "level", "message", "kind"]} filters={[LEVELS]} empty="Nothing has happened yet." />
     </>
   );
 }
@@ -50,7 +53,7 @@ export function AuditPage() {
   return (
     <>
       <Heading title="Audit trail" sub="Who changed what, and who logged in." />
-      <EventTable label="Audit trail" list="/audit" columns={["time", "user", "message", "subject", "kind"]} filters={[]} empty="Nobody has changed anything yet." />
+      <EventTable label="Audit trail" list="/audit" columns={["time", "user", "message", "kind"]} filters={[]} empty="Nobody has changed anything yet." />
     </>
   );
 }

@@ -68,8 +68,8 @@ export function GpuPage({ parts: [node, ordinal] }: { parts: string[] }) {
           <Panel title="The last hour">
             <Plots scope={`gpu/${node}/${ordinal}`} />
           </Panel>
-          <Panel title="vGPUs of the node">
-            <GroupVgpus fixed={{ node }} empty="No vGPU is given out here." />
+          <Panel title="vGPUs">
+            <GroupVgpus fixed={{ node }} select={(vgpu) => vgpu.ordinal === gpu.ordinal} empty="No vGPU is given out here." />
           </Panel>
         </>
       )}

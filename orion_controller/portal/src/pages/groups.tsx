@@ -174,7 +174,14 @@ export function VgpusPage() {
   );
 }
 
-export function GroupVgpus({ fixed = {}, empty, embedded = true }: { fixed?: Record<string, string>; empty: string; embedded?: boolean }) {
+interface GroupVgpusProps {
+  fixed?: Record<string, string>;
+  empty: string;
+  embedded?: boolean;
+  select?: (vgpu: Vgpu) => boolean;
+}
+
+export function GroupVgpus({ fixed = {}, empty, embedded = true, select }: GroupVgpusProps) {
   const columns: Column<Vgpu>[] = [
     {
       label: "vGPU",
@@ -212,6 +219,7 @@ export function GroupVgpus({ fixed = {}, empty, embedded = true }: { fixed?: Rec
       embedded={embedded}
       label="vGPUs"
       list="/vgpus"
+      select={select}
       fixed={fixed}
       columns={columns}
       rowKey={(vgpu) => vgpu.id}

@@ -99,7 +99,9 @@ function Newest() {
         {data?.items.map((event) => (
           <li key={event.id}>
             <Level level={event.level} />
-            <span class="feed-text">{event.message}</span>
+            <span class="feed-text">
+              <strong>{event.subject}</strong> {event.message}
+            </span>
             <span class="muted">
               <Ago at={event.at_s} />
             </span>

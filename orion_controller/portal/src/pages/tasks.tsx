@@ -33,7 +33,7 @@ export function Tasks({ fixed = {}, empty, embedded = true }: { fixed?: Record<s
     { label: "Since", sort: "since_s", time: true, render: (session) => <Ago at={session.since_s} /> },
     { label: "Transport", sort: "transport", render: (session) => session.transport },
   ];
-  if (!fixed.group) columns.splice(1, 0, { label: "Group", sort: "group_name", render: (session) => <GroupLink id={session.group} name={session.group_name} /> });
+  if (!fixed.group) columns.splice(1, 0, { label: "Group", sort: "group_name", render: (session) => <span class="break"><GroupLink id={session.group} name={session.group_name} /></span> });
   if (!fixed.node) columns.splice(-2, 0, { label: "Node", sort: "node", render: (session) => <NodeLink name={session.node} /> });
   if (isOperator.value) columns.push({ label: "Actions", wide: true, render: (session) => <SessionActions session={session} /> });
   return (

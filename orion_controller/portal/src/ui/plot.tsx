@@ -16,7 +16,7 @@ const TABLE_ROWS = 12;
 const plain = new Intl.NumberFormat("en-GB", { maximumFractionDigits: 2 });
 const MAX_LINES = DASHES.length;
 
-const TITLES: Record<string, string> = { "%": "Utilisation", MiB: "Memory", "": "Count", W: "Power", "°C": "Temperature", C: "Temperature", vGPUs: "vGPUs" };
+const TITLES: Record<string, string> = { "%": "Utilisation", MiB: "Memory", W: "Power", "°C": "Temperature", C: "Temperature" };
 /** By what is left of a name without its unit. */
 const NAMES: Record<string, string> = {
   memory_given: "given",
@@ -24,7 +24,7 @@ const NAMES: Record<string, string> = {
   ratio: "configured ratio",
   sessions: "tasks",
   utilization: "utilisation",
-  vgpus: "vGPUs given",
+  vgpus: "vGPUs",
 };
 
 interface Drawing {
@@ -47,30 +47,34 @@ function unitOf(series: Series): string {
   return series.unit;
 }
 
-/** One plot for each unit, in the order in which the units come. */
+/** One plot for each unit, in the order in which the units come. Numbers without a unit that are of different sizes do
+ * not share one: beside a thousand vGPUs a queue of three is a flat line. */
 export function drawings(history: History): Drawing[] {
   const byUnit = new Map<string, Series[]>();
   for (const series of history.series) {
-    const unit = unitOf(series);
-    const group = byUnit.get(unit) ?? [];
-    if (group.length < MAX_LINES) byUnit.set(unit, [...group, series]);
+    const key = series.name === "vgpus" ? "vgpus" : unitOf(series);
+    const group = byUnit.get(key) ?? [];
+    // The larger line first: its area must not hide the smaller one's.
+    const isWhole = series.name === "memory_given";
+    if (group.length < MAX_LINES) byUnit.set(key, isWhole ? [series, ...group] : [...group, series]);
   }
-  return [...byUnit].map(([unit, group]) => {
+  return [...byUnit].map(([key, group]) => {
+    const unit = key === "vgpus" ? "" : key;
     const times = group[0].values.map((_, i) => history.start_s + i * history.step_s);
     // In MiB the lines of the grid would fall on odd numbers.
     const largest = Math.max(...group.flatMap((series) => series.values.map((value) => value ?? 0)));
     const step = unit !== "MiB" ? 0 : largest >= 2 * 1024 * 1024 ? 2 : largest >= 2 * 1024 ? 1 : 0;
     const scale = 1024 ** step;
-    const axisUnit = unit === "MiB" ? ["MiB", "GiB", "TiB"][step] : unit === "vGPUs" ? "" : unit;
+    const axisUnit = unit === "MiB" ? ["MiB", "GiB", "TiB"][step] : unit;
     const values = group.map((series) => times.map((_, i) => (series.values[i] == null ? null : series.values[i]! / scale)));
     const format = (value: number | null | undefined): string => {
       if (value == null) return "not known";
       if (unit === "%") return percent(value);
       if (unit === "MiB") return mib(value * scale);
-      return unit && unit !== "vGPUs" ? `${count(value)}\u00a0${unit}` : count(value);
+      return unit ? `${count(value)}\u00a0${unit}` : count(value);
     };
     const names = group.map(nameOf);
-    return { title: unit === "" && names.length === 1 ? capital(names[0]) : (TITLES[unit] ?? unit), unit, names, data: [times, ...values], format, axisUnit };
+    return { title: unit === "" ? capital(names.join(" and ")) : (TITLES[unit] ?? unit), unit, names, data: [times, ...values], format, axisUnit };
   });
 }
 
@@ -85,7 +89,7 @@ export function Plots({ scope }: { scope: string }) {
   const all = drawings(data);
   if (all.length === 0 || all[0].data[0].length < 2) return <p class="empty">Nothing has been recorded yet: the first minute is missing.</p>;
   return (
-    <div class="plots">
+    <div class={all.length > 3 ? "plots plots-many" : "plots"}>
       {all.map((drawing) => (
         <Plot key={drawing.unit + drawing.title} drawing={drawing} sync={scope} />
       ))}

@@ -10,6 +10,7 @@ import { Icon } from "./icons";
 import { Failure, Loading } from "./parts";
 
 const PAGE_SIZES = [25, 50, 100];
+const WHOLE = 1000;
 const TYPING_MS = 250;
 
 export interface Column<T> {
@@ -71,15 +72,20 @@ interface DataTableProps<T> {
   tools?: ComponentChildren;
   everyMs?: number;
   onRows?: (rows: T[]) => void;
+  /** Of a list that is short enough to be asked for as a whole: only these rows. */
+  select?: (row: T) => boolean;
 }
 
 export function DataTable<T>(props: DataTableProps<T>) {
   const { label, list, columns, rowKey, empty, defaultSort = "", fixed = {}, filters = [], search, embedded = false } = props;
   const [state, change] = useTableState(!embedded, defaultSort, filters);
-  const query = { ...fixed, ...state.filters, q: state.q, sort: state.sort, limit: state.size, offset: (state.page - 1) * state.size };
+  const { select } = props;
+  const start = (state.page - 1) * state.size;
+  const query = { ...fixed, ...state.filters, q: state.q, sort: state.sort, limit: select ? WHOLE : state.size, offset: select ? 0 : start };
   const { data, failure, stale } = useLive<Page<T>>(withQuery(list, query), props.everyMs);
-  const rows = data?.items ?? [];
-  const total = data?.total ?? 0;
+  const selected = select && data?.items.filter(select);
+  const rows = selected?.slice(start, start + state.size) ?? data?.items ?? [];
+  const total = selected?.length ?? data?.total ?? 0;
   const searched = state.q !== "" || Object.values(state.filters).some(Boolean);
 
   // The row in which somebody was may have gone, as that of a task that was ended: without this the focus would be lost.

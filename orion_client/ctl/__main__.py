@@ -1,0 +1,5 @@
+"""`python -m orion_client.ctl`."""
+
+from orion_client.ctl import main
+
+main()
