@@ -15,7 +15,7 @@ from orion_controller.api import lists, models
 from orion_controller.api.app import serve, tls_context
 from orion_controller.backend import ServiceError
 from orion_controller.store import StoreError
-from tests.controller.http_world import World, go, part
+from tests.controller.http_world import Time, World, go, part
 from tests.controller.pool_backend import PoolBackend
 
 MODELS = {kind.name: kind.model for kind in lists.KINDS}
@@ -199,8 +199,8 @@ def test_what_is_wrong_with_a_body_is_said(tmp_path):
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     async def body(w: World) -> None:
         host, port = w.url.removeprefix("http://").split(":")
-        targets = (b"/api/v1/nodes?q=\xff", b"/api/v1/nodes?\xed\xa0\x80=1", b"/api/v1/nodes/\xff", b"/api/v1/nodes/%FF",
-                   b"/\xff")  # fmt: skip
+        targets = (b"/api/v1/nodes?q=\xff", b"/api/v1/nodes?\xed\xa0\x80=1", b"/api/v1/nodes/\xff",
+                   b"/api/v1/nodes/%FF", b"/\xff")  # fmt: skip
         for target in targets:
             reader, writer = await asyncio.open_connection(host, int(port))
             head = b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + w.operator.encode()
@@ -347,6 +347,43 @@ def test_long_lists_are_kept_for_a_moment_and_a_change_is_seen_at_once():
         assert pool.calls.count("nodes") == 2
 
     asyncio.run(run())
+
+
+def test_a_list_that_was_made_during_a_change_is_not_kept(tmp_path):
+    class Slow(PoolBackend):
+        world: World | None = None
+        meanwhile = staticmethod(lambda: None)
+
+        def groups(self) -> list[models.Group]:
+            assert self.world is not None
+            self.world.clock.now_s += 0.1
+            found = super().groups()
+            self.meanwhile()
+            return found
+
+    pool = Slow(nodes=1)
+
+    async def body(w: World) -> None:
+        pool.world = w
+        assert len(await w.page("groups")) == 4
+        assert (await w.call("DELETE", "/api/v1/groups/alloc-000000")).status == 204
+        assert len(await w.page("groups")) == 3  # the change is seen at once
+
+    async def during() -> None:
+        pool.world = World("", pool, None, Time(), None, "", "")  # type: ignore[arg-type]
+        made = lists.Lists(pool, pool.world.clock)
+        pool.meanwhile = made.forget
+        for _ in range(2):
+            await made.all(lists.GROUPS)
+        assert pool.calls.count("groups") == 2
+        pool.meanwhile = lambda: None
+        for _ in range(2):
+            await made.all(lists.GROUPS)
+        assert pool.calls.count("groups") == 3
+
+    go(tmp_path, body, pool)
+    pool.calls.clear()
+    asyncio.run(during())
 
 
 class LargePool(PoolBackend):
