@@ -198,6 +198,10 @@ async def patch_node(call: Call) -> models.Node:
     return await call.context.backend.set_draining(call.path["name"], call.body.draining, call.user)
 
 
+async def forget_node(call: Call) -> None:
+    await call.context.backend.forget_node(call.path["name"], call.user)
+
+
 async def reserve(call: Call) -> models.Group:
     wish: models.Reserve = call.body
     if not is_name(wish.group) or not is_name(wish.node or "-"):
@@ -267,6 +271,8 @@ ROUTES: tuple[Route, ...] = (
             names={"id": "Id of the session."}),
     _change("PATCH", "/nodes/{name}", "Drain a server, or let it take vGPUs again", patch_node,
             body=models.PatchNode, answer=models.Node, errors=_ON_NODES, names=_NODE_NAME),
+    _change("DELETE", "/nodes/{name}", "Forget a server that is lost and will not come back", forget_node,
+            errors=(404, 409), names=_NODE_NAME),
     _change("POST", "/reservations", "Reserve vGPUs for a group that will come", reserve, body=models.Reserve,
             answer=models.Group, status=201, errors=(409,)),
     _change("PUT", "/limits/{group}", "Limit what a group may have together", put_limits, body=models.LimitsBody,

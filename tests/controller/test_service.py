@@ -223,9 +223,18 @@ def test_a_server_that_is_silent_is_lost_and_comes_back(tmp_path):
         other.link._timer.cancel()  # it hangs
         await pool.until(lambda: [n.state for n in pool.controller.nodes()] == ["lost"])
         assert isinstance(await pool.client().allocate(), wire.Error)
+        with pytest.raises(ServiceError, match="no node z"):
+            await pool.controller.forget_node("z", "ann")
         other.link._beat()
         await pool.joined("b")
+        with pytest.raises(ServiceError, match="is in the pool") as refusal:
+            await pool.controller.forget_node("b", "ann")
+        assert refusal.value.status == 409
         assert isinstance(await pool.client().allocate(), wire.Allocated)
+        other.link._timer.cancel()
+        await pool.until(lambda: [n.state for n in pool.controller.nodes()] == ["lost"])
+        await pool.controller.forget_node("b", "ann")
+        assert pool.controller.nodes() == []
 
     go(tmp_path, body, policies=QUICK)
 
