@@ -392,10 +392,20 @@ class Controller:
         of = [self.pool.allocations[group]] if group in self.pool.allocations else list(self.pool.allocations.values())
         if group and group not in self.pool.allocations:
             of = []
+        of = [allocation for allocation in of if not node or node in allocation.servers]
         return [v for allocation in of for v in views.vgpus_of(self.pool, allocation) if node in ("", v.node)]
 
     def groups(self) -> list[models.Group]:
         return [views.group(self.pool, allocation) for allocation in self.pool.allocations.values()]
+
+    def group_ids(self) -> list[str]:
+        """For who looks at groups one by one: a large pool must not hold up those who ask for vGPUs."""
+        return list(self.pool.allocations)
+
+    def group(self, group_id: str) -> models.Group | None:
+        """None: it has ended."""
+        allocation = self.pool.allocations.get(group_id)
+        return None if allocation is None else views.group(self.pool, allocation)
 
     def sessions(self, node: str = "", group: str = "") -> list[models.Session]:
         return [s for s in views.sessions(self.pool) if node in ("", s.node) and group in ("", s.group)]
