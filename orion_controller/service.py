@@ -36,7 +36,7 @@ CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 TICK_S = 0.25
 HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
 SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
-_MAX_TASKS = 4096
+_ANSWERS_AT_ONCE = 4096  # clients that wait for the store
 _Limits = tuple[int, int, Literal["", "hard", "elastic"]]  # MiB, percent, policy
 
 
@@ -86,6 +86,7 @@ class Controller:
         self._changing: weakref.WeakKeyDictionary[Allocation, asyncio.Lock] = weakref.WeakKeyDictionary()
         self._ticker: asyncio.TimerHandle | None = None
         self._observe_allocation = observe_allocation
+        self._answering = 0
 
     # ------------------------------------------------------------------------------------------------ life
 
@@ -251,7 +252,7 @@ class Controller:
             raise Refused(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
                           f"the client speaks wire {wish.wire[0]}.{wish.wire[1]}, this pool "
                           f"{WIRE_VERSION[0]}.{WIRE_VERSION[1]}", "install the same major release")  # fmt: skip
-        if len(self._tasks) >= _MAX_TASKS:
+        if self._answering >= _ANSWERS_AT_ONCE:
             raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller is overloaded", "try again in a second")
         now_s, wall_s = self._clock(), self._wall_clock()
         wish.key = ""
@@ -268,6 +269,7 @@ class Controller:
     async def _hand_out(self, envelope: Envelope, request_id: int, allocation: Allocation, began_s: float) -> None:
         """Tickets, once the store has the allocation."""
         assert self.link is not None
+        self._answering += 1
         try:
             await self._store.save(allocation.record)
         except StoreError as error:
@@ -276,6 +278,8 @@ class Controller:
             self._refuse(envelope, request_id, Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller's database does "
                          "not answer", "try again later; see the log of orion-controller"))  # fmt: skip
             return
+        finally:
+            self._answering -= 1
         if allocation.id not in self.pool.allocations or not self.is_leader:
             self._refuse(envelope, request_id, Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the allocation has ended "
                          "before it began", "try again"))  # fmt: skip

@@ -91,7 +91,7 @@ def allocation_reports(pool: Pool, allocation: Allocation) -> dict[tuple[str, in
     found: dict[tuple[str, int], list[wire.VgpuReport]] = {}
     for name in allocation.servers:
         server = pool.servers.get(name)
-        for report in server.vgpus.get(allocation.id, []) if server else []:
+        for report in server.vgpus.get(allocation.id, {}).values() if server else ():
             found.setdefault((name, report.ordinal), []).append(report)
     return found
 

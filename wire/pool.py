@@ -143,6 +143,8 @@ class Heartbeat(_Message, tag="heartbeat", kw_only=True):
     server: Name
     instance: Annotated[str, Meta(min_length=8, max_length=64)]
     gpus: Annotated[list[GpuReport], Meta(max_length=64)] = []
+    # Those that have changed; `is_whole`: all there are.
+    is_whole: bool = True
     vgpus: Annotated[list[VgpuReport], Meta(max_length=16384)] | None = None
     sessions: Annotated[list[SessionReport], Meta(max_length=16384)] | None = None
     draining: bool = False

@@ -47,7 +47,7 @@ def test_a_client_gets_tickets_that_its_servers_take_once(tmp_path):
         await pool.until(lambda: pool.controller.summary().sessions == 2)
         (seen,) = pool.controller.groups()
         assert (seen.state, seen.vgpus, seen.nodes) == ("active", 2, ["a", "b"])
-        assert [v.achieved_percent for v in pool.controller.vgpus()] == [30.0, 30.0]
+        await pool.until(lambda: [v.achieved_percent for v in pool.controller.vgpus()] == [30.0, 30.0])
         for server, session in zip(("a", "b"), sessions, strict=True):
             pool.servers[server].end(session)
         await pool.until(lambda: not pool.controller.groups())
