@@ -231,7 +231,8 @@ class Controller:
             self.link.send(envelope, wire.Unknown(id=said.id))
             return
         self.link.bind_server(said.server, envelope)
-        self.link.send(envelope, wire.HeartbeatOk(id=said.id, now_s=self._wall_clock()))
+        if said.asks:
+            self.link.send(envelope, wire.HeartbeatOk(id=said.id, now_s=self._wall_clock()))
         self._apply(out)
 
     def _leave(self, envelope: Envelope, said: wire.Leave) -> None:
