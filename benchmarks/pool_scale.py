@@ -83,8 +83,10 @@ def servers_process(address: str, first: int, count: int, pipe: Connection) -> N
             await asyncio.sleep(0.001)  # as on different machines: not all heartbeats at once
         loop = asyncio.get_running_loop()
         while (asked := await loop.run_in_executor(None, pipe.recv)) != "stop":
-            for server, ticket in asked:
+            for number, (server, ticket) in enumerate(asked):
                 servers[server].attach(ticket)
+                if number % 20 == 19:
+                    await asyncio.sleep(0)  # heartbeats go on
             pipe.send(len(asked))
         for server in servers.values():
             if server.link._timer is not None:

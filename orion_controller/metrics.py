@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
@@ -60,6 +60,7 @@ _GPU: tuple[tuple[str, str, str, Value], ...] = (
 class Lists(Protocol):
     """The part of api.lists.Lists that this needs."""
 
+    def groups(self) -> AsyncIterator[models.Group]: ...
     def vgpus(self) -> AsyncIterator[models.Vgpu]: ...
 
 
@@ -96,18 +97,21 @@ class Metrics:
         """`route`: as declared, not as asked for: there are few of them."""
         self._requests.labels(method, route, str(status)).inc()
 
-    async def report(self, backend: Backend, lists: Lists) -> AsyncIterator[bytes]:
+    async def report(self, backend: Backend, lists: Lists) -> AsyncGenerator[bytes]:
         """The text format, in parts. One report at a time; it gives way to others every few milliseconds."""
         async with self._report:
-            groups = backend.groups()
-            self._set_gauges(backend.summary(), groups)
+            owners: dict[str, str] = {}
+            reservations = 0
+            async for group in lists.groups():
+                owners[group.id] = _owner_labels(group)
+                reservations += group.state == "reserved"
+            self._set_gauges(backend.summary(), reservations)
             yield generate_latest(self._registry) + generate_latest(self._pool)
             gpus = [(_gpu_labels(gpu), gpu) for gpu in backend.gpus()]
             async for part in _families(_GPU, gpus):
                 yield part
             uuids = {(gpu.node, gpu.ordinal): gpu.uuid for _, gpu in gpus}
-            owners = {group.id: _owner_labels(group) for group in groups}
-            del gpus, groups
+            del gpus
             vgpus: list[tuple[str, models.Vgpu]] = []
             # A group that came meanwhile is in the next report.
             async for vgpu in lists.vgpus():
@@ -117,9 +121,9 @@ class Metrics:
             async for part in _families(_VGPU, vgpus):
                 yield part
 
-    def _set_gauges(self, summary: models.Summary, groups: Iterable[models.Group]) -> None:
+    def _set_gauges(self, summary: models.Summary, reservations: int) -> None:
         values = {
-            "leader": int(summary.leader), "reservations": sum(group.state == "reserved" for group in groups),
+            "leader": int(summary.leader), "reservations": reservations,
             "groups": summary.groups, "sessions": summary.sessions, "queue_length": summary.queue,
             "vgpus": summary.vgpus, "vgpus_free": summary.vgpus_free,
         }  # fmt: skip

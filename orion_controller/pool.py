@@ -75,7 +75,7 @@ class Server:
     heard_wall_s: float
     is_lost: bool = False
     gpus: dict[int, wire.GpuReport] = field(default_factory=dict)
-    vgpus: dict[str, list[wire.VgpuReport]] = field(default_factory=dict)  # by allocation
+    vgpus: dict[str, dict[str, wire.VgpuReport]] = field(default_factory=dict)  # by allocation and name
     sessions: dict[str, wire.SessionReport] = field(default_factory=dict)
 
     @property
@@ -216,9 +216,10 @@ class Pool:
         for report in said.gpus:
             server.gpus[report.ordinal] = report
         if said.vgpus is not None:
-            server.vgpus = {}
+            if said.is_whole:
+                server.vgpus = {}
             for vgpu in said.vgpus:
-                server.vgpus.setdefault(vgpu.allocation, []).append(vgpu)
+                server.vgpus.setdefault(vgpu.allocation, {})[vgpu.vgpu] = vgpu
         if said.draining != server.said.draining:
             server.said.draining = said.draining
             self.allocator.set_accepting(said.server, not (said.draining or said.server in self.draining))

@@ -10,6 +10,7 @@ import hmac
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -35,7 +36,8 @@ CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 TICK_S = 0.25
 HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
 SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
-_MAX_TASKS = 4096
+_ANSWERS_AT_ONCE = 4096  # clients that wait for the store
+_Limits = tuple[int, int, Literal["", "hard", "elastic"]]  # MiB, percent, policy
 
 
 class Leadership(Protocol):
@@ -81,8 +83,10 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: dict[int, tuple[Envelope, int, asyncio.TimerHandle]] = {}  # open questions of the queue
         self._served: dict[int, Allocation] = {}  # of clients that have not asked again yet
+        self._changing: weakref.WeakKeyDictionary[Allocation, asyncio.Lock] = weakref.WeakKeyDictionary()
         self._ticker: asyncio.TimerHandle | None = None
         self._observe_allocation = observe_allocation
+        self._answering = 0
 
     # ------------------------------------------------------------------------------------------------ life
 
@@ -227,7 +231,8 @@ class Controller:
             self.link.send(envelope, wire.Unknown(id=said.id))
             return
         self.link.bind_server(said.server, envelope)
-        self.link.send(envelope, wire.HeartbeatOk(id=said.id, now_s=self._wall_clock()))
+        if said.asks:
+            self.link.send(envelope, wire.HeartbeatOk(id=said.id, now_s=self._wall_clock()))
         self._apply(out)
 
     def _leave(self, envelope: Envelope, said: wire.Leave) -> None:
@@ -248,7 +253,7 @@ class Controller:
             raise Refused(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
                           f"the client speaks wire {wish.wire[0]}.{wish.wire[1]}, this pool "
                           f"{WIRE_VERSION[0]}.{WIRE_VERSION[1]}", "install the same major release")  # fmt: skip
-        if len(self._tasks) >= _MAX_TASKS:
+        if self._answering >= _ANSWERS_AT_ONCE:
             raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller is overloaded", "try again in a second")
         now_s, wall_s = self._clock(), self._wall_clock()
         wish.key = ""
@@ -265,6 +270,7 @@ class Controller:
     async def _hand_out(self, envelope: Envelope, request_id: int, allocation: Allocation, began_s: float) -> None:
         """Tickets, once the store has the allocation."""
         assert self.link is not None
+        self._answering += 1
         try:
             await self._store.save(allocation.record)
         except StoreError as error:
@@ -273,6 +279,8 @@ class Controller:
             self._refuse(envelope, request_id, Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller's database does "
                          "not answer", "try again later; see the log of orion-controller"))  # fmt: skip
             return
+        finally:
+            self._answering -= 1
         if allocation.id not in self.pool.allocations or not self.is_leader:
             self._refuse(envelope, request_id, Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the allocation has ended "
                          "before it began", "try again"))  # fmt: skip
@@ -394,10 +402,20 @@ class Controller:
         of = [self.pool.allocations[group]] if group in self.pool.allocations else list(self.pool.allocations.values())
         if group and group not in self.pool.allocations:
             of = []
+        of = [allocation for allocation in of if not node or node in allocation.servers]
         return [v for allocation in of for v in views.vgpus_of(self.pool, allocation) if node in ("", v.node)]
 
     def groups(self) -> list[models.Group]:
         return [views.group(self.pool, allocation) for allocation in self.pool.allocations.values()]
+
+    def group_ids(self) -> list[str]:
+        """For who looks at groups one by one: a large pool must not hold up those who ask for vGPUs."""
+        return list(self.pool.allocations)
+
+    def group(self, group_id: str) -> models.Group | None:
+        """None: it has ended."""
+        allocation = self.pool.allocations.get(group_id)
+        return None if allocation is None else views.group(self.pool, allocation)
 
     def sessions(self, node: str = "", group: str = "") -> list[models.Session]:
         return [s for s in views.sessions(self.pool) if node in ("", s.node) and group in ("", s.group)]
@@ -475,12 +493,20 @@ class Controller:
             raise _as_service_error(error) from error
 
     async def patch_group(self, group_id: str, change: models.PatchGroup, user: str) -> models.Group:
-        """Room first, then every server, then the record; what a server refuses is taken back everywhere."""
-        assert self.link is not None
+        """Room first, then every server, then the record; what a server refuses is taken back everywhere. Of two at
+        once each is whole, and the last one stays."""
         allocation = self._found(group_id)
+        async with self._changing.setdefault(allocation, asyncio.Lock()):
+            before, after = await self._resize(self._found(allocation.id), change)
+        self.note("info", "group.resized", allocation.id,
+                  f"{before[0]} -> {after[0]} MiB, {before[1]} -> {after[1]} %", user)  # fmt: skip
+        return views.group(self.pool, self._found(allocation.id))
+
+    async def _resize(self, allocation: Allocation, change: models.PatchGroup) -> tuple[_Limits, _Limits]:
+        assert self.link is not None
         record = allocation.record
-        before = (record.gmem_mib, record.ratio_percent, record.policy)
-        after = (
+        before: _Limits = (record.gmem_mib, record.ratio_percent, record.policy)
+        after: _Limits = (
             change.gmem_mib or record.gmem_mib,
             change.ratio_percent or record.ratio_percent,
             change.policy or record.policy,
@@ -498,17 +524,15 @@ class Controller:
                     ratio_policy=change.policy, shrink=change.shrink))  # fmt: skip
                 done.append(server)
         except AskError as error:
+            self._found(allocation.id)  # it has ended meanwhile: that is the answer
             await self._take_back(allocation, before, done)
             code = "below_usage" if "uses" in str(error) else "refused"
             raise ServiceError(409 if error.code else 504, code, str(error), error.hint) from error
+        self._found(allocation.id)
         await self._store.save(record)
-        self.note("info", "group.resized", allocation.id,
-                  f"{before[0]} -> {after[0]} MiB, {before[1]} -> {after[1]} %", user)  # fmt: skip
-        return views.group(self.pool, allocation)
+        return before, after
 
-    async def _take_back(
-        self, allocation: Allocation, before: tuple[int, int, Literal["", "hard", "elastic"]], done: list[str]
-    ) -> None:
+    async def _take_back(self, allocation: Allocation, before: _Limits, done: list[str]) -> None:
         assert self.link is not None
         record = allocation.record
         for server in done:
@@ -519,7 +543,11 @@ class Controller:
             except AskError as error:
                 log.error("%s keeps new limits for %s: %s", server, allocation.id, error)
         if allocation.id in self.pool.allocations:
-            self.pool.resize(allocation, before[0], before[1])
+            try:
+                self.pool.resize(allocation, before[0], before[1])
+            except Refused:  # others have the room by now: the accounts keep the larger one
+                log.error("%s keeps what it asked for in the accounts: its old size is taken", allocation.id)
+                return
         record.gmem_mib, record.ratio_percent, record.policy = before
 
     async def end_group(self, group_id: str, user: str) -> None:
@@ -550,6 +578,16 @@ class Controller:
                 return
         raise ServiceError(404, "not_found", f"there is no session {session_id}: it has ended or never was",
                            "orionctl get sessions")  # fmt: skip
+
+    async def forget_node(self, node: str, user: str) -> None:
+        """Takes a server off the list that is lost and will not come back."""
+        try:
+            self.pool.forget_server(node)
+        except Refused as error:
+            raise _as_service_error(error, otherwise=409) from error
+        self.pool.draining.discard(node)
+        await self._store.set_draining(node, False)
+        self.note("info", "node.forgotten", node, "is not expected any more", user)
 
     async def set_draining(self, node: str, draining: bool, user: str) -> models.Node:
         """No new vGPUs there, or new ones again; remembered over restarts of either side."""
@@ -604,9 +642,9 @@ def _is_key(wanted: str, told: str) -> bool:
     return not wanted or hmac.compare_digest(wanted.encode(), told.encode())
 
 
-def _as_service_error(error: Refused) -> ServiceError:
+def _as_service_error(error: Refused, otherwise: int = 422) -> ServiceError:
     if isinstance(error, Absent):
         return ServiceError(404, "not_found", str(error), error.hint)
     if isinstance(error, Later) or error.code in (2, CUDA_ERROR_DEVICE_UNAVAILABLE):
         return ServiceError(409, "no_room", str(error), error.hint)
-    return ServiceError(422, "refused", str(error), error.hint)
+    return ServiceError(otherwise, "refused", str(error), error.hint)

@@ -91,7 +91,7 @@ def allocation_reports(pool: Pool, allocation: Allocation) -> dict[tuple[str, in
     found: dict[tuple[str, int], list[wire.VgpuReport]] = {}
     for name in allocation.servers:
         server = pool.servers.get(name)
-        for report in server.vgpus.get(allocation.id, []) if server else []:
+        for report in server.vgpus.get(allocation.id, {}).values() if server else ():
             found.setdefault((name, report.ordinal), []).append(report)
     return found
 
@@ -122,6 +122,7 @@ def vgpus_of(pool: Pool, allocation: Allocation) -> Iterator[models.Vgpu]:
 
 def group(pool: Pool, allocation: Allocation) -> models.Group:
     record = allocation.record
+    servers = allocation.servers
     reports = [r for here in allocation_reports(pool, allocation).values() for r in here]
     policy = reports[0].ratio_policy if reports else record.policy or "hard"
     program = record.program
@@ -135,7 +136,7 @@ def group(pool: Pool, allocation: Allocation) -> models.Group:
         shared=record.shared,
         reserved=record.reserved,
         vgpus=len(record.places),
-        nodes=allocation.servers,
+        nodes=servers,
         gmem_mib=record.gmem_mib,
         ratio_percent=record.ratio_percent,
         policy=policy,

@@ -25,7 +25,8 @@ log = logging.getLogger("orion.pool")
 
 CUDA_ERROR_INVALID_VALUE = 1
 # A controller that has not answered for this long is not there: the next one is tried.
-SILENCE_S = 3.0
+SILENCE_S = 5.0
+ASK_S = 2.4  # with every third heartbeat
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[pool.ToServer] = msgspec.msgpack.Decoder(pool.ToServer)
 
@@ -166,7 +167,9 @@ class PoolLink:
         if not self._is_registered:
             self._send(self._offer.registration(request_id, self.instance))
             return
-        self._send(self._offer.heartbeat(request_id, self.instance, self._sessions_due))
+        message = self._offer.heartbeat(request_id, self.instance, self._sessions_due)
+        message.asks = self._sessions_due or self._clock() - self._heard_s > ASK_S
+        self._send(message)
         self._sessions_due = False
 
     def _send(self, message: pool.ToController) -> None:

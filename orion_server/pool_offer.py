@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -18,6 +20,8 @@ from orion_server.vgpus import Vgpus
 from wire import control, pool
 
 _ENDED_WITHIN_S = 4.0
+VGPUS_S = 1.9  # with every second heartbeat
+WHOLE_S = 20.0
 _EVERY_MS = 10_000  # a ratio that may be overcommitted has this much percent
 
 
@@ -32,7 +36,8 @@ class PoolOffer:
 
     def __init__(self, settings: Settings, name: str, address: str, device_kind: str, gpus: list[control.Device],
                  vgpus: Vgpus, reports: Reports, telemetry: Telemetry, sessions: dict[str, Session],
-                 set_draining: Callable[[bool], None], public_key: str = "") -> None:  # fmt: skip
+                 set_draining: Callable[[bool], None], public_key: str = "",
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
         self._settings = settings
         self._name = name
         self._address = settings.advertise or address
@@ -44,10 +49,14 @@ class PoolOffer:
         self._sessions = sessions
         self._set_draining = set_draining
         self._public_key = public_key
+        self._clock = clock
+        self._told: dict[str, pool.VgpuReport] = {}
+        self._told_at_s = self._whole_at_s = -math.inf
         self.draining = False
 
     def registration(self, request_id: int, instance: str) -> pool.Register:
         """All that the server offers and holds."""
+        self._whole_at_s = -math.inf
         return pool.Register(
             id=request_id,
             server=self._name,
@@ -69,13 +78,15 @@ class PoolOffer:
         )
 
     def heartbeat(self, request_id: int, instance: str, with_sessions: bool) -> pool.Heartbeat:
-        """What the GPUs and the vGPUs do now."""
+        """What the GPUs do now, and each VGPUS_S those vGPUs that do something else than when they were last told."""
+        vgpus, is_whole = self._changed_vgpus()
         return pool.Heartbeat(
             id=request_id,
             server=self._name,
             instance=instance,
             gpus=[self._gpu_report(index, gpu) for index, gpu in enumerate(self._gpus)],
-            vgpus=self._vgpu_reports(),
+            vgpus=vgpus,
+            is_whole=is_whole,
             sessions=self._session_reports() if with_sessions else None,
             draining=self.draining,
         )
@@ -92,6 +103,19 @@ class PoolOffer:
                 self._set_draining(asked.draining)
 
     # ------------------------------------------------------------------------------------------ inside
+
+    def _changed_vgpus(self) -> tuple[list[pool.VgpuReport] | None, bool]:
+        now_s = self._clock()
+        if now_s - self._told_at_s < VGPUS_S:
+            return None, False
+        self._told_at_s = now_s
+        is_whole = now_s - self._whole_at_s >= WHOLE_S
+        reports = {report.vgpu: report for report in self._vgpu_reports()}
+        told, self._told = self._told, reports
+        if is_whole:
+            self._whole_at_s = now_s
+            return list(reports.values()), True
+        return [report for name, report in reports.items() if told.get(name) != report], False
 
     def _gpu(self, gpu: control.Device) -> pool.PoolGpu:
         registry = self._vgpus.registry

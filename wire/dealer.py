@@ -54,7 +54,8 @@ class DealerSocket:
             self._socket.send(body, zmq.DONTWAIT)
         except zmq.ZMQError as error:
             log.debug("message to %s dropped: %s", self.address, error)
-        self._loop.call_soon(self._drain)
+        if not self._draining:  # a send may have used up the descriptor's edge
+            self._loop.call_soon(self._drain)
 
     def close(self) -> None:
         """After what is on its way, for a moment."""

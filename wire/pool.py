@@ -138,14 +138,18 @@ class Registered(_Message, tag="registered", kw_only=True):
 
 
 class Heartbeat(_Message, tag="heartbeat", kw_only=True):
-    """Each second, and at once when a session begins or ends. None: as last told."""
+    """Each second, and at once when a session begins or ends. None: as last told. Answered where it `asks`: each answer
+    of a controller costs it more than the question."""
 
     server: Name
     instance: Annotated[str, Meta(min_length=8, max_length=64)]
     gpus: Annotated[list[GpuReport], Meta(max_length=64)] = []
+    # Those that have changed; `is_whole`: all there are.
+    is_whole: bool = True
     vgpus: Annotated[list[VgpuReport], Meta(max_length=16384)] | None = None
     sessions: Annotated[list[SessionReport], Meta(max_length=16384)] | None = None
     draining: bool = False
+    asks: bool = True
 
 
 class HeartbeatOk(_Message, tag="heartbeat_ok", kw_only=True):

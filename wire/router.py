@@ -106,7 +106,8 @@ class ControlSocket:
             self._socket.send_multipart([*envelope.frames, body], zmq.DONTWAIT)
         except zmq.ZMQError as error:
             log.debug("answer dropped: %s", error)
-        self._loop.call_soon(self._drain)
+        if not self._draining:  # a send may have used up the descriptor's edge
+            self._loop.call_soon(self._drain)
 
     def close(self) -> None:
         """Closes the port after the answers that are on their way."""

@@ -147,6 +147,18 @@ def undrain(
     print(json.dumps({"node": row}) if as_json else printable(f"{row.get('name')}: {row.get('state')}"))
 
 
+def forget(
+    context: typer.Context,
+    node: Annotated[str, typer.Argument(metavar="NODE", autocompletion=names.complete_node)],
+) -> None:
+    """Takes a server off the list that is lost and will not come back."""
+    pool = pool_of(context)
+    with refusals():
+        row = names.one(pool, kinds.NODES, node)
+        pool.send("DELETE", f"nodes/{part(row['name'])}")
+    print(printable(f"{row.get('name')}: forgotten"))
+
+
 def _wait_empty(pool: PoolClient, row: Row, timeout_s: float) -> Row:
     """The node as it is when its last session has ended. PoolError when that takes too long, or it has gone."""
     name, most = row["name"], max(1, row.get("sessions") or 0)

@@ -55,15 +55,15 @@ def make_app(
     wall_clock: Callable[[], float] = time.time,
     secure_cookies: bool = False,
     session_ttl_s: float = SESSION_TTL_S,
-    follower_reads: bool = True,
+    follower_reads: bool = False,
     metrics: Metrics | None = None,
     metrics_open: bool = False,
     product_api: bool = True,
     product_api_open: bool = False,
     portal: Path = static.DIST,
 ) -> web.Application:
-    """`secure_cookies`: TLS is used, here or in front. `follower_reads`: a replica that does not lead answers reads
-    too; otherwise it sends them to the leader. `*_open`: those reads ask for no log-in."""
+    """`secure_cookies`: TLS is used, here or in front. `follower_reads`: a replica that does not lead knows the pool
+    too, and answers reads; otherwise it sends them to the leader. `*_open`: those reads ask for no log-in."""
     routes = all_routes(product_api)
     opened = {r for r in routes if product_api_open and r.tag == "product" and r.role == "viewer" and r.method == "GET"}
     opened |= {r for r in routes if metrics_open and r.path == "/metrics"}

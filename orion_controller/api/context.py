@@ -30,7 +30,7 @@ class Context:
     wall_clock: Callable[[], float] = time.time
     secure_cookies: bool = False
     session_ttl_s: float = SESSION_TTL_S
-    follower_reads: bool = True
+    follower_reads: bool = False
     metrics: Metrics = field(default_factory=Metrics)
     opened: frozenset[Route] = frozenset()
 

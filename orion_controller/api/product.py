@@ -15,7 +15,6 @@ from msgspec import Meta
 
 from orion_controller import __version__
 from orion_controller.api import models
-from orion_controller.api.lists import GROUPS
 from orion_controller.api.routes import Call, Route, clean
 from orion_controller.backend import ServiceError
 
@@ -97,8 +96,7 @@ async def service(call: Call) -> web.Response:
 
 async def _allocation(call: Call) -> models.Group:
     wanted = call.path["allocation"]
-    groups: list[models.Group] = await call.context.lists.all(GROUPS)
-    found = next((group for group in groups if group.id == wanted), None)
+    found = await call.context.lists.group(wanted)
     if found is None:
         raise ServiceError(404, "not_found", f"there is no allocation {clean(wanted)}: it has ended or never was")
     return found

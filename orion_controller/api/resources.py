@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+import logging
+from contextlib import aclosing
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -17,8 +19,10 @@ from orion_controller.backend import ServiceError
 from orion_controller.metrics import CONTENT_TYPE
 from orion_controller.store import AccountError
 
+log = logging.getLogger("orion.http")
 API = "/api/v1"
 REPORT_TIMEOUT_S = 60.0
+T = TypeVar("T")
 # Of a change that asks a node.
 _ON_NODES = (404, 409, 504)
 
@@ -56,14 +60,24 @@ async def document(call: Call) -> web.Response:
 
 
 async def metrics(call: Call) -> web.StreamResponse:
+    context = call.context
+    report = context.metrics.report(context.backend, context.lists)
     response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
     await response.prepare(call.request)
-    context = call.context
-    # Who reads slowly must not keep the next one waiting for ever.
-    async with asyncio.timeout(REPORT_TIMEOUT_S):
-        async for part in context.metrics.report(context.backend, context.lists):
-            await response.write(part)
-        await response.write_eof()
+    try:
+        # Who reads slowly must not keep the next one waiting for ever.
+        async with asyncio.timeout(REPORT_TIMEOUT_S), aclosing(report) as parts:
+            async for part in parts:
+                await response.write(part)
+            await response.write_eof()
+    except ConnectionError:
+        raise
+    except Exception as error:
+        # It has begun: another status is not possible any more, and half a report must not look like a whole one.
+        log.error("/metrics was cut short: %r", error)
+        if call.request.transport is not None:
+            call.request.transport.abort()
+        raise ConnectionResetError("cut short") from error
     return response
 
 
@@ -136,20 +150,20 @@ async def history(call: Call) -> models.History:
 
 async def node(call: Call) -> models.Node:
     _require_reads(call)
-    return await _find(call, lists.NODES, "name", call.path["name"])  # type: ignore[no-any-return]
+    name = call.path["name"]
+    nodes: list[models.Node] = await call.context.lists.all(lists.NODES)
+    return _found(next((node for node in nodes if node.name == name), None), "node", name)
 
 
 async def group(call: Call) -> models.Group:
     _require_reads(call)
-    return await _find(call, lists.GROUPS, "id", call.path["id"])  # type: ignore[no-any-return]
+    return _found(await call.context.lists.group(call.path["id"]), "group", call.path["id"])
 
 
-async def _find(call: Call, kind: Kind, field: str, wanted: str) -> Any:
-    for item in await call.context.lists.all(kind):
-        if getattr(item, field) == wanted:
-            return item
-    raise ServiceError(404, "not_found", f"there is no {kind.name[:-1]} {clean(wanted)}", f"GET {API}/{kind.name} "
-                       "lists what there is")  # fmt: skip
+def _found(item: T | None, what: str, wanted: str) -> T:
+    if item is None:
+        raise ServiceError(404, "not_found", f"there is no {what} {clean(wanted)}", f"GET {API}/{what}s lists them")
+    return item
 
 
 def _list(kind: Kind, summary: str, role: models.Role = "viewer", description: str = "") -> Route:
@@ -182,6 +196,10 @@ async def end_session(call: Call) -> None:
 
 async def patch_node(call: Call) -> models.Node:
     return await call.context.backend.set_draining(call.path["name"], call.body.draining, call.user)
+
+
+async def forget_node(call: Call) -> None:
+    await call.context.backend.forget_node(call.path["name"], call.user)
 
 
 async def reserve(call: Call) -> models.Group:
@@ -253,6 +271,8 @@ ROUTES: tuple[Route, ...] = (
             names={"id": "Id of the session."}),
     _change("PATCH", "/nodes/{name}", "Drain a server, or let it take vGPUs again", patch_node,
             body=models.PatchNode, answer=models.Node, errors=_ON_NODES, names=_NODE_NAME),
+    _change("DELETE", "/nodes/{name}", "Forget a server that is lost and will not come back", forget_node,
+            errors=(404, 409), names=_NODE_NAME),
     _change("POST", "/reservations", "Reserve vGPUs for a group that will come", reserve, body=models.Reserve,
             answer=models.Group, status=201, errors=(409,)),
     _change("PUT", "/limits/{group}", "Limit what a group may have together", put_limits, body=models.LimitsBody,

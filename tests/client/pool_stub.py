@@ -139,6 +139,11 @@ class StubBackend:
         self._nodes[node] = msgspec.structs.replace(self._nodes[node], sessions=0)
         self.note("warning", "session.ended", session_id, "ended", user)
 
+    async def forget_node(self, node: str, user: str) -> None:
+        if self._find(self._nodes, node, "node").state != "lost":
+            raise ServiceError(409, "refused", f"{node} is in the pool", "stop its orion-server first")
+        del self._nodes[node]
+
     async def set_draining(self, node: str, draining: bool, user: str) -> models.Node:
         found = self._find(self._nodes, node, "node")
         state: Literal["draining", "ready"] = "draining" if draining else "ready"

@@ -151,6 +151,8 @@ def test_drain_waits_until_the_node_is_empty(ctl: Ctl, pool: PoolServer, tmp_pat
     late = ctl("drain", "gpu2", "--wait", "--wait-timeout", "0.1")
     assert late.exit_code == 1 and "still has 1 session(s)" in late.stderr
     assert ctl("undrain", "gpu2").stdout == "gpu2: ready\n"
+    kept = ctl("forget", "gpu2")
+    assert kept.exit_code == 1 and "gpu2 is in the pool" in kept.stderr
     assert ctl("drain").exit_code == 2
 
 

@@ -100,7 +100,7 @@ async def world(folder: Path, backend: Backend | None = None, **options: Any) ->
     pool = PoolBackend(nodes=3) if backend is None else backend
     database = folder / "accounts.db"
     database.write_bytes(await asyncio.to_thread(_empty_database))
-    store = Store.open(f"sqlite:///{database}", migrate=False)
+    store = Store.open(f"sqlite:///{database}", migrate="new")
     clock = Time()
     accounts = Accounts(store, CHEAP, now_s=clock, clock=clock)
     runner = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from orion_controller.pool import Policies
 from orion_controller.service import Controller, Keys
 from orion_controller.store import Store
 from orion_server.pool_link import Command, CommandError, PoolLink
+from orion_server.pool_offer import VGPUS_S
 from tests.controller.simulated import SimulatedServer, wish
 from wire import pool as wire
 from wire.ticket import TicketError
@@ -40,6 +43,7 @@ class LinkedServer:
         self.key = key
         self.commands: list[Command] = []
         self.refuses: CommandError | None = None
+        self._told_at_s = -math.inf
         self.link = PoolLink(controller.split(","), simulated.name, self, context=context)
         self.link.instance = simulated.instance
         self.link.start()
@@ -53,6 +57,11 @@ class LinkedServer:
         said = self.simulated.heartbeat()
         said.id = request_id
         said.sessions = said.sessions if with_sessions else None
+        # As orion-server's, where every vGPU does something else all the time.
+        if time.monotonic() - self._told_at_s < VGPUS_S:
+            said.vgpus, said.is_whole = None, False
+        else:
+            self._told_at_s = time.monotonic()
         return said
 
     async def command(self, asked: Command) -> None:

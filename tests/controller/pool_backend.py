@@ -174,6 +174,14 @@ class PoolBackend:
             raise ServiceError(404, "not_found", f"there is no session {session_id}")
         self.note("warning", "session.end", session_id, "was told to end", user)
 
+    async def forget_node(self, node: str, user: str) -> None:
+        self._begin()
+        if node not in self.all_nodes:
+            raise ServiceError(404, "not_found", f"there is no node {node}")
+        if self.all_nodes[node].state != "lost":
+            raise ServiceError(409, "refused", f"{node} is in the pool", "stop its orion-server first")
+        del self.all_nodes[node]
+
     async def set_draining(self, node: str, draining: bool, user: str) -> models.Node:
         self._begin()
         if node not in self.all_nodes:

@@ -22,6 +22,7 @@ class SimulatedServer:
     sessions: dict[str, wire.SessionReport] = field(default_factory=dict)
     held: dict[str, wire.Held] = field(default_factory=dict)
     made: int = 0
+    reports: list[wire.VgpuReport] | None = None  # as last made, until something changes
 
     def register(self) -> wire.Register:
         offered = [
@@ -53,6 +54,11 @@ class SimulatedServer:
         )
 
     def vgpus(self) -> list[wire.VgpuReport]:
+        if self.reports is None:
+            self.reports = self._made_reports()
+        return self.reports
+
+    def _made_reports(self) -> list[wire.VgpuReport]:
         return [
             wire.VgpuReport(
                 vgpu=f"vgpu-{item.allocation}-{ordinal}",
@@ -74,6 +80,7 @@ class SimulatedServer:
     def attach(self, ticket: Ticket, pid: int = 1) -> str:
         """A client comes with its ticket; the session's name."""
         assert ticket.server == self.name
+        self.reports = None
         self.made += 1
         session = f"s-{self.name}-{self.made}"
         self.sessions[session] = wire.SessionReport(
@@ -102,6 +109,7 @@ class SimulatedServer:
         return session
 
     def end(self, session: str) -> None:
+        self.reports = None
         allocation = self.sessions.pop(session).allocation
         if all(s.allocation != allocation for s in self.sessions.values()):
             self.held.pop(allocation, None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
+import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from orion_controller.api import models
 from orion_controller.api.lists import Lists
 from orion_controller.metrics import Metrics
 from tests.controller.http_world import World, go
@@ -66,6 +68,27 @@ def test_the_pool_in_metrics(tmp_path):
         assert (await w.get("/metrics", token="")).status == 401
 
     go(tmp_path, body, metrics=metrics)
+
+
+def test_half_a_report_does_not_look_like_a_whole_one(tmp_path, caplog):
+    class Breaks(PoolBackend):
+        breaks = True
+
+        def vgpus(self, node: str = "", group: str = "") -> list[models.Vgpu]:
+            if self.breaks:
+                raise RuntimeError("no vGPUs")
+            return super().vgpus(node, group)
+
+    pool = Breaks(nodes=1)
+
+    async def body(w: World) -> None:
+        with pytest.raises(aiohttp.ClientError):
+            await w.get("/metrics")
+        pool.breaks = False
+        assert (await w.get("/metrics")).body.count(b"\norion_vgpu_launches_total{") == 4
+
+    go(tmp_path, body, pool)
+    assert "cut short" in caplog.text
 
 
 def test_metrics_can_be_open(tmp_path):

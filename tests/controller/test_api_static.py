@@ -62,7 +62,8 @@ def test_what_is_compressed_beside_a_file_is_used(tmp_path, dist):
 def test_nothing_else_is_served_or_listed(tmp_path, dist):
     async def body(w: World) -> None:
         for path in ("/assets/", "/assets", "/secret.txt", "/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt",
-                     "/assets/..%2f..%2fsecret.txt", "//etc/passwd", "/missing.js"):  # fmt: skip
+                     "/assets/..%2f..%2fsecret.txt", "//etc/passwd", "/missing.js",
+                     "/assets/made-A1b2C3d4.css.gz"):  # fmt: skip
             answer = await w.get(path, token="")
             assert answer.status in (400, 404) and b"secret" not in answer.body.replace(b"secret.txt", b""), path
         browser = {"Accept": "text/html"}

@@ -47,7 +47,7 @@ def test_a_client_gets_tickets_that_its_servers_take_once(tmp_path):
         await pool.until(lambda: pool.controller.summary().sessions == 2)
         (seen,) = pool.controller.groups()
         assert (seen.state, seen.vgpus, seen.nodes) == ("active", 2, ["a", "b"])
-        assert [v.achieved_percent for v in pool.controller.vgpus()] == [30.0, 30.0]
+        await pool.until(lambda: [v.achieved_percent for v in pool.controller.vgpus()] == [30.0, 30.0])
         for server, session in zip(("a", "b"), sessions, strict=True):
             pool.servers[server].end(session)
         await pool.until(lambda: not pool.controller.groups())
@@ -223,9 +223,18 @@ def test_a_server_that_is_silent_is_lost_and_comes_back(tmp_path):
         other.link._timer.cancel()  # it hangs
         await pool.until(lambda: [n.state for n in pool.controller.nodes()] == ["lost"])
         assert isinstance(await pool.client().allocate(), wire.Error)
+        with pytest.raises(ServiceError, match="no node z"):
+            await pool.controller.forget_node("z", "ann")
         other.link._beat()
         await pool.joined("b")
+        with pytest.raises(ServiceError, match="is in the pool") as refusal:
+            await pool.controller.forget_node("b", "ann")
+        assert refusal.value.status == 409
         assert isinstance(await pool.client().allocate(), wire.Allocated)
+        other.link._timer.cancel()
+        await pool.until(lambda: [n.state for n in pool.controller.nodes()] == ["lost"])
+        await pool.controller.forget_node("b", "ann")
+        assert pool.controller.nodes() == []
 
     go(tmp_path, body, policies=QUICK)
 
