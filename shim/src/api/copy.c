@@ -268,6 +268,29 @@ static CUresult submit_d2d(orion_stream* stream, orion_place destination, orion_
   return orion_stream_submit(stream, &op.op, sizeof op, NULL, 0);
 }
 
+typedef struct between {
+  orion_place destination, source;
+  uint64_t bytes;
+} between;
+
+static CUresult issue_between(orion_stream* stream, void* argument) {
+  const between* copy = argument;
+  return submit_d2d(stream, copy->destination, copy->source, copy->bytes);
+}
+
+/// Two devices of one server, in the order of all streams of both and of the stream's own context. The driver's call
+/// that the engine makes is ordered with one stream only.
+static CUresult copy_serialized(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes) {
+  orion_context* contexts[3] = {stream->context};
+  orion_context* const sides[2] = {destination.context, source.context};
+  uint32_t count = 1;
+  for (int i = 0; i < 2; i++)
+    if (sides[i] != contexts[0]) contexts[count++] = sides[i];
+  between copy = {destination, source, bytes};
+  bool issued = false;
+  return orion_context_serialize(contexts, count, issue_between, &copy, &issued);
+}
+
 /// The copy becomes a node of the stream's capture. Page-locked memory is read and written in place at each launch,
 /// other memory through the graph's own.
 static CUresult copy_captured(orion_stream* stream, orion_place destination, orion_place source, uint64_t bytes) {
@@ -337,7 +360,8 @@ CUresult orion_copy_serial(orion_stream* stream, orion_place destination, orion_
   }
   CUresult result;
   if (to_device && from_device) {
-    result = submit_d2d(stream, destination, source, bytes);
+    result = between_devices && serializes ? copy_serialized(stream, destination, source, bytes)
+                                           : submit_d2d(stream, destination, source, bytes);
     wait = wait && sees;
   } else if (to_device) {
     const bool in_place = source.pinned && source.context->session == stream->session;
@@ -361,7 +385,7 @@ static CUresult copy_unified(CUdeviceptr destination, CUdeviceptr source, size_t
   orion_place to, from;
   CUresult result = orion_place_device(destination, bytes, true, &to);
   if (result == CUDA_SUCCESS) result = orion_place_device(source, bytes, true, &from);
-  return result == CUDA_SUCCESS ? orion_copy(stream, to, from, bytes, wait) : result;
+  return result == CUDA_SUCCESS ? orion_copy_serial(stream, to, from, bytes, wait, wait) : result;
 }
 
 static CUresult copy_to_device(CUdeviceptr destination, const void* source, size_t bytes, CUstream handle, bool wait) {
@@ -433,7 +457,7 @@ ORION_API CUresult cuMemcpyDtoHAsync_v2(void* destination, CUdeviceptr source, s
 ORION_API CUresult cuMemcpyDtoD_v2(CUdeviceptr destination, CUdeviceptr source, size_t bytes) {
   ORION_COUNTED();
 
-  return copy_on_device(destination, source, bytes, NULL, false);
+  return copy_on_device(destination, source, bytes, NULL, true);
 }
 
 ORION_API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr destination, CUdeviceptr source, size_t bytes, CUstream stream) {
