@@ -33,7 +33,7 @@ CUDA_ERROR_SYSTEM_DRIVER_MISMATCH = 803
 CUDA_ERROR_NOT_PERMITTED = 800
 CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 
-TICK_S = 0.25
+TICK_S = 0.5
 HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
 SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
 _ANSWERS_AT_ONCE = 4096  # clients that wait for the store
