@@ -27,6 +27,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from orion_controller.daemon import collect_seldom
 from orion_controller.service import Controller
 from orion_controller.store import Store
 from tests.controller.linked import Leads, LinkedClient, LinkedServer
@@ -69,6 +70,7 @@ def controller_process(folder: str, pipe: Connection) -> None:
 
     import uvloop
 
+    collect_seldom()
     uvloop.run(serve())
 
 
