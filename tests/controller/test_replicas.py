@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.controller.conftest import PostgresServer
 from tests.controller.linked import LinkedClient, LinkedServer
 from tests.controller.simulated import SimulatedServer
 from wire import pool as wire
+from wire.ticket import TicketError
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 60.0
@@ -66,9 +68,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-async def until(condition: Any) -> None:
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
+        while not await condition():
             await asyncio.sleep(0.05)
 
 
@@ -88,39 +90,43 @@ def test_a_replica_takes_over_and_what_runs_goes_on(tmp_path: Path, postgres: Po
     async def body() -> None:
         servers = [LinkedServer(SimulatedServer(name, gpus=1), f"{second.zmq},{first.zmq}") for name in ("a", "b")]
         try:
-            token = first.log_in()
+            token = await asyncio.to_thread(first.log_in)
 
-            def nodes(replica: Replica) -> int:
-                """-1 while it sends its readers to a leader, who may be dead."""
-                status, summary, _ = replica.ask("/api/v1/summary", token)
-                return int(summary["nodes_ready"]) if status == 200 else -1
+            async def ask(replica: Replica, path: str, *arguments: Any) -> tuple[int, Any, Any]:
+                """Beside this loop, in which the servers live."""
+                return await asyncio.to_thread(replica.ask, path, token, *arguments)
 
-            await until(lambda: nodes(first) == 2)  # though the follower is first in the servers' lists
+            async def has(replica: Replica, what: str, count: int) -> bool:
+                """Not while it sends its readers to a leader, who may be dead."""
+                status, summary, _ = await ask(replica, "/api/v1/summary")
+                return status == 200 and summary[what] == count
+
+            await until(lambda: has(first, "nodes_ready", 2))  # though the follower is first in the servers' lists
             told = await asked(second.zmq)
             assert isinstance(told, wire.NotLeader) and told.leader == first.zmq
-            status, _, headers = second.ask("/api/v1/nodes/a", token, {"draining": True}, "PATCH")
+            status, _, headers = await ask(second, "/api/v1/nodes/a", {"draining": True}, "PATCH")
             assert status == 307 and headers["Location"].startswith(first.url)
             given = await asked(first.zmq, vgpu=2, ratio=80)
             for part in given.servers:
                 next(s for s in servers if s.simulated.name == part.server).attach(part.ticket)
-            await until(lambda: first.ask("/api/v1/summary", token)[1]["sessions"] == 2)
+            await until(lambda: has(first, "sessions", 2))
             promised = await asked(first.zmq, gmem_mib=1000, ratio=10)
 
             first.process.kill()
-            await until(lambda: nodes(second) == 2)
-            status, groups, _ = second.ask("/api/v1/groups", token)
+            await until(lambda: has(second, "nodes_ready", 2))
+            status, groups, _ = await ask(second, "/api/v1/groups")
             assert status == 200 and {g["id"] for g in groups["items"]} >= {given.allocation}
-            await until(lambda: second.ask("/api/v1/summary", token)[1]["sessions"] == 2)
+            await until(lambda: has(second, "sessions", 2))
             # What the dead one promised is promised still: its ticket is good, by the same secret.
             holder = next(s for s in servers if s.simulated.name == promised.servers[0].server)
             try:
                 holder.attach(promised.servers[0].ticket)
-            except Exception as error:
+            except TicketError as error:
                 assert "expired" in str(error)  # the take-over may have lasted longer than a ticket
             refused = await asked(second.zmq, ratio=90)
             assert isinstance(refused, wire.Error) and "room for 0" in refused.message
             assert isinstance(await asked(second.zmq, ratio=10), wire.Allocated)
-            status, node, _ = second.ask("/api/v1/nodes/a", token, {"draining": True}, "PATCH")
+            status, node, _ = await ask(second, "/api/v1/nodes/a", {"draining": True}, "PATCH")
             assert status == 200 and node["state"] == "draining"
         finally:
             for server in servers:
