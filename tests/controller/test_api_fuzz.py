@@ -109,5 +109,5 @@ def test_the_api_keeps_to_its_document(served):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_api_keeps_to_its_document_for_longer(served):
-    counts = fuzz(served, 100, [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-    assert counts["2xx"] > 1000 and counts["4xx"] > 1000
+    counts = fuzz(served, 40, [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+    assert counts["2xx"] > 400 and counts["4xx"] > 400
