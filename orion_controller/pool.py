@@ -34,7 +34,6 @@ from wire.ticket import Ticket
 CUDA_ERROR_INVALID_VALUE = 1
 CUDA_ERROR_OUT_OF_MEMORY = 2
 CUDA_ERROR_DEVICE_UNAVAILABLE = 46
-CUDA_ERROR_NO_DEVICE = 100
 
 ATTACH_WITHIN_S = 15.0  # from a ticket to its session
 EVERYBODY_ELSE = "*"  # limits of groups that have none of their own
@@ -166,7 +165,7 @@ class Pool:
             if record.expires_s is None or record.expires_s > wall_s:
                 self._absent[record.id] = record
 
-    def forget_absent(self, now_s: float, wall_s: float) -> list[AllocationRecord]:
+    def forget_absent(self) -> list[AllocationRecord]:
         """Stored allocations whose servers have not come in time; called once, some leases after the start."""
         gone = list(self._absent.values())
         self._absent.clear()

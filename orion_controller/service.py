@@ -142,7 +142,7 @@ class Controller:
         self._apply(self.pool.tick(now_s, wall_s))
         if self._settle_until_s is not None and now_s >= self._settle_until_s:
             self._settle_until_s = None
-            for record in self.pool.forget_absent(now_s, wall_s):
+            for record in self.pool.forget_absent():
                 self.note("warning", "group.ended", record.id, "its servers have not come back", "")
                 self._spawn(self._store.delete(record.id))
         if now_s >= self._sample_at_s:

@@ -23,7 +23,6 @@ from wire.dealer import DealerSocket
 
 log = logging.getLogger("orion.pool")
 
-CUDA_ERROR_INVALID_VALUE = 1
 # A controller that has not answered for this long is not there: the next one is tried.
 SILENCE_S = 5.0
 ASK_S = 2.4  # with every third heartbeat
@@ -100,7 +99,7 @@ class PoolLink:
             raise ticket.TicketError("this server has not reached its controller yet")
         now_s = time.time() + self._ahead_s
         found = ticket.verify(data, self._key, self.name, now_s)
-        self._spent = {mac: until_s for mac, until_s in self._spent.items() if until_s > now_s}
+        self._spent = {mac: until_s for mac, until_s in self._spent.items() if until_s >= now_s}
         mac = data[-ticket.MAC_BYTES :]
         if mac in self._spent and not found.shared:
             raise ticket.TicketError("the ticket has been used already")
@@ -235,6 +234,8 @@ class PoolLink:
         self._key = message.ticket_key
         self._ahead_s = message.now_s - time.time()
         self._heartbeat_s = min(max(message.heartbeat_s, 0.05), 10.0)
+        if message.draining:  # not the other way: the server itself may be about to stop
+            self._spawn(self._offer.command(pool.SetDraining(id=0, draining=True)))
         # A session may have begun or ended since the registration was written.
         self.changed()
 

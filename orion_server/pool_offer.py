@@ -22,7 +22,7 @@ from wire import control, pool
 _ENDED_WITHIN_S = 4.0
 VGPUS_S = 1.9  # with every second heartbeat
 WHOLE_S = 20.0
-_EVERY_MS = 10_000  # a ratio that may be overcommitted has this much percent
+_OVERCOMMITTED_PERCENT = 10_000  # a ratio that may be overcommitted has this much percent
 
 
 def uuid_text(uuid: bytes) -> str:
@@ -128,7 +128,7 @@ class PoolOffer:
             # Of a server without sessions. What idle vGPUs may leave to others counts too.
             capacity_mib=(registry.capacity_bytes(gpu.ordinal, workers=0) + registry.swap_bytes) // MIB,
             max_vgpus=count or 100,
-            ratio_percent=_EVERY_MS if registry.overcommit_ratio else 100,
+            ratio_percent=_OVERCOMMITTED_PERCENT if registry.overcommit_ratio else 100,
         )
 
     def _gpu_report(self, index: int, gpu: control.Device) -> pool.GpuReport:

@@ -1,26 +1,22 @@
-"""A DEALER socket on the event loop: an orion-server's connection to the controller of its pool.
-
-As router.py: a plain socket with its edge-triggered descriptor, drained to the end at each event and after each send.
-"""
+"""A DEALER socket on the event loop: an orion-server's connection to the controller of its pool."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 
 import zmq
 
 from wire import curve
+from wire.loop_socket import LoopSocket
 
 log = logging.getLogger("orion.dealer")
 
-_SAFETY_DRAIN_S = 0.25
 _AT_ONCE = 256
 _QUEUED_MESSAGES = 1024
 
 
-class DealerSocket:
+class DealerSocket(LoopSocket):
     """Connects at once and for ever; what is sent before there is a connection goes out with it."""
 
     def __init__(self, address: str, on_message: Callable[[bytes], None], max_message_bytes: int,
@@ -42,11 +38,7 @@ class DealerSocket:
         if server_key:
             curve.encrypt(self._socket, server_key)
         self._socket.connect(f"tcp://{address}")
-        self._loop = asyncio.get_running_loop()
-        self._fd = int(self._socket.getsockopt(zmq.FD))
-        self._loop.add_reader(self._fd, self._drain)
-        self._timer = self._loop.call_later(_SAFETY_DRAIN_S, self._tick)
-        self._draining = False
+        self._watch(self._socket, _AT_ONCE)
 
     def send(self, body: bytes) -> None:
         """Never waits; what a full queue does not take is lost, as if the network had lost it."""
@@ -54,35 +46,14 @@ class DealerSocket:
             self._socket.send(body, zmq.DONTWAIT)
         except zmq.ZMQError as error:
             log.debug("message to %s dropped: %s", self.address, error)
-        if not self._draining:  # a send may have used up the descriptor's edge
-            self._loop.call_soon(self._drain)
+        self._after_send()
 
     def close(self) -> None:
         """After what is on its way, for a moment."""
-        self._timer.cancel()
-        self._loop.remove_reader(self._fd)
-        self._socket.close()
+        self._unwatch()
         if self._is_own_context:
             self._context.term()
 
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(_SAFETY_DRAIN_S, self._tick)
-        self._drain()
-
-    def _drain(self) -> None:
-        if self._draining or self._socket.closed:
-            return
-        self._draining = True
-        try:
-            for _ in range(_AT_ONCE):
-                try:
-                    frames = self._socket.recv_multipart(zmq.DONTWAIT)
-                except zmq.Again:
-                    return
-                if len(frames) == 1:
-                    self._on_message(frames[0])
-                if self._socket.closed:
-                    return
-            self._loop.call_soon(self._drain)
-        finally:
-            self._draining = False
+    def _receive(self, frames: list[bytes]) -> None:
+        if len(frames) == 1:
+            self._on_message(frames[0])

@@ -72,7 +72,7 @@ class SessionReport(msgspec.Struct, array_like=True, kw_only=True):
     host: Text
     program: Text
     transport: Annotated[str, Meta(max_length=16)]
-    since_s: float
+    since_s: Annotated[float, Meta(ge=0, le=1e12)]
     group: Text = ""
 
 
@@ -86,7 +86,7 @@ class VgpuReport(msgspec.Struct, array_like=True, kw_only=True):
     used_mib: Mib
     ratio: Percent
     ratio_policy: RatioPolicy
-    achieved_percent: float  # of the GPU, over the last second
+    achieved_percent: Annotated[float, Meta(ge=0, le=1e6)]  # of the GPU, over the last second
     throttled_ms: Big
     launches: Big
     sessions: U31

@@ -1,22 +1,18 @@
-"""A ROUTER socket on the event loop: the control ports of orion-server and of orion-controller.
-
-A plain socket with its edge-triggered descriptor, drained to the end at each event and after each send; the asyncio
-wrapper of pyzmq costs ten times as much.
-"""
+"""A ROUTER socket on the event loop: the control ports of orion-server and of orion-controller."""
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import logging
 from collections.abc import Callable
 
 import zmq
 
+from wire.loop_socket import LoopSocket
+
 log = logging.getLogger("orion.control")
 
 MAX_MESSAGE_BYTES = 64 << 10
-_SAFETY_DRAIN_S = 0.25
 _QUEUED_MESSAGES = 256
 # Message rate of one connection: far above what a client needs (three messages a session), far below what would keep
 # the loop busy.
@@ -59,7 +55,7 @@ class Envelope:
         return self.frames[0]
 
 
-class ControlSocket:
+class ControlSocket(LoopSocket):
     """Receives bounded messages and hands them on; sends answers and never waits for a slow client."""
 
     def __init__(
@@ -93,11 +89,7 @@ class ControlSocket:
             raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
         endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.address = endpoint.removeprefix("tcp://")
-        self._loop = asyncio.get_running_loop()
-        self._fd = int(self._socket.getsockopt(zmq.FD))
-        self._loop.add_reader(self._fd, self._drain)
-        self._timer = self._loop.call_later(_SAFETY_DRAIN_S, self._tick)
-        self._draining = False
+        self._watch(self._socket, _QUEUED_MESSAGES)
         self.dropped = 0
 
     def send(self, envelope: Envelope, body: bytes) -> None:
@@ -106,34 +98,12 @@ class ControlSocket:
             self._socket.send_multipart([*envelope.frames, body], zmq.DONTWAIT)
         except zmq.ZMQError as error:
             log.debug("answer dropped: %s", error)
-        if not self._draining:  # a send may have used up the descriptor's edge
-            self._loop.call_soon(self._drain)
+        self._after_send()
 
     def close(self) -> None:
         """Closes the port after the answers that are on their way."""
-        self._timer.cancel()
-        self._loop.remove_reader(self._fd)
-        self._socket.close()
+        self._unwatch()
         self._context.term()
-
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(_SAFETY_DRAIN_S, self._tick)
-        self._drain()
-
-    def _drain(self) -> None:
-        if self._draining or self._socket.closed:
-            return
-        self._draining = True
-        try:
-            for _ in range(_QUEUED_MESSAGES):
-                try:
-                    frames = self._socket.recv_multipart(zmq.DONTWAIT)
-                except zmq.Again:
-                    return
-                self._receive(frames)
-            self._loop.call_soon(self._drain)  # other tasks first, then the rest
-        finally:
-            self._draining = False
 
     def _receive(self, frames: list[bytes]) -> None:
         # DEALER sends [body]; REQ sends ["", body].

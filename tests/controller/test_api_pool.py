@@ -6,9 +6,6 @@ import asyncio
 import re
 from pathlib import Path
 
-import pytest
-
-from orion_controller.api.static import DIST
 from tests.controller import http_world, linked
 
 
@@ -48,7 +45,6 @@ def test_a_program_is_seen_changed_and_ended(tmp_path):
     asyncio.run(run())
 
 
-@pytest.mark.skipif(not DIST.is_dir(), reason="the portal is not built")
 def test_the_portal_that_is_shipped_needs_nothing_that_is_not(tmp_path: Path):
     async def body(w: http_world.World) -> None:
         page = await w.get("/", token="")

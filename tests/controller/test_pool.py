@@ -277,7 +277,7 @@ def test_a_new_controller_learns_from_the_store_and_from_the_servers():
     assert {(g.node, g.ordinal): after.allocator.free(g.node, g.ordinal) for g in gpus(after)} == state
     assert after.allocations[running.id].session_count == running.session_count
     assert after.allocations[kept.id].state == "idle" and after.allocations[promised.id].state == "reserved"
-    assert after.forget_absent(500.0, 2.0) == []
+    assert after.forget_absent() == []
     assert summary(after, "c", True, "1", 0.0).nodes_draining == 1
     unknown = Pool()  # a store that was lost: what the servers hold is enough
     for server in servers.values():

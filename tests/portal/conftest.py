@@ -25,7 +25,7 @@ def browser() -> Iterator[Browser]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        pytest.skip("chromium is not installed: tools/setup.sh installs it")
+        pytest.fail("chromium is not installed: tools/setup.sh installs it")
     # Nothing may be asked of the network: not by the pages, and not by the browser for itself.
     arguments = [
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",

@@ -1,0 +1,37 @@
+// What the rest of the engine asks of net.c: the last part of internal.h, which includes it.
+#ifndef ORION_ENGINE_NET_CALLS_H
+#define ORION_ENGINE_NET_CALLS_H
+
+// ---- net.c (tcp only; e->net is NULL over shm)
+/// Receives and sends what can be without waiting. Returns whether anything moved.
+bool net_pump(orion_engine* e);
+/// Waits for frames, at most this long.
+void net_wait(orion_engine* e, uint64_t timeout_ns);
+void net_reply(orion_engine* e, uint32_t slot, int32_t result, uint64_t sequence, const void* payload, uint32_t bytes);
+void net_word(orion_engine* e, uint32_t word);
+/// A marker has been issued: its word is relayed when the GPU has written it, after the bytes of earlier copies out.
+void net_marker(orion_engine* e, uint32_t context, uint32_t word, uint64_t value);
+/// A copy into the arena was issued behind `track` value `value`.
+void net_copy_out(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value);
+/// The same for rows: `bytes` of each of `rows`, `pitch` apart, and `slices` of those, `slice_pitch` apart.
+void net_rows_out(orion_engine* e, const net_rows* rows, uint32_t track_index, uint64_t value);
+/// What work up to `value` of the track has changed in a coherent range.
+void net_publish(orion_engine* e, uint64_t offset, uint64_t bytes, uint32_t track_index, uint64_t value);
+/// True while copies out wait to be sent. The caller's reply then goes behind them with net_after_copies.
+bool net_copies_wait(const orion_engine* e);
+/// Sends copies out that are complete by now. False: the lane is full and one of them is left.
+bool net_copies_sent(orion_engine* e);
+/// The next reply is taken by the client when everything sent so far has arrived.
+void net_after_copies(orion_engine* e);
+/// Bytes that the CPU wrote into the arena and that the next reply speaks of.
+void net_bytes_out(orion_engine* e, uint64_t offset, uint64_t bytes);
+/// True while a marker or a copy is on its way to the client.
+bool net_busy(const orion_engine* e);
+/// From any thread: ends a net_wait.
+void net_wake(orion_engine* e);
+void net_close(orion_engine* e);
+void net_free(orion_engine* e);
+/// True when a frame's header agrees with its size.
+bool net_frame_ok(const uint8_t* data, size_t bytes, orion_frame* head);
+
+#endif
