@@ -1,7 +1,8 @@
-"""What sets workers apart from each other and from the server: a uid for each, and how strictly each is confined.
+"""What sets tenants' workers apart from each other and from the server: uids, and how strictly each is confined.
 
 A worker runs a tenant's kernels and reads a tenant's bytes. Where the server is root, each worker takes a uid and gid
-of its own before it touches the driver. What a worker does to itself is in orion_server/worker/confinement.py.
+that only workers of its tenant have (`WorkerPool` decides which), before it touches the driver. What a worker does to
+itself is in orion_server/worker/confinement.py.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Confinement:
 
 
 class WorkerUids:
-    """Uids that each serve one live worker at a time, whichever server of this host it belongs to.
+    """Uids that each serve live workers of one tenant at a time, whichever server of this host they belong to.
 
     The one that was free for the longest is given first: little that the system still keeps under it is left by then.
     """
@@ -90,6 +91,7 @@ class WorkerUids:
         free = [uid for uid in range(first, last + 1) if uid not in excluded]
         start = random.randrange(len(free)) if free else 0
         self._free = deque(free[start:] + free[:start])
+        self._workers: dict[int, int] = {}  # of each uid that this server has given
         self._lock_fd = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def take(self) -> int:
@@ -101,13 +103,24 @@ class WorkerUids:
             except OSError:  # another server's
                 self._free.append(uid)
                 continue
+            self._workers[uid] = 1
             return uid
         raise IsolationError(
             f"no uid is left for a worker: {self.first}-{self.last} are in use; name more with --worker-uids"
         )
 
+    def share(self, uid: int) -> None:
+        """Another worker of the same tenant gets a uid that a live one has."""
+        if uid not in self._workers:
+            raise IsolationError(f"no worker has uid {uid} any more")
+        self._workers[uid] += 1
+
     def release(self, uid: int) -> None:
-        """Its worker is dead."""
+        """One of its workers is dead."""
+        self._workers[uid] -= 1
+        if self._workers[uid]:
+            return
+        del self._workers[uid]
         fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, uid)
         self._free.append(uid)
 
@@ -123,11 +136,15 @@ class Isolation:
         self.uids = uids
         self.seccomp = seccomp
 
-    def take(self) -> Confinement:
-        """For a new worker; raises IsolationError."""
+    def take(self, uid: int = -1) -> Confinement:
+        """For a new worker: with a uid of its own, or with that of another live one; raises IsolationError."""
         if self.uids is None:
             return Confinement(seccomp=self.seccomp)
-        return Confinement(self.uids.take(), device_groups(), self.seccomp)
+        if uid < 0:
+            uid = self.uids.take()
+        else:
+            self.uids.share(uid)
+        return Confinement(uid, device_groups(), self.seccomp)
 
     def release(self, confinement: Confinement) -> None:
         """Its worker is dead, or was never started."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from orion_server.arbitration import Arbiter, ArbiterError
 from orion_server.image_cache import ImageCache
@@ -24,7 +24,13 @@ HOLD_S = 1.0
 
 
 class WorkerPool:
-    """Keeps `warm` workers ready and replaces those that are taken or die, all missing ones at a time."""
+    """Keeps `warm` workers ready and replaces those that are taken or die, all missing ones at a time.
+
+    Workers of one tenant have one uid, and no worker of another has it: the driver opens an event of another process
+    (cuIpcOpenEventHandle) only under the exporter's uid. A warm worker has a uid before its tenant is known, so a
+    tenant's second process at a time gets one that was started for it: where two or more are kept warm, one of them is
+    for whoever came last.
+    """
 
     def __init__(
         self,
@@ -53,6 +59,7 @@ class WorkerPool:
         self._failures = 0
         self._retry_at_s = 0.0
         self._taken_at_s = float("-inf")
+        self._last_owner: Hashable | None = None
         self._waiting = 0  # clients for whom no worker was ready
         self._driver_version = 0
         self._closing = False
@@ -73,18 +80,23 @@ class WorkerPool:
         self._filler = asyncio.create_task(self._fill())
         return worker
 
-    async def take(self, client_environment: Mapping[str, str]) -> WorkerProcess:
-        """A worker for one session: a warm one, or a cold one when its CUDA settings differ."""
+    async def take(self, client_environment: Mapping[str, str], owner: Hashable | None = None) -> WorkerProcess:
+        """A worker for one session of `owner`: a warm one, or a cold one when its CUDA settings differ or none of the
+        warm ones may be its."""
         if self._closing:
             raise WorkerError("the server is stopping")
         environment = needed_environment(client_environment, self._driver_version)
-        candidates = sorted(self._idle, key=lambda w: (w.state is not State.WARM, w.pid))
-        candidates = [w for w in candidates if w.state in (State.WARM, State.STARTING)]
+        uid = self._uid_of(owner)
+        candidates = [w for w in self._idle if w.state in (State.WARM, State.STARTING) and self._suits(w, owner, uid)]
+        candidates.sort(key=lambda w: (w.state is not State.WARM, w.owner is None, w.pid))
         if environment or not candidates:
-            worker = await self._spawn(environment)
+            if uid < 0 and owner is not None:  # those that wait for it shall not become useless
+                uid = next((w.uid for w in self._idle if w.owner == owner), -1)
+            worker = await self._spawn(environment, owner, uid)
         else:
             worker = candidates[0]
             self._idle.discard(worker)
+        worker.owner = self._last_owner = owner
         self._taken_at_s = self._clock()
         worker.was_warm = worker.state is State.WARM
         self._waiting += not worker.was_warm
@@ -112,7 +124,22 @@ class WorkerPool:
         if workers:
             await asyncio.wait([worker.dead for worker in workers])
 
-    async def _spawn(self, client_environment: Mapping[str, str]) -> WorkerProcess:
+    def _uid_of(self, owner: Hashable | None) -> int:
+        """The uid that workers of its processes have now; -1: none has one."""
+        if owner is None:
+            return -1
+        serving = (w for w in self.workers if w.owner == owner and w not in self._idle)
+        return next((w.uid for w in serving if w.state not in (State.ENDING, State.DEAD)), -1)
+
+    @staticmethod
+    def _suits(idle: WorkerProcess, owner: Hashable | None, uid: int) -> bool:
+        if uid >= 0:
+            return idle.uid == uid
+        return idle.owner is None or idle.owner == owner
+
+    async def _spawn(
+        self, client_environment: Mapping[str, str], owner: Hashable | None = None, uid: int = -1
+    ) -> WorkerProcess:
         try:
             worker = await WorkerProcess.spawn(
                 self._libcuda,
@@ -123,9 +150,11 @@ class WorkerPool:
                 self._arbiter,
                 self._isolation,
                 self.transport,
+                uid,
             )
         except (OSError, ArbiterError, IsolationError) as error:
             raise WorkerError(f"cannot start a worker: {error}") from error
+        worker.owner = owner
         self.workers.add(worker)
         watcher = asyncio.create_task(self._watch(worker))
         self._watchers.add(watcher)
@@ -155,13 +184,39 @@ class WorkerPool:
     async def _fill(self) -> None:
         while True:
             self._changed.clear()
+            self._retire()
             missing = self._warm - len(self._idle)
             delay_s = self._delay_s() if missing > 0 else None
             if delay_s == 0.0:
-                await asyncio.gather(*(self._add() for _ in range(missing)))
+                await asyncio.gather(*(self._add(owner, uid) for owner, uid in self._next_spares(missing)))
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), delay_s)
+
+    def _retire(self) -> None:
+        """Those that nobody could have: their tenant uses another uid, or has gone and is not the last who came."""
+        for worker in list(self._idle):
+            if worker.owner is None:
+                continue
+            uid = self._uid_of(worker.owner)
+            if uid not in (-1, worker.uid) or (uid < 0 and worker.owner != self._last_owner):
+                self._idle.discard(worker)
+                worker.stop("its tenant has gone")
+
+    def _next_spares(self, count: int) -> list[tuple[Hashable | None, int]]:
+        """For whom the next warm workers are, and with which uid."""
+        for_anybody = any(worker.owner is None for worker in self._idle)
+        for_last = any(worker.owner is not None and worker.owner == self._last_owner for worker in self._idle)
+        uid = self._uid_of(self._last_owner)
+        spares: list[tuple[Hashable | None, int]] = []
+        for _ in range(count):
+            if for_anybody and not for_last and uid >= 0:
+                spares.append((self._last_owner, uid))
+                for_last = True
+            else:
+                spares.append((None, -1))
+                for_anybody = True
+        return spares
 
     def _delay_s(self) -> float | None:
         """How long the missing workers have to wait; None: until something changes."""
@@ -173,9 +228,9 @@ class WorkerPool:
         ready = any(worker.state is State.WARM for worker in self._idle)
         return max(0.0, self._taken_at_s + (HOLD_S if ready else ATTACH_S) - now_s)
 
-    async def _add(self) -> None:
+    async def _add(self, owner: Hashable | None, uid: int) -> None:
         try:
-            worker = await self._spawn({})
+            worker = await self._spawn({}, owner, uid)
         except WorkerError as error:
             self._failed(str(error))
             return

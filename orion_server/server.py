@@ -309,7 +309,7 @@ class Server:
         try:
             slices = self._vgpus.admit(member, _wish_of_ticket(ticket) if ticket else _wish(request))
             began_s = time.monotonic()
-            worker = await self._pool.take(environment)
+            worker = await self._pool.take(environment, owner)
             stages = {"worker": _us_since(began_s)}
             self._vgpus.assign(member.session, worker.seat)
             return await self._prepare(worker, request, envelope, stages, member, slices)

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class WorkerProcess:
         self.client_environment = dict(client_environment)
         self.state = State.STARTING
         self.was_warm = False  # when its client came
+        self.owner: Hashable | None = None  # the one tenant that may have it; None: whoever comes
         self.hello: dict[str, Any] = {}
         self.reason = ""
         self._broken = ""
@@ -137,8 +138,10 @@ class WorkerProcess:
         arbiter: Arbiter,
         isolation: Isolation,
         transport: str = "shm",
+        uid: int = -1,
     ) -> WorkerProcess:
-        """Starts a worker; `ready` completes when its contexts are made. `transport`: what it prepares for."""
+        """Starts a worker; `ready` completes when its contexts are made. `transport`: what it prepares for; `uid`: that
+        of a live worker of the same tenant, or -1."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         desk, desk_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -146,7 +149,7 @@ class WorkerProcess:
         with theirs, desk_theirs, door_theirs, contextlib.ExitStack() as given, contextlib.ExitStack() as made:
             for end in (ours, desk, door):
                 made.callback(end.close)
-            confinement = isolation.take()
+            confinement = isolation.take(uid)
             made.callback(isolation.release, confinement)
             told_fd, log_fd = os.pipe2(os.O_CLOEXEC)
             made.callback(os.close, told_fd)
@@ -186,6 +189,11 @@ class WorkerProcess:
         protocol = worker._protocol
         await loop.create_connection(lambda: protocol, sock=ours)
         return worker
+
+    @property
+    def uid(self) -> int:
+        """Of the process, where it is not the server's: else -1."""
+        return self._confinement.uid
 
     async def request(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Sends a request and waits for its answer."""

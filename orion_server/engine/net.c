@@ -180,7 +180,35 @@ static bool send_list(orion_engine* e, copy_list* list) {
 
 static bool send_copies(orion_engine* e) { return send_list(e, &e->net->urgent) && send_list(e, &e->net->copies); }
 
+static bool is_error_word(uint32_t word) {
+  return (word >= ORION_WORD_CONTEXT_ERROR && word < ORION_WORD_NULL_STREAM) ||
+         (word >= ORION_WORD_THREAD_ERROR && word < ORION_WORD_STREAMS);
+}
+
+/// Tells errors before whatever ends a client's wait: who has waited for a copy that failed shall not believe that it
+/// has its bytes.
+static void queue_errors(orion_engine* e) {
+  struct orion_net* n = e->net;
+  while (n->changed_errors) {
+    orion_word_update told[RELAY_MAX];
+    uint32_t count = 0, kept = 0;
+    for (uint32_t i = 0; i < n->changed_count; i++) {
+      const uint32_t word = n->changed[i];
+      if (!is_error_word(word) || count == RELAY_MAX) {
+        n->changed[kept++] = word;
+        continue;
+      }
+      n->is_changed[word] = false;
+      told[count++] = (orion_word_update){word, atomic_load_explicit(&e->segment->words[word], memory_order_acquire)};
+    }
+    n->changed_count = kept;
+    n->changed_errors -= count;
+    net_queue_frame(e, ORION_FRAME_WORDS, 0, 0, 0, told, count * (uint32_t)sizeof *told);
+  }
+}
+
 void net_reply(orion_engine* e, uint32_t slot, int32_t result, uint64_t sequence, const void* payload, uint32_t bytes) {
+  queue_errors(e);
   net_queue_frame(e, ORION_FRAME_REPLY, sequence, slot, (uint64_t)(uint32_t)result, payload, bytes);
 }
 
@@ -246,6 +274,7 @@ void net_word(orion_engine* e, uint32_t word) {
   if (n->is_changed[word]) return;
   n->is_changed[word] = true;
   n->changed[n->changed_count++] = word;
+  n->changed_errors += is_error_word(word);
 }
 
 void net_marker(orion_engine* e, uint32_t context, uint32_t word, uint64_t value) {
@@ -272,6 +301,7 @@ bool net_busy(const orion_engine* e) {
 // Takes a snapshot of words that are due. Copies that are complete now stand before it.
 static void take_relay(orion_engine* e) {
   struct orion_net* n = e->net;
+  queue_errors(e);
   while (n->changed_count && n->relay_count < RELAY_MAX) {
     const uint32_t word = n->changed[--n->changed_count];
     n->is_changed[word] = false;

@@ -102,6 +102,7 @@ struct orion_net {
   uint32_t changed[ORION_WORDS];  // words that the CPU wrote
   bool is_changed[ORION_WORDS];
   uint32_t changed_count;
+  uint32_t changed_errors;             // of them, errors of threads and contexts
   orion_word_update relay[RELAY_MAX];  // snapshot that waits for the copies before it
   uint32_t relay_count;
   _Alignas(8) uint8_t op[ORION_OP_MAX_BYTES];

@@ -118,6 +118,7 @@ class Remote:
         self.thread.start()
         self.context = zmq.Context()
         self.words: dict[int, int] = {}
+        self.told: list[int] = []  # words and replies (-1), in the order in which a client takes them
         self.replies: dict[int, tuple[int, bytes]] = {}
         self.arena: dict[int, bytes] = {}
         self.runs: dict[int, bytes] = {}
@@ -245,9 +246,11 @@ class Remote:
                     if sequence > self.bulk_got:
                         break
                     for index, value in struct.iter_unpack("<QQ", message[32:]):
+                        self.told.append(index)
                         assert value >= self.words.get(index, 0), "a word went back"
                         self.words[index] = value
                 elif kind == REPLY:
+                    self.told.append(-1)
                     self.replies[sequence] = (ffi.cast("int32_t", b).__int__(), message[32:])
                 self.held.pop(0)
 

@@ -22,9 +22,11 @@ from session import (
     HOST_BASE,
     MIB,
     SLOT_BASE,
+    SLOT_BYTES,
     WORD_DYNAMIC,
     WORD_SESSION_ERROR,
     WORD_STREAMS,
+    WORD_THREAD_ERROR,
     lib,
     pack,
 )
@@ -82,6 +84,28 @@ def test_bytes_of_one_stream_precede_the_word_of_a_waiter() -> None:
             r.push("STREAM_WAIT_EVENT", stream=2, event=1)
             r.sync(2, round_)
             assert r.arena[MIB] == bytes([round_]) * MIB
+
+
+@isolated
+def test_an_error_precedes_the_word_and_the_reply_behind_it() -> None:
+    """Who waits for a copy that has failed must not take the word for its bytes."""
+    with Remote() as r:
+        a = opened(r)
+        r.push("STREAM_CREATE", stream=1, stream_flags=1)
+        r.sync(1, 1)
+        for round_ in range(1, 21):
+            # Words of the stream that are told at once, before and after the error: its word may stand anywhere.
+            for value, source in ((2 * round_, a), (2 * round_ + 1, SLOT_BASE + SLOT_BYTES // 2)):
+                r.push("COPY_D2H", stream=1, src=source, dst_off=0, size_bytes=1, thread=round_)
+                r.push("MARK", stream=1, word=WORD_STREAMS + 1, value=value)
+            r.wait_word(WORD_STREAMS + 1, 2 * round_ + 1)
+            last = len(r.told) - 1 - r.told[::-1].index(WORD_STREAMS + 1)
+            assert WORD_THREAD_ERROR + round_ in r.told[:last]
+        r.told.clear()
+        sequence = r.sequence + 1
+        r.push("COPY_D2H", stream=1, src=SLOT_BASE + SLOT_BYTES // 2, dst_off=0, size_bytes=1, thread=30)
+        r.call("EVENT_QUERY", event=99, wait=0)
+        assert r.told[: r.told.index(-1)].count(WORD_THREAD_ERROR + 30) == 1 and sequence in r.replies
 
 
 @isolated

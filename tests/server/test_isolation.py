@@ -145,7 +145,7 @@ def test_a_confined_process_keeps_only_the_groups_it_was_given() -> None:
     assert re.search(r"Max open files +(\d+) +\1 ", limits)
 
 
-def test_uids_are_of_one_live_worker_each(tmp_path: Path) -> None:
+def test_uids_are_of_one_tenants_live_workers(tmp_path: Path) -> None:
     uids = WorkerUids(70000, 70002, tmp_path / "lock", frozenset({70001}))
     first, second = uids.take(), uids.take()
     assert {first, second} == {70000, 70002}
@@ -160,7 +160,13 @@ def test_uids_are_of_one_live_worker_each(tmp_path: Path) -> None:
     command = [sys.executable, "-c", other, str(tmp_path / "lock")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert done.stdout.split() == ["70001", "none"]
+    uids.share(second)
     uids.release(second)
+    with pytest.raises(IsolationError):  # one of its two workers lives
+        uids.take()
+    uids.release(second)
+    with pytest.raises(IsolationError):
+        uids.share(second)
     uids.release(first)
     assert uids.take() == second  # the one that was free for longer
     uids.close()
@@ -233,9 +239,12 @@ def test_real_workers_have_uids_of_their_own(
         pids = wait_ready(server, 3, eventually)
         status = {pid: fields(pid) for pid in pids}
         uids = [told["Uid"][0] for told in status.values()]
-        assert len(set(uids)) == len(uids) and "0" not in uids
-        filters = sorted(told["Seccomp_filters"] for told in status.values())
-        assert filters == [["1"], ["1"], ["2"]]  # the session's has the second one
+        # Of the two that wait, one is for the next program of the same tenant.
+        assert len(set(uids)) == 2 and "0" not in uids
+        filters = {told["Uid"][0]: [] for told in status.values()}
+        for told in status.values():
+            filters[told["Uid"][0]] += told["Seccomp_filters"]
+        assert sorted(map(sorted, filters.values())) == [["1"], ["1", "2"]]  # the session's has the second one
         for pid, told in status.items():
             assert told["Uid"] == told["Gid"] == [told["Uid"][0]] * 4
             assert told["NoNewPrivs"] == ["1"] and int(told["CapEff"][0], 16) == 0 and told["Groups"] == []
@@ -245,6 +254,24 @@ def test_real_workers_have_uids_of_their_own(
             kinds = ("/memfd:orion-", "anon_inode:", "socket:", "/dev/null", "pipe:")
             assert [link for link in links if not link.startswith(kinds)] == []
             assert sum(link.startswith("pipe:") for link in links) == 1  # its log; no file and no terminal
+
+
+@needs_root
+def test_tenants_have_different_uids_and_a_tenants_programs_the_same(
+    connect: Callable[[str], RawClient], attach: Any, eventually: Callable[..., None]
+) -> None:
+    """The driver opens an event of another process only under the exporter's uid."""
+    with PrivateServer("softgpu", extra=("--warm", "2", "--require-isolation")) as server:
+        wait_ready(server, 2, eventually)
+        uids: dict[str, set[str]] = {"a": set(), "b": set()}
+        known: set[int] = set()
+        for group in ("a", "b", "a", "a", "b"):
+            assert connect(server.address).ask(attach(group=group)).session
+            serving = {pid for pid in worker_pids(server.process.pid) if fields(pid)["Seccomp_filters"] == ["2"]}
+            (mine,) = serving - known
+            known.add(mine)
+            uids[group] |= set(fields(mine)["Uid"])
+        assert len(uids["a"]) == len(uids["b"]) == 1 and uids["a"] != uids["b"]
 
 
 @needs_root

@@ -22,8 +22,9 @@ CLIENTS = 16
 class FakeWorker:
     """What a pool needs of a worker process. `becomes_warm` and `dies` say what it does."""
 
-    def __init__(self, environment: dict[str, str], pid: int) -> None:
-        self.environment, self.pid = environment, pid
+    def __init__(self, environment: dict[str, str], pid: int, uid: int) -> None:
+        self.environment, self.pid, self.uid = environment, pid, uid
+        self.owner: Any = None
         self.state = State.STARTING
         self.hello: dict[str, Any] = {}
         self.reason = ""
@@ -51,12 +52,14 @@ class FakeWorker:
 class Scene:
     """A pool, its clock, and every worker that it has made."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, warm: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, warm: int, uids: bool) -> None:
         self.now_s = 1000.0
         self.made: list[FakeWorker] = []
 
-        async def spawn(_libcuda: Any, _devices: Any, environment: dict[str, str], *_: Any) -> FakeWorker:
-            self.made.append(FakeWorker(dict(environment), len(self.made) + 1))
+        async def spawn(_libcuda: Any, _devices: Any, environment: dict[str, str], *others: Any) -> FakeWorker:
+            pid = len(self.made) + 1
+            told = others[-1]
+            self.made.append(FakeWorker(dict(environment), pid, told if told >= 0 else 1000 + pid if uids else -1))
             return self.made[-1]
 
         monkeypatch.setattr(pool_module.WorkerProcess, "spawn", spawn)
@@ -84,9 +87,9 @@ async def settle() -> None:
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Scene], Coroutine[Any, Any, None]]], None]:
-    def run(warm: int, act: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
+    def run(warm: int, act: Callable[[Scene], Coroutine[Any, Any, None]], uids: bool = False) -> None:
         async def whole() -> None:
-            made = Scene(monkeypatch, warm)
+            made = Scene(monkeypatch, warm, uids)
             await made.start()
             try:
                 await act(made)
@@ -173,6 +176,86 @@ def test_workers_that_do_not_start_are_tried_again_later(scene: Any) -> None:
         assert len(s.made) == 5
 
     scene(3, act)
+
+
+async def begin(s: Scene, owner: str) -> FakeWorker:
+    """A program that attaches; what starts for it becomes warm at once, and so does what follows."""
+    taking = asyncio.ensure_future(s.pool.take({}, owner))
+    await settle()
+    for worker in s.made:
+        if worker.state is State.STARTING:
+            worker.becomes_warm()
+    worker: Any = await taking
+    await s.passes(pool_module.HOLD_S)
+    for spare in s.made:
+        if spare.state is State.STARTING:
+            spare.becomes_warm()
+    await settle()
+    return worker
+
+
+def test_processes_of_a_tenant_have_one_uid_and_other_tenants_another(scene: Any) -> None:
+    async def act(s: Scene) -> None:
+        first = await begin(s, "a")
+        second = await begin(s, "a")
+        assert (first.uid, first.was_warm) == (second.uid, True)
+        assert second.was_warm  # the one that was made for it
+        other = await begin(s, "b")
+        assert other.was_warm and other.uid != first.uid
+        third = await begin(s, "a")
+        assert third.uid == first.uid
+        with_settings: Any = asyncio.ensure_future(s.pool.take({"CUDA_MODULE_LOADING": "EAGER"}, "b"))
+        await settle()
+        s.made[-1].becomes_warm()
+        assert (await with_settings).uid == other.uid
+        by_tenant: dict[str, set[int]] = {"a": set(), "b": set()}
+        for worker in s.made:
+            if worker.owner is not None:
+                by_tenant[worker.owner].add(worker.uid)
+        assert all(len(uids) == 1 for uids in by_tenant.values()) and by_tenant["a"] != by_tenant["b"]
+
+    scene(2, act, uids=True)
+
+
+def test_two_processes_of_a_tenant_that_come_at_once_have_one_uid(scene: Any) -> None:
+    async def act(s: Scene) -> None:
+        s.made[1].becomes_warm()
+        both = [asyncio.ensure_future(s.pool.take({}, "a")) for _ in range(2)]
+        await settle()
+        s.made[-1].becomes_warm()
+        first, second = [await taking for taking in both]
+        assert first is not second and first.uid == second.uid
+
+    scene(2, act, uids=True)
+
+
+def test_who_starts_program_after_program_finds_a_warm_worker(scene: Any) -> None:
+    async def act(s: Scene) -> None:
+        for _ in range(5):
+            worker = await begin(s, "a")
+            assert worker.was_warm
+            made = len(s.made)
+            worker.dies()
+            await s.passes(0.0)
+        assert len(s.made) == made  # one for each program, no more
+        await begin(s, "b")
+        await s.passes(pool_module.HOLD_S)
+        # What had been made for `a` is in nobody's way.
+        assert [w.owner for w in s.made if w.state is not State.DEAD and w.owner == "a"] == []
+
+    scene(2, act, uids=True)
+
+
+def test_what_waits_for_a_tenant_is_not_anothers(scene: Any) -> None:
+    async def act(s: Scene) -> None:
+        first = await begin(s, "a")
+        await begin(s, "a")
+        spares = [w for w in s.made if w.state is State.WARM]
+        assert {w.owner for w in spares} == {None, "a"}
+        others = [await begin(s, "b"), await begin(s, "c")]
+        assert first.uid not in {w.uid for w in others}
+
+    scene(2, act, uids=True)
 
 
 def test_sixteen_clients_at_once_get_a_worker_each(connect: Any, attach: Any) -> None:
