@@ -37,7 +37,7 @@ static uint64_t earned_ns(const policy_slice* c, bool is_active, shares sums, ui
   if (!is_active) return passed_ns * c->ratio_percent / 100;
   if (sums.all > 100) return passed_ns * c->ratio_percent / sums.all;
   const uint64_t own_ns = passed_ns * c->ratio_percent / 100;
-  if (!c->is_elastic) return own_ns;
+  if (!c->is_elastic || !sums.elastic) return own_ns;
   return own_ns + passed_ns * (100 - sums.all) / 100 * c->ratio_percent / sums.elastic;
 }
 
@@ -64,16 +64,17 @@ static int64_t unmeasured(const policy* p, uint32_t slice) {
   return most_ns < (uint64_t)POLICY_ACCOUNT_MAX_NS ? (int64_t)most_ns : POLICY_ACCOUNT_MAX_NS;
 }
 
-/// The account after some time. What an idle slice has above the burst it loses; an active one keeps what it has and
-/// stops earning at its bound.
-static int64_t grown(const policy_slice* c, bool is_active, int64_t earned, int64_t open_ns) {
+/// The account after some time; `rate`: what an active slice earns in a million. What an idle slice has above the burst
+/// it loses; an active one keeps what it has and stops earning at its bound.
+static int64_t grown(const policy_slice* c, bool is_active, uint64_t rate, int64_t earned, int64_t open_ns) {
   if (!is_active) return bounded(c->credit_ns + earned, INT64_MIN, POLICY_BURST_NS);
-  const int64_t most_ns = POLICY_BURST_NS + POLICY_SAVED_NS * c->ratio_percent / 100 + open_ns;
+  const int64_t most_ns = POLICY_BURST_NS + POLICY_SAVED_NS / 1000000 * (int64_t)rate + open_ns;
   if (c->credit_ns >= most_ns) return c->credit_ns;
   return bounded(c->credit_ns + earned, INT64_MIN, most_ns);
 }
 
 static bool others_want(const policy* p, uint32_t seat);
+static uint32_t next_seat(const policy* p, uint32_t slice);
 static bool blocks(const policy* p, const policy_seat* s);
 
 /// All that has come about since the last call, by time alone.
@@ -93,7 +94,8 @@ static void pass_time(policy* p, uint64_t now_ns) {
     if (!c->is_used) continue;
     const bool is_active = slice_is_active(p, i);
     const int64_t open_ns = in_flight(p, i) + unmeasured(p, i);
-    c->credit_ns = grown(c, is_active, (int64_t)earned_ns(c, is_active, sums, passed_ns), open_ns);
+    c->credit_ns = grown(c, is_active, earned_ns(c, true, sums, 1000000),
+                         (int64_t)earned_ns(c, is_active, sums, passed_ns), open_ns);
   }
 }
 
@@ -133,6 +135,17 @@ static bool others_want(const policy* p, uint32_t seat) {
   return false;
 }
 
+/// Whether another slice that was idle waits with credit: it goes first, also in the middle of a turn. What that costs
+/// is its own: its account is charged for the time for which its turn keeps the GPU.
+static bool another_has_woken(const policy* p, uint32_t slice) {
+  for (uint32_t i = 0; i < p->slice_count; i++) {
+    const policy_slice* c = &p->slices[i];
+    if (i != slice && c->is_used && c->has_woken && available(p, i) > 0 && next_seat(p, i) != POLICY_SEATS_MAX)
+      return true;
+  }
+  return false;
+}
+
 /// Whether other slices have work at all, with or without credit.
 static bool is_alone(const policy* p, uint32_t slice) {
   for (uint32_t i = 0; i < p->seat_count; i++) {
@@ -142,9 +155,9 @@ static bool is_alone(const policy* p, uint32_t slice) {
   return true;
 }
 
-/// a/b > c/d without division: credits of seconds times percents fit.
-static bool is_better(int64_t credit_ns, uint32_t ratio, int64_t than_ns, uint32_t than_ratio) {
-  return credit_ns * (int64_t)than_ratio > than_ns * (int64_t)ratio;
+/// a/b > c/d without division: credits of seconds times microseconds of a second fit.
+static bool is_better(int64_t credit_ns, uint64_t rate, int64_t than_ns, uint64_t than_rate) {
+  return credit_ns * (int64_t)than_rate > than_ns * (int64_t)rate;
 }
 
 static uint32_t next_seat(const policy* p, uint32_t slice) {
@@ -156,30 +169,37 @@ static uint32_t next_seat(const policy* p, uint32_t slice) {
   return POLICY_SEATS_MAX;
 }
 
-/// The slice whose turn it is: the highest credit for its ratio among those that have credit; where none has, among the
-/// elastic ones. POLICY_SLICES_MAX: none.
+/// The slice whose turn it is: one that was idle and has credit; else the highest credit for what it earns among those
+/// that have credit; where none has, among the elastic ones. POLICY_SLICES_MAX: none.
 static uint32_t next_slice(const policy* p) {
   uint32_t best = POLICY_SLICES_MAX;
-  bool best_earned = false;
+  bool best_earned = false, best_first = false;
+  const shares sums = shares_of(p);
+  uint64_t best_rate = 0;
   int64_t best_ns = 0;
   for (uint32_t i = 0; i < p->slice_count; i++) {
     const policy_slice* c = &p->slices[i];
     if (!c->is_used || next_seat(p, i) == POLICY_SEATS_MAX) continue;
     const int64_t ns = available(p, i);
-    const bool earned = ns > 0;
+    const bool earned = ns > 0, first = earned && c->has_woken;
     if (!earned && !c->is_elastic) continue;
+    const uint64_t rate = earned_ns(c, true, sums, 1000000);
     if (best != POLICY_SLICES_MAX) {
       const policy_slice* b = &p->slices[best];
-      if (best_earned != earned) {
+      if (best_first != first) {
+        if (best_first) continue;
+      } else if (best_earned != earned) {
         if (best_earned) continue;
-      } else if (is_better(best_ns, b->ratio_percent, ns, c->ratio_percent)) {
+      } else if (is_better(best_ns, best_rate, ns, rate)) {
         continue;
-      } else if (!is_better(ns, c->ratio_percent, best_ns, b->ratio_percent) && b->last_turn <= c->last_turn) {
+      } else if (!is_better(ns, rate, best_ns, best_rate) && b->last_turn <= c->last_turn) {
         continue;
       }
     }
     best = i;
     best_earned = earned;
+    best_first = first;
+    best_rate = rate;
     best_ns = ns;
   }
   return best;
@@ -191,10 +211,13 @@ static bool is_unlimited(const policy* p, uint32_t slice) {
   return (c->ratio_percent == 100 || c->is_elastic) && is_alone(p, slice);
 }
 
+static uint64_t step_ns(const policy* p) { return p->turn_ns < POLICY_STEP_NS ? p->turn_ns : POLICY_STEP_NS; }
+
 static void give(policy* p, uint32_t seat) {
   policy_seat* s = &p->seats[seat];
   policy_slice* c = &p->slices[s->slice];
-  s->budget_ns = is_unlimited(p, s->slice) ? POLICY_NO_LIMIT : p->turn_ns;
+  const uint64_t budget_ns = is_alone(p, s->slice) ? step_ns(p) : p->turn_ns;
+  s->budget_ns = is_unlimited(p, s->slice) ? POLICY_NO_LIMIT : budget_ns;
   s->grant = ++p->last_grant;
   s->holds = true;
   s->is_ending = false;
@@ -202,6 +225,7 @@ static void give(policy* p, uint32_t seat) {
   s->recalled_at_ns = 0;
   s->spent_before_ns = s->spent_ns;
   s->contended_ns = 0;
+  c->has_woken = false;
   c->last_seat = seat;
   c->last_turn = s->grant;
   c->turns++;
@@ -243,8 +267,14 @@ static uint64_t keep_or_end(policy* p, uint32_t seat) {
       return p->now_ns + POLICY_BUCKET_NS;
     }
     const uint64_t used_ns = s->spent_ns - s->spent_before_ns + s->in_flight_ns;
-    if (available(p, s->slice) > 0 && used_ns + p->turn_ns / 2 >= s->budget_ns) s->budget_ns += p->turn_ns;
+    if (available(p, s->slice) > 0 && used_ns + step_ns(p) / 2 >= s->budget_ns) s->budget_ns += step_ns(p);
     return POLICY_NEVER;  // the worker rings before its budget is used up
+  }
+  if (another_has_woken(p, s->slice)) {
+    const uint64_t least_ns = s->granted_at_ns + POLICY_LEAST_TURN_NS;
+    if (least_ns > p->now_ns) return least_ns;
+    recall(p, s);
+    return p->now_ns + POLICY_OVERRUN_NS;
   }
   const uint64_t until_ns = s->granted_at_ns + p->turn_ns;
   if (s->contended_ns < p->turn_ns && until_ns + POLICY_OVERRUN_NS > p->now_ns) {
@@ -312,6 +342,7 @@ void policy_tell(policy* p, uint32_t seat, const policy_report* r, uint64_t now_
   if (spent_ns) s->measured_at_ns = p->now_ns;
   s->in_flight_ns = r->in_flight_ns < most_ns ? r->in_flight_ns : most_ns;
   if (spent_ns) charge(&p->slices[s->slice], spent_ns, 0, now_ns);
+  if (r->wants && !s->wants && !slice_is_active(p, s->slice)) p->slices[s->slice].has_woken = true;
   s->wants = r->wants;
   if (!s->holds) return;
   s->is_ending |= r->ending == s->grant;

@@ -19,17 +19,20 @@
 #define POLICY_NO_LIMIT UINT64_MAX
 #define POLICY_NEVER UINT64_MAX
 
-#define POLICY_TURN_NS 5000000ull           // of one turn, where others wait
+#define POLICY_TURN_NS 12000000ull          // of one turn, where others wait
+#define POLICY_STEP_NS 5000000ull           // of the budget, where nobody does: so far may it go into debt
+#define POLICY_LEAST_TURN_NS 1000000ull     // of one that ends early for a slice that was idle
 #define POLICY_BURST_NS 5000000ll           // what an idle slice may have earned in advance
 #define POLICY_OVERRUN_NS 10000000ull       // after this long past its end a turn no longer keeps others from theirs
-#define POLICY_SAVED_NS 40000000ll          // times its ratio: what an active slice may earn beyond burst and in flight
+#define POLICY_SAVED_NS 40000000ll          // times its share: what an active slice may earn beyond burst and in flight
 #define POLICY_ACCOUNT_MAX_NS 4000000000ll  // neither credit nor debt of an account matters for longer
-#define POLICY_ELASTIC_DEBT_NS 5000000ll    // idle time that was used on top leaves no more debt than this
+#define POLICY_ELASTIC_DEBT_NS 24000000ll   // idle time that was used on top leaves no more debt than this
 #define POLICY_BUCKET_NS 100000000ull
 #define POLICY_BUCKETS 101u  // 10 s of whole buckets, and the one that is being filled
 
 typedef struct policy_slice {
   bool is_used, is_elastic;
+  bool has_woken;  // it had no work, and now waits for its first turn
   uint32_t ratio_percent;
   int64_t credit_ns;
   uint32_t last_seat;  // that had a turn: the next one is another's

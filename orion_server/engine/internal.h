@@ -224,6 +224,7 @@ typedef struct turn {
   uint64_t returned, ending;
   uint64_t spent_ns, in_flight_ns, throttled_ns, works, cold_works;
   uint64_t admitted_ns;      // of this grant: measured, and by estimate what is not measured yet
+  uint64_t ran_since_ns;     // when the oldest of what is in flight began, as far as is known
   uint64_t idle_since_ns;    // nothing of it runs or waits; 0: something does
   uint64_t waited_since_ns;  // up to when waiting has been counted; 0: nothing waits
   uint32_t wait_epoch;       // == epoch: an operation waits for this turn
@@ -238,6 +239,10 @@ typedef struct turns_state {
   bool is_on;  // some device is limited
   struct meter* meter;
   struct interval* sample;  // around the operation that is being issued, for its estimate; NULL: none
+  // What the meter knows of the operation that was looked at last: it is admitted and issued in one go.
+  const orion_op* looked_at;  // NULL: none
+  uint64_t identity, estimate_ns;
+  uint32_t key;
 } turns_state;
 
 /// Where the memory of one device of the session is, or is going (swap.c).

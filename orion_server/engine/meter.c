@@ -94,11 +94,11 @@ static uint64_t identity_of(const orion_op* op) {
     case ORION_OP_LAUNCH:
     case ORION_OP_LAUNCH_EX: {
       const orion_op_launch* o = (const orion_op_launch*)op;  // both begin alike
-      hash = mix(hash, o->function);
-      hash = mix(hash, (uint64_t)o->grid_x << 32 | o->grid_y);
-      hash = mix(hash, (uint64_t)o->grid_z << 32 | o->block_x);
-      hash = mix(hash, (uint64_t)o->block_y << 32 | o->block_z);
-      hash = mix(hash, o->dynamic_shared_bytes);
+      // Odd numbers, so that no two shapes that differ in one field are one.
+      const uint64_t grid = o->grid_x + o->grid_y * 0x9e3779b97f4a7c15ull + o->grid_z * 0xc2b2ae3d27d4eb4full;
+      const uint64_t block = o->block_x + o->block_y * 0x9e3779b97f4a7c15ull + o->block_z * 0xc2b2ae3d27d4eb4full +
+                             o->dynamic_shared_bytes * 0x165667b19e3779f9ull;
+      hash = mix(mix(hash, grid ^ (uint64_t)o->function << 40), block);
       break;
     }
     case ORION_OP_GRAPH_LAUNCH:
@@ -122,19 +122,23 @@ static uint64_t identity_of(const orion_op* op) {
   return hash ? hash : 1;
 }
 
-uint64_t meter_estimate(const orion_engine* e, const orion_op* op, uint32_t* key) {
+void meter_look(orion_engine* e, const orion_op* op) {
+  turns_state* t = &e->turns;
+  if (t->looked_at == op) return;
   const uint64_t identity = identity_of(op);
   const struct meter* m = e->turns.meter;
   const uint32_t first = (uint32_t)(identity % ESTIMATES), second = first ^ 1u;
   if (m->estimates[first].identity == identity) {
-    *key = first;
+    t->key = first;
   } else if (m->estimates[second].identity == identity || m->estimates[first].count > m->estimates[second].count) {
-    *key = second;
+    t->key = second;
   } else {
-    *key = first;
+    t->key = first;
   }
-  const estimate* s = &m->estimates[*key];
-  return s->identity == identity && s->count ? (uint64_t)s->ns : METER_UNKNOWN;
+  const estimate* s = &m->estimates[t->key];
+  t->looked_at = op;
+  t->identity = identity;
+  t->estimate_ns = s->identity == identity && s->count ? (uint64_t)s->ns : METER_UNKNOWN;
 }
 
 static void learn(struct meter* m, const interval* v, double measured_ns) {
@@ -300,11 +304,11 @@ void meter_close_old(orion_engine* e, uint64_t now_ns) {
 // ------------------------------------------------------------------------------------------------ around an operation
 static bool samples_now(const estimate* s) { return s->count < SAMPLES_FIRST || s->issued % SAMPLES_EVERY == 0; }
 
-void meter_before(orion_engine* e, const orion_op* op, uint32_t key, bool measured) {
+void meter_before(orion_engine* e, const orion_op* op, bool measured) {
   const uint32_t index = stream_index(op);
   struct meter* m = e->turns.meter;
-  const uint64_t identity = identity_of(op);
-  if (m->estimates[key].identity != identity) m->estimates[key] = (estimate){.identity = identity};
+  const uint32_t key = e->turns.key;
+  if (m->estimates[key].identity != e->turns.identity) m->estimates[key] = (estimate){.identity = e->turns.identity};
   interval* v = open_interval(e, op->context, index);
   if (v && v->measured != measured) {
     close_interval(e, op->context, v);
@@ -319,8 +323,9 @@ void meter_before(orion_engine* e, const orion_op* op, uint32_t key, bool measur
   if (!measured && !handed && samples_now(&m->estimates[key])) e->turns.sample = open_new(e, op, true, false, false);
 }
 
-void meter_after(orion_engine* e, const orion_op* op, uint32_t key, uint64_t estimate_ns, bool measured) {
+void meter_after(orion_engine* e, const orion_op* op, uint64_t estimate_ns, bool measured) {
   turn* t = turn_of(e, op->context);
+  const uint32_t key = e->turns.key;
   e->turns.meter->estimates[key].issued++;
   interval* sample = e->turns.sample;
   if (sample) {
@@ -341,6 +346,7 @@ void meter_after(orion_engine* e, const orion_op* op, uint32_t key, uint64_t est
   }
   v->keys[v->count++] = key;
   v->estimate_ns += estimate_ns;
+  if (!t->in_flight_ns) t->ran_since_ns = engine_now_ns();
   t->in_flight_ns += estimate_ns;
   if (v->count == INTERVAL_WORKS || v->estimate_ns >= (measured ? INTERVAL_NS : COUNTED_NS) ||
       (measured && !estimate_ns)) {
@@ -402,6 +408,7 @@ static bool take_in(orion_engine* e, uint32_t context, interval* v) {
   if (v->charged) {
     const uint64_t ns = v->measured && v->timed ? (uint64_t)(uncovered_ms(e, c, v, own_ms) * 1e6) : v->estimate_ns;
     t->in_flight_ns -= v->estimate_ns;
+    t->ran_since_ns = engine_now_ns();
     t->spent_ns += ns;
     // What was admitted by its estimate counts as measured from here on.
     if (v->measured) t->admitted_ns += ns - v->estimate_ns;

@@ -12,14 +12,15 @@
 
 bool meter_init(orion_engine* e);
 void meter_free(orion_engine* e);
-/// Estimate of an operation with GPU time, in nanoseconds; METER_UNKNOWN: it has not been measured yet. `*key` is to be
-/// given to meter_add.
-uint64_t meter_estimate(const orion_engine* e, const orion_op* op, uint32_t* key);
-/// Right before the operation is issued: an interval is open on its stream, whose context is current. `measured`: it is
-/// to be charged by events; else by estimates, and the operation alone is timed now and then.
-void meter_before(orion_engine* e, const orion_op* op, uint32_t key, bool measured);
+/// Sets what e->turns says of an operation with GPU time: its identity, its place among the estimates, and the estimate
+/// in nanoseconds; METER_UNKNOWN: it has not been measured yet.
+void meter_look(orion_engine* e, const orion_op* op);
+/// Right before the operation that was looked at last is issued: an interval is open on its stream, whose context is
+/// current. `measured`: it is to be charged by events; else by estimates, and the operation alone is timed now and
+/// then.
+void meter_before(orion_engine* e, const orion_op* op, bool measured);
 /// Right after it has been issued.
-void meter_after(orion_engine* e, const orion_op* op, uint32_t key, uint64_t estimate_ns, bool measured);
+void meter_after(orion_engine* e, const orion_op* op, uint64_t estimate_ns, bool measured);
 /// Instead of meter_after: the operation was refused.
 void meter_refused(orion_engine* e, const orion_op* op);
 /// Whether anything of the device is not taken in yet.

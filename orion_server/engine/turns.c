@@ -6,7 +6,8 @@
 #include "meter.h"
 #include "seat.h"
 
-#define WINDOW_NS 4000000u             // work ahead of the GPU, while others may want it
+#define WINDOW_NS 4000000u             // work in flight, while others may want the GPU,
+#define AHEAD_NS 1000000u              // and of it, what is left by estimate: so long does a recall wait for it
 #define WINDOW_UNLIMITED_NS 20000000u  // while nobody does: how long a recall may take
 #define LINGER_NS 200000u              // a program that waits for each kernel keeps its turn for so long
 #define LEAD_NS 150000u                // what is left is so little that the next turn may be given
@@ -25,7 +26,21 @@ static bool holds(const turn* t) { return t->grant != t->returned; }
 static bool is_recalled(const turn* t) { return t->recalled == t->grant; }
 static bool is_unlimited(const turn* t) { return t->budget_ns == ORION_SEAT_NO_LIMIT; }
 static bool is_over(const turn* t) { return is_recalled(t) || (!is_unlimited(t) && t->admitted_ns >= t->budget_ns); }
-static uint64_t window_ns(const turn* t) { return is_unlimited(t) ? WINDOW_UNLIMITED_NS : WINDOW_NS; }
+
+/// What is left of the work in flight, by its estimates. They are not believed beyond the window: work that takes
+/// longer than was thought is not piled up behind.
+static uint64_t left_ns(const turn* t) {
+  if (!t->in_flight_ns) return 0;
+  const uint64_t ran_ns = engine_now_ns() - t->ran_since_ns;
+  return ran_ns < t->in_flight_ns ? t->in_flight_ns - ran_ns : 0;
+}
+
+/// Whether the GPU has `ahead_ns` of work, or as much as may be in flight.
+static bool is_full(const turn* t, uint64_t ahead_ns) {
+  if (is_unlimited(t)) return t->in_flight_ns >= WINDOW_UNLIMITED_NS;
+  return t->in_flight_ns >= WINDOW_NS || left_ns(t) >= ahead_ns;
+}
+
 static bool waits(const orion_engine* e, const turn* t) {
   return e->first_parked && e->any_epoch == e->epoch && t->wait_epoch == e->epoch;
 }
@@ -89,20 +104,21 @@ bool turns_may_go_on(const orion_engine* e, uint32_t device) {
     return !t->outstanding;
   }
   // Not for each interval that ends: a pass over all that is parked shall be worth it.
-  return t->in_flight_ns <= window_ns(t) - window_ns(t) / 4;
+  return is_unlimited(t) ? t->in_flight_ns <= WINDOW_UNLIMITED_NS - WINDOW_UNLIMITED_NS / 4 : !is_full(t, AHEAD_NS / 2);
 }
 
 bool turns_admit(orion_engine* e, const orion_op* op) {
   const uint32_t device = e->contexts[op->context].device;
   turn* t = &e->turns.devices[device];
-  uint32_t key = 0;
+  e->turns.looked_at = NULL;
   if (holds(t) && !is_over(t)) {
-    const bool cold = meter_estimate(e, op, &key) == METER_UNKNOWN;
+    meter_look(e, op);
+    const bool cold = e->turns.estimate_ns == METER_UNKNOWN;
     if (is_unlimited(t)) {
-      if (t->in_flight_ns < window_ns(t) && (!cold || t->cold_in_flight < COLD_MOST)) return true;
+      if (!is_full(t, AHEAD_NS) && (!cold || t->cold_in_flight < COLD_MOST)) return true;
     } else if (cold) {
       if (!t->outstanding) return true;
-    } else if (!t->cold_in_flight && !cold_waits(e, t) && t->in_flight_ns < window_ns(t)) {
+    } else if (!t->cold_in_flight && !cold_waits(e, t) && !is_full(t, AHEAD_NS)) {
       return true;
     }
     if (cold) t->cold_epoch = e->epoch;
@@ -120,12 +136,13 @@ enum step turns_execute(orion_engine* e, const orion_op* op, parked_op* node) {
     return execute(e, op, node);
   }
   e->current_context = op->context;
-  uint32_t key = 0;
-  const uint64_t known_ns = meter_estimate(e, op, &key);
+  meter_look(e, op);
+  e->turns.looked_at = NULL;
+  const uint64_t known_ns = e->turns.estimate_ns;
   const uint64_t estimate_ns = known_ns == METER_UNKNOWN ? 0 : known_ns ? known_ns : 1;
   const bool measured = !is_unlimited(t);
   if (measured && e->launchers) launcher_settle(e, e->streams[index].track);
-  meter_before(e, op, key, measured);
+  meter_before(e, op, measured);
   const uint64_t issued = e->tracks[e->streams[index].track].issued;
   const enum step step = execute(e, op, node);
   const bool was_issued = e->tracks[e->streams[index].track].issued != issued;
@@ -134,7 +151,7 @@ enum step turns_execute(orion_engine* e, const orion_op* op, parked_op* node) {
     t->works++;
     t->cold_works += known_ns == METER_UNKNOWN;
     t->outstanding = true;
-    meter_after(e, op, key, estimate_ns, measured);
+    meter_after(e, op, estimate_ns, measured);
   } else {
     meter_refused(e, op);
   }
@@ -167,6 +184,13 @@ static void give_back(orion_engine* e, turn* t, orion_seat_device* seat, bool wa
 
 static bool has_work_to_come(const orion_engine* e) { return orion_ring_ready(e->main_ring, e->main_position); }
 
+/// The next one is told while there is something left: who finds nothing left by estimate has estimated too little.
+static bool is_about_to_end(const turn* t) {
+  if (t->cold_in_flight) return false;
+  const uint64_t ns = left_ns(t);
+  return t->in_flight_ns < LEAD_NS || (ns && ns < LEAD_NS);
+}
+
 /// What a turn that is held comes to.
 static void look_at_turn(orion_engine* e, uint32_t device, orion_seat_device* seat, uint64_t now_ns) {
   turn* t = &e->turns.devices[device];
@@ -175,7 +199,7 @@ static void look_at_turn(orion_engine* e, uint32_t device, orion_seat_device* se
     meter_close_device(e, device);
     if (!t->outstanding) {
       give_back(e, t, seat, waiting || has_work_to_come(e));
-    } else if (t->in_flight_ns < LEAD_NS && !t->cold_in_flight && t->ending != t->grant) {
+    } else if (is_about_to_end(t) && t->ending != t->grant) {
       t->ending = t->grant;
       t->wants = waiting;
       store(&seat->wants, waiting);

@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ARBITER = ROOT / "orion_server" / "arbiter"
 NEVER = NO_LIMIT = (1 << 64) - 1
 MS = 1_000_000
-WINDOW_NS, WINDOW_UNLIMITED_NS, LINGER_NS, LEAD_NS = 4 * MS, 20 * MS, 200_000, 150_000
-TIMER_JITTER_NS, SWITCH_NS, MESSAGE_NS = 60_000, 30_000, 20_000
+WINDOW_NS, AHEAD_NS, WINDOW_UNLIMITED_NS, LINGER_NS, LEAD_NS = 4 * MS, MS, 20 * MS, 200_000, 150_000
+# A switch between two processes costs a GPU about that long (H200: turns of 5 ms lost 4.7 %).
+TIMER_JITTER_NS, SWITCH_NS, MESSAGE_NS = 60_000, 300_000, 20_000
 
 
 @cache
@@ -123,6 +124,8 @@ class Tenant:
     wants: bool = False
     idle_since_ns: int = -1
     next_ready_ns: int = 0
+    ran_since_ns: int = 0
+    look_ns: int = 0  # when the worker looks again at what is left
     runs: list[tuple[int, int]] = field(default_factory=list)  # (start, end) on the GPU
     latencies_ns: list[int] = field(default_factory=list)
 
@@ -189,18 +192,31 @@ class Machine:
         if self.has_work(tenant) and not self.holds(tenant) and not tenant.wants:
             tenant.wants = rung = True
         if self.holds(tenant):
-            flying = sum(estimate for _, estimate in tenant.flying)
+            flying, left = sum(estimate for _, estimate in tenant.flying), self.left_ns(tenant)
             spent_up = tenant.recalled == tenant.grant or tenant.admitted_ns >= tenant.budget_ns
             if not spent_up and tenant.budget_ns != NO_LIMIT and tenant.admitted_ns > tenant.budget_ns - WINDOW_NS / 2:
                 rung = True
-            if spent_up and tenant.ending != tenant.grant and flying < LEAD_NS:
+            if spent_up and tenant.ending != tenant.grant and (flying < LEAD_NS or 0 < left < LEAD_NS):
                 tenant.ending, rung = tenant.grant, True
             if not tenant.flying and (spent_up or self.lingered(tenant, index)):
                 tenant.returned = tenant.grant
                 tenant.wants = self.has_work(tenant)
                 rung = True
+            self.look_again(tenant, index, spent_up, left)
         if rung:
             self.at(self.now_ns + MESSAGE_NS * self.dice.random(), "doorbell", index)
+
+    def left_ns(self, tenant: Tenant) -> int:
+        """What is left of the work in flight, by its estimates (left_ns of turns.c)."""
+        flying = sum(estimate for _, estimate in tenant.flying)
+        return max(0, flying - (self.now_ns - tenant.ran_since_ns)) if tenant.flying else 0
+
+    def look_again(self, tenant: Tenant, index: int, spent_up: bool, left_ns: int) -> None:
+        """A worker that has the GPU looks all the time; here when something comes of it."""
+        until = LEAD_NS - 1000 if spent_up else AHEAD_NS // 2 - 1000
+        if tenant.flying and tenant.measured and left_ns > until and tenant.look_ns <= self.now_ns:
+            tenant.look_ns = self.now_ns + left_ns - until
+            self.at(tenant.look_ns, "work", index)
 
     def lingered(self, tenant: Tenant, index: int) -> bool:
         if self.has_work(tenant):
@@ -217,7 +233,9 @@ class Machine:
         flying = sum(estimate for _, estimate in tenant.flying)
         if not tenant.measured and tenant.budget_ns != NO_LIMIT:
             return not tenant.flying
-        return flying < (WINDOW_UNLIMITED_NS if tenant.budget_ns == NO_LIMIT else WINDOW_NS)
+        if tenant.budget_ns == NO_LIMIT:
+            return flying < WINDOW_UNLIMITED_NS
+        return flying < WINDOW_NS and self.left_ns(tenant) < AHEAD_NS
 
     def launch(self, index: int) -> None:
         tenant = self.tenants[index]
@@ -228,6 +246,8 @@ class Machine:
             self.overlaps += 1
         start = max(self.now_ns, self.gpu_free_ns) + switch
         self.gpu_owner, self.gpu_free_ns = index, start + real
+        if not tenant.flying:
+            tenant.ran_since_ns = self.now_ns
         tenant.flying.append((real, int(tenant.estimate_ns)))
         tenant.admitted_ns += tenant.estimate_ns
         tenant.runs.append((start, start + real))
@@ -239,6 +259,7 @@ class Machine:
     def on_end(self, index: int) -> None:
         tenant = self.tenants[index]
         real, estimate = tenant.flying.pop(0)
+        tenant.ran_since_ns = self.now_ns
         measured = real * tenant.bias * self.dice.gauss(1, 0.01)
         tenant.spent_ns += measured
         tenant.admitted_ns += measured - estimate  # the estimate is replaced

@@ -440,7 +440,7 @@ def test_a_worker_that_writes_nonsense_everywhere_hurts_no_other():
             liar(bad, step)
             if good.holds():
                 turns += 1
-                assert good.budget_ns == 5 * MS
+                assert good.budget_ns in (5 * MS, 12 * MS)
                 good.give_back(spent_ns=MS // 100, wants=1)
         while turns < 100:
             until(good.holds)
