@@ -37,8 +37,9 @@ PACKAGES = [
     "dnsmasq-base",
 ]
 GO_ROOT = "usr/lib/go-1.19"
-# Raised when the way these packages are unpacked or built changes.
-RECIPE = "1"
+# Raised when the way the packages are unpacked changes, or the way Kubernetes is built.
+TOOLS_RECIPE = "2"
+BUILD_RECIPE = "1"
 
 
 def say(text: str) -> None:
@@ -87,7 +88,7 @@ def debian_tools() -> Path:
         (work / "versions.json").write_text(json.dumps(versions, indent=1, sort_keys=True) + "\n")
         shutil.rmtree(work / "apt")
 
-    return cached(f"kubernetes-tools-{recipe_key([RECIPE, *PACKAGES])}", build)
+    return cached(f"kubernetes-tools-{recipe_key([TOOLS_RECIPE, *PACKAGES])}", build)
 
 
 def kubernetes() -> Path:
@@ -141,7 +142,7 @@ def kubernetes() -> Path:
                 _remove(path)
         say(f"built in {facts['build_s']} s")
 
-    return cached(f"kubernetes-{KUBERNETES_VERSION}-{recipe_key([RECIPE, *COMPONENTS])}", build)
+    return cached(f"kubernetes-{KUBERNETES_VERSION}-{recipe_key([BUILD_RECIPE, *COMPONENTS])}", build)
 
 
 def _build(command: list[str], folder: Path, environment: dict[str, str]) -> None:

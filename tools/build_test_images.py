@@ -18,7 +18,7 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
-from build_kubernetes import debian_tools, kubernetes
+from build_kubernetes import KUBERNETES_VERSION, debian_tools, kubernetes
 from buildlib import cached, recipe_key, run
 from debian_packages import Apt, merge_usr
 
@@ -39,6 +39,7 @@ BASE_PACKAGES = [
 ]
 PYTHON = "python3.11"
 VENV = "opt/orion"
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 RECIPE = "1"
 OCI = "application/vnd.oci.image"
 
@@ -65,17 +66,10 @@ def digest_of(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_image(target: Path, name: str, layers: list[Path], config: dict[str, object]) -> None:
-    """An OCI layout with one image `name`, whose layers are uncompressed tars."""
-    parts = [
-        {"mediaType": f"{OCI}.layer.v1.tar", "digest": digest_of(one), "size": one.stat().st_size} for one in layers
-    ]
-    description = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [part["digest"] for part in parts]},
-    }
+def write_image(target: Path, names: list[str], layers: list[Path], config: dict[str, object]) -> None:
+    """An OCI layout with one image under each of `names`, whose layers are uncompressed tars."""
+    parts = [(digest_of(one), one.stat().st_size) for one in layers]
+    kind = f"{OCI}.layer.v1.tar"
     with tarfile.open(target, "w") as tar:
 
         def add(path: str, data: bytes) -> None:
@@ -90,11 +84,14 @@ def write_image(target: Path, name: str, layers: list[Path], config: dict[str, o
             return {"mediaType": f"{OCI}.{kind}.v1+json", "digest": f"sha256:{digest}", "size": len(data)}
 
         add("oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
-        for layer, part in zip(layers, parts, strict=True):
-            tar.add(layer, f"blobs/sha256/{str(part['digest']).removeprefix('sha256:')}")
-        manifest = blob("manifest", {"schemaVersion": 2, "config": blob("config", description), "layers": parts})
-        manifest["annotations"] = {"io.containerd.image.name": name}
-        add("index.json", json.dumps({"schemaVersion": 2, "manifests": [manifest]}).encode())
+        for layer, (digest, _) in zip(layers, parts, strict=True):
+            tar.add(layer, f"blobs/sha256/{digest.removeprefix('sha256:')}")
+        rootfs = {"type": "layers", "diff_ids": [digest for digest, _ in parts]}
+        description = blob("config", {"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs})
+        listed = [{"mediaType": kind, "digest": digest, "size": size} for digest, size in parts]
+        manifest = blob("manifest", {"schemaVersion": 2, "config": description, "layers": listed})
+        named = [{**manifest, "annotations": {"io.containerd.image.name": name}} for name in names]
+        add("index.json", json.dumps({"schemaVersion": 2, "manifests": named}).encode())
 
 
 def base_layer() -> Path:
@@ -188,42 +185,41 @@ def pause(folder: Path) -> Path:
     root = folder / "pause"
     (root / "bin").mkdir(parents=True)
     shutil.copy2(debian_tools() / "root/usr/bin/busybox", root / "bin/busybox")
-    tar_of(root, folder / "pause-layer.tar")
-    target = folder / "pause.tar"
     loop = "trap 'exit 0' TERM INT; while :; do /bin/busybox sleep 1000 & wait; done"
-    write_image(
-        target, f"{REGISTRY}/pause:1", [folder / "pause-layer.tar"], {"Entrypoint": ["/bin/busybox", "sh", "-c", loop]}
-    )
-    return target
+    return image_of(root, [], ["pause:1"], {"Entrypoint": ["/bin/busybox", "sh", "-c", loop]})
 
 
 def kube_scheduler(folder: Path) -> Path:
-    root = folder / "scheduler"
+    root = folder / "kube-scheduler"
     (root / "usr/local/bin").mkdir(parents=True)
     shutil.copy2(kubernetes() / "bin/kube-scheduler", root / "usr/local/bin/kube-scheduler")
-    tar_of(root, folder / "scheduler-layer.tar")
-    target = folder / "kube-scheduler.tar"
-    config = {"Entrypoint": ["/usr/local/bin/kube-scheduler"], "Env": ["PATH=/usr/local/bin"]}
-    write_image(target, f"{REGISTRY}/kube-scheduler:v1.20.2", [folder / "scheduler-layer.tar"], config)
-    return target
+    return image_of(root, [], [f"kube-scheduler:v{KUBERNETES_VERSION}"], {"Env": ["PATH=/usr/local/bin"]})
 
 
 def application(folder: Path) -> Path:
     """What a user's image is: Python, nothing of ours in it."""
-    target = folder / "application.tar"
-    write_image(target, f"{REGISTRY}/application:1", [base_layer()], {"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]})
-    return target
+    root = folder / "application"
+    root.mkdir()
+    return image_of(root, [base_layer()], ["application:1"], {"Env": [f"PATH={SYSTEM_PATH}"]})
 
 
 def orion(folder: Path, wheel: Path) -> Path:
-    """Controller, server, device plugin, scheduler and client: all that the wheel holds."""
+    """All that the wheel holds, under the names of the chart's images."""
     root = folder / "orion"
     install(root, "--no-deps", str(wheel))
-    tar_of(root, folder / "orion-layer.tar")
-    layers = [base_layer(), dependencies_layer(wheel), folder / "orion-layer.tar"]
-    config = {"Env": [f"PATH=/{VENV}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE=1"]}
-    target = folder / "orion.tar"
-    write_image(target, f"{REGISTRY}/orion:test", layers, config)
+    names = ["orion-controller:test", "orion-server:test", "orion-client:test"]
+    config: dict[str, object] = {"Env": [f"PATH=/{VENV}/bin:{SYSTEM_PATH}", "PYTHONDONTWRITEBYTECODE=1"]}
+    return image_of(root, [base_layer(), dependencies_layer(wheel)], names, config)
+
+
+def image_of(root: Path, below: list[Path], names: list[str], config: dict[str, object]) -> Path:
+    """The archive ROOT.tar of an image that has the folder `root` over the layers `below`."""
+    layer = root.with_suffix(".layer")
+    target = root.with_suffix(".tar")
+    tar_of(root, layer)
+    write_image(target, [f"{REGISTRY}/{name}" for name in names], [*below, layer], config)
+    layer.unlink()
+    shutil.rmtree(root)
     return target
 
 

@@ -327,7 +327,7 @@ class Cluster:
         return done.stderr
 
     def wait(self, what: str, holds: Callable[[], object], timeout_s: float = 120) -> None:
-        """Waits until `holds()`. Fails, with what the cluster says, when it never does or when one of its programs ends."""
+        """Waits until `holds()`. Fails, with what the cluster says, if it never does or if a program of it ends."""
         deadline = time.monotonic() + timeout_s
         while not holds():
             gone = [f"{machine.name}/{name}" for machine in self.machines for name in machine.ended()]
