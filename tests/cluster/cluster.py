@@ -91,7 +91,7 @@ class Cluster:
                 self._start_node(number)
             self._wait_for_nodes(nodes)
         except BaseException as error:
-            if self.machines:
+            if not isinstance(error, AssertionError):
                 error.add_note(self.describe_trouble())
             self.stop()
             raise

@@ -47,7 +47,6 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
 mount -t tmpfs -o mode=755 run "$root/run"
 mkdir -p "$root/run/lock"
-mount -t tmpfs -o mode=1777 tmp "$root/tmp"
 mkdir -p "$root$work"
 mount --bind "$work" "$root$work"
 # containerd's own overlays need a folder that is not one, the kubelet a mount of its own.
