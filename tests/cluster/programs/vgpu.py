@@ -74,7 +74,9 @@ def add() -> bool:
         on_device.append(pointer)
     values = [*on_device, ctypes.c_uint32(COUNT)]
     arguments = (ctypes.c_void_p * 4)(*(ctypes.addressof(value) for value in values))
-    check(cuda.cuLaunchKernel(function, (COUNT + 255) // 256, 1, 1, 256, 1, 1, 0, None, arguments, None), "cuLaunchKernel")
+    check(
+        cuda.cuLaunchKernel(function, (COUNT + 255) // 256, 1, 1, 256, 1, 1, 0, None, arguments, None), "cuLaunchKernel"
+    )
     check(cuda.cuMemcpyDtoH_v2(out, on_device[2], size), "cuMemcpyDtoH")
     for pointer in on_device:
         check(cuda.cuMemFree_v2(pointer), "cuMemFree")
