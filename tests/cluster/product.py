@@ -21,11 +21,29 @@ RESOURCE = "virtaitech.com/gpu"
 VALUES: Json = {
     "global": {"imageRegistry": REGISTRY, "imageTag": "test"},
     "image": {"pullPolicy": "Never"},
-    # This cluster has no storage classes.
-    "controller": {"persistence": {"enabled": False}},
+    # This cluster has no storage classes: the volume is made beforehand.
+    "controller": {"persistence": {"storageClass": "-"}},
     "scheduler": {"kubeScheduler": {"image": {"registry": REGISTRY, "tag": "v1.20.2"}}},
     # One GPU node; the other node has none, and its pods use a GPU of the first.
     "server": {"device": "softgpu", "nodeSelector": {"kubernetes.io/hostname": "node-1"}},
+}
+
+VOLUME: Json = {
+    "apiVersion": "v1",
+    "kind": "PersistentVolume",
+    "metadata": {"name": "pool"},
+    "spec": {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"],
+        "local": {"path": "/srv/pool"},
+        "nodeAffinity": {
+            "required": {
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-1"]}]}
+                ]
+            }
+        },
+    },
 }
 
 FETCH = """
@@ -46,8 +64,8 @@ class Product:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        for name in cluster.kubectl("get", "nodes", "-o", "name").split():
-            assert name.removeprefix("node/") in [machine.name for machine in cluster.machines]
+        cluster.machines[0].run(["mkdir", "-p", "/srv/pool"])
+        cluster.apply(VOLUME)
         values = "/root/values.json"
         cluster.write(cluster.machines[0], values, json.dumps(VALUES))
         try:
@@ -59,10 +77,8 @@ class Product:
         except RuntimeError as error:
             error.add_note(self.describe())
             raise
-        text = PROGRAM.read_text()
-        cluster.apply(
-            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "program"}, "data": {"vgpu.py": text}}
-        )
+        data = {"vgpu.py": PROGRAM.read_text()}
+        cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "program"}, "data": data})
 
     def describe(self) -> str:
         parts = [self.cluster.kubectl("describe", "pods", "-n", NAMESPACE, check=False)]

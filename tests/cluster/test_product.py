@@ -158,9 +158,7 @@ def test_two_nodes_that_each_advertise_the_pool_place_no_more_than_it_has(cluste
     # Eight pods of half a GPU: both nodes say that they have room for all, the pool has one GPU.
     env = {"ORION_GMEM": "1024", "ORION_RATIO": "50"}
     names = [f"crowd-{number}" for number in range(8)]
-    cluster.apply(
-        *(vgpu_pod(name, seconds=600, env=env, node=f"node-{number % 2 + 1}") for number, name in enumerate(names))
-    )
+    cluster.apply(*(vgpu_pod(name, seconds=600, env=env, node=f"node-{i % 2 + 1}") for i, name in enumerate(names)))
 
     def running() -> list[str]:
         pods = cluster.get("pods")["items"]
@@ -170,9 +168,8 @@ def test_two_nodes_that_each_advertise_the_pool_place_no_more_than_it_has(cluste
     for name in running():
         wait_for_lines(cluster, name)
     waiting = [name for name in names if name not in running()]
-    cluster.wait(
-        "the others say why they wait", lambda: all("FailedScheduling" in product.events(name) for name in waiting)
-    )
+    said = "FailedScheduling"
+    cluster.wait("the others say why they wait", lambda: all(said in product.events(name) for name in waiting))
     assert len(running()) == 2
     assert sum(part["ratio_percent"] for pod in product.pods().values() for part in pod["parts"]) <= 100
     # One goes, one comes.
@@ -198,9 +195,8 @@ def test_without_a_controller_pods_wait_and_are_placed_once(cluster: Cluster, pr
     cluster.apply(vgpu_pod("stays", seconds=600, env={"ORION_GMEM": "1024", "ORION_RATIO": "20"}))
     before = len(wait_for_lines(cluster, "stays"))
     cluster.kubectl("scale", "deployment/orion-controller", "-n", NAMESPACE, "--replicas=0")
-    cluster.kubectl(
-        "wait", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=controller", "--for=delete", "--timeout=60s"
-    )
+    label = "app.kubernetes.io/component=controller"
+    cluster.wait("it is gone", lambda: not cluster.get("pods", "-n", NAMESPACE, "-l", label)["items"])
     cluster.apply(vgpu_pod("waits"))
     cluster.wait("an event says why", lambda: "FailedScheduling" in product.events("waits"))
     wait_for_lines(cluster, "stays", before + 2)

@@ -1,4 +1,4 @@
-"""A program of the CUDA driver API that knows nothing of Orion: adds two vectors, then tells what it sees, as JSON lines.
+"""A program of the CUDA driver API that knows nothing of Orion: adds two vectors and tells what it sees, as JSON.
 
 vgpu.py [SECONDS]: goes on for so long, a line a second. Needs nothing but Python.
 """
