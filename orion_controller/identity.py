@@ -67,7 +67,9 @@ def expiry_of(token: str) -> float | None:
 class Identities:
     """Answers `check` from what is remembered, else from the API server."""
 
-    def __init__(self, review: Review, audience: str = AUDIENCE, *, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, review: Review, audience: str = AUDIENCE, *, wall_clock: Callable[[], float] = time.time
+    ) -> None:
         """`review`: KubeApi.token_review, or what answers like it; KubeError."""
         self._review = review
         self._audience = audience
@@ -157,7 +159,7 @@ def _keep(table: OrderedDict[_Key, Value], key: _Key, value: Value) -> None:
 
 def _refused(why: str) -> NotProven:
     return NotProven(CUDA_ERROR_NOT_PERMITTED, f"this client is not the pod that ORION_GROUP_ID names: {why}",
-                     f"a pod shows its own token: audience {AUDIENCE}, projected where ORION_TOKEN_FILE says")  # fmt: skip
+                     "a pod shows its own token, projected where ORION_TOKEN_FILE says")  # fmt: skip
 
 
 def _unanswered(why: str) -> NotProven:

@@ -288,20 +288,18 @@ class Controller:
             self._lookup(envelope, said, is_pod)
             return
         if is_pod and self._only_reserved:
-            self._check_reserved(said)
+            self._check_reserved(said.group)
         self._allocate(envelope, said)
 
-    def _check_reserved(self, wish: wire.Allocate) -> None:
-        """A pod has what its scheduler has reserved for it; its processes share that."""
-        try:
-            self.pool.allocation(wish.group)
-        except Absent as error:
-            raise Refused(CUDA_ERROR_NOT_PERMITTED, "nothing is reserved for this pod", "pods get their vGPUs from "
-                          "orion-scheduler: schedulerName and limits; did the pod run for longer than its "
-                          "reservation?") from error  # fmt: skip
-        except Refused:
-            pass  # it has more than one
-        wish.res_group = "BOX"
+    def _check_reserved(self, pod: str) -> None:
+        """A pod has what orion-scheduler has reserved for it, and nothing else."""
+        if any(allocation.record.slot for allocation in self.pool.of_group(pod)):
+            return
+        if self.pool.is_expected(pod):
+            raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller has just started, and the servers with this "
+                          "pod's vGPUs have not come back yet", "try again in a moment")  # fmt: skip
+        raise Refused(CUDA_ERROR_NOT_PERMITTED, "nothing is reserved for this pod", "pods get their vGPUs from "
+                      "orion-scheduler: schedulerName, and limits for the resource")  # fmt: skip
 
     def _allocate(self, envelope: Envelope, wish: wire.Allocate) -> None:
         assert self.link is not None
