@@ -34,7 +34,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end }}
 
-{{/* metadata of an object: (dict "root" $ "component" "server" "name" "orion-server"), with "cluster" true: no namespace; "annotations" optional */}}
+{{/* metadata of an object: (dict "root" $ "component" "server" "name" "orion-server"), with "cluster" true: no namespace; "annotations", "labels" optional */}}
 {{- define "orion.metadata" -}}
 name: {{ .name }}
 {{- if not .cluster }}
@@ -42,6 +42,9 @@ namespace: {{ include "orion.namespace" .root }}
 {{- end }}
 labels:
   {{- include "orion.labels" . | nindent 2 }}
+  {{- with .labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- $annotations := merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}
 {{- with $annotations }}
 annotations:
