@@ -26,6 +26,7 @@ CURVE_CHOICES = ("auto", "on", "off")
 _PRODUCT_LEVELS = {"warn": "warning"}
 _FILE_BYTES_MAX = 1 << 20
 _KEY_CHARACTERS_MAX = 256
+_BEARER_CHARACTERS_LEAST = 16
 
 
 class ConfigError(Exception):
@@ -68,7 +69,8 @@ class Settings:
     insecure_network: bool = False
     client_key: str = field(default="", repr=False)  # what clients, servers and administrators' tools have to know
     server_key: str = field(default="", repr=False)
-    administrator_key: str = field(default="", repr=False)
+    administrator_key: str = field(default="", repr=False)  # programs show it as a bearer token; an operator's rights
+    viewer_key: str = field(default="", repr=False)  # the same with a viewer's
     token_review: bool = False  # pods prove who they are by their service account's token
     token_audience: str = "orion"
     require_reservation: bool = False  # pods get only what orion-scheduler has reserved for them
@@ -240,6 +242,13 @@ def _audience(value: object) -> str:
     return text
 
 
+def _bearer_key(value: object) -> str:
+    text = _key(value)
+    if 0 < len(text) < _BEARER_CHARACTERS_LEAST:
+        raise ValueError(f"it has at least {_BEARER_CHARACTERS_LEAST} characters; make one with: openssl rand -hex 32")
+    return text
+
+
 def _path(value: object) -> Path:
     text = _text(value)
     if not text or "\0" in text:
@@ -289,7 +298,8 @@ _CONVERT: dict[str, Callable[[object], Any]] = {
     "insecure_network": _truth,
     "client_key": _key,
     "server_key": _key,
-    "administrator_key": _key,
+    "administrator_key": _bearer_key,
+    "viewer_key": _bearer_key,
     "token_review": _truth,
     "token_audience": _audience,
     "require_reservation": _truth,
@@ -323,6 +333,7 @@ _FILE_KEYS: dict[tuple[str, ...], str] = {
     ("controller", "authentication", "client_key"): "client_key",
     ("controller", "authentication", "server_key"): "server_key",
     ("controller", "authentication", "administrator_key"): "administrator_key",
+    ("controller", "authentication", "viewer_key"): "viewer_key",
     ("controller", "authentication", "admin_password"): "admin_password",
     ("controller", "authentication", "admin_password_file"): "admin_password_file",
     ("controller", "authentication", "login_ttl"): "login_ttl_s",
@@ -356,7 +367,7 @@ _ETCD_KEYS = {
     "name", "data_dir", "listen_client_urls", "advertise_client_urls", "listen_peer_urls",
     "initial_advertise_peer_urls", "initial_cluster", "initial_cluster_state", "initial_cluster_token",
 }  # fmt: skip
-_KEYS_WORTH_HIDING = ("client_key", "server_key", "administrator_key", "admin_password", "database")
+_KEYS_WORTH_HIDING = ("client_key", "server_key", "administrator_key", "viewer_key", "admin_password", "database")
 
 
 def load_file(path: Path, base: Settings) -> Settings:

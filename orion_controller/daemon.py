@@ -51,7 +51,7 @@ async def _run(settings: Settings, store: Store) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    accounts = Accounts(store)
+    accounts = Accounts(store, keys={"operator": settings.administrator_key, "viewer": settings.viewer_key})
     try:
         await accounts.ensure_first(settings.first_password(), folder=settings.data_dir)
         return await _serve(settings, store, accounts, stop)

@@ -329,3 +329,12 @@ def test_what_others_are_told_is_an_address_that_they_can_use() -> None:
     assert tls.http_for_others(4711) == "https://[::1]:4711"
     told = Settings(http=EVERYWHERE, advertise_http="https://gpus.example", advertise_zmq="gpus.example:9123")
     assert (told.http_for_others(1), told.zmq_for_others(1)) == ("https://gpus.example", "gpus.example:9123")
+
+
+def test_keys_that_are_bearer_tokens_cannot_be_guessed(write: Any) -> None:
+    with pytest.raises(ConfigError, match="at least 16 characters; make one with: openssl rand -hex 32") as caught:
+        load_file(write("controller: {authentication: {viewer-key: too-short-a-key}}"), Settings())
+    assert "too-short" not in str(caught.value)
+    settings = load_environment({"ORION_CONTROLLER_ADMINISTRATOR_KEY": "a" * 16, "ORION_CONTROLLER_VIEWER_KEY": ""},
+                                Settings())  # fmt: skip
+    assert (settings.administrator_key, settings.viewer_key) == ("a" * 16, "")

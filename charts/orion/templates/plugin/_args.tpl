@@ -1,0 +1,4 @@
+{{- define "orion.pluginArgs" -}}
+- --resource={{ .Values.resources.name }}
+- --log-level={{ .Values.logLevel }}
+{{- end }}
