@@ -139,15 +139,15 @@ def install(root: Path, *requirements: str) -> None:
         shutil.rmtree(packages / "bin")
 
 
-def requirements_of(wheel: Path, extra: str) -> list[str]:
-    """The packages that the wheel needs, with those of an extra."""
+def requirements_of(wheel: Path, extras: list[str]) -> list[str]:
+    """The packages that the wheel needs, with those of extras."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode())
     found = []
     for line in metadata.get_all("Requires-Dist") or []:
         requirement, _, marker = str(line).partition(";")
-        if not marker or extra in marker:
+        if not marker or any(f'extra == "{extra}"' in marker for extra in extras):
             found.append(requirement.strip())
     return sorted(found)
 
@@ -156,7 +156,7 @@ def dependencies_layer(wheel: Path) -> Path:
     """The virtual environment with everything that the wheel needs, and pycuda: a tar."""
     build_pycuda = [sys.executable, str(ROOT / "tools/build_pycuda.py")]
     pycuda = subprocess.run(build_pycuda, check=True, capture_output=True, text=True).stdout.split()[-1]
-    wanted = [one for one in requirements_of(wheel, "postgres") if not one.startswith("pycuda")]
+    wanted = requirements_of(wheel, ["postgres", "kubernetes"])
 
     def build(work: Path) -> None:
         say("Python packages")
