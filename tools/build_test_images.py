@@ -152,11 +152,10 @@ def requirements_of(wheel: Path, extras: list[str]) -> list[str]:
     return sorted(found)
 
 
-def dependencies_layer(wheel: Path) -> Path:
-    """The virtual environment with everything that the wheel needs, and pycuda: a tar."""
+def dependencies_layer(wanted: list[str]) -> Path:
+    """The virtual environment with these packages and pycuda: a tar."""
     build_pycuda = [sys.executable, str(ROOT / "tools/build_pycuda.py")]
     pycuda = subprocess.run(build_pycuda, check=True, capture_output=True, text=True).stdout.split()[-1]
-    wanted = requirements_of(wheel, ["postgres", "kubernetes"])
 
     def build(work: Path) -> None:
         say("Python packages")
@@ -207,9 +206,10 @@ def orion(folder: Path, wheel: Path) -> Path:
     """All that the wheel holds, under the names of the chart's images."""
     root = folder / "orion"
     install(root, "--no-deps", str(wheel))
+    wanted = requirements_of(wheel, ["postgres", "kubernetes"])
     names = ["orion-controller:test", "orion-server:test", "orion-client:test"]
     config: dict[str, object] = {"Env": [f"PATH=/{VENV}/bin:{SYSTEM_PATH}", "PYTHONDONTWRITEBYTECODE=1"]}
-    return image_of(root, [base_layer(), dependencies_layer(wheel)], names, config)
+    return image_of(root, [base_layer(), dependencies_layer(wanted)], names, config)
 
 
 def image_of(root: Path, below: list[Path], names: list[str], config: dict[str, object]) -> Path:
