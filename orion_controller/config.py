@@ -235,17 +235,17 @@ def _key(value: object) -> str:
     return text
 
 
-def _audience(value: object) -> str:
-    text = _text(value)
-    if not 1 <= len(text) <= 255 or not all(" " < character <= "~" for character in text):
-        raise ValueError("it is the audience of pods' tokens, for example orion")
-    return text
-
-
 def _bearer_key(value: object) -> str:
     text = _key(value)
     if 0 < len(text) < _BEARER_CHARACTERS_LEAST:
         raise ValueError(f"it has at least {_BEARER_CHARACTERS_LEAST} characters; make one with: openssl rand -hex 32")
+    return text
+
+
+def _audience(value: object) -> str:
+    text = _text(value)
+    if not 1 <= len(text) <= 255 or not all(" " < character <= "~" for character in text):
+        raise ValueError("it is the audience of pods' tokens, for example orion")
     return text
 
 

@@ -271,8 +271,8 @@ secretKeyRef: {name: {{ include "orion.authSecret" . }}, key: {{ (get .root.Valu
 {{- range .names }}
 {{- if or (regexMatch "^[0-9]+(\\.[0-9]+){3}$" .) (contains ":" .) }}{{ $ips = append $ips . }}{{ else }}{{ $dns = append $dns . }}{{ end }}
 {{- end }}
-{{- $ca := genCA "orion" $days }}
-{{- $certificate := genSignedCert (first .names) $ips $dns $days $ca }}
+{{- $ca := genCAWithKey "orion" $days (genPrivateKey "ecdsa") }}
+{{- $certificate := genSignedCertWithKey (first .names) $ips $dns $days $ca (genPrivateKey "ecdsa") }}
 {{- dict "crt" ($certificate.Cert | b64enc) "key" ($certificate.Key | b64enc) "ca" ($ca.Cert | b64enc) | toYaml }}
 {{- end }}
 {{- end }}
