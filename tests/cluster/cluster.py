@@ -190,6 +190,8 @@ class Cluster:
                 "--insecure-port=0",
                 f"--tls-cert-file={keys}/server.crt",
                 f"--tls-private-key-file={keys}/server.key",
+                # Without it there is no ConfigMap extension-apiserver-authentication, which schedulers in pods read.
+                f"--client-ca-file={keys}/ca.crt",
                 f"--service-cluster-ip-range={SERVICE_RANGE}",
                 "--service-node-port-range=30000-32767",
                 f"--service-account-issuer=https://kubernetes.default.svc.{CLUSTER_DOMAIN}",
