@@ -70,7 +70,9 @@ def test_the_products_example_pod_computes_and_prints_its_vgpu(cluster: Cluster,
     assert line == {"devices": 1, "name": "softgpu (CPU)", "mib": 4096, "sums": True, "device_nodes": []}
     placed = cluster.get("pod", "example")
     assert placed["spec"]["nodeName"] == node
-    assert any(event["source"].get("component") == "orion-scheduler" for event in cluster.get("events")["items"])
+    uid = placed["metadata"]["uid"]
+    events = [one for one in cluster.get("events")["items"] if one["involvedObject"].get("uid") == uid]
+    assert {one["reportingComponent"] for one in events if one["reason"] == "Scheduled"} == {"orion-scheduler"}
 
 
 def test_a_container_lists_its_vgpu_with_nvidia_smi(cluster: Cluster, product: Product) -> None:
