@@ -349,7 +349,9 @@ class Server:
         devices = [mine.gpu for mine in slices]
         session_id, owner = member.session, member.owner
         token = secrets.token_bytes(32)
-        same_host = request.host == self._boot_id and request.uid in (os.geteuid(), 0)
+        # Where clients of other users can come to a session's socket, they see a folder with nothing else in it.
+        serves_all = self._settings.shm_dir is not None and os.geteuid() == 0
+        same_host = request.host == self._boot_id and (serves_all or request.uid in (os.geteuid(), 0))
         transports = [
             t for t in request.transports if t == "tcp" or (t == "shm" and same_host and self._settings.enable_shm)
         ]
@@ -360,10 +362,11 @@ class Server:
             encrypted = "tcp" in transports and lanes_encrypted(self._settings, request)
         except LanesRefused as refusal:
             raise Refused(CUDA_ERROR_NOT_PERMITTED, str(refusal), refusal.hint) from None
-        socket_path = str(self._socket_dir / f"{session_id}.sock") if "shm" in transports else ""
+        folder = self._settings.shm_dir or self._socket_dir
+        socket_path = str(folder / f"{session_id}.sock") if "shm" in transports else ""
         began_s = time.monotonic()
         if socket_path:
-            worker.open_doorway(socket_path)
+            worker.open_doorway(socket_path, request.uid if serves_all else None)
         prepared = await worker.request(
             {"type": "prepare", "token": token, "uid": request.uid, "shm": bool(socket_path),
              "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes, "address": self._lanes_address,

@@ -17,12 +17,12 @@ import typer
 from orion_client import libraries, pool_client
 from orion_client.pool_client import PoolClient, PoolError
 from orion_controller import log as log_setup
-from orion_controller.config import LOG_LEVELS
 from orion_k8s.device_plugin.container import SOCKETS, TOKEN_FILE, Gives, install_libraries
 from orion_k8s.device_plugin.plugin import Plugin, Table
 from orion_k8s.device_plugin.pool_list import PoolList
 
 log = logging.getLogger("orion.plugin")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 _EXIT_USAGE = 2
 _LOOK_S = 1.0
 _RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -86,6 +86,8 @@ def start(
     node = node or os.uname().nodename
     log_setup.configure(log_level, json_log, None)
 
+    last: list[tuple[str | None, PoolClient]] = []
+
     def api() -> PoolClient:
         token = None
         if api_token_file is not None:
@@ -93,10 +95,12 @@ def start(
                 token = api_token_file.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise PoolError(f"cannot read {api_token_file}: {error}") from None
-        access = pool_client.find(controller_url, token)
-        if access is None:
-            raise PoolError("no controller is named", "set ORION_CONTROLLER_URL, or --controller-url")
-        return PoolClient(access)
+        if not last or last[0][0] != token:
+            access = pool_client.find(controller_url, token)
+            if access is None:
+                raise PoolError("no controller is named", "set ORION_CONTROLLER_URL, or --controller-url")
+            last[:] = [(token, PoolClient(access))]
+        return last[0][1]
 
     try:
         api()

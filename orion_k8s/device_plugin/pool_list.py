@@ -39,7 +39,7 @@ class PoolList:
 
     def __init__(self, api: Callable[[], Api], table: Table, node: str, *, devices_most: int,
                  state_file: Path | None = None, wall_clock: Callable[[], float] = time.time) -> None:  # fmt: skip
-        """`api`: made anew for each look, with the token as it is now."""
+        """`api`: the controller, with the token as it is now."""
         self._api = api
         self._table = table
         self._node = node
