@@ -1,1 +1,1 @@
-"""Orion on Kubernetes: what runs in the cluster besides controller and server."""
+"""Orion on Kubernetes: what runs beside kubelets and schedulers."""
