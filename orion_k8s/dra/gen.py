@@ -20,7 +20,7 @@ def made() -> dict[Path, str]:
     with tempfile.TemporaryDirectory() as folder:
         code = protoc.main([
             "protoc", f"-I{ROOT}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}", f"--python_out={folder}",
-            f"--pyi_out={folder}", f"--grpc_python_out={folder}", *map(str, sources),
+            f"--grpc_python_out={folder}", *map(str, sources),
         ])  # fmt: skip
         if code:
             raise RuntimeError(f"protoc ended with {code}")
