@@ -23,11 +23,12 @@ T = TypeVar("T")
 
 
 class PoolError(Exception):
-    """The controller refuses or does not answer (status 0); the message is a sentence."""
+    """The controller refuses or does not answer (status 0); the message is a sentence, `code` the API's word."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 class PoolApi:
@@ -151,4 +152,6 @@ def _read(status: int, body: bytes) -> Any:
     refusal = told if isinstance(told, dict) else {}
     message = str(refusal.get("message") or f"the controller refuses, status {status}")
     hint = str(refusal.get("hint") or "")
-    raise PoolError(status, f"{message}{': ' + hint if hint else ''}"[:500])
+    if refusal.get("code") == "no_room":
+        hint = "the kubelet asks again until there is"  # the API's hint is for programs
+    raise PoolError(status, f"{message}{': ' + hint if hint else ''}"[:500], str(refusal.get("code") or ""))
