@@ -92,13 +92,19 @@ def share(gpu: Gpu) -> Size:
     return Size(max(1, gpu.capacity_mib // places), min(100, max(1, gpu.ratio_percent // places)))
 
 
+def slot_count(gpu: Gpu) -> int:
+    """Into how many parts a GPU is cut: no more than it has MiB and percent for."""
+    usual = share(gpu)
+    return max(0, min(gpu.max_vgpus, gpu.capacity_mib // usual.gmem_mib, gpu.ratio_percent // usual.ratio_percent))
+
+
 def index(gpus: Iterable[Gpu], prefix: str) -> dict[tuple[str, str], Device]:
     """Every device of either mode by (pool, device): claims made before a change of mode stay good."""
     found: dict[tuple[str, str], Device] = {}
     for gpu in gpus:
         pool, name, size = pool_name(prefix, gpu.node), gpu_name(gpu), share(gpu)
         found[pool, name] = Device(pool, name, gpu.node, gpu.ordinal, size)
-        for slot in range(gpu.max_vgpus):
+        for slot in range(slot_count(gpu)):
             named = f"{name}-s{slot}"
             found[pool, named] = Device(pool, named, gpu.node, gpu.ordinal, size, slot)
     return found
@@ -145,12 +151,12 @@ def _slots(gpu: Gpu, others: Size, claimed: Claimed, prefix: str) -> list[Object
         -(-others.gmem_mib // usual.gmem_mib), -(-others.ratio_percent // usual.ratio_percent), others.vgpus
     )  # fmt: skip
     pool, name = pool_name(prefix, gpu.node), gpu_name(gpu)
-    free = [s for s in range(gpu.max_vgpus) if (pool, f"{name}-s{s}") not in claimed.names]
+    free = [s for s in range(slot_count(gpu)) if (pool, f"{name}-s{s}") not in claimed.names]
     gone = set(free[len(free) - hidden :] if hidden < len(free) else free)
     capacity = {"gmem": {"value": quantity.of_mib(usual.gmem_mib)}, "ratio": {"value": str(usual.ratio_percent)}}
     return [
         {"name": f"{name}-s{slot}", "attributes": _attributes(gpu), "capacity": capacity}
-        for slot in range(gpu.max_vgpus)
+        for slot in range(slot_count(gpu))
         if slot not in gone
     ]
 

@@ -124,6 +124,8 @@ class Cluster:
         self.rest = PoolApi([http.url], self.token, timeout_s=5.0)
         self.kubelet = FakeKubelet(self.registry)
         self.claims: Claims
+        self.publishing: asyncio.Task[None]
+        self.looked = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------------------------------------------ the driver
@@ -134,9 +136,33 @@ class Cluster:
 
     async def publish(self, mode: Any = "consumable", **values: Any) -> None:
         """Goes on in the background; returns when the pool is there."""
-        self._begin(self.publisher(mode, **values).run())
-        await self.until(lambda: {s["spec"]["pool"]["name"] for s in self.slices()} == {
-            f"orion/{name}" for name in self.pool.servers})  # fmt: skip
+        publisher = self.publisher(mode, **values)
+        reconcile = publisher.reconcile
+
+        async def counted() -> None:
+            try:
+                await reconcile()
+            finally:
+                self.looked += 1
+
+        publisher.reconcile = counted  # type: ignore[method-assign]
+        self.publishing = self._begin(publisher.run())
+        wanted = {f"orion/{name}" for name in self.pool.servers}
+        await self.until(lambda: {s["spec"]["pool"]["name"] for s in self.slices()} == wanted)
+        await self.looks(2)
+
+    async def stop_publishing(self) -> None:
+        self.publishing.cancel()
+        await asyncio.gather(self.publishing, return_exceptions=True)
+
+    async def looks(self, times: int) -> None:
+        """The publisher has looked so often since, each time at all of it."""
+        until = self.looked + times + 1
+        await self.until(lambda: self.looked >= until)
+
+    def writes(self) -> int:
+        """To slices."""
+        return sum(1 for method, path in self.kube.calls if method != "GET" and "/resourceslices" in path)
 
     async def start_node(self) -> None:
         """The node's part, newly started, and found by the kubelet."""
@@ -169,7 +195,7 @@ class Cluster:
 
     def slices(self, server: str = "") -> list[Object]:
         found = self.kube.objects.get(SLICES, {}).values()
-        return [s for s in found if s["spec"]["driver"] == DRIVER and
+        return [s for s in found if s["spec"]["driver"] == DRIVER and s["spec"]["pool"]["name"].startswith("orion/") and
                 server in ("", s["spec"]["pool"]["name"].partition("/")[2])]  # fmt: skip
 
     def devices(self, server: str = "") -> dict[str, Object]:
@@ -226,8 +252,8 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(servers: dict[str, int]) -> AsyncIterator[Cluster]:
-    """`servers`: names and numbers of GPUs, each of 16000 MiB and 4 vGPUs."""
+async def cluster(servers: dict[str, int], max_vgpus: int = 4) -> AsyncIterator[Cluster]:
+    """`servers`: names and numbers of GPUs, each of 16000 MiB."""
     folder = Path(tempfile.mkdtemp(prefix="dra-"))  # short: sockets' paths are
     try:
         async with (
@@ -236,7 +262,7 @@ async def cluster(servers: dict[str, int]) -> AsyncIterator[Cluster]:
             api_server() as kube,
         ):
             for name, gpus in servers.items():
-                pool.server(name, gpus=gpus)
+                pool.server(name, gpus=gpus, max_vgpus=max_vgpus)
             await pool.joined(*servers)
             made = Cluster(folder, kube, pool, http)
             try:
@@ -247,9 +273,9 @@ async def cluster(servers: dict[str, int]) -> AsyncIterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def go(servers: dict[str, int], body: Callable[[Cluster], Awaitable[None]]) -> None:
+def go(servers: dict[str, int], body: Callable[[Cluster], Awaitable[None]], max_vgpus: int = 4) -> None:
     async def run() -> None:
-        async with cluster(servers) as made:
+        async with cluster(servers, max_vgpus) as made:
             await body(made)
 
     asyncio.run(asyncio.wait_for(run(), 120))
