@@ -32,14 +32,17 @@ class PoolError(Exception):
 
 
 class PoolApi:
-    """Belongs to one event loop; `async with`. `urls`: those of all replicas."""
+    """Belongs to one event loop; `async with`. `urls`: those of all replicas. ValueError: `ca_file` is not usable."""
 
     def __init__(self, urls: list[str], token_file: Path | None, ca_file: Path | None = None,
                  timeout_s: float = TIMEOUT_S) -> None:  # fmt: skip
         self._urls = [url.rstrip("/") for url in urls]
         self._token_file = token_file
         self._timeout_s = timeout_s
-        tls: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca_file)) if ca_file else True
+        try:
+            tls: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca_file)) if ca_file else True
+        except OSError as error:
+            raise ValueError(f"{ca_file} is no certificate of the controller's API: {error}") from error
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls),
                                            cookie_jar=aiohttp.DummyCookieJar())  # fmt: skip
 
