@@ -11,16 +11,16 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from orion_controller import __version__, views
-from orion_controller.api import models
+from orion_controller import __version__, pods, views
+from orion_controller.api import models, pod_models
 from orion_controller.backend import ServiceError
 from orion_controller.history import GROUPS_MOST, STEP_S, History
 from orion_controller.link import AskError, Link
-from orion_controller.pool import Absent, Allocation, Later, Outcome, Policies, Pool, Refused, Waiting
+from orion_controller.pool import Absent, Allocation, Later, Never, Outcome, Policies, Pool, Refused, Waiting
 from orion_controller.store import Store, StoreError
 from wire import pool as wire
 from wire import ticket
@@ -420,6 +420,12 @@ class Controller:
     def sessions(self, node: str = "", group: str = "") -> list[models.Session]:
         return [s for s in views.sessions(self.pool) if node in ("", s.node) and group in ("", s.group)]
 
+    def pods(self) -> Iterator[pod_models.Pod]:
+        for uid in list(pods.pods(self.pool)):
+            found = pods.view(self.pool, uid)
+            if found is not None:
+                yield found
+
     def queue(self) -> list[models.Waiting]:
         return views.queue(self.pool)
 
@@ -624,6 +630,55 @@ class Controller:
         self.note("info", "group.reserved", allocation.id, f"for {wish.group}, {wish.ttl_s:g} s", user)
         return views.group(self.pool, allocation)
 
+    async def reserve_pods(self, wishes: list[pod_models.PodWish], user: str) -> list[pod_models.PodOutcome]:
+        """Each pod's vGPUs, or why not. What was reserved and cannot be stored is given back."""
+        outcomes: list[pod_models.PodOutcome] = []
+        saves: list[Coroutine[Any, Any, None]] = []
+        reserved: list[list[Allocation]] = []
+        for wish in wishes:
+            try:
+                allocations, out = pods.reserve(self.pool, wish, self._clock(), self._wall_clock())
+            except Refused as error:
+                outcomes.append(pod_models.PodOutcome(uid=wish.uid, refusal=_pod_refusal(error), message=str(error)))
+                continue
+            saves += [self._store.save(a.record) for a in out.saved]
+            out.saved = []
+            self._apply(out)
+            reserved.append(allocations)
+            outcomes.append(pod_models.PodOutcome(uid=wish.uid, parts=[pods.part_view(a) for a in allocations]))
+        failed = [r for r in await asyncio.gather(*saves, return_exceptions=True) if isinstance(r, BaseException)]
+        if failed:
+            # Nobody has been told of them: what was there before is in the store and stays.
+            for allocation in (a for allocations in reserved for a in allocations):
+                if allocation.gone_at_s is not None and allocation.id in self.pool.allocations:
+                    self._apply(self.pool.end(allocation.id, "the database does not answer", self._clock(),
+                                              self._wall_clock()))  # fmt: skip
+            raise failed[0]
+        return outcomes
+
+    async def release_pods(self, gone: pod_models.PodsGone, user: str) -> pod_models.PodsReleased:
+        """Ends what still runs of them, then gives their vGPUs back."""
+        assert self.link is not None
+        told = pod_models.PodsReleased(released=[], kept=[])
+        for uid in dict.fromkeys(gone.uids):
+            allocations = pods.parts_of(self.pool, uid)
+            if gone.unless_used and any(a.session_count for a in allocations):
+                told.kept.append(uid)
+                continue
+            try:
+                for allocation in allocations:
+                    for server in list(allocation.sessions):
+                        await self.link.ask(server, wire.EndSessions(id=0, allocation=allocation.id,
+                                                                     reason=gone.reason))  # fmt: skip
+                    if allocation.id in self.pool.allocations:
+                        self._apply(self.pool.end(allocation.id, gone.reason, self._clock(), self._wall_clock()))
+            except AskError as error:
+                log.warning("pod %s keeps its vGPUs for now: %s", uid, error)
+                told.kept.append(uid)
+                continue
+            told.released.append(uid)
+        return told
+
     async def set_limits(self, group: str, limits: models.LimitsBody | None, user: str) -> models.Limits | None:
         """Of a group's name; None takes them away."""
         if limits is None and group not in self.pool.limits:
@@ -640,6 +695,12 @@ class Controller:
 
 def _is_key(wanted: str, told: str) -> bool:
     return not wanted or hmac.compare_digest(wanted.encode(), told.encode())
+
+
+def _pod_refusal(error: Refused) -> pod_models.Refusal:
+    if isinstance(error, pods.NotReady):
+        return "not_ready"
+    return "never" if isinstance(error, Never) else "no_room" if isinstance(error, Later) else "refused"
 
 
 def _as_service_error(error: Refused, otherwise: int = 422) -> ServiceError:
