@@ -117,14 +117,14 @@ def test_no_gpu_node_is_asked_for_by_the_software_gpu() -> None:
 
 def test_names_and_namespaces_can_be_others() -> None:
     found = objects(*setting(nameOverride="pool", namespaceOverride="gpus"), release="x")
-    namespaced = [o for o in found if o["kind"] not in ("ClusterRole", "ClusterRoleBinding",
-                                                        "MutatingWebhookConfiguration")]  # fmt: skip
-
-    for item in namespaced:
-        if item["metadata"]["namespace"] == "kube-system":
+    for item in found:
+        namespace = item["metadata"].get("namespace")
+        if namespace is None:
+            assert item["kind"] in ("ClusterRole", "ClusterRoleBinding") or item["kind"].endswith("WebhookConfiguration")
+        elif namespace == "kube-system":
             assert item["kind"] == "RoleBinding"
-            continue
-        assert item["metadata"]["namespace"] == "gpus", item["metadata"]["name"]
+        else:
+            assert namespace == "gpus", item["metadata"]["name"]
     names = {o["metadata"]["name"] for o in found}
     assert {"x-pool-controller", "x-pool-server", "x-pool-scheduler", "gpus-x-pool-webhook"} <= names
     server = container(only(found, "DaemonSet", "x-pool-server"))
