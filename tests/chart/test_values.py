@@ -120,7 +120,9 @@ def test_names_and_namespaces_can_be_others() -> None:
     for item in found:
         namespace = item["metadata"].get("namespace")
         if namespace is None:
-            assert item["kind"] in ("ClusterRole", "ClusterRoleBinding") or item["kind"].endswith("WebhookConfiguration")
+            assert item["kind"] in ("ClusterRole", "ClusterRoleBinding") or item["kind"].endswith(
+                "WebhookConfiguration"
+            )
         elif namespace == "kube-system":
             assert item["kind"] == "RoleBinding"
         else:
