@@ -96,10 +96,9 @@ def _of_source(tree: ast.Module, where: str) -> set[Right]:
             continue
         calls = _path_calls(node.args[0]) if node.args else []
         if not calls and node.args:
-            first = node.args[0]
-            first = first.func if isinstance(first, ast.Call) else first
-            name = first.id if isinstance(first, ast.Name) else first.attr if isinstance(first, ast.Attribute) else ""
-            calls = paths.get(name, [])
+            names = [n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(node.args[0])
+                     if isinstance(n, ast.Name | ast.Attribute)]  # fmt: skip
+            calls = [call for name in names for call in paths.get(name, [])]
         if not calls:
             raise Unreadable(f"{where}:{node.lineno}: the path of this request is not seen; name it by path_of")
         for call in calls:
