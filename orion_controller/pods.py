@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from orion_controller.allocator import AllocationError, Placement
+from orion_controller.allocator import AllocationError, NoRoom, Placement, Request
 from orion_controller.api import pod_models as models
 from orion_controller.pool import (
     CUDA_ERROR_INVALID_VALUE,
@@ -33,11 +33,13 @@ class NotReady(Refused):
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a container. `asked`: vGPUs, MiB and percent as its environment says, 0 for what it does not say."""
+    """A part of a container. `asked`: vGPUs, MiB and percent as its environment says, 0 for what it does not say.
+    `places`: where they have to be, empty: anywhere."""
 
     slot: str
     asked: tuple[int, int, int]
     wish: wire.Allocate
+    places: tuple[tuple[str, int], ...] = ()
 
 
 def reserve(pool: Pool, wish: models.PodWish, now_s: float, wall_s: float) -> tuple[list[Allocation], Outcome]:
@@ -143,6 +145,10 @@ def _parts(wish: models.PodWish) -> list[_Part]:
     parts = []
     for container in wish.containers:
         asked = (container.vgpus, container.gmem_mib, container.ratio_percent)
+        places = tuple((place.node, place.ordinal) for place in container.places)
+        if places and (container.count != 1 or len(places) != container.vgpus):
+            raise Refused(CUDA_ERROR_INVALID_VALUE, f"pod {wish.name}: {container.name} names {len(places)} places for "
+                          f"{container.count} x {container.vgpus} vGPUs")  # fmt: skip
         for number in range(container.count):
             asks = wire.Allocate(
                 id=0, wire=WIRE_VERSION, vgpu=asked[0], gmem_mib=asked[1], ratio=asked[2],
@@ -150,7 +156,7 @@ def _parts(wish: models.PodWish) -> list[_Part]:
                 cross_node=wish.cross_node, node=wish.node, rule=wish.rule,
                 pod={"namespace": wish.namespace, "name": wish.name, "uid": wish.uid},
             )  # fmt: skip
-            parts.append(_Part(f"{container.name}/{number}", asked, asks))
+            parts.append(_Part(f"{container.name}/{number}", asked, asks, places))
     if len({part.slot for part in parts}) != len(parts):
         raise Refused(CUDA_ERROR_INVALID_VALUE, f"pod {wish.name}: two containers have one name")
     if len(parts) > PARTS_MOST:
@@ -174,6 +180,8 @@ def _suits(pool: Pool, allocation: Allocation, part: _Part, resized: list[tuple[
     if not allocation.placements or len(record.places) != part.asked[0]:
         return bool(allocation.session_count)  # it cannot be taken away from a program
     if not pool.is_whole(allocation):
+        return bool(allocation.session_count)
+    if part.places and sorted(record.places) != sorted(part.places):
         return bool(allocation.session_count)
     if allocation.session_count or not record.slot or record.asked == part.asked:
         return True
@@ -208,7 +216,9 @@ def _place_all(pool: Pool, wish: models.PodWish, missing: list[_Part], replaced:
     near = wish.candidates if wish.rule in ("", "local-first") else []
     try:
         for part in missing:
-            placed.append((part, pool.allocator.place(pool.request(part.wish), near=near)))
+            request = pool.request(part.wish)
+            made_at = _place_at(pool, request, part.places) if part.places else pool.allocator.place(request, near=near)
+            placed.append((part, made_at))
     except (AllocationError, Refused) as error:
         for _, placement in placed:
             pool.allocator.release(placement.id)
@@ -224,6 +234,17 @@ def _place_all(pool: Pool, wish: models.PodWish, missing: list[_Part], replaced:
         allocation.tickets_until_s = 0.0
         made.append(allocation)
     return made
+
+
+def _place_at(pool: Pool, request: Request, places: tuple[tuple[str, int], ...]) -> Placement:
+    """On these GPUs and no others: a cluster's scheduler has chosen them. AllocationError."""
+    pool.allocator.check(request)
+    try:
+        return pool.allocator.adopt(request, places)
+    except NoRoom as error:
+        where = ", ".join(dict.fromkeys(f"{node} GPU {ordinal}" for node, ordinal in places))
+        raise NoRoom(f"there is no room for {request.vgpus} vGPUs of {request.gmem_mib} MiB and "
+                     f"{request.ratio_percent} % on {where[:200]} now") from error  # fmt: skip
 
 
 def _move(pool: Pool, allocation: Allocation, node: str) -> None:

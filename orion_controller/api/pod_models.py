@@ -17,9 +17,17 @@ CANDIDATES_MOST = 15_000
 PODS_MOST = 256
 
 
+class PodPlace(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A GPU of a server."""
+
+    node: Name
+    ordinal: Annotated[int, Meta(ge=0, le=1 << 20)]
+
+
 class PodContainer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a container has been promised: `count` parts of `vgpus` vGPUs each; a process attaches to one part. Sizes
-    are of each vGPU, 0: the pool's default."""
+    are of each vGPU, 0: the pool's default. `places`: the GPU of each vGPU where somebody else has chosen them, with a
+    `count` of 1; empty: the pool chooses."""
 
     name: Name
     vgpus: Annotated[int, Meta(ge=1, le=64)] = 1
@@ -27,6 +35,7 @@ class PodContainer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     gmem_mib: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
     ratio_percent: Annotated[int, Meta(ge=0, le=100)] = 0
     policy: Policy | None = None
+    places: Annotated[list[PodPlace], Meta(max_length=64)] = []
 
 
 class PodWish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

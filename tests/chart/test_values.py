@@ -90,13 +90,17 @@ def test_each_kubernetes_gets_what_it_knows(version: str, api: str, devices: str
 
 
 def test_pods_that_ask_for_vgpus_fail_closed_and_no_others() -> None:
-    (webhook,) = only(objects(), "MutatingWebhookConfiguration")["webhooks"]
-    assert webhook["failurePolicy"] == "Fail"
-    assert "'virtaitech.com/gpu' in c.resources.limits" in webhook["matchConditions"][0]["expression"]
-    labelled, others = only(objects(kube_version="1.20.2"), "MutatingWebhookConfiguration")["webhooks"]
-    expression = {"key": "virtaitech.com/vgpu", "operator": "Exists"}
-    assert labelled["failurePolicy"] == "Fail" and labelled["objectSelector"]["matchExpressions"] == [expression]
-    assert others["failurePolicy"] == "Ignore"
+    for kind, path in (("Mutating", "/mutate"), ("Validating", "/validate")):
+        webhook, *edits = only(objects(), f"{kind}WebhookConfiguration")["webhooks"]
+        assert webhook["failurePolicy"] == "Fail" and webhook["clientConfig"]["service"]["path"] == path
+        assert webhook["rules"][0]["operations"] == ["CREATE"]
+        assert "'virtaitech.com/gpu' in c.resources.limits" in webhook["matchConditions"][0]["expression"]
+        # A Job's pods lose their finalizers by edits.
+        assert all(entry["failurePolicy"] == "Ignore" for entry in edits)
+        labelled, *others = only(objects(kube_version="1.20.2"), f"{kind}WebhookConfiguration")["webhooks"]
+        expression = {"key": "virtaitech.com/vgpu", "operator": "Exists"}
+        assert labelled["failurePolicy"] == "Fail" and labelled["objectSelector"]["matchExpressions"] == [expression]
+        assert all(entry["failurePolicy"] == "Ignore" for entry in others) and others
 
 
 def test_no_gpu_node_is_asked_for_by_the_software_gpu() -> None:
@@ -113,14 +117,16 @@ def test_no_gpu_node_is_asked_for_by_the_software_gpu() -> None:
 
 def test_names_and_namespaces_can_be_others() -> None:
     found = objects(*setting(nameOverride="pool", namespaceOverride="gpus"), release="x")
-    namespaced = [o for o in found if o["kind"] not in ("ClusterRole", "ClusterRoleBinding",
-                                                        "MutatingWebhookConfiguration")]  # fmt: skip
-
-    for item in namespaced:
-        if item["metadata"]["namespace"] == "kube-system":
+    for item in found:
+        namespace = item["metadata"].get("namespace")
+        if namespace is None:
+            assert item["kind"] in ("ClusterRole", "ClusterRoleBinding") or item["kind"].endswith(
+                "WebhookConfiguration"
+            )
+        elif namespace == "kube-system":
             assert item["kind"] == "RoleBinding"
-            continue
-        assert item["metadata"]["namespace"] == "gpus", item["metadata"]["name"]
+        else:
+            assert namespace == "gpus", item["metadata"]["name"]
     names = {o["metadata"]["name"] for o in found}
     assert {"x-pool-controller", "x-pool-server", "x-pool-scheduler", "gpus-x-pool-webhook"} <= names
     server = container(only(found, "DaemonSet", "x-pool-server"))

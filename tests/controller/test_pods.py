@@ -6,7 +6,7 @@ import pytest
 
 from orion_controller import pods
 from orion_controller.api.models import LimitsBody
-from orion_controller.api.pod_models import PodContainer, PodWish
+from orion_controller.api.pod_models import PodContainer, PodPlace, PodWish
 from orion_controller.pool import Allocation, Later, Never, Policies, Pool, Refused
 from tests.controller.simulated import SimulatedServer, wish
 
@@ -197,3 +197,29 @@ def test_a_pod_whose_server_is_away_gets_nothing_else():
         pool.allocate(wish(group="u", vgpu=1, gmem_mib=10), 10.0, 10.0)
     servers["b"].beat(pool, 11.0)
     assert pool.allocate(wish(group="u", vgpu=2, gmem_mib=16000), 12.0, 12.0) is mine
+
+
+def test_a_scheduler_that_has_chosen_the_gpus_gets_these_or_none():
+    pool, _ = pool_of("a", "b", gpus=2)
+
+    def at(*chosen: tuple[str, int], gmem_mib: int = 9000) -> PodContainer:
+        named = [PodPlace(node=node, ordinal=ordinal) for node, ordinal in chosen]
+        return PodContainer(name="claim", vgpus=len(chosen), gmem_mib=gmem_mib, ratio_percent=10, places=named)
+
+    first = reserve(pool, pod("u", at(("b", 1), ("a", 1))))
+    assert places(first) == [("b", 1), ("a", 1)]
+    assert reserve(pool, pod("u", at(("b", 1), ("a", 1)))) == first
+    with pytest.raises(Later, match="no room for 1 vGPUs of 9000 MiB and 10 % on b GPU 1"):
+        reserve(pool, pod("v", at(("b", 1))))
+    assert pool.allocator.free("b", 1) == (7000, 90, 3) and pods.view(pool, "v") is None
+    assert places(reserve(pool, pod("u", at(("b", 0))))) == [("b", 0)]  # others, while nobody has used them
+    assert pool.allocator.free("b", 1) == pool.allocator.free("a", 1) == (16000, 100, 4)
+    for wrong in (("c", 0), ("a", 7)):
+        with pytest.raises(Refused, match=r"there is no node c|has no GPU 7"):
+            reserve(pool, pod("w", at(wrong)))
+    with pytest.raises(Never):
+        reserve(pool, pod("w", at(("a", 0), gmem_mib=17000)))
+    odd = at(("a", 0))
+    odd.vgpus = 2
+    with pytest.raises(Refused, match="names 1 places for 1 x 2 vGPUs"):
+        reserve(pool, pod("w", odd))

@@ -30,15 +30,24 @@ extenders:
 
 {{- define "orion.schedulerArgs" -}}
 {{- $s := .Values.scheduler -}}
-- --resource={{ .Values.resources.name }}
-- --scheduler-name={{ .Values.schedulerName }}
-- --http=127.0.0.1:{{ $s.extender.port }}
+- --controller={{ include "orion.controller.url" . }}
+- --controller-token-file=/etc/orion/auth/token
+{{- if .Values.controller.tls.enabled }}
+- --controller-ca=/etc/orion/ca/ca.crt
+{{- end }}
+- --listen=127.0.0.1:{{ $s.extender.port }}
 {{- if $s.webhook.enabled }}
-- --webhook={{ $s.bindAddress }}:{{ $s.webhook.port }}
+- --webhook-listen={{ $s.bindAddress }}:{{ $s.webhook.port }}
 - --tls-cert=/etc/orion/tls/tls.crt
 - --tls-key=/etc/orion/tls/tls.key
 {{- end }}
+- --resource={{ .Values.resources.name }}
+- --scheduler-name={{ .Values.schedulerName }}
+- --token-audience={{ ternary .Values.controller.identity.audience "" .Values.controller.identity.enabled }}
 - --log-level={{ .Values.logLevel }}
+{{- if .Values.jsonLog }}
+- --json-log
+{{- end }}
 {{- end }}
 
 {{- define "orion.tlsSecret.webhook" -}}

@@ -1,4 +1,4 @@
-{{/* One entry of the configuration: (dict "root" $ "ca" BASE64 "name" N "policy" P "conditions" true or "operator" of the label's selector) */}}
+{{/* One entry of the configuration: (dict "root" $ "kind" "Mutating" "path" "/mutate" "ca" BASE64 "name" N "policy" P "conditions" true, or "operator" of the label's selector; "operation" CREATE or UPDATE) */}}
 {{- define "orion.webhook" -}}
 {{- $w := .root.Values.scheduler.webhook }}
 {{- $resource := .root.Values.resources.name }}
@@ -7,23 +7,25 @@
   sideEffects: None
   failurePolicy: {{ .policy }}
   timeoutSeconds: {{ $w.timeoutSeconds }}
+  {{- if eq .kind "Mutating" }}
   reinvocationPolicy: {{ $w.reinvocationPolicy }}
+  {{- end }}
   matchPolicy: Equivalent
   clientConfig:
     {{- if $w.url }}
-    url: {{ $w.url | quote }}
+    url: {{ printf "%s%s" (trimSuffix "/" $w.url) .path | quote }}
     {{- else }}
     service:
       name: {{ include "orion.component" (dict "root" .root "component" "webhook") }}
       namespace: {{ include "orion.namespace" .root }}
       port: 443
-      path: /mutate
+      path: {{ .path }}
     {{- end }}
     {{- with .ca }}
     caBundle: {{ . }}
     {{- end }}
   rules:
-    - {apiGroups: [""], apiVersions: [v1], resources: [pods], operations: [CREATE], scope: Namespaced}
+    - {apiGroups: [""], apiVersions: [v1], resources: [pods], operations: [{{ .operation | default "CREATE" }}], scope: Namespaced}
   {{- with $w.namespaceSelector }}
   namespaceSelector:
     {{- toYaml . | nindent 4 }}
@@ -39,9 +41,8 @@
   matchConditions:
     - name: asks-for-vgpus
       expression: >-
-        [object.spec.containers, has(object.spec.initContainers) ? object.spec.initContainers : []].exists(list,
-        list.exists(c, has(c.resources) && has(c.resources.limits) && {{ $resource | squote }} in c.resources.limits))
-        || (has(object.metadata.annotations) && object.metadata.annotations.exists(key, key in
-        ['virtaitech.com/gmem', 'virtaitech.com/ratio']))
+        (object.spec.containers + (has(object.spec.initContainers) ? object.spec.initContainers : [])).exists(c,
+        has(c.resources) && (has(c.resources.limits) && {{ $resource | squote }} in c.resources.limits
+        || has(c.resources.requests) && {{ $resource | squote }} in c.resources.requests))
   {{- end }}
 {{- end }}
