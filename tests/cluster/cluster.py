@@ -206,7 +206,7 @@ class Cluster:
         )
         for machine in self.machines:
             self._kubeconfig(machine, "admin", ADMIN_KUBECONFIG)
-        self.wait("the API server is ready", lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok", 120)
+        self.wait_for_api_server()
         self._kubeconfig(control, "system:kube-controller-manager", "/etc/kubernetes/controller-manager.json")
         control.start(
             "kube-controller-manager",
@@ -264,14 +264,6 @@ class Cluster:
         self.wait("containerd answers", lambda: machine.run(["ctr", "version"], check=False).returncode == 0, 60)
         self._kubeconfig(machine, f"system:node:{machine.name}", "/etc/kubernetes/kubelet.json")
         self._write_json(machine, "/etc/kubernetes/kubelet-config.json", KUBELET | {"clusterDNS": [node_address(1)]})
-        self.start_kubelet(number)
-        self._kubeconfig(machine, "system:kube-proxy", "/etc/kubernetes/proxy.json")
-        proxy = PROXY | {"hostnameOverride": machine.name}
-        self._write_json(machine, "/etc/kubernetes/proxy-config.json", proxy)
-        machine.start("kube-proxy", ["kube-proxy", "--config=/etc/kubernetes/proxy-config.json"])
-
-    def start_kubelet(self, number: int) -> None:
-        machine = self.machines[number - 1]
         machine.start(
             "kubelet",
             [
@@ -285,6 +277,13 @@ class Cluster:
                 "--network-plugin=cni",
             ],
         )
+        self._kubeconfig(machine, "system:kube-proxy", "/etc/kubernetes/proxy.json")
+        proxy = PROXY | {"hostnameOverride": machine.name}
+        self._write_json(machine, "/etc/kubernetes/proxy-config.json", proxy)
+        machine.start("kube-proxy", ["kube-proxy", "--config=/etc/kubernetes/proxy-config.json"])
+
+    def wait_for_api_server(self) -> None:
+        self.wait("the API server is ready", lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok", 120)
 
     def _wait_for_nodes(self, count: int) -> None:
         def ready() -> bool:

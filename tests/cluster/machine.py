@@ -42,6 +42,7 @@ class Machine:
         self.logs.mkdir(parents=True)
         self._cgroup = f"orion-test-{os.getpid()}-{name}"
         self._services: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[Sequence[str | Path], Mapping[str, str] | None]] = {}
         # The whole machine dies with the process that made it, however that ends.
         self._holder = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", str(SCRIPT), name, str(tools), str(work), self._cgroup],
@@ -95,6 +96,7 @@ class Machine:
 
     def start(self, name: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
         """Starts a long-running program inside; it writes to logs/NAME.log."""
+        self._commands[name] = (command, env)
         with (self.logs / f"{name}.log").open("ab") as log:
             self._services[name] = subprocess.Popen(
                 self._enter(["sh", "-c", INTO_CGROUPS, name, *command]),
@@ -111,6 +113,10 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(child), with_signal)
         service.wait(timeout_s)
+
+    def start_again(self, name: str) -> None:
+        """Starts what `end` has ended, as it was."""
+        self.start(name, *self._commands[name])
 
     def ended(self) -> dict[str, int]:
         """Programs of `start` that have ended by themselves, with their exit status."""

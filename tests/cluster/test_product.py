@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.cluster import Cluster, Json
+from tests.cluster.machine import Machine
 from tests.cluster.product import NAMESPACE, RESOURCE, Product, vgpu_pod
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(2400)]
@@ -31,6 +32,10 @@ def told(cluster: Cluster, pod: str) -> list[Json]:
     """The lines of programs/vgpu.py."""
     lines = cluster.kubectl("logs", pod, check=False).splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def lines_on(machine: Machine, count: str) -> int:
+    return int(machine.run(["sh", "-c", count], check=False).stdout.strip() or 0)
 
 
 def uid_of(cluster: Cluster, pod: str) -> str:
@@ -67,6 +72,9 @@ def test_the_products_example_pod_computes_and_prints_its_vgpu(cluster: Cluster,
     cluster.apply(pod)
     cluster.wait_for_pod("example", ["Succeeded", "Failed"])
     (line,) = told(cluster, "example")
+    # Shared memory on the GPU's own node, the network from the other one.
+    log = cluster.kubectl("logs", "-n", NAMESPACE, "daemonset/orion-server")
+    assert re.findall(r"bound over (\w+)", log)[-1] == {"node-1": "shm", "node-2": "tcp"}[node]
     assert line == {"devices": 1, "name": "softgpu (CPU)", "mib": 4096, "sums": True, "device_nodes": []}
     placed = cluster.get("pod", "example")
     assert placed["spec"]["nodeName"] == node
@@ -180,17 +188,39 @@ def test_two_nodes_that_each_advertise_the_pool_place_no_more_than_it_has(cluste
 
 
 def test_what_no_gpu_can_give_is_refused_with_a_reason(cluster: Cluster, product: Product) -> None:
-    cluster.apply(vgpu_pod("huge", env={"ORION_GMEM": "99999999"}))
-    cluster.wait("an event says why", lambda: "FailedScheduling" in product.events("huge"))
-    assert re.search(r"99999999|MiB|larger|memory", product.events("huge"))
+    said = cluster.refused(vgpu_pod("huge", env={"ORION_GMEM": "99999999"}))
+    assert "no GPU of the pool has 99999999 MiB" in said
+    said = cluster.refused(vgpu_pod("wrong", env={"ORION_RATIO": "101"}))
+    assert "ORION_RATIO" in said
 
 
 def test_a_kubelet_that_starts_again_still_hands_out_vgpus(cluster: Cluster, product: Product) -> None:
     cluster.machines[1].end("kubelet")
-    cluster.start_kubelet(2)
+    cluster.machines[1].start_again("kubelet")
     cluster.apply(vgpu_pod("after", node="node-2"))
     cluster.wait_for_pod("after", ["Succeeded", "Failed"])
     assert [line["sums"] for line in told(cluster, "after")] == [True]
+
+
+def test_pods_compute_while_the_api_server_is_away_and_new_ones_come_when_it_is_back(
+    cluster: Cluster, product: Product
+) -> None:
+    cluster.apply(vgpu_pod("through", seconds=600, env={"ORION_GMEM": "1024", "ORION_RATIO": "20"}))
+    wait_for_lines(cluster, "through")
+    uid = uid_of(cluster, "through")
+    cluster.machines[0].end("kube-apiserver")
+    # Its log on the node, since nobody else can be asked.
+    count = f"cat /var/log/pods/default_through_{uid}/cuda/*.log 2>/dev/null | grep -c sums"
+    where = next(machine for machine in cluster.machines if lines_on(machine, count))
+    before = lines_on(where, count)
+    cluster.wait("it goes on", lambda: lines_on(where, count) >= before + 5)
+    cluster.machines[0].start_again("kube-apiserver")
+    cluster.wait_for_api_server()
+    assert product.has_vgpus(uid)
+    cluster.apply(vgpu_pod("next", env={"ORION_GMEM": "1024", "ORION_RATIO": "20"}))
+    cluster.wait_for_pod("next", ["Succeeded", "Failed"])
+    assert [line["sums"] for line in told(cluster, "next")] == [True]
+    assert told(cluster, "through")[-1]["sums"] is True
 
 
 def test_without_a_controller_pods_wait_and_are_placed_once(cluster: Cluster, product: Product) -> None:
