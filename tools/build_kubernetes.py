@@ -149,8 +149,8 @@ def kubernetes() -> Path:
 
 
 def _replace_reflect2(source: Path, root: Path) -> None:
-    """Kubernetes 1.20 carries reflect2 1.0.1, whose walk over a map breaks with Go 1.18 and newer: the API server crashes
-    at the first patch of an admission webhook. Debian's package of it has the mended release."""
+    """Kubernetes 1.20 carries reflect2 1.0.1, whose walk over a map breaks with Go 1.18 and newer: the API server
+    crashes at the first patch of an admission webhook. Debian's package of it has the mended release."""
     carried = source / "vendor" / REFLECT2
     shutil.rmtree(carried)
     shutil.copytree(root / "usr/share/gocode/src" / REFLECT2, carried)
