@@ -19,6 +19,7 @@ NAMESPACE = "orion"
 REGISTRY = "docker.io/orion-test"
 APPLICATION = f"{REGISTRY}/application:1"
 RESOURCE = "virtaitech.com/gpu"
+VGPU_LABEL = "virtaitech.com/vgpu"
 
 VALUES: Json = {
     "global": {"imageRegistry": REGISTRY, "imageTag": "test"},
@@ -88,19 +89,28 @@ class Product:
         self.cluster = cluster
         cluster.machines[0].run(["mkdir", "-p", "/srv/pool"])
         cluster.apply(VOLUME)
-        values = "/root/values.json"
-        cluster.write(cluster.machines[0], values, json.dumps(values_of_this_machine()))
+        self._helm("install", "--create-namespace", values=values_of_this_machine())
+        self.is_installed = True
+        data = {"vgpu.py": PROGRAM.read_text()}
+        cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "program"}, "data": data})
+
+    def _helm(self, verb: str, *options: str, values: Json) -> None:
+        path = "/root/values.json"
+        self.cluster.write(self.cluster.machines[0], path, json.dumps(values))
+        chart = ["orion", str(CHART), "--namespace", NAMESPACE, "--values", path]
         try:
-            cluster.helm(
-                *("install", "orion", str(CHART), "--namespace", NAMESPACE, "--create-namespace", "--values", values),
-                *("--wait", "--timeout", "240s"),
-                timeout_s=300,
-            )
+            self.cluster.helm(verb, *chart, "--wait", "--timeout", "240s", *options, timeout_s=300)
         except RuntimeError as error:
             error.add_note(self.describe())
             raise
-        data = {"vgpu.py": PROGRAM.read_text()}
-        cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "program"}, "data": data})
+
+    def upgrade(self, changed: Json) -> None:
+        """With these values besides those it has."""
+        self._helm("upgrade", "--reuse-values", values=changed)
+
+    def uninstall(self) -> None:
+        self.cluster.helm("uninstall", "orion", "--namespace", NAMESPACE, "--wait", timeout_s=300)
+        self.is_installed = False
 
     def describe(self) -> str:
         parts = [self.cluster.kubectl("describe", "pods", "-n", NAMESPACE, check=False)]

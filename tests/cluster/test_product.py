@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.cluster import Cluster, Json
 from tests.cluster.machine import Machine
-from tests.cluster.product import NAMESPACE, RESOURCE, Product, vgpu_pod
+from tests.cluster.product import NAMESPACE, RESOURCE, VGPU_LABEL, Product, vgpu_pod
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -25,7 +25,7 @@ def product(cluster: Cluster) -> Product:
 def no_pods_stay(product: Product) -> Iterator[None]:
     yield
     product.cluster.kubectl("delete", "pods", "--all", "--wait", "--timeout=120s")
-    product.cluster.wait("all vGPUs are given back", lambda: not product.pods(), 120)
+    product.cluster.wait("all vGPUs are given back", lambda: not product.is_installed or not product.pods(), 120)
 
 
 def told(cluster: Cluster, pod: str) -> list[Json]:
@@ -223,6 +223,26 @@ def test_pods_compute_while_the_api_server_is_away_and_new_ones_come_when_it_is_
     assert told(cluster, "through")[-1]["sums"] is True
 
 
+def test_without_the_webhook_a_pod_gets_no_vgpu(cluster: Cluster, product: Product) -> None:
+    deployment = ["deployment/orion-scheduler", "-n", NAMESPACE]
+    label = "app.kubernetes.io/component=scheduler"
+    cluster.kubectl("scale", *deployment, "--replicas=0")
+    try:
+        cluster.wait("it is gone", lambda: not cluster.get("pods", "-n", NAMESPACE, "-l", label)["items"])
+        # Kubernetes 1.20 has no conditions by which only pods with vGPUs wait for the webhook: only those with its label.
+        labelled = vgpu_pod("labelled")
+        labelled["metadata"]["labels"] = {VGPU_LABEL: "true"}
+        assert "failed calling webhook" in cluster.refused(labelled)
+        # Others are let in as they are. The default scheduler places this one, and it has no token to show.
+        cluster.apply(vgpu_pod("unseen"))
+        cluster.wait_for_pod("unseen", ["Succeeded", "Failed"])
+        assert told(cluster, "unseen")[-1]["in"] == "cuInit", cluster.kubectl("logs", "unseen")
+        assert not product.has_vgpus(uid_of(cluster, "unseen"))
+    finally:
+        cluster.kubectl("scale", *deployment, "--replicas=1")
+        cluster.kubectl("rollout", "status", *deployment, "--timeout=120s")
+
+
 def test_without_a_controller_pods_wait_and_are_placed_once(cluster: Cluster, product: Product) -> None:
     cluster.apply(vgpu_pod("stays", seconds=600, env={"ORION_GMEM": "1024", "ORION_RATIO": "20"}))
     before = len(wait_for_lines(cluster, "stays"))
@@ -246,3 +266,28 @@ def test_what_the_chart_grants_is_what_its_components_need(cluster: Cluster, pro
         for verb, kind in (("get", "secrets"), ("create", "pods"), ("patch", "nodes"), ("*", "*")):
             with pytest.raises((RuntimeError, subprocess.CalledProcessError), match="no"):
                 cluster.kubectl("auth", "can-i", verb, kind, "--as", user, "-A")
+
+
+def test_an_upgrade_keeps_secrets_and_lets_programs_run_on(cluster: Cluster, product: Product) -> None:
+    cluster.apply(vgpu_pod("runs-on", seconds=600, env={"ORION_GMEM": "1024", "ORION_RATIO": "20"}))
+    wait_for_lines(cluster, "runs-on")
+    names = {"orion-auth-operator": "token", "orion-auth-server": "key", "orion-controller-tls": "ca.crt"}
+    before = [product.secret(name, key) for name, key in names.items()]
+    product.upgrade({"controller": {"queuePatienceSeconds": 31}})
+    assert [product.secret(name, key) for name, key in names.items()] == before
+    lines = len(told(cluster, "runs-on"))
+    assert wait_for_lines(cluster, "runs-on", lines + 3)[-1]["sums"] is True
+    cluster.apply(vgpu_pod("comes", env={"ORION_GMEM": "1024", "ORION_RATIO": "20"}))
+    cluster.wait_for_pod("comes", ["Succeeded", "Failed"])
+    assert [line["sums"] for line in told(cluster, "comes")] == [True]
+
+
+def test_uninstalled_it_leaves_its_data_and_nothing_in_anybodys_way(cluster: Cluster, product: Product) -> None:
+    product.uninstall()
+    assert [one["metadata"]["name"] for one in cluster.get("pvc", "-n", NAMESPACE)["items"]] == ["orion-controller"]
+    kinds = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations"
+    assert cluster.get(kinds, "-l", "app.kubernetes.io/name=orion")["items"] == []
+    pod = vgpu_pod("after-all", command=["true"])
+    del pod["spec"]["containers"][0]["resources"]
+    cluster.apply(pod)
+    cluster.wait_for_pod("after-all", ["Succeeded", "Failed"])
