@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +13,12 @@ from tests.cluster.cluster import Cluster, Json
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 APPLICATION = "docker.io/orion-test/application:1"
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(cluster: Cluster) -> Iterator[None]:
+    yield
+    cluster.kubectl("delete", "deployments,pods,services", "-l", "app", "--wait", "--timeout=120s")
 
 
 def pod(name: str, container: Json, node: str | None = None, **spec: object) -> Json:
@@ -40,20 +47,24 @@ def test_a_service_of_a_deployment_is_found_by_name_from_the_other_node(cluster:
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": {"name": "web"},
+            "metadata": {"name": "web", "labels": {"app": "web"}},
             "spec": {
                 "replicas": 1,
                 "selector": {"matchLabels": {"app": "web"}},
                 "template": {
                     "metadata": {"labels": {"app": "web"}},
-                    "spec": {"nodeSelector": {"kubernetes.io/hostname": "node-1"}, "containers": [serve]},
+                    "spec": {
+                        "terminationGracePeriodSeconds": 1,
+                        "nodeSelector": {"kubernetes.io/hostname": "node-1"},
+                        "containers": [serve],
+                    },
                 },
             },
         },
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": "web"},
+            "metadata": {"name": "web", "labels": {"app": "web"}},
             "spec": {
                 "type": "NodePort",
                 "selector": {"app": "web"},

@@ -229,7 +229,7 @@ def test_without_the_webhook_a_pod_gets_no_vgpu(cluster: Cluster, product: Produ
     cluster.kubectl("scale", *deployment, "--replicas=0")
     try:
         cluster.wait("it is gone", lambda: not cluster.get("pods", "-n", NAMESPACE, "-l", label)["items"])
-        # Kubernetes 1.20 has no conditions by which only pods with vGPUs wait for the webhook: only those with its label.
+        # Kubernetes 1.20 has no conditions by which pods with vGPUs wait for the webhook: those with its label do.
         labelled = vgpu_pod("labelled")
         labelled["metadata"]["labels"] = {VGPU_LABEL: "true"}
         assert "failed calling webhook" in cluster.refused(labelled)
