@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -195,8 +196,18 @@ def test_what_no_gpu_can_give_is_refused_with_a_reason(cluster: Cluster, product
 
 
 def test_a_kubelet_that_starts_again_still_hands_out_vgpus(cluster: Cluster, product: Product) -> None:
+    selector = ["-l", "app.kubernetes.io/component=device-plugin", "--field-selector", "spec.nodeName=node-2"]
+    (plugin,) = cluster.get("pods", "-n", NAMESPACE, *selector)["items"]
+
+    def registrations() -> int:
+        logs = cluster.kubectl("logs", "-n", NAMESPACE, plugin["metadata"]["name"], check=False)
+        return logs.count(f"registered {RESOURCE}")
+
+    before = registrations()
     cluster.machines[1].end("kubelet")
     cluster.machines[1].start_again("kubelet")
+    # Until then the node has none to give, and the kubelet would refuse a pod that the scheduler sends.
+    cluster.wait("the plugin has registered again", lambda: registrations() > before)
     cluster.apply(vgpu_pod("after", node="node-2"))
     cluster.wait_for_pod("after", ["Succeeded", "Failed"])
     assert [line["sums"] for line in told(cluster, "after")] == [True]
@@ -208,7 +219,7 @@ def test_pods_compute_while_the_api_server_is_away_and_new_ones_come_when_it_is_
     cluster.apply(vgpu_pod("through", seconds=600, env={"ORION_GMEM": "1024", "ORION_RATIO": "20"}))
     wait_for_lines(cluster, "through")
     uid = uid_of(cluster, "through")
-    cluster.machines[0].end("kube-apiserver")
+    cluster.machines[0].end("kube-apiserver", signal.SIGKILL)
     # Its log on the node, since nobody else can be asked.
     count = f"cat /var/log/pods/default_through_{uid}/cuda/*.log 2>/dev/null | grep -c sums"
     where = next(machine for machine in cluster.machines if lines_on(machine, count))
