@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.cluster import Cluster, Json
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 APPLICATION = "docker.io/orion-test/application:1"
 

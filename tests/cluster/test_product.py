@@ -14,7 +14,7 @@ from tests.cluster.cluster import Cluster, Json
 from tests.cluster.machine import Machine
 from tests.cluster.product import NAMESPACE, RESOURCE, VGPU_LABEL, Product, vgpu_pod
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
