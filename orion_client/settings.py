@@ -112,8 +112,8 @@ def pod_token(controller: str) -> str:
     if not file or not (controller_key() or _is_loopback(controller)):
         return ""
     try:
-        with open(file, "rb") as opened:
-            token = opened.read(TOKEN_BYTES_MOST + 1).strip()
+        with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as opened:  # a FIFO: at its end
+            token = (opened.read(TOKEN_BYTES_MOST + 1) or b"").rstrip(b"\r\n")
     except FileNotFoundError:
         return ""
     except OSError as error:

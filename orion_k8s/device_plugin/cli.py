@@ -72,7 +72,8 @@ def start(
     poll: Annotated[float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="How often the pool is looked at.")]
     = 10.0,
     state_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keeps the list for a start without the controller.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Keeps the list for a start without the controller (KUBELET_DIR/orion/...)."),
     ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     json_log: Annotated[bool, typer.Option(help="Log one JSON object a line.")] = False,
@@ -112,6 +113,8 @@ def start(
             log.info("client libraries in %s: %s", install_to, ", ".join(changed) or "as they are here")
     except (OSError, libraries.LibrariesMissing) as error:
         _fail(f"the client libraries cannot be put into {install_to}: {error}")
+    # A kubelet that starts removes the files of its folder, and leaves folders in it alone.
+    state_file = state_file or kubelet_dir / "orion" / f"{resource.replace('/', '_')}.json"
     gives = Gives(controller, controller_key, client_dir, socket_dir, pod_token_file)
     _run(api, gives, resource, node, kubelet_dir, max_devices, poll, state_file)
 
@@ -124,7 +127,7 @@ def _run(
     kubelet_dir: Path,
     max_devices: int,
     poll_s: float,
-    state_file: Path | None,
+    state_file: Path,
 ) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

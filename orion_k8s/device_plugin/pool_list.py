@@ -38,7 +38,7 @@ class PoolList:
     """Fills the table. Belongs to one thread."""
 
     def __init__(self, api: Callable[[], Api], table: Table, node: str, *, devices_most: int,
-                 state_file: Path | None = None, wall_clock: Callable[[], float] = time.time) -> None:  # fmt: skip
+                 state_file: Path, wall_clock: Callable[[], float] = time.time) -> None:  # fmt: skip
         """`api`: the controller, with the token as it is now."""
         self._api = api
         self._table = table
@@ -53,8 +53,6 @@ class PoolList:
 
     def start(self) -> None:
         """What was known when the plugin last ran, until the controller says more."""
-        if self._state_file is None:
-            return
         try:
             known = _read(self._state_file)
         except FileNotFoundError:
@@ -128,8 +126,6 @@ class PoolList:
         return is_new
 
     def _store(self) -> None:
-        if self._state_file is None:
-            return
         rows = [[g.server, g.ordinal, g.vgpus, g.is_well, s.at_s] for s in self._known.values() for g in (s.gpu,)]
         partial = self._state_file.with_name(self._state_file.name + ".part")
         try:

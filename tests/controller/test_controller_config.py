@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +339,21 @@ def test_keys_that_are_bearer_tokens_cannot_be_guessed(write: Any) -> None:
     settings = load_environment({"ORION_CONTROLLER_ADMINISTRATOR_KEY": "a" * 16, "ORION_CONTROLLER_VIEWER_KEY": ""},
                                 Settings())  # fmt: skip
     assert (settings.administrator_key, settings.viewer_key) == ("a" * 16, "")
+
+
+def test_kubernetes(write: Any) -> None:
+    """Pods' tokens make the client key unnecessary off loopback, and need an encrypted port there."""
+    text = "kubernetes: {token-review: true, audience: vgpus, require_reservation: yes, kubeconfig: /etc/kube}"
+    settings = load({}, write(text), {})
+    assert (settings.token_review, settings.token_audience) == (True, "vgpus")
+    assert (settings.require_reservation, settings.kubeconfig) == (True, "/etc/kube")
+    assert load({}, write(text), {"ORION_CONTROLLER_TOKEN_REVIEW": "1"}).token_review
+    with pytest.raises(ConfigError, match="require_reservation needs token_review"):
+        load({}, write("kubernetes: {require-reservation: true}"), {})
+    with pytest.raises(ConfigError, match=r"kubernetes.audience = 'a b': it is the audience"):
+        load({}, write("kubernetes: {token-review: true, audience: a b}"), {})
+    exposed = Settings(zmq=EVERYWHERE, server_key="s" * 16, token_review=True)
+    assert check_exposed(exposed) == []
+    (missing,) = check_exposed(replace(exposed, curve="off", insecure_network=True))
+    assert "pods show their tokens to nobody in clear" in missing
+    assert len(check_exposed(replace(exposed, token_review=False))) == 1

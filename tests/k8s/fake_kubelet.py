@@ -36,7 +36,8 @@ class FakeKubelet(services.RegistrationServicer):
 
     def _start(self) -> None:
         for path in self.folder.iterdir():
-            path.unlink()
+            if not path.is_dir():
+                path.unlink()
         self._server = grpc.server(ThreadPoolExecutor(4))
         services.add_RegistrationServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{self.folder / 'kubelet.sock'}")

@@ -199,18 +199,18 @@ def test_the_controller_is_away() -> None:
         pool.server("n1", gpus=1)
         await pool.joined("n1")
         with node() as (folder, kubelet):
-            state = ("--state-file", str(folder / "state" / "devices.json"))
-            plugin = PluginProcess(folder, "http://127.0.0.1:9", *state)
+            plugin = PluginProcess(folder, "http://127.0.0.1:9")
             await until(lambda: "no controller answers" in plugin.log)
             assert "nothing is known of the pool" in plugin.log
             await asyncio.sleep(1.5)
             assert not kubelet.registrations
             plugin.stop()
 
-            plugin = PluginProcess(folder, http.url, *state, token=http.viewer)
+            plugin = PluginProcess(folder, http.url, token=http.viewer)
             await until(lambda: kubelet.allocatable == 4)
             plugin.stop()
-            plugin = PluginProcess(folder, http.url, *state, token="revoked")
+            await asyncio.to_thread(kubelet.restart)
+            plugin = PluginProcess(folder, http.url, token="revoked")
             await until(lambda: len(kubelet.registrations) == 2 and kubelet.allocatable == 4)
             await until(lambda: "the list of devices stays as it was" in plugin.log)
             assert "the token is unknown" in plugin.log and "known from before" in plugin.log
