@@ -239,8 +239,8 @@ class Cluster:
         return left
 
     async def reservations(self) -> dict[str, Any]:
-        """Groups of the controller by ORION_GROUP_ID."""
-        return {group["group"]: group for group in await self.http.page("groups")}
+        """Pods that have vGPUs in the controller, by uid."""
+        return {pod["uid"]: pod for pod in await self.http.page("pods")}
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(WAIT_S):
