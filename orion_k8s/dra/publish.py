@@ -103,7 +103,8 @@ class Publisher:
         """PoolError: nothing is changed. KubeError: some may be; what is missing is done next time."""
         gpus, ready = await self._pool.gpus(), await self._pool.ready_nodes()
         taken = claimed(list(self._claims.values()), devices.Index(gpus, self._prefix), self._driver)
-        pools = devices.pools((gpu for gpu in gpus if gpu.node in ready), self._mode, taken, self._prefix)
+        usable = (gpu for gpu in gpus if gpu.node in ready and not gpu.health)
+        pools = devices.pools(usable, self._mode, taken, self._prefix)
         there: dict[str, dict[str, Object]] = defaultdict(dict)
         for name, item in self._slices.items():
             there[_pool_of(item)["name"]][name] = item

@@ -49,7 +49,8 @@ def test_a_claim_becomes_a_vgpu_and_is_given_back(version: str) -> None:
         (part,) = pod["parts"]
         assert (part["gmem_mib"], part["ratio_percent"], part["nodes"], part["ordinals"]) == (4096, 50, ["gpu-1"], [0])
         assert environment(world, claim) == {
-            "LD_PRELOAD": "/usr/lib/orion/libcuda.so.1", "TRITON_LIBCUDA_PATH": "/usr/lib/orion",
+            "LD_PRELOAD": "/usr/lib/orion/libcuda.so.1:/usr/lib/orion/libnvidia-ml.so.1",
+            "TRITON_LIBCUDA_PATH": "/usr/lib/orion",
             "NVIDIA_VISIBLE_DEVICES": "void", "ORION_CONTROLLER": "orion:9123", "ORION_CONTROLLER_KEY": "k",
             "ORION_GROUP_ID": pod_of(claim), "ORION_VGPU": "1", "ORION_GMEM": "4096", "ORION_RATIO": "50",
             "ORION_RES_GROUP": "BOX", "ORION_CROSS_NODE": "0",
@@ -58,6 +59,7 @@ def test_a_claim_becomes_a_vgpu_and_is_given_back(version: str) -> None:
         assert spec["kind"] == f"{DRIVER}/claim" and spec["devices"][0]["name"] == claim["metadata"]["uid"]
         edits = spec["devices"][0]["containerEdits"]
         assert set(edits) == {"env", "mounts"}  # no device node
+        assert all("ro" in mount["options"] for mount in edits["mounts"])
         assert {m["containerPath"]: m["hostPath"] for m in edits["mounts"]} == {
             "/usr/lib/orion": "/opt/orion/lib", "/run/orion": str(world.folder / "run")
         }  # fmt: skip

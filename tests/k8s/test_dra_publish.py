@@ -12,6 +12,7 @@ from orion_k8s.dra import API, DRIVER
 from orion_k8s.dra.publish import GONE_S, Publisher
 from tests.k8s.api_server import Refused
 from tests.k8s.dra_world import CLAIMS, SLICES, Cluster, go
+from wire import pool as wire
 
 GPU = "gpu-gpu-1-0"
 HALF = {"gmem": "4Gi", "ratio": "50", "vgpus": "1"}
@@ -259,3 +260,22 @@ def test_a_node_that_died_gives_its_pods_vgpus_back() -> None:
         assert alive_uid in await world.reservations()
 
     go({"gpu-1": 1}, body)
+
+
+def test_a_gpu_that_is_ill_is_not_offered() -> None:
+    async def body(world: Cluster) -> None:
+        simulated = world.pool.servers["gpu-1"].simulated
+        beat, health = simulated.heartbeat, ["Xid 79"]
+
+        def told() -> wire.Heartbeat:
+            said = beat()
+            said.gpus = [wire.GpuReport(ordinal=0, used_mib=0, health=health[0]), wire.GpuReport(ordinal=1, used_mib=0)]
+            return said
+
+        simulated.heartbeat = told  # type: ignore[method-assign]
+        await world.publish()
+        await world.until(lambda: set(world.devices("gpu-1")) == {"gpu-gpu-1-1"})
+        health[0] = ""
+        await world.until(lambda: len(world.devices("gpu-1")) == 2)
+
+    go({"gpu-1": 2}, body)
