@@ -159,8 +159,9 @@ def _slots(gpu: Gpu, others: Size, claimed: Claimed, prefix: str) -> list[Object
     free = [s for s in range(slot_count(gpu)) if (pool, f"{name}-s{s}") not in claimed.names]
     gone = set(free[len(free) - hidden :] if hidden < len(free) else free)
     capacity = {"gmem": {"value": quantity.of_mib(usual.gmem_mib)}, "ratio": {"value": str(usual.ratio_percent)}}
+    attributes = _attributes(gpu)
     return [
-        {"name": f"{name}-s{slot}", "attributes": _attributes(gpu), "capacity": capacity}
+        {"name": f"{name}-s{slot}", "attributes": attributes, "capacity": capacity}
         for slot in range(slot_count(gpu))
         if slot not in gone
     ]

@@ -15,11 +15,12 @@ from yarl import URL
 
 from orion_controller.api import models, pod_models
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 5.0  # a kubelet waits for 45 s, for several requests
 BODY_MAX_BYTES = 64 << 20
 _PAGE = 1000
 _REDIRECTS = 3
 _RELEASED_AT_ONCE = 500
+_ODD = "the controller's answer cannot be understood (is it of this release?)"
 T = TypeVar("T")
 
 
@@ -30,6 +31,18 @@ class PoolError(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
+
+
+class _Page(msgspec.Struct):
+    items: list[Any]
+    total: int
+
+
+def _as(value: Any, shape: type[T]) -> T:
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        raise PoolError(502, f"{_ODD}: {error}") from error
 
 
 class PoolApi:
@@ -77,9 +90,10 @@ class PoolApi:
         found: list[T] = []
         while True:
             answer = await self._call("GET", f"{kind}?limit={_PAGE}&offset={len(found)}{filters}")
-            items = msgspec.convert(answer["items"], list[model])  # type: ignore[valid-type]
+            page = _as(answer, _Page)
+            items = _as(page.items, list[model])  # type: ignore[valid-type]
             found += items
-            if not items or len(found) >= answer["total"]:
+            if not items or len(found) >= page.total:
                 return found
 
     # ------------------------------------------------------------------------------------------------ changes
@@ -87,7 +101,10 @@ class PoolApi:
     async def reserve(self, wish: pod_models.PodWish) -> None:
         """All of a pod's vGPUs or none, until they are released; again: as they are. PoolError: why not."""
         answer = await self._call("POST", "pods/reserve", pod_models.PodWishes(pods=[wish]))
-        (outcome,) = msgspec.convert(answer, pod_models.PodOutcomes).pods
+        outcomes = _as(answer, pod_models.PodOutcomes).pods
+        if len(outcomes) != 1:
+            raise PoolError(502, f"{_ODD}: {len(outcomes)} outcomes for one pod")
+        (outcome,) = outcomes
         if outcome.refusal:
             again = "" if outcome.refusal == "never" else ": the kubelet asks again"
             raise PoolError(409, f"{outcome.message}{again}"[:500], outcome.refusal)
@@ -96,7 +113,7 @@ class PoolApi:
         """Also of pods that have none. PoolError: some of them have programs that cannot be ended now."""
         for at in range(0, len(uids), _RELEASED_AT_ONCE):
             gone = pod_models.PodsGone(uids=uids[at : at + _RELEASED_AT_ONCE], reason=reason)
-            told = msgspec.convert(await self._call("POST", "pods/release", gone), pod_models.PodsReleased)
+            told = _as(await self._call("POST", "pods/release", gone), pod_models.PodsReleased)
             if told.kept:
                 raise PoolError(409, f"the servers of {len(told.kept)} pods do not answer", "kept")
 
