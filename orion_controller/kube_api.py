@@ -42,6 +42,7 @@ _PATCHES = {
     "apply": "application/apply-patch+yaml",
 }
 Object = dict[str, Any]
+Keep = Callable[[Object], Object | None]
 PatchKind = Literal["merge", "strategic", "json", "apply"]
 
 
@@ -222,16 +223,18 @@ class KubeApi:
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> Object:
         return await self.request("GET", path, params=params)
 
-    async def list(self, path: str, params: Mapping[str, str] | None = None,
-                   page_items: int = PAGE_ITEMS) -> tuple[list[Object], str]:  # fmt: skip
-        """All items, in pages, and the resourceVersion from which a watch goes on."""
+    async def list(self, path: str, params: Mapping[str, str] | None = None, page_items: int = PAGE_ITEMS,
+                   keep: Keep | None = None) -> tuple[list[Object], str]:  # fmt: skip
+        """All items, in pages, and the resourceVersion from which a watch goes on. `keep`: what of an item is kept,
+        None: nothing of it; so that a hundred thousand pods are never in memory at once."""
         while True:
             items: list[Object] = []
             asked = dict(params or {}) | {"limit": str(page_items)}
             try:
                 while True:
                     page = await self.get(path, asked)
-                    items += page.get("items") or []
+                    found = page.get("items") or []
+                    items += found if keep is None else [kept for item in found if (kept := keep(item)) is not None]
                     metadata = page.get("metadata") or {}
                     if not metadata.get("continue"):
                         return items, str(metadata.get("resourceVersion") or "")
@@ -313,22 +316,23 @@ class KubeApi:
 
     # ------------------------------------------------------------------------------------------------ watching
 
-    async def follow(self, path: str, params: Mapping[str, str] | None = None, *,
+    async def follow(self, path: str, params: Mapping[str, str] | None = None, *, keep: Keep | None = None,
                      clock: Callable[[], float] = time.monotonic) -> AsyncIterator[Change]:  # fmt: skip
         """LISTED first and after every gap, then each change; for ever. While the API server is away it keeps trying,
-        with pauses up to 30 s."""
+        with pauses up to 30 s. `keep`: as for `list`, of changed items too; one that is None is told as DELETED."""
         version, failures = "", 0
         while True:
             try:
                 if not version:
-                    items, version = await self.list(path, params)
+                    items, version = await self.list(path, params, keep=keep)
                     yield Change("LISTED", items)
                 began_s = clock()
                 async for kind, item in self.watch(path, version, params):
                     version = str(item.get("metadata", {}).get("resourceVersion") or version)
                     failures = 0
                     if kind != "BOOKMARK":
-                        yield Change(kind, [item])  # type: ignore[arg-type]
+                        kept = item if keep is None else keep(item)
+                        yield Change(kind if kept is not None else "DELETED", [kept or item])  # type: ignore[arg-type]
                 if clock() - began_s < 1.0:
                     failures += 1  # an API server that ends every watch at once
             except KubeError as error:
