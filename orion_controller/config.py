@@ -69,6 +69,10 @@ class Settings:
     client_key: str = field(default="", repr=False)  # what clients, servers and administrators' tools have to know
     server_key: str = field(default="", repr=False)
     administrator_key: str = field(default="", repr=False)
+    token_review: bool = False  # pods prove who they are by their service account's token
+    token_audience: str = "orion"
+    require_reservation: bool = False  # pods get only what orion-scheduler has reserved for them
+    kubeconfig: str = ""  # of the API server that reviews tokens; empty: KUBECONFIG, else this pod's own
     admin_password: str = field(default="", repr=False)  # of the first account
     admin_password_file: Path | None = None
     login_ttl_s: float = 12 * 3600.0
@@ -229,6 +233,13 @@ def _key(value: object) -> str:
     return text
 
 
+def _audience(value: object) -> str:
+    text = _text(value)
+    if not 1 <= len(text) <= 255 or not all(" " < character <= "~" for character in text):
+        raise ValueError("it is the audience of pods' tokens, for example orion")
+    return text
+
+
 def _path(value: object) -> Path:
     text = _text(value)
     if not text or "\0" in text:
@@ -279,6 +290,10 @@ _CONVERT: dict[str, Callable[[object], Any]] = {
     "client_key": _key,
     "server_key": _key,
     "administrator_key": _key,
+    "token_review": _truth,
+    "token_audience": _audience,
+    "require_reservation": _truth,
+    "kubeconfig": _text,
     "admin_password": _text,
     "admin_password_file": _path,
     "login_ttl_s": _number(60, 30 * 86400, _SECONDS),
@@ -331,6 +346,10 @@ _FILE_KEYS: dict[tuple[str, ...], str] = {
     ("controller", "events_kept"): "events_kept",
     ("controller", "json_log"): "json_log",
     ("database", "url"): "database",
+    ("kubernetes", "token_review"): "token_review",
+    ("kubernetes", "audience"): "token_audience",
+    ("kubernetes", "require_reservation"): "require_reservation",
+    ("kubernetes", "kubeconfig"): "kubeconfig",
 }
 _SECTIONS = {path[:depth] for path in _FILE_KEYS for depth in range(1, len(path))}
 _ETCD_KEYS = {
@@ -464,6 +483,8 @@ def _check_together(settings: Settings) -> None:
     for name, path in (("tls_cert", settings.tls_cert), ("tls_key", settings.tls_key)):
         if path is not None and not path.is_file():
             raise ConfigError(f"{name} = {str(path)!r}: there is no such file")
+    if settings.require_reservation and not settings.token_review:
+        raise ConfigError("require_reservation needs token_review: who does not prove its pod could name another's")
     if settings.lease_s < 2 * settings.heartbeat_s:
         raise ConfigError(
             f"a lease of {settings.lease_s:g} s with a heartbeat each {settings.heartbeat_s:g} s: a lease is at least "
@@ -483,7 +504,8 @@ def check_exposed(settings: Settings) -> list[str]:
             "front of it speaks TLS"
         )
     if not settings.zmq.is_loopback:
-        keys = {"client-key": settings.client_key, "server-key": settings.server_key}
+        # Pods show a token; where nobody else is to come, there is no client key.
+        keys = {"client-key": settings.client_key or settings.token_review, "server-key": settings.server_key}
         for name in (name for name, key in keys.items() if not key):
             missing.append(f"for servers and clients on {settings.zmq}: controller.authentication.{name} in the "
                            f"configuration, or ORION_CONTROLLER_{name.replace('-', '_').upper()}")  # fmt: skip
@@ -492,6 +514,9 @@ def check_exposed(settings: Settings) -> list[str]:
                 f"for servers and clients on {settings.zmq}: encryption (--curve auto or on), or --insecure-network "
                 "where nobody can listen in"
             )
+        if not settings.uses_curve and settings.token_review:
+            missing.append(f"for servers and clients on {settings.zmq}: encryption (--curve auto or on), since pods "
+                           "show their tokens to nobody in clear (kubernetes.token-review)")  # fmt: skip
     return missing
 
 
