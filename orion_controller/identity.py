@@ -119,7 +119,7 @@ class Identities:
         try:
             async with self._turns:
                 reviewed = await self._review(token, [self._audience])
-        except KubeError as error:
+        except (KubeError, AttributeError, TypeError) as error:  # the latter: an answer that is no TokenReview
             now_s = self._now()
             self._away_until_s = now_s + AWAY_S
             _, until_s = self._proven.get(key, (0.0, 0.0))

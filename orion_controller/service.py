@@ -264,8 +264,10 @@ class Controller:
             self._spawn(self._admit_pod(self._identities, envelope, said))
             return
         if not _is_key(self._keys.client, said.key):
-            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this pool asks for a client key, and it is missing or wrong",
-                          "set ORION_CLIENT_KEY, or client_key in client.conf")  # fmt: skip
+            hint = "set ORION_CLIENT_KEY, or client_key in client.conf"
+            if self._identities is not None:
+                hint += "; a pod shows its token instead (ORION_TOKEN_FILE and ORION_CONTROLLER_KEY)"
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this pool asks for a client key, and it is missing or wrong", hint)
         self._go_on(envelope, said, is_pod=False)
 
     async def _admit_pod(self, identities: Identities, envelope: Envelope, said: wire.Allocate | wire.Lookup) -> None:

@@ -296,7 +296,8 @@ def test_outside_of_kubernetes_the_client_key_is_enough_and_a_token_is_always_lo
     async def body(pool: World, reviewer: Reviewer) -> None:
         client = pool.client()
         assert isinstance(await client.allocate(group="team", key="k" * 32), wire.Allocated)
-        assert (await client.allocate(group="team", key="wrong")).code == 800
+        refusal = await client.allocate(group="team", key="wrong")
+        assert refusal.code == 800 and "ORION_TOKEN_FILE" in refusal.hint
         answer = await client.allocate(group=BOB, key="k" * 32, token=reviewer.issue(ANN))
         assert answer.code == 800 and "another pod" in answer.message
 
