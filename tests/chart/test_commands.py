@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from orion_controller.kube_api import Access, KubeApi, KubeError
-from orion_k8s.chart import on_interface, publish_key
+from orion_k8s.chart import leader_label, on_interface, publish_key
 from tests.chart.helm import CHART, ROOT, VALUES, objects
-from tests.k8s.api_server import ApiServer, Refused
+from tests.k8s.api_server import ApiServer, Refused, pod
 
 MAP = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "public", "namespace": "orion"}}
 
@@ -112,6 +113,65 @@ def test_a_pod_without_an_api_server_says_so(tmp_path: Path) -> None:
                f"--data-dir={tmp_path}", KUBECONFIG="", KUBERNETES_SERVICE_HOST="")  # fmt: skip
     assert done.returncode == 1
     assert "the pool's public key is not published: this is no pod" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ who leads
+
+
+def test_a_pod_has_the_label_while_its_replica_leads() -> None:
+    """The replica is HTTP alone here: what /readyz says, and that it is away."""
+    role = ["follower"]
+
+    async def readyz(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "ready", "role": role[0]})
+
+    async def work(server: ApiServer) -> None:
+        server.add_pod(pod("controller-1", "orion"))
+        app = web.Application()
+        app.router.add_get("/readyz", readyz)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        api = KubeApi(Access(server.url))
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        task = asyncio.create_task(leader_label.keep(api, url, "orion", "controller-1", look_s=0.01))
+
+        def label() -> str | None:
+            labels = server.objects["/api/v1/pods"]["orion/controller-1"]["metadata"].get("labels") or {}
+            return str(labels["orion/role"]) if "orion/role" in labels else None
+
+        async def until(wanted: str | None) -> None:
+            async with asyncio.timeout(60):
+                while label() != wanted:
+                    await asyncio.sleep(0.01)
+
+        def patches() -> int:
+            return sum(method == "PATCH" for method, _ in server.calls)
+
+        try:
+            async with asyncio.timeout(60):
+                while not patches():  # a label of an earlier life is taken away
+                    await asyncio.sleep(0.01)
+            assert label() is None
+            server.fail_next = [Refused(500, "InternalError", "soon")]
+            role[0] = "leader"
+            await until("leader")
+            told = patches()
+            await asyncio.sleep(0.2)
+            assert patches() == told, "nothing has changed, and nothing is said"
+            role[0] = "follower"
+            await until(None)
+            role[0] = "leader"
+            await until("leader")
+            await runner.cleanup()  # it is gone
+            await until(None)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await api.close()
+            await runner.cleanup()
+
+    _with_api_server(work)
 
 
 # ------------------------------------------------------------------------------------------------ what the chart says

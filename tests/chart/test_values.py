@@ -145,3 +145,14 @@ def test_images_come_from_ones_own_registry_by_digest_too() -> None:
         "r.example:5000/orion-controller:8", f"r.example:5000/orion-server@{digest}",
         "r.example:5000/kube-scheduler:v1.37.0", "r.example:5000/orion-controller:7",
     }  # fmt: skip
+
+
+def test_the_service_of_several_replicas_leads_to_the_leader() -> None:
+    several = objects("-f", str(VALUES / "production.yaml"))
+    for found, label in ((several, "leader"), (objects(), None)):
+        for name in ("orion-controller", "orion-portal"):
+            assert only(found, "Service", name)["spec"]["selector"].get("orion/role") == label
+        pod = only(found, "Deployment", "orion-controller")["spec"]["template"]
+        assert [c["name"] for c in pod["spec"]["containers"]] == ["controller"] + ["leader-label"] * (label is not None)
+        # The label is the sidecar's: a pod that has just been made does not lead.
+        assert "orion/role" not in pod["metadata"]["labels"]
