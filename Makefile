@@ -26,7 +26,7 @@ test: build ## the tests, without the slow ones
 test-all: build ## the slow tests
 	$(PYTHON_IN_VENV) -m pytest -q -m "slow and not cluster" $(PYTEST_ARGS)
 
-cluster: build ## the tests on a real Kubernetes (root; the first run builds it, 6 to 15 minutes)
+cluster: setup ## the tests on a real Kubernetes (root; the first run builds it, 6 to 15 minutes)
 	$(PYTHON_IN_VENV) -m pytest -q -s -m cluster tests/cluster $(PYTEST_ARGS)
 
 lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
