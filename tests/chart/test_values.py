@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import cel
 import pytest
 import yaml
 
-from tests.chart.helm import CHART, VALUES, container, environment, helm, objects, only, refusal, setting
+from tests.chart.helm import CHART, VALUES, Object, container, environment, helm, objects, only, refusal, setting
 
 
 def test_the_products_values_file_works() -> None:
@@ -101,6 +102,24 @@ def test_pods_that_ask_for_vgpus_fail_closed_and_no_others() -> None:
         expression = {"key": "virtaitech.com/vgpu", "operator": "Exists"}
         assert labelled["failurePolicy"] == "Fail" and labelled["objectSelector"]["matchExpressions"] == [expression]
         assert all(entry["failurePolicy"] == "Ignore" for entry in others) and others
+
+
+def test_the_condition_is_true_for_pods_with_vgpus_alone() -> None:
+    """Evaluated as the API server would: no cluster here is new enough to do it."""
+    configuration = only(objects(), "MutatingWebhookConfiguration")
+    expression = configuration["webhooks"][0]["matchConditions"][0]["expression"]
+
+    def asks(*containers: Object, **spec: object) -> object:
+        context = cel.Context()
+        context.add_variable("object", {"spec": {"containers": [{"name": "other"}, *containers], **spec}})
+        return cel.evaluate(expression, context)
+
+    gpu = {"virtaitech.com/gpu": "1"}
+    assert asks({"resources": {"limits": gpu}}) is True
+    assert asks({"resources": {"requests": gpu}}) is True
+    assert asks(initContainers=[{"resources": {"limits": gpu}}]) is True
+    for other in ({}, {"resources": {}}, {"resources": {"limits": {"cpu": "1"}, "requests": {"nvidia.com/gpu": "1"}}}):
+        assert asks(other) is False
 
 
 def test_no_gpu_node_is_asked_for_by_the_software_gpu() -> None:
