@@ -10,8 +10,11 @@ from typing import Any
 
 import msgspec
 
+from orion_client.libraries import LIBCUDA, LIBNVML
+
 CDI_VERSION = "0.5.0"  # names of devices may begin with a digit
 CLASS = "claim"
+CLIENT_FOLDER = "/var/lib/orion/client"  # of the node: where the device plugin puts the client libraries
 LIBRARIES = "/usr/lib/orion"
 SOCKETS = "/run/orion"
 
@@ -34,7 +37,7 @@ def device_id(driver: str, claim_uid: str) -> str:
 def specification(driver: str, claim_uid: str, values: dict[str, str], contents: Contents) -> dict[str, Any]:
     """`values`: ORION_* of the claim; they go before what is set for every container."""
     environment = {
-        "LD_PRELOAD": f"{LIBRARIES}/libcuda.so.1",
+        "LD_PRELOAD": f"{LIBRARIES}/{LIBCUDA}:{LIBRARIES}/{LIBNVML}",
         "TRITON_LIBCUDA_PATH": LIBRARIES,
         # An NVIDIA runtime on the node adds no device nodes of its own.
         "NVIDIA_VISIBLE_DEVICES": "void",
@@ -44,7 +47,8 @@ def specification(driver: str, claim_uid: str, values: dict[str, str], contents:
     }
     mounts = [_mount(contents.client_folder, LIBRARIES, ["ro", "nosuid", "nodev", "rbind"])]
     if contents.socket_folder.is_dir():
-        mounts.append(_mount(contents.socket_folder, SOCKETS, ["rw", "nosuid", "nodev", "noexec", "rbind"]))
+        # A socket can be connected to where it cannot be replaced.
+        mounts.append(_mount(contents.socket_folder, SOCKETS, ["ro", "nosuid", "nodev", "noexec", "rbind"]))
     edits = {"env": [f"{name}={value}" for name, value in sorted(environment.items())], "mounts": mounts}
     return {
         "cdiVersion": CDI_VERSION,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orion_k8s.dra import quantity
-from orion_k8s.dra.devices import Claimed, Device, Size
+from orion_k8s.dra.devices import Claimed, Device, Index, Size
 
 VGPUS_MOST = 64  # of one claim, as in a reservation
 _TAKEN = frozenset({"apiVersion", "kind", "gmem", "ratio"})
 Object = dict[str, Any]
-Index = Mapping[tuple[str, str], Device]
 
 
 class ClaimError(Exception):
@@ -42,7 +40,7 @@ def claimed(claims: list[Object], devices: Index, driver: str) -> Claimed:
     total = Claimed()
     for claim in claims:
         for result in results_of(claim, driver):
-            device = devices.get((str(result.get("pool")), str(result.get("device"))))
+            device = devices.get(str(result.get("pool")), str(result.get("device")))
             if device is not None:
                 total.add(device, _counted(result, device, driver))
     return total
@@ -59,7 +57,7 @@ def read(claim: Object, devices: Index, driver: str) -> Wish:
     sizes, places, named = [], [], []
     for result in results:
         pool, name = str(result.get("pool")), str(result.get("device"))
-        device = devices.get((pool, name))
+        device = devices.get(pool, name)
         if device is None:
             raise ClaimError(f"the device {name} of the pool {pool} is not there: its server is lost or was removed")
         request = str(result.get("request") or "").partition("/")[0]

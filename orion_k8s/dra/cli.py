@@ -34,7 +34,7 @@ ResourceClaims for the kubelet.
 \b
   orion-dra-driver publish --controller-url http://orion-controller:15500 --controller-token-file /etc/orion/token
   orion-dra-driver node --controller-url http://orion-controller:15500 --controller-token-file /etc/orion/token
-                        --controller orion-controller:9123 --client-folder /opt/orion/lib
+                        --controller orion-controller:9123 --client-folder /var/lib/orion/client
 """
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help=_HELP, no_args_is_help=True)
 
@@ -83,7 +83,7 @@ def node(
     controller_token_file: Token = None, controller_ca_file: Ca = None, driver: Driver = DRIVER,
     pool: Prefix = "orion", kubeconfig: Kubeconfig = "",
     client_folder: Annotated[Path, typer.Option(help="Of the node, with libcuda.so.1; containers see it as "
-                                                f"{cdi.LIBRARIES}.")] = Path(cdi.LIBRARIES),
+                                                f"{cdi.LIBRARIES}.")] = Path(cdi.CLIENT_FOLDER),
     socket_folder: Annotated[Path, typer.Option(help="Of the node, with its orion-server's sockets; containers see it "
                                                 f"as {cdi.SOCKETS} where it is there.")] = Path(cdi.SOCKETS),
     env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For every container, for instance "

@@ -98,16 +98,21 @@ def slot_count(gpu: Gpu) -> int:
     return max(0, min(gpu.max_vgpus, gpu.capacity_mib // usual.gmem_mib, gpu.ratio_percent // usual.ratio_percent))
 
 
-def index(gpus: Iterable[Gpu], prefix: str) -> dict[tuple[str, str], Device]:
-    """Every device of either mode by (pool, device): claims made before a change of mode stay good."""
-    found: dict[tuple[str, str], Device] = {}
-    for gpu in gpus:
-        pool, name, size = pool_name(prefix, gpu.node), gpu_name(gpu), share(gpu)
-        found[pool, name] = Device(pool, name, gpu.node, gpu.ordinal, size)
-        for slot in range(slot_count(gpu)):
-            named = f"{name}-s{slot}"
-            found[pool, named] = Device(pool, named, gpu.node, gpu.ordinal, size, slot)
-    return found
+class Index:
+    """Finds the device of either mode that a claim names: claims made before a change of mode stay good."""
+
+    def __init__(self, gpus: Iterable[Gpu], prefix: str) -> None:
+        self._gpus = {(pool_name(prefix, gpu.node), gpu_name(gpu)): gpu for gpu in gpus}
+
+    def get(self, pool: str, name: str) -> Device | None:
+        gpu, slot = self._gpus.get((pool, name)), None
+        if gpu is None:
+            base, _, number = name.rpartition("-s")
+            gpu = self._gpus.get((pool, base))
+            if gpu is None or not number.isascii() or not number.isdecimal() or int(number) >= slot_count(gpu):
+                return None
+            slot = int(number)
+        return Device(pool, name, gpu.node, gpu.ordinal, share(gpu), slot)
 
 
 # ------------------------------------------------------------------------------------------------ devices of a GPU
@@ -154,8 +159,9 @@ def _slots(gpu: Gpu, others: Size, claimed: Claimed, prefix: str) -> list[Object
     free = [s for s in range(slot_count(gpu)) if (pool, f"{name}-s{s}") not in claimed.names]
     gone = set(free[len(free) - hidden :] if hidden < len(free) else free)
     capacity = {"gmem": {"value": quantity.of_mib(usual.gmem_mib)}, "ratio": {"value": str(usual.ratio_percent)}}
+    attributes = _attributes(gpu)
     return [
-        {"name": f"{name}-s{slot}", "attributes": _attributes(gpu), "capacity": capacity}
+        {"name": f"{name}-s{slot}", "attributes": attributes, "capacity": capacity}
         for slot in range(slot_count(gpu))
         if slot not in gone
     ]

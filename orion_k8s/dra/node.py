@@ -1,12 +1,15 @@
 """Prepares ResourceClaims on a node: a reservation in the controller and a CDI specification for the containers.
 
 What was prepared is kept in a folder that outlives driver and kubelet, a file a claim. A claim is prepared once,
-however often the kubelet asks; a claim that has ended while the controller was away is given back later.
+however often the kubelet asks; a claim that has ended while the controller was away is given back later. In the
+controller a pod has a part for each of its claims; all of them are asked for together, since what is not asked for
+again is given back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 from pathlib import Path
@@ -15,33 +18,33 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from orion_controller.api import models
+from orion_controller.api import pod_models
 from orion_controller.kube_api import KubeApi, KubeError, path_of
-from orion_k8s.dra import API, cdi, devices
+from orion_k8s.dra import API, cdi
 from orion_k8s.dra.claims import ClaimError, Wish, read
-from orion_k8s.dra.devices import Device
+from orion_k8s.dra.devices import Index
 from orion_k8s.dra.pool_api import PoolApi, PoolError
 
 log = logging.getLogger("orion.dra")
 
-TTL_S = 600.0  # of a reservation whose pod's program has not come yet; it is renewed
-KEEP_S = 60.0
+KEEP_S = 30.0
+PART = "claim:"  # begins the name of a claim's part in the controller
+_RENEWS_EACH = 10  # looks
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # it becomes a file's name
 _AWAY = (0, 503)
 
 
 class Prepared(msgspec.Struct, kw_only=True):
-    """A claim as it is kept. `results`: request, pool and device of each vGPU."""
+    """A claim as it is kept. `places`: server and GPU of each vGPU; `results`: its request, pool and device."""
 
     uid: str
     namespace: str
     name: str
     pod_uid: str
-    allocation: str
+    pod_name: str
     gmem_mib: int
     ratio_percent: int
-    server: str
-    servers: int
+    places: list[tuple[str, int]]
     results: list[tuple[str, str, str]]
     is_ending: bool = False
 
@@ -58,9 +61,8 @@ class Claims:
         self._state = state
         self._cdi = cdi_folder
         self._contents = contents
-        self._index: dict[tuple[str, str], Device] = {}
+        self._index = Index([], prefix)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._of_pod: dict[str, str] = {}  # claim by the pod that it is for
         self.prepared: dict[str, Prepared] = {}
 
     def load(self) -> None:
@@ -74,7 +76,6 @@ class Claims:
                 log.error("%s is left out: %s", path, error)
                 continue
             self.prepared[record.uid] = record
-            self._of_pod[record.pod_uid] = record.uid
             if not record.is_ending:
                 self._write_cdi(record)
 
@@ -93,7 +94,7 @@ class Claims:
             try:
                 await self._renew(record)
             except PoolError as error:
-                if error.status not in _AWAY:
+                if error.status not in _AWAY and error.code != "not_ready":
                     raise
                 log.warning("%s/%s is as it was prepared: %s", namespace, name, error)
             self._write_cdi(record)
@@ -116,21 +117,22 @@ class Claims:
 
     # ------------------------------------------------------------------------------------------------ time
 
-    async def keep(self, interval_s: float = KEEP_S) -> None:
-        """For ever: reservations for which no program has come yet do not expire; what has ended is given back."""
-        while True:
-            await asyncio.sleep(interval_s)
-            await self.keep_once()
+    async def keep(self) -> None:
+        """For ever: gives back what has ended while the controller was away, and sees that the controller has what was
+        prepared."""
+        for look in itertools.count(1):
+            await asyncio.sleep(KEEP_S)
+            await self.keep_once(renews=look % _RENEWS_EACH == 0)
 
-    async def keep_once(self) -> None:
+    async def keep_once(self, renews: bool = True) -> None:
         for uid in list(self.prepared):
             async with self._alone(uid):
                 record = self.prepared.get(uid)
-                if record is None:
+                if record is None or not (record.is_ending or renews):
                     continue
                 try:
                     await (self._end(record) if record.is_ending else self._renew(record))
-                except (PoolError, ClaimError, OSError) as error:
+                except (PoolError, OSError) as error:
                     log.warning("%s/%s: %s", record.namespace, record.name, error)
 
     # ------------------------------------------------------------------------------------------------ inside
@@ -140,61 +142,53 @@ class Claims:
         if (claim.get("metadata") or {}).get("uid") != uid:
             raise ClaimError(f"{namespace}/{name} is another claim of that name: this one is gone")
         wish = await self._read(claim)
-        other = self._of_pod.setdefault(wish.pod_uid, uid)
-        if other != uid:
-            raise ClaimError(f"the pod {namespace}/{wish.pod_name} has another claim for vGPUs: ask for all of them in "
-                             "one claim, with count or with several requests")  # fmt: skip
-        try:
-            record = await self._reserve(wish, namespace, name, uid)
+        record = Prepared(
+            uid=uid, namespace=namespace, name=name, pod_uid=wish.pod_uid, pod_name=wish.pod_name,
+            gmem_mib=wish.size.gmem_mib, ratio_percent=wish.size.ratio_percent, places=list(wish.places),
+            results=list(wish.results),
+        )  # fmt: skip
+        async with self._alone(f"pod {record.pod_uid}"):
+            there = await self._pool.pod(record.pod_uid)
+            if there is not None and not all(part.container.startswith(PART) for part in there.parts):
+                raise ClaimError(f"the pod {namespace}/{wish.pod_name} has vGPUs by its limits already: it asks for "
+                                 "them with a claim or with limits, not with both")  # fmt: skip
+            await self._reserve(record)
             self._save(record)
-            self._write_cdi(record)
-        except BaseException:
-            if uid not in self.prepared:
-                del self._of_pod[wish.pod_uid]
-            raise
-        log.info("%s/%s: %d vGPUs of %d MiB and %d %% for the pod %s, as %s", namespace, name, len(wish.results),
-                 wish.size.gmem_mib, wish.size.ratio_percent, wish.pod_name, record.allocation)  # fmt: skip
+        self._write_cdi(record)
+        log.info("%s/%s: %d vGPUs of %d MiB and %d %% for the pod %s", namespace, name, len(wish.results),
+                 wish.size.gmem_mib, wish.size.ratio_percent, wish.pod_name)  # fmt: skip
         return record
 
     async def _read(self, claim: dict[str, Any]) -> Wish:
         try:
             return read(claim, self._index, self._driver)
         except ClaimError:
-            self._index = devices.index(await self._pool.gpus(), self._prefix)  # a server may have come since
+            self._index = Index(await self._pool.gpus(), self._prefix)  # a server may have come since
         return read(claim, self._index, self._driver)
 
-    async def _reserve(self, wish: Wish, namespace: str, name: str, uid: str) -> Prepared:
-        record = Prepared(
-            uid=uid, namespace=namespace, name=name, pod_uid=wish.pod_uid, allocation="", gmem_mib=wish.size.gmem_mib,
-            ratio_percent=wish.size.ratio_percent, server=wish.places[0][0],
-            servers=len({server for server, _ in wish.places}), results=list(wish.results),
-        )  # fmt: skip
-        group = await self._pool.reserve(_request(record))
-        if (group.vgpus, group.gmem_mib, group.ratio_percent) != (
-            len(record.results), record.gmem_mib, record.ratio_percent,
-        ):  # fmt: skip
-            raise ClaimError(
-                f"the pod {namespace}/{wish.pod_name} has {group.vgpus} vGPUs of {group.gmem_mib} MiB and "
-                f"{group.ratio_percent} % already: it asks for them with a claim or with limits, not with both"
-            )
-        record.allocation = group.id
-        return record
+    async def _reserve(self, record: Prepared) -> None:
+        """This and all that the pod has besides; the pod's lock is held."""
+        known = [r for r in self.prepared.values() if r.pod_uid == record.pod_uid and not r.is_ending]
+        records = {r.uid: r for r in [*known, record]}
+        await self._pool.reserve(pod_models.PodWish(
+            uid=record.pod_uid, namespace=record.namespace, name=record.pod_name, ttl_s=0.0,
+            containers=[_part(records[uid]) for uid in sorted(records)],
+        ))  # fmt: skip
 
     async def _renew(self, record: Prepared) -> None:
-        """The reservation is there, and for some time."""
-        group = await self._pool.group(record.allocation)
-        if group is not None and group.state != "reserved":
-            return
-        now = await self._pool.reserve(_request(record))
-        if now.id != record.allocation:
-            record.allocation = now.id
-            self._save(record)
+        """What was reserved is there: a controller may have lost it, with its database or with a server."""
+        async with self._alone(f"pod {record.pod_uid}"):
+            await self._reserve(record)
 
     async def _end(self, record: Prepared) -> None:
-        await self._pool.end(record.allocation)
-        self._file(record.uid).unlink(missing_ok=True)
-        self.prepared.pop(record.uid, None)
-        self._of_pod.pop(record.pod_uid, None)
+        async with self._alone(f"pod {record.pod_uid}"):
+            rest = [r for r in self.prepared.values() if r.pod_uid == record.pod_uid and not r.is_ending]
+            if rest:
+                await self._reserve(rest[0])
+            else:
+                await self._pool.release([record.pod_uid], "its ResourceClaim is no longer used")
+            self._file(record.uid).unlink(missing_ok=True)
+            self.prepared.pop(record.uid, None)
         log.info("%s/%s: given back", record.namespace, record.name)
 
     def _save(self, record: Prepared) -> None:
@@ -212,23 +206,24 @@ class Claims:
             "ORION_RATIO": str(record.ratio_percent),
             # All programs of the pod share what the claim has: another one of its own would be beyond the claim.
             "ORION_RES_GROUP": "BOX",
-            "ORION_CROSS_NODE": "1" if record.servers > 1 else "0",
+            "ORION_CROSS_NODE": "1" if len({server for server, _ in record.places}) > 1 else "0",
         }
         made = cdi.specification(self._driver, record.uid, values, self._contents)
         cdi.write_whole(cdi.file_of(self._cdi, self._driver, record.uid), made)
 
-    def _alone(self, uid: str) -> asyncio.Lock:
-        """One at a time for a claim."""
-        lock = self._locks.get(uid)
+    def _alone(self, what: str) -> asyncio.Lock:
+        """One at a time for a claim (its uid), or within that for a pod."""
+        lock = self._locks.get(what)
         if lock is None:
-            lock = self._locks[uid] = asyncio.Lock()
+            lock = self._locks[what] = asyncio.Lock()
         return lock
 
 
-def _request(record: Prepared) -> models.Reserve:
-    return models.Reserve(
-        group=record.pod_uid, vgpus=len(record.results), gmem_mib=record.gmem_mib, ratio_percent=record.ratio_percent,
-        node=record.server, cross_node=record.servers > 1, ttl_s=TTL_S,
+def _part(record: Prepared) -> pod_models.PodContainer:
+    return pod_models.PodContainer(
+        name=f"{PART}{record.uid}", vgpus=len(record.places), gmem_mib=record.gmem_mib,
+        ratio_percent=record.ratio_percent,
+        places=[pod_models.PodPlace(node=server, ordinal=ordinal) for server, ordinal in record.places],
     )  # fmt: skip
 
 

@@ -13,12 +13,14 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from orion_controller.api import models
+from orion_controller.api import models, pod_models
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 5.0  # a kubelet waits for 45 s, for several requests
 BODY_MAX_BYTES = 64 << 20
 _PAGE = 1000
 _REDIRECTS = 3
+_RELEASED_AT_ONCE = 500
+_ODD = "the controller's answer cannot be understood (is it of this release?)"
 T = TypeVar("T")
 
 
@@ -29,6 +31,18 @@ class PoolError(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
+
+
+class _Page(msgspec.Struct):
+    items: list[Any]
+    total: int
+
+
+def _as(value: Any, shape: type[T]) -> T:
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        raise PoolError(502, f"{_ODD}: {error}") from error
 
 
 class PoolApi:
@@ -63,37 +77,45 @@ class PoolApi:
         """Servers that take vGPUs: neither lost nor draining."""
         return {node.name for node in await self._all("nodes", models.Node) if node.state == "ready"}
 
-    async def group(self, group_id: str) -> models.Group | None:
-        """None: it has ended."""
-        try:
-            return msgspec.convert(await self._call("GET", f"groups/{quote(group_id, safe='')}"), models.Group)
-        except PoolError as error:
-            if error.status == 404:
-                return None
-            raise
+    async def pods(self) -> list[pod_models.Pod]:
+        """All pods that have vGPUs."""
+        return await self._all("pods", pod_models.Pod)
 
-    async def _all(self, kind: str, model: type[T]) -> list[T]:
+    async def pod(self, uid: str) -> pod_models.Pod | None:
+        """None: it has none."""
+        found = await self._all("pods", pod_models.Pod, f"&q={quote(uid, safe='')}")
+        return next((pod for pod in found if pod.uid == uid), None)
+
+    async def _all(self, kind: str, model: type[T], filters: str = "") -> list[T]:
         found: list[T] = []
         while True:
-            answer = await self._call("GET", f"{kind}?limit={_PAGE}&offset={len(found)}")
-            items = msgspec.convert(answer["items"], list[model])  # type: ignore[valid-type]
+            answer = await self._call("GET", f"{kind}?limit={_PAGE}&offset={len(found)}{filters}")
+            page = _as(answer, _Page)
+            items = _as(page.items, list[model])  # type: ignore[valid-type]
             found += items
-            if not items or len(found) >= answer["total"]:
+            if not items or len(found) >= page.total:
                 return found
 
     # ------------------------------------------------------------------------------------------------ changes
 
-    async def reserve(self, wish: models.Reserve) -> models.Group:
-        """Again for the same group: the reservation that is there, with a new end."""
-        return msgspec.convert(await self._call("POST", "reservations", wish), models.Group)
+    async def reserve(self, wish: pod_models.PodWish) -> None:
+        """All of a pod's vGPUs or none, until they are released; again: as they are. PoolError: why not."""
+        answer = await self._call("POST", "pods/reserve", pod_models.PodWishes(pods=[wish]))
+        outcomes = _as(answer, pod_models.PodOutcomes).pods
+        if len(outcomes) != 1:
+            raise PoolError(502, f"{_ODD}: {len(outcomes)} outcomes for one pod")
+        (outcome,) = outcomes
+        if outcome.refusal:
+            again = "" if outcome.refusal == "never" else ": the kubelet asks again"
+            raise PoolError(409, f"{outcome.message}{again}"[:500], outcome.refusal)
 
-    async def end(self, group_id: str) -> None:
-        """Also when it has ended already."""
-        try:
-            await self._call("DELETE", f"groups/{quote(group_id, safe='')}")
-        except PoolError as error:
-            if error.status != 404:
-                raise
+    async def release(self, uids: list[str], reason: str) -> None:
+        """Also of pods that have none. PoolError: some of them have programs that cannot be ended now."""
+        for at in range(0, len(uids), _RELEASED_AT_ONCE):
+            gone = pod_models.PodsGone(uids=uids[at : at + _RELEASED_AT_ONCE], reason=reason)
+            told = _as(await self._call("POST", "pods/release", gone), pod_models.PodsReleased)
+            if told.kept:
+                raise PoolError(409, f"the servers of {len(told.kept)} pods do not answer", "kept")
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -155,6 +177,4 @@ def _read(status: int, body: bytes) -> Any:
     refusal = told if isinstance(told, dict) else {}
     message = str(refusal.get("message") or f"the controller refuses, status {status}")
     hint = str(refusal.get("hint") or "")
-    if refusal.get("code") == "no_room":
-        hint = "the kubelet asks again until there is"  # the API's hint is for programs
     raise PoolError(status, f"{message}{': ' + hint if hint else ''}"[:500], str(refusal.get("code") or ""))

@@ -34,7 +34,7 @@ _WHOLE = {
 }  # fmt: skip
 # Sources that run with a service account, and the objects of the chart that give it its rights.
 COMPONENTS: dict[str, list[str]] = {
-    "controller": ["orion_controller/identity.py", "orion_controller/daemon.py", "orion_k8s/chart/publish_key.py"],
+    "controller": ["orion_controller/identity.py", "orion_controller/daemon.py", "orion_k8s/chart"],
     "scheduler": ["orion_k8s/scheduler", "orion_k8s/webhook"],
     "device-plugin": ["orion_k8s/device_plugin"],
     "server": ["orion_server"],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import cel
 import pytest
 import yaml
 
-from tests.chart.helm import CHART, VALUES, container, environment, helm, objects, only, refusal, setting
+from tests.chart.helm import CHART, VALUES, Object, container, environment, helm, objects, only, refusal, setting
 
 
 def test_the_products_values_file_works() -> None:
@@ -103,6 +104,24 @@ def test_pods_that_ask_for_vgpus_fail_closed_and_no_others() -> None:
         assert all(entry["failurePolicy"] == "Ignore" for entry in others) and others
 
 
+def test_the_condition_is_true_for_pods_with_vgpus_alone() -> None:
+    """Evaluated as the API server would: no cluster here is new enough to do it."""
+    configuration = only(objects(), "MutatingWebhookConfiguration")
+    expression = configuration["webhooks"][0]["matchConditions"][0]["expression"]
+
+    def asks(*containers: Object, **spec: object) -> object:
+        context = cel.Context()
+        context.add_variable("object", {"spec": {"containers": [{"name": "other"}, *containers], **spec}})
+        return cel.evaluate(expression, context)
+
+    gpu = {"virtaitech.com/gpu": "1"}
+    assert asks({"resources": {"limits": gpu}}) is True
+    assert asks({"resources": {"requests": gpu}}) is True
+    assert asks(initContainers=[{"resources": {"limits": gpu}}]) is True
+    for other in ({}, {"resources": {}}, {"resources": {"limits": {"cpu": "1"}, "requests": {"nvidia.com/gpu": "1"}}}):
+        assert asks(other) is False
+
+
 def test_no_gpu_node_is_asked_for_by_the_software_gpu() -> None:
     def server(*arguments: str) -> dict[str, object]:
         return dict(only(objects(*arguments), "DaemonSet", "orion-server")["spec"]["template"]["spec"])
@@ -145,3 +164,14 @@ def test_images_come_from_ones_own_registry_by_digest_too() -> None:
         "r.example:5000/orion-controller:8", f"r.example:5000/orion-server@{digest}",
         "r.example:5000/kube-scheduler:v1.37.0", "r.example:5000/orion-controller:7",
     }  # fmt: skip
+
+
+def test_the_service_of_several_replicas_leads_to_the_leader() -> None:
+    several = objects("-f", str(VALUES / "production.yaml"))
+    for found, label in ((several, "leader"), (objects(), None)):
+        for name in ("orion-controller", "orion-portal"):
+            assert only(found, "Service", name)["spec"]["selector"].get("orion/role") == label
+        pod = only(found, "Deployment", "orion-controller")["spec"]["template"]
+        assert [c["name"] for c in pod["spec"]["containers"]] == ["controller"] + ["leader-label"] * (label is not None)
+        # The label is the sidecar's: a pod that has just been made does not lead.
+        assert "orion/role" not in pod["metadata"]["labels"]

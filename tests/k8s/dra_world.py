@@ -123,6 +123,7 @@ class Cluster:
         self.api = KubeApi(Access(kube.url))
         self.rest = PoolApi([http.url], self.token, timeout_s=5.0)
         self.kubelet = FakeKubelet(self.registry)
+        self.contents = Contents("orion:9123", Path("/opt/orion/lib"), folder / "run", {"ORION_CONTROLLER_KEY": "k"})
         self.claims: Claims
         self.publishing: asyncio.Task[None]
         self.looked = 0
@@ -134,7 +135,7 @@ class Cluster:
         values = {"driver": DRIVER, "prefix": "orion", "nodes": {}, "interval_s": 0.05} | values
         return Publisher(self.api, self.rest, mode=mode, **values)
 
-    async def publish(self, mode: Any = "consumable", **values: Any) -> None:
+    async def publish(self, mode: Any = "consumable", servers: set[str] | None = None, **values: Any) -> None:
         """Goes on in the background; returns when the pool is there."""
         publisher = self.publisher(mode, **values)
         reconcile = publisher.reconcile
@@ -147,7 +148,7 @@ class Cluster:
 
         publisher.reconcile = counted  # type: ignore[method-assign]
         self.publishing = self._begin(publisher.run())
-        wanted = {f"orion/{name}" for name in self.pool.servers}
+        wanted = {f"orion/{name}" for name in servers or self.pool.servers}
         await self.until(lambda: {s["spec"]["pool"]["name"] for s in self.slices()} == wanted)
         await self.looks(2)
 
@@ -166,9 +167,8 @@ class Cluster:
 
     async def start_node(self) -> None:
         """The node's part, newly started, and found by the kubelet."""
-        contents = Contents("orion:9123", Path("/opt/orion/lib"), self.folder / "run", {"ORION_CONTROLLER_KEY": "k"})
         self.claims = Claims(self.api, self.rest, driver=DRIVER, prefix="orion", state=self.plugins / DRIVER / "claims",
-                             cdi_folder=self.cdi, contents=contents)  # fmt: skip
+                             cdi_folder=self.cdi, contents=self.contents)  # fmt: skip
         self.claims.load()
         self.plugin = Plugin(DRIVER, self.claims, self.plugins, self.registry)
         self.node_task = self._begin(self.plugin.run())
@@ -239,8 +239,8 @@ class Cluster:
         return left
 
     async def reservations(self) -> dict[str, Any]:
-        """Groups of the controller by ORION_GROUP_ID."""
-        return {group["group"]: group for group in await self.http.page("groups")}
+        """Pods that have vGPUs in the controller, by uid."""
+        return {pod["uid"]: pod for pod in await self.http.page("pods")}
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(WAIT_S):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from orion_controller.api.models import Gpu
 from orion_k8s.dra import DRIVER, gen, quantity
 from orion_k8s.dra.claims import check_parameters, claimed
-from orion_k8s.dra.devices import Claimed, Size, devices, index, pool_name, pools, share, slices
+from orion_k8s.dra.devices import Claimed, Index, Size, devices, gpu_name, pool_name, pools, share, slices, slot_count
 from orion_k8s.dra.proto import dra_v1_pb2, dra_v1beta1_pb2, pluginregistration_pb2
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -74,7 +74,7 @@ _GPUS = st.builds(
 @settings(deadline=None, max_examples=60)
 @given(st.lists(_GPUS, max_size=12, unique_by=lambda g: (g.node, g.ordinal)), st.sampled_from(["consumable", "slots"]))
 def test_slices_keep_the_rules_of_the_api_server(gpus: list[Gpu], mode: Any) -> None:
-    found, known = pools(gpus, mode, Claimed(), "orion"), index(gpus, "orion")
+    found, known = pools(gpus, mode, Claimed(), "orion"), Index(gpus, "orion")
     for name, entries in found.items():
         assert POOL.fullmatch(name)
         made = slices(DRIVER, name, entries, 3, {})
@@ -85,7 +85,8 @@ def test_slices_keep_the_rules_of_the_api_server(gpus: list[Gpu], mode: Any) -> 
         assert max(Counter(device["name"] for device in entries).values()) == 1
         for device in entries:
             assert LABEL.fullmatch(device["name"])
-            assert (name, device["name"]) in known
+            named = known.get(name, device["name"])
+            assert named is not None and (mode == "slots") == (named.slot is not None)
             assert all(len(a.get("string", "")) <= 64 for a in device["attributes"].values())
             for capacity in device["capacity"].values():
                 _check_policy(capacity, device.get("allowMultipleAllocations", False))
@@ -128,8 +129,10 @@ def test_no_more_is_offered_than_there_is_room_for(one: Gpu, mib: int, ratio: in
 @settings(deadline=None, max_examples=60)
 @given(_GPUS, st.sets(st.integers(0, 99)))
 def test_no_more_slots_are_free_than_there_is_room_for(one: Gpu, taken: set[int]) -> None:
-    names = {(d.pool, d.name): d for d in index([one], "orion").values() if d.slot in taken}
-    has = Claimed()
+    pool, every, has = pool_name("orion", one.node), Index([one], "orion"), Claimed()
+    named = [every.get(pool, f"{gpu_name(one)}-s{slot}") for slot in taken]
+    names = {(d.pool, d.name): d for d in named if d is not None}
+    assert len(names) == sum(1 for slot in taken if slot < slot_count(one))
     for device in names.values():
         has.add(device, device.size)
     offered = {(pool_name("orion", one.node), d["name"]) for d in devices(one, "slots", has, "orion")}
@@ -152,7 +155,7 @@ def test_names_of_servers_that_are_no_names_do_not_collide() -> None:
 def test_a_claim_on_a_device_that_is_gone_counts_for_nothing() -> None:
     result = {"request": "r", "driver": DRIVER, "pool": "orion/other", "device": "gpu-other-0"}
     claim = {"status": {"allocation": {"devices": {"results": [result, "odd", {"driver": "x"}]}}}}
-    assert claimed([claim, {}, {"status": None}], index([gpu()], "orion"), DRIVER).names == set()
+    assert claimed([claim, {}, {"status": None}], Index([gpu()], "orion"), DRIVER).names == set()
 
 
 # ------------------------------------------------------------------------------------------------ files

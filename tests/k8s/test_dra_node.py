@@ -44,11 +44,13 @@ def test_a_claim_becomes_a_vgpu_and_is_given_back(version: str) -> None:
         assert [(list(d.request_names), d.pool_name, d.device_name, list(d.cdi_device_ids)) for d in devices] == [
             (["vgpu"], "orion/gpu-1", GPU, [f"{DRIVER}/claim={claim['metadata']['uid']}"])
         ]
-        group = (await world.reservations())[pod_of(claim)]
-        assert (group["vgpus"], group["gmem_mib"], group["ratio_percent"]) == (1, 4096, 50)
-        assert group["state"] == "reserved" and group["nodes"] == ["gpu-1"]
+        pod = (await world.reservations())[pod_of(claim)]
+        assert (pod["namespace"], pod["name"], pod["state"], pod["expires_s"]) == ("default", "c-0", "reserved", None)
+        (part,) = pod["parts"]
+        assert (part["gmem_mib"], part["ratio_percent"], part["nodes"], part["ordinals"]) == (4096, 50, ["gpu-1"], [0])
         assert environment(world, claim) == {
-            "LD_PRELOAD": "/usr/lib/orion/libcuda.so.1", "TRITON_LIBCUDA_PATH": "/usr/lib/orion",
+            "LD_PRELOAD": "/usr/lib/orion/libcuda.so.1:/usr/lib/orion/libnvidia-ml.so.1",
+            "TRITON_LIBCUDA_PATH": "/usr/lib/orion",
             "NVIDIA_VISIBLE_DEVICES": "void", "ORION_CONTROLLER": "orion:9123", "ORION_CONTROLLER_KEY": "k",
             "ORION_GROUP_ID": pod_of(claim), "ORION_VGPU": "1", "ORION_GMEM": "4096", "ORION_RATIO": "50",
             "ORION_RES_GROUP": "BOX", "ORION_CROSS_NODE": "0",
@@ -57,6 +59,7 @@ def test_a_claim_becomes_a_vgpu_and_is_given_back(version: str) -> None:
         assert spec["kind"] == f"{DRIVER}/claim" and spec["devices"][0]["name"] == claim["metadata"]["uid"]
         edits = spec["devices"][0]["containerEdits"]
         assert set(edits) == {"env", "mounts"}  # no device node
+        assert all("ro" in mount["options"] for mount in edits["mounts"])
         assert {m["containerPath"]: m["hostPath"] for m in edits["mounts"]} == {
             "/usr/lib/orion": "/opt/orion/lib", "/run/orion": str(world.folder / "run")
         }  # fmt: skip
@@ -76,7 +79,7 @@ def test_preparing_and_giving_back_again_change_nothing() -> None:
         again = await asyncio.gather(*(world.kubelet.prepare(claim) for _ in range(5)))
         assert all(devices == first for devices in again)
         after = await world.reservations()
-        assert [g["id"] for g in after.values()] == [g["id"] for g in before.values()]
+        assert after == before
         for _ in range(2):
             await world.kubelet.unprepare(claim)
         assert await world.reservations() == {}
@@ -102,9 +105,7 @@ def test_restarts_of_driver_and_kubelet() -> None:
         # The claim itself is not needed any more, nor the API server.
         world.kube.remove(CLAIMS, "default/c")
         assert await world.kubelet.prepare(claim) == first
-        assert {g: v["id"] for g, v in (await world.reservations()).items()} == {
-            g: v["id"] for g, v in before.items()
-        }  # fmt: skip
+        assert await world.reservations() == before
         await world.kubelet.unprepare(claim)
         assert await world.reservations() == {}
 
@@ -166,15 +167,17 @@ def test_a_reservation_that_the_controller_has_lost_is_made_again() -> None:
         await world.start_node()
         claim = world.claim("c", [("gpu-1", GPU)], [HALF])
         await world.kubelet.prepare(claim)
-        (group,) = (await world.reservations()).values()
-        await world.http.call("DELETE", f"/api/v1/groups/{group['id']}")
+        (pod,) = (await world.reservations()).values()
+        await world.http.call("DELETE", f"/api/v1/groups/{pod['parts'][0]['group']}")
+        assert await world.reservations() == {}
+        await world.claims.keep_once(renews=False)
         assert await world.reservations() == {}
         await world.claims.keep_once()
         (now,) = (await world.reservations()).values()
-        assert now["group"] == pod_of(claim) and now["id"] != group["id"]
+        assert now["uid"] == pod_of(claim)
         await world.stop_node()
         await world.start_node()
-        await world.kubelet.unprepare(claim)  # by the new name, also after a restart
+        await world.kubelet.unprepare(claim)
         assert await world.reservations() == {}
 
     go(ONE, body)
@@ -195,6 +198,74 @@ def test_two_nodes_place_no_more_than_there_is() -> None:
         await world.kubelet.unprepare(kept[0])
         waiting = next(claim for claim in claims if answers[claim["metadata"]["uid"]].error)
         await world.kubelet.prepare(waiting)
+
+    go(ONE, body)
+
+
+def test_several_claims_of_a_pod() -> None:
+    """Each has its part; one that ends leaves the others."""
+
+    async def body(world: Cluster) -> None:
+        await world.start_node()
+        pod, sizes = str(uuid.uuid4()), (HALF, HALF | {"ratio": "10"}, HALF | {"gmem": "1Gi", "ratio": "10"})
+        claims = [world.claim(f"c{n}", [("gpu-1", GPU)], [size], pod_uid=pod) for n, size in enumerate(sizes)]
+        answers = await world.kubelet.prepare_all(claims)  # at once
+        assert not [answer.error for answer in answers.values() if answer.error]
+        assert [environment(world, claim)["ORION_GMEM"] for claim in claims] == ["4096", "4096", "1024"]
+        parts = (await world.reservations())[pod]["parts"]
+        assert sorted((p["gmem_mib"], p["ratio_percent"]) for p in parts) == [(1024, 10), (4096, 10), (4096, 50)]
+        await world.kubelet.unprepare(claims[0])
+        parts = (await world.reservations())[pod]["parts"]
+        assert sorted((p["gmem_mib"], p["ratio_percent"]) for p in parts) == [(1024, 10), (4096, 10)]
+        await world.kubelet.unprepare(claims[2])
+        await world.kubelet.unprepare(claims[1])
+        assert await world.reservations() == {}
+
+    go(ONE, body)
+
+
+def test_the_gpu_is_the_one_that_the_scheduler_chose() -> None:
+    async def body(world: Cluster) -> None:
+        await world.start_node()
+        for server, ordinal in (("gpu-2", 1), ("gpu-1", 2), ("gpu-2", 0)):
+            claim = world.claim(f"c-{server}-{ordinal}", [(server, f"gpu-{server}-{ordinal}")], [HALF])
+            await world.kubelet.prepare(claim)
+            (part,) = (await world.reservations())[pod_of(claim)]["parts"]
+            assert (part["nodes"], part["ordinals"]) == ([server], [ordinal])
+
+    go({"gpu-1": 3, "gpu-2": 3}, body)
+
+
+def test_programs_of_the_pod_use_the_claims_vgpu_one_after_the_other_and_together() -> None:
+    """By the controller's own port, with what the container's environment says."""
+
+    async def body(world: Cluster) -> None:
+        await world.start_node()
+        claim = world.claim("c", [("gpu-1", GPU)], [HALF])
+        await world.kubelet.prepare(claim)
+        told, client, server = environment(world, claim), world.pool.client(), world.pool.servers["gpu-1"]
+
+        async def attach() -> str:
+            given = await client.allocate(vgpu=int(told["ORION_VGPU"]), gmem_mib=int(told["ORION_GMEM"]),
+                                          ratio=int(told["ORION_RATIO"]), group=told["ORION_GROUP_ID"],
+                                          res_group=told["ORION_RES_GROUP"])  # fmt: skip
+            return server.attach(given.servers[0].ticket)
+
+        async def sessions() -> int:
+            (gpu,) = await world.http.page("gpus")
+            assert (gpu["vgpus"], gpu["ratio_given_percent"]) == (1, 50)  # never more than the claim
+            return int((await world.reservations())[pod_of(claim)]["sessions"])
+
+        for _ in range(2):
+            both = [await attach(), await attach()]
+            while await sessions() != 2:
+                await asyncio.sleep(0.02)
+            for session in both:
+                server.end(session)
+            while await sessions():
+                await asyncio.sleep(0.02)
+        await world.kubelet.unprepare(claim)
+        assert await world.reservations() == {}
 
     go(ONE, body)
 
@@ -281,15 +352,11 @@ def test_claims_that_cannot_be_prepared() -> None:
         assert "not found" in await refusal(unknown)
         hostile = gone | {"metadata": gone["metadata"] | {"uid": "../../etc/passwd"}}
         assert "no uid" in await refusal(hostile)
-        pod = str(uuid.uuid4())
-        first = world.claim("first", [("gpu-1", GPU)], [HALF], pod_uid=pod)
-        await world.kubelet.prepare(first)
-        assert "another claim" in await refusal(world.claim("second", [("gpu-1", GPU)], [HALF], pod_uid=pod))
-        await world.http.call("POST", "/api/v1/reservations", {"group": "p2", "gmem_mib": 10, "ratio_percent": 10})
+        wish = {"uid": "p2", "namespace": "default", "name": "both-0", "containers": [{"name": "main", "gmem_mib": 10}]}
+        await world.http.call("POST", "/api/v1/pods/reserve", {"pods": [wish]})  # as the scheduler does for limits
         both = world.claim("both", [("gpu-1", GPU)], [HALF], pod_uid="p2")
         assert "with a claim or with limits, not with both" in await refusal(both)
-        assert set(await world.reservations()) == {pod, "p2"}
-        await world.http.call("DELETE", "/api/v1/groups/p2")
+        assert set(await world.reservations()) == {"p2"}
         await world.kube.stop()
         late = world.claim("late", [("gpu-1", GPU)], [HALF])
         assert "API server does not answer" in await refusal(late)

@@ -9,12 +9,14 @@ import kubernetes_validate
 import pytest
 
 from orion_k8s.dra import API, DRIVER
-from orion_k8s.dra.publish import Publisher
+from orion_k8s.dra.publish import GONE_S, Publisher
 from tests.k8s.api_server import Refused
 from tests.k8s.dra_world import CLAIMS, SLICES, Cluster, go
+from wire import pool as wire
 
 GPU = "gpu-gpu-1-0"
 HALF = {"gmem": "4Gi", "ratio": "50", "vgpus": "1"}
+LESS = HALF | {"ratio": "40"}
 VERSIONS = ("1.34", "1.35", "1.36", "1.37")
 
 
@@ -229,3 +231,51 @@ def test_the_publisher_ends_with_an_error_that_it_does_not_know(monkeypatch: pyt
             await world.publisher().run()
 
     go({"gpu-1": 1}, body)
+
+
+def test_a_node_that_died_gives_its_pods_vgpus_back() -> None:
+    """Its kubelet does not: the claim goes when the pod is removed, and its vGPU some time after."""
+
+    async def body(world: Cluster) -> None:
+        now_s = [0.0]
+        await world.publish(clock=lambda: now_s[0])
+        await world.start_node()
+        dead, alive = (world.claim(name, [("gpu-1", GPU)], [LESS]) for name in ("dead", "alive"))
+        for claim in (dead, alive):
+            await world.kubelet.prepare(claim)
+        part = {"name": "claim:x", "gmem_mib": 10, "ratio_percent": 1}
+        foreign = {"uid": "another cluster's", "namespace": "n", "name": "p", "containers": [part]}
+        await world.http.call("POST", "/api/v1/pods/reserve", {"pods": [foreign]})
+        await world.looks(2)
+        world.kube.remove(CLAIMS, "default/dead")
+        await world.until(lambda: world.free("gpu-1", GPU)["ratio"] < 60)
+        await world.looks(2)
+        assert len(await world.reservations()) == 3
+        now_s[0] += GONE_S + 1
+        await world.looks(2)
+        alive_uid = alive["status"]["reservedFor"][0]["uid"]
+        assert set(await world.reservations()) == {alive_uid, "another cluster's"}
+        now_s[0] += GONE_S + 1
+        await world.looks(2)
+        assert alive_uid in await world.reservations()
+
+    go({"gpu-1": 1}, body)
+
+
+def test_a_gpu_that_is_ill_is_not_offered() -> None:
+    async def body(world: Cluster) -> None:
+        simulated = world.pool.servers["gpu-1"].simulated
+        beat, health = simulated.heartbeat, ["Xid 79"]
+
+        def told() -> wire.Heartbeat:
+            said = beat()
+            said.gpus = [wire.GpuReport(ordinal=0, used_mib=0, health=health[0]), wire.GpuReport(ordinal=1, used_mib=0)]
+            return said
+
+        simulated.heartbeat = told  # type: ignore[method-assign]
+        await world.publish()
+        await world.until(lambda: set(world.devices("gpu-1")) == {"gpu-gpu-1-1"})
+        health[0] = ""
+        await world.until(lambda: len(world.devices("gpu-1")) == 2)
+
+    go({"gpu-1": 2}, body)

@@ -175,6 +175,14 @@ annotations:
 {{- end }}
 
 {{/* ------------------------------------------------------------------------------------------------ the controller */}}
+{{/* Of Services: of several replicas the one that leads, which its sidecar labels. */}}
+{{- define "orion.controller.selector" -}}
+{{- include "orion.selectorLabels" (dict "root" . "component" "controller") }}
+{{- if gt (int .Values.controller.replicas) 1 }}
+orion/role: leader
+{{- end }}
+{{- end }}
+
 {{- define "orion.httpPort" -}}
 {{ default 15500 .Values.controller.port | int }}
 {{- end }}
