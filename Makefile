@@ -1,6 +1,6 @@
 # Every target does its own set-up (tools/setup.sh) and is quick when nothing changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-all lint format sanitize wheel tarball clean
+.PHONY: help setup build demo test test-all cluster lint format sanitize wheel tarball clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,7 +24,10 @@ test: build ## the tests, without the slow ones
 	$(PYTHON_IN_VENV) -m pytest -q -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: build ## the slow tests
-	$(PYTHON_IN_VENV) -m pytest -q -m slow $(PYTEST_ARGS)
+	$(PYTHON_IN_VENV) -m pytest -q -m "slow and not cluster" $(PYTEST_ARGS)
+
+cluster: setup ## the tests on a real Kubernetes (root; the first run builds it, 6 to 15 minutes)
+	$(PYTHON_IN_VENV) -m pytest -q -s -m cluster tests/cluster $(PYTEST_ARGS)
 
 lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
 	@tools/lint.sh

@@ -91,6 +91,7 @@ KEYS: dict[str, Key] = {
     "orion_server_key": Key("the 40 characters that `orion-server key` prints, one key for each server", _public_keys),
     "orion_controller_key": Key("the 40 characters that `orion-controller key` prints", _public_key),
     "orion_client_key": _text(256),
+    "orion_token_file": _text(1023),
     "orion_encrypt": _word("auto", "on", "off"),
     "orion_cipher": _word("auto", "aes256gcm", "chacha20poly1305"),
     "orion_wait_s": _number(0, 86400),

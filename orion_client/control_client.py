@@ -58,7 +58,9 @@ def port_answers(server: str, timeout_s: float) -> str:
 
 def stats(server: str, timeout_s: float = 3.0, keys: PoolKeys | None = None) -> control.StatsAnswer:
     """The server's GPUs and clients. `keys` as of `ask`."""
-    return ask(server, control.Stats(id=next_id()), control.StatsAnswer, timeout_s, keys)
+    # A pod's key is for what its group has.
+    group = (settings.setting("ORION_GROUP_ID") or "")[:255]
+    return ask(server, control.Stats(id=next_id(), group=group), control.StatsAnswer, timeout_s, keys)
 
 
 def _key_of(server: str) -> str:

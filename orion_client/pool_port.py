@@ -60,6 +60,10 @@ def _ask(controller: str, request: pool.Lookup, timeout_s: float) -> pool.ToClie
         key = settings.controller_key()
     except settings.SettingError as error:
         raise KeyTrouble(str(error), "correct ORION_CONTROLLER_KEY") from None
+    try:
+        request.token = settings.pod_token(controller)
+    except settings.SettingError as error:
+        raise ServerUnreachable(str(error), "correct ORION_TOKEN_FILE") from None
     why_not = port_answers(controller, timeout_s)
     if why_not:
         raise ServerUnreachable(f"no controller answers at {controller}: {why_not}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ DEFAULT_CONTROLLER_PORT = 9123
 _ALIASES = {"ORION_CONTROLLER": "controller_addr"}
 NO_KEYS = "none"  # as ORION_SERVER_KEY: the servers at hand are not encrypted, whatever client.conf says
 _KEY_CHARACTERS = 40
+TOKEN_BYTES_MOST = 8192  # of a pod's token: what a controller takes
 
 
 class SettingError(Exception):
@@ -101,6 +103,32 @@ def controller_key() -> str:
 def client_key() -> str:
     """What a controller, or a server without one, may ask of its clients; empty when nobody set it."""
     return setting("ORION_CLIENT_KEY") or ""
+
+
+def pod_token(controller: str) -> str:
+    """The service-account token by which this pod proves to a controller that it is itself, read anew since it is
+    renewed; empty where there is none, or where it would travel in clear. SettingError for a file that cannot be it."""
+    file = setting("ORION_TOKEN_FILE")
+    if not file or not (controller_key() or _is_loopback(controller)):
+        return ""
+    try:
+        with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as opened:  # a FIFO: at its end
+            token = (opened.read(TOKEN_BYTES_MOST + 1) or b"").rstrip(b"\r\n")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise SettingError(f"cannot read ORION_TOKEN_FILE={file}: {error.strerror}") from None
+    if not token or len(token) > TOKEN_BYTES_MOST or not all(0x21 <= byte <= 0x7E for byte in token):
+        raise SettingError(f"ORION_TOKEN_FILE={file} holds no token of at most {TOKEN_BYTES_MOST} bytes")
+    return token.decode()
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: wherever that leads
 
 
 def runtime_folder() -> Path:

@@ -7,7 +7,7 @@ operations. Ties are broken by node name and ordinal: the same history gives the
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -125,9 +125,13 @@ class Allocator:
         self._free_mib = np.zeros(0, np.int64)
         self._free_ratio = np.zeros(0, np.int64)
         self._free_slots = np.zeros(0, np.int64)
+        self._all_mib = np.zeros(0, np.int64)  # what it has, empty; 0 where it is gone, as in the three above
+        self._all_ratio = np.zeros(0, np.int64)
+        self._all_slots = np.zeros(0, np.int64)
         self._node_of = np.zeros(0, np.int64)
         self._open = np.zeros(0, np.bool_)  # takes new vGPUs
         self._order = np.zeros(0, np.int64)  # rank by node name and ordinal, once it is needed
+        self._node_order = np.zeros(0, np.int64)  # rank of node numbers by name, made with it
         self._is_ranked = True
         self._placements: dict[int, Placement] = {}
         self._usage: dict[str, _Usage] = {}
@@ -168,6 +172,7 @@ class Allocator:
             self._gpus[index] = None
             self._open[index] = False
             self._free_mib[index] = self._free_ratio[index] = self._free_slots[index] = 0
+            self._all_mib[index] = self._all_ratio[index] = self._all_slots[index] = 0
         del self._nodes[name]
         self._is_ranked = False
         return lost
@@ -190,6 +195,10 @@ class Allocator:
         """All of them, oldest first."""
         return iter(self._placements.values())
 
+    def placement(self, placement_id: int) -> Placement:
+        """One of them by its id."""
+        return self._placement(placement_id)
+
     def free(self, node: str, ordinal: int) -> tuple[int, int, int]:
         """MiB, percent and vGPUs that are left on a GPU."""
         index = self._index(node, ordinal)
@@ -197,11 +206,24 @@ class Allocator:
 
     # ------------------------------------------------------------------------------------------------ placing
 
-    def place(self, request: Request, expires_s: float | None = None) -> Placement:
-        """All vGPUs of the request, or NoRoom or NeverFits. With `expires_s` a reservation until then."""
+    def place(self, request: Request, expires_s: float | None = None, near: Collection[str] = ()) -> Placement:
+        """All vGPUs of the request, or NoRoom or NeverFits. With `expires_s` a reservation until then. On a node of
+        `near` (those that are in the pool) before any other, where one of them has room."""
         self._check_group(request)
-        chosen = self._choose(request)
+        chosen = self._choose(request, near)
         return self._keep(request, chosen, expires_s)
+
+    def check(self, request: Request) -> None:
+        """NeverFits: not in this pool, however empty, or not within the limits of its group."""
+        if not self._could_ever_fit(request):
+            raise self._never(request)
+
+    def has_room_on(self, node: str, request: Request) -> bool:
+        """Whether all of it fits on that node now."""
+        if node not in self._nodes:
+            return False
+        indices = np.fromiter(self._nodes[node].gpus.values(), np.int64)
+        return int(np.where(self._open, self._room_of(request), 0)[indices].sum()) >= request.vgpus
 
     def confirm(self, placement_id: int) -> Placement:
         """Somebody has come for a reservation: it no longer expires."""
@@ -301,6 +323,9 @@ class Allocator:
         self._free_mib = np.append(self._free_mib, gpu.memory_mib)
         self._free_ratio = np.append(self._free_ratio, gpu.ratio_percent)
         self._free_slots = np.append(self._free_slots, gpu.max_vgpus)
+        self._all_mib = np.append(self._all_mib, gpu.memory_mib)
+        self._all_ratio = np.append(self._all_ratio, gpu.ratio_percent)
+        self._all_slots = np.append(self._all_slots, gpu.max_vgpus)
         self._node_of = np.append(self._node_of, node_number)
         self._open = np.append(self._open, True)
         return index
@@ -311,7 +336,8 @@ class Allocator:
         if len(present) * 2 < len(self._gpus):
             keep = np.array(present, np.int64)
             self._gpus = [self._gpus[i] for i in present]
-            for name in ("_free_mib", "_free_ratio", "_free_slots", "_node_of", "_open"):
+            for name in ("_free_mib", "_free_ratio", "_free_slots", "_all_mib", "_all_ratio", "_all_slots", "_node_of",
+                         "_open"):  # fmt: skip
                 setattr(self, name, getattr(self, name)[keep])
             for index, gpu in enumerate(self._gpus):
                 assert gpu is not None
@@ -320,6 +346,10 @@ class Allocator:
         self._order = np.full(len(self._gpus), len(self._gpus), np.int64)
         ranked = sorted(present, key=lambda i: (self._gpus[i].node, self._gpus[i].ordinal))  # type: ignore[union-attr]
         self._order[ranked] = np.arange(len(ranked))
+        self._node_order = np.zeros(len(self._node_names), np.int64)
+        self._node_order[sorted(range(len(self._node_names)), key=self._node_names.__getitem__)] = np.arange(
+            len(self._node_names)
+        )
         self._is_ranked = True
 
     def _room_of(self, request: Request) -> NDArray[np.int64]:
@@ -327,7 +357,7 @@ class Allocator:
         room = np.minimum(self._free_mib // request.gmem_mib, self._free_ratio // request.ratio_percent)
         return np.maximum(np.minimum(room, self._free_slots), 0)
 
-    def _choose(self, request: Request) -> NDArray[np.int64]:
+    def _choose(self, request: Request, near: Collection[str] = ()) -> NDArray[np.int64]:
         """Indices of the GPUs for all vGPUs of a request, in device order."""
         if not self._is_ranked:
             self._rank()
@@ -338,29 +368,41 @@ class Allocator:
         local = self._node_numbers.get(request.node, -1) if request.node in self._nodes else -1
         if local >= 0 and of_node[local] >= request.vgpus:
             return self._on_node(request, room, local, request.vgpus)
+        is_near = self._mask(near)
         whole = np.flatnonzero(of_node >= request.vgpus)
+        if is_near[whole].any():
+            whole = whole[is_near[whole]]
         if whole.size:
             return self._on_node(request, room, self._best_node(request, whole), request.vgpus)
         if not request.cross_node:
             raise NoRoom(f"no node has room for {request.vgpus} vGPUs of {self._size(request)} together; "
                          "allow several nodes with ORION_CROSS_NODE=1")  # fmt: skip
-        # As few nodes as possible: the client's own, then those with the most room.
+        # As few nodes as possible: the client's own, then those near it, then those with the most room.
         parts: list[NDArray[np.int64]] = []
         missing = request.vgpus
-        nodes = sorted(range(len(self._node_names)), key=lambda n: (n != local, -of_node[n], self._node_names[n]))
-        for number in nodes:
+        numbers = np.arange(len(self._node_names))
+        for number in np.lexsort((self._node_order, -of_node, ~is_near, numbers != local)):
+            if not of_node[number]:
+                continue
             count = min(missing, int(of_node[number]))
-            if not count:
-                break
-            parts.append(self._on_node(request, room, number, count))
+            parts.append(self._on_node(request, room, int(number), count))
             missing -= count
+            if not missing:
+                break
         return np.concatenate(parts)
+
+    def _mask(self, nodes: Collection[str]) -> NDArray[np.bool_]:
+        """Of node numbers: those with these names that are in the pool."""
+        mask = np.zeros(len(self._node_names), np.bool_)
+        mask[[self._node_numbers[name] for name in nodes if name in self._nodes]] = True
+        return mask
 
     def _fullness(self, request: Request, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """How much of each GPU is given out: of what there is least of."""
-        memory = np.array([self._gpus[i].memory_mib for i in indices], np.float64)
-        ratio = np.array([self._gpus[i].ratio_percent for i in indices], np.float64)
-        used = np.maximum(1 - self._free_mib[indices] / memory, 1 - self._free_ratio[indices] / ratio)
+        used = np.maximum(
+            1 - self._free_mib[indices] / self._all_mib[indices],
+            1 - self._free_ratio[indices] / self._all_ratio[indices],
+        )
         return used if request.rule is Rule.BINPACK else -used
 
     def _best_node(self, request: Request, numbers: NDArray[np.int64]) -> int:
@@ -370,7 +412,8 @@ class Allocator:
         sign = 1.0 if request.rule is Rule.BINPACK else -1.0
         least = np.flatnonzero(sign * time == (sign * time).min())
         least = least[sign * free[least] == (sign * free[least]).min()]
-        return int(min(numbers[least], key=lambda number: self._node_names[int(number)]))
+        best = numbers[least]
+        return int(best[np.argmin(self._node_order[best])])
 
     def _on_node(self, request: Request, room: NDArray[np.int64], number: int, count: int) -> NDArray[np.int64]:
         """`count` vGPUs on the GPUs of one node: on different ones as far as they reach."""
@@ -425,13 +468,12 @@ class Allocator:
             return False
         except NoRoom:
             pass
-        per_node: dict[str, int] = {}
-        for gpu in self._gpus:
-            if gpu is not None:
-                room = min(gpu.memory_mib // request.gmem_mib, gpu.ratio_percent // request.ratio_percent)
-                per_node[gpu.node] = per_node.get(gpu.node, 0) + min(room, gpu.max_vgpus)
-        most = sum(per_node.values()) if request.cross_node else max(per_node.values(), default=0)
-        return most >= request.vgpus
+        room = np.minimum(self._all_mib // request.gmem_mib, self._all_ratio // request.ratio_percent)
+        room = np.minimum(room, self._all_slots)
+        if not request.cross_node:
+            room = np.bincount(self._node_of, weights=room, minlength=1).astype(np.int64)
+            return int(room.max()) >= request.vgpus
+        return int(room.sum()) >= request.vgpus
 
     def _no_room(self, request: Request) -> AllocationError:
         if not self._could_ever_fit(request):
@@ -440,7 +482,7 @@ class Allocator:
         return NoRoom(f"the pool has room for {fits} vGPUs of {self._size(request)} now, {request.vgpus} are asked for")
 
     def _never(self, request: Request) -> NeverFits:
-        largest = max((gpu.memory_mib for gpu in self._gpus if gpu is not None), default=0)
+        largest = int(self._all_mib.max(initial=0))
         if request.gmem_mib > largest:
             return NeverFits(f"no GPU of the pool has {request.gmem_mib} MiB: the largest has {largest}")
         return NeverFits(f"{request.vgpus} vGPUs of {self._size(request)} are more than this pool or the group has")

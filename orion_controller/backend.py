@@ -6,11 +6,12 @@ a restarted controller needs to know of an allocation besides what the servers r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import msgspec
 
-from orion_controller.api import models
+from orion_controller.api import models, pod_models
 
 
 class ServiceError(Exception):
@@ -41,6 +42,8 @@ class AllocationRecord(msgspec.Struct, kw_only=True):
     was_used: bool = False  # a session has attached: it is no reservation any more
     since_s: float
     expires_s: float | None = None
+    slot: str = ""  # CONTAINER/NUMBER: a part of a pod, whose uid is the group
+    asked: tuple[int, int, int] = (0, 0, 0)  # of such a part: vGPUs, MiB and percent as its environment says them
 
 
 class Backend(Protocol):
@@ -61,6 +64,10 @@ class Backend(Protocol):
     def vgpus(self, node: str = "", group: str = "") -> list[models.Vgpu]: ...
     def groups(self) -> list[models.Group]: ...
     def sessions(self, node: str = "", group: str = "") -> list[models.Session]: ...
+    def pods(self) -> Iterator[pod_models.Pod]:
+        """Made one by one: there may be tens of thousands."""
+        ...
+
     def queue(self) -> list[models.Waiting]: ...
     def limits(self) -> list[models.Limits]: ...
     def history(self, scope: str) -> models.History: ...
@@ -77,6 +84,11 @@ class Backend(Protocol):
 
     async def set_draining(self, node: str, draining: bool, user: str) -> models.Node: ...
     async def reserve(self, wish: models.Reserve, user: str) -> models.Group: ...
+    async def reserve_pods(self, wishes: list[pod_models.PodWish], user: str) -> list[pod_models.PodOutcome]:
+        """One outcome for each wish; what is reserved is in the store."""
+        ...
+
+    async def release_pods(self, gone: pod_models.PodsGone, user: str) -> pod_models.PodsReleased: ...
     async def set_limits(self, group: str, limits: models.LimitsBody | None, user: str) -> models.Limits | None: ...
     def note(
         self, level: Literal["info", "warning", "error"], kind: str, subject: str, message: str, user: str

@@ -26,6 +26,7 @@ CURVE_CHOICES = ("auto", "on", "off")
 _PRODUCT_LEVELS = {"warn": "warning"}
 _FILE_BYTES_MAX = 1 << 20
 _KEY_CHARACTERS_MAX = 256
+_BEARER_CHARACTERS_LEAST = 16
 
 
 class ConfigError(Exception):
@@ -68,7 +69,12 @@ class Settings:
     insecure_network: bool = False
     client_key: str = field(default="", repr=False)  # what clients, servers and administrators' tools have to know
     server_key: str = field(default="", repr=False)
-    administrator_key: str = field(default="", repr=False)
+    administrator_key: str = field(default="", repr=False)  # programs show it as a bearer token; an operator's rights
+    viewer_key: str = field(default="", repr=False)  # the same with a viewer's
+    token_review: bool = False  # pods prove who they are by their service account's token
+    token_audience: str = "orion"
+    require_reservation: bool = False  # pods get only what orion-scheduler has reserved for them
+    kubeconfig: str = ""  # of the API server that reviews tokens; empty: KUBECONFIG, else this pod's own
     admin_password: str = field(default="", repr=False)  # of the first account
     admin_password_file: Path | None = None
     login_ttl_s: float = 12 * 3600.0
@@ -229,6 +235,20 @@ def _key(value: object) -> str:
     return text
 
 
+def _bearer_key(value: object) -> str:
+    text = _key(value)
+    if 0 < len(text) < _BEARER_CHARACTERS_LEAST:
+        raise ValueError(f"it has at least {_BEARER_CHARACTERS_LEAST} characters; make one with: openssl rand -hex 32")
+    return text
+
+
+def _audience(value: object) -> str:
+    text = _text(value)
+    if not 1 <= len(text) <= 255 or not all(" " < character <= "~" for character in text):
+        raise ValueError("it is the audience of pods' tokens, for example orion")
+    return text
+
+
 def _path(value: object) -> Path:
     text = _text(value)
     if not text or "\0" in text:
@@ -278,7 +298,12 @@ _CONVERT: dict[str, Callable[[object], Any]] = {
     "insecure_network": _truth,
     "client_key": _key,
     "server_key": _key,
-    "administrator_key": _key,
+    "administrator_key": _bearer_key,
+    "viewer_key": _bearer_key,
+    "token_review": _truth,
+    "token_audience": _audience,
+    "require_reservation": _truth,
+    "kubeconfig": _text,
     "admin_password": _text,
     "admin_password_file": _path,
     "login_ttl_s": _number(60, 30 * 86400, _SECONDS),
@@ -308,6 +333,7 @@ _FILE_KEYS: dict[tuple[str, ...], str] = {
     ("controller", "authentication", "client_key"): "client_key",
     ("controller", "authentication", "server_key"): "server_key",
     ("controller", "authentication", "administrator_key"): "administrator_key",
+    ("controller", "authentication", "viewer_key"): "viewer_key",
     ("controller", "authentication", "admin_password"): "admin_password",
     ("controller", "authentication", "admin_password_file"): "admin_password_file",
     ("controller", "authentication", "login_ttl"): "login_ttl_s",
@@ -331,13 +357,17 @@ _FILE_KEYS: dict[tuple[str, ...], str] = {
     ("controller", "events_kept"): "events_kept",
     ("controller", "json_log"): "json_log",
     ("database", "url"): "database",
+    ("kubernetes", "token_review"): "token_review",
+    ("kubernetes", "audience"): "token_audience",
+    ("kubernetes", "require_reservation"): "require_reservation",
+    ("kubernetes", "kubeconfig"): "kubeconfig",
 }
 _SECTIONS = {path[:depth] for path in _FILE_KEYS for depth in range(1, len(path))}
 _ETCD_KEYS = {
     "name", "data_dir", "listen_client_urls", "advertise_client_urls", "listen_peer_urls",
     "initial_advertise_peer_urls", "initial_cluster", "initial_cluster_state", "initial_cluster_token",
 }  # fmt: skip
-_KEYS_WORTH_HIDING = ("client_key", "server_key", "administrator_key", "admin_password", "database")
+_KEYS_WORTH_HIDING = ("client_key", "server_key", "administrator_key", "viewer_key", "admin_password", "database")
 
 
 def load_file(path: Path, base: Settings) -> Settings:
@@ -464,6 +494,8 @@ def _check_together(settings: Settings) -> None:
     for name, path in (("tls_cert", settings.tls_cert), ("tls_key", settings.tls_key)):
         if path is not None and not path.is_file():
             raise ConfigError(f"{name} = {str(path)!r}: there is no such file")
+    if settings.require_reservation and not settings.token_review:
+        raise ConfigError("require_reservation needs token_review: who does not prove its pod could name another's")
     if settings.lease_s < 2 * settings.heartbeat_s:
         raise ConfigError(
             f"a lease of {settings.lease_s:g} s with a heartbeat each {settings.heartbeat_s:g} s: a lease is at least "
@@ -483,7 +515,8 @@ def check_exposed(settings: Settings) -> list[str]:
             "front of it speaks TLS"
         )
     if not settings.zmq.is_loopback:
-        keys = {"client-key": settings.client_key, "server-key": settings.server_key}
+        # Pods show a token; where nobody else is to come, there is no client key.
+        keys = {"client-key": settings.client_key or settings.token_review, "server-key": settings.server_key}
         for name in (name for name, key in keys.items() if not key):
             missing.append(f"for servers and clients on {settings.zmq}: controller.authentication.{name} in the "
                            f"configuration, or ORION_CONTROLLER_{name.replace('-', '_').upper()}")  # fmt: skip
@@ -492,6 +525,9 @@ def check_exposed(settings: Settings) -> list[str]:
                 f"for servers and clients on {settings.zmq}: encryption (--curve auto or on), or --insecure-network "
                 "where nobody can listen in"
             )
+        if not settings.uses_curve and settings.token_review:
+            missing.append(f"for servers and clients on {settings.zmq}: encryption (--curve auto or on), since pods "
+                           "show their tokens to nobody in clear (kubernetes.token-review)")  # fmt: skip
     return missing
 
 

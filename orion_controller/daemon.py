@@ -15,7 +15,9 @@ import uvloop
 from orion_controller import __version__
 from orion_controller.allocator import Rule
 from orion_controller.api.app import make_app, serve, tls_context
-from orion_controller.config import Settings
+from orion_controller.config import ConfigError, Settings
+from orion_controller.identity import REVIEW_TIMEOUT_S, Identities
+from orion_controller.kube_api import KubeApi, KubeConfigError, find_access
 from orion_controller.leader import Election
 from orion_controller.metrics import Metrics
 from orion_controller.pool import Policies
@@ -49,7 +51,7 @@ async def _run(settings: Settings, store: Store) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    accounts = Accounts(store)
+    accounts = Accounts(store, keys={"operator": settings.administrator_key, "viewer": settings.viewer_key})
     try:
         await accounts.ensure_first(settings.first_password(), folder=settings.data_dir)
         return await _serve(settings, store, accounts, stop)
@@ -61,6 +63,7 @@ async def _run(settings: Settings, store: Store) -> int:
 async def _serve(settings: Settings, store: Store, accounts: Accounts, stop: asyncio.Event) -> int:
     metrics = Metrics()
     leadership = _Leadership()
+    kube = _kube_api(settings) if settings.token_review else None
     controller = Controller(
         store,
         leadership,
@@ -73,6 +76,8 @@ async def _serve(settings: Settings, store: Store, accounts: Accounts, stop: asy
             heartbeat_s=settings.heartbeat_s,
         ),
         keys=Keys(settings.server_key, settings.client_key),
+        identities=Identities(kube.token_review, settings.token_audience) if kube is not None else None,
+        only_reserved=settings.require_reservation,
         observe_allocation=metrics.observe_allocation,
     )
     tls: ssl.SSLContext | None = None
@@ -87,6 +92,8 @@ async def _serve(settings: Settings, store: Store, accounts: Accounts, stop: asy
     except OSError as error:
         print(f"orion-controller: {error.strerror or error}", file=sys.stderr)
         await controller.close()
+        if kube is not None:
+            await kube.close()
         return _EXIT_SETUP
     url = settings.http_for_others(http.addresses[0][1])
     zmq_address = settings.zmq_for_others(int(zmq_address.rsplit(":", 1)[1]))
@@ -104,8 +111,18 @@ async def _serve(settings: Settings, store: Store, accounts: Accounts, stop: asy
         await http.cleanup()
         await election.stop()
         await controller.close()
+        if kube is not None:
+            await kube.close()
     log.info("stopped")
     return 0
+
+
+def _kube_api(settings: Settings) -> KubeApi:
+    try:
+        access = find_access(settings.kubeconfig)
+    except KubeConfigError as error:
+        raise ConfigError(f"kubernetes.token-review needs the API server: {error}") from error
+    return KubeApi(access, user_agent="orion-controller", timeout_s=REVIEW_TIMEOUT_S)
 
 
 class _Leadership:

@@ -152,6 +152,7 @@ class Pool:
         self._at_host: dict[str, str] = {}  # server by boot id
         self._of_group: dict[str, set[str]] = {}  # allocations by ORION_GROUP_ID
         self._absent: dict[str, AllocationRecord] = {}  # from the store, until their servers come or they expire
+        self._expected: Counter[str] = Counter()  # groups of these
 
     # ------------------------------------------------------------------------------------------------ start
 
@@ -164,11 +165,13 @@ class Pool:
         for record in records:
             if record.expires_s is None or record.expires_s > wall_s:
                 self._absent[record.id] = record
+                self._expected[record.group] += 1
 
     def forget_absent(self) -> list[AllocationRecord]:
         """Stored allocations whose servers have not come in time; called once, some leases after the start."""
         gone = list(self._absent.values())
         self._absent.clear()
+        self._expected.clear()
         return gone
 
     # ------------------------------------------------------------------------------------------------ servers
@@ -396,21 +399,17 @@ class Pool:
 
     def allocate(self, wish: wire.Allocate, now_s: float, wall_s: float) -> Allocation:
         """vGPUs for a client process; Refused (`Later` when a wait may help)."""
-        joined = self._joined(wish, now_s)
+        joined = self._joined(wish, now_s, wall_s)
         if joined is not None:
             return joined
         if not any(not server.is_lost for server in self.servers.values()):
             raise Later("the pool has no servers at present", "start orion-server --controller on a GPU node")
-        request = self._request(wish)
+        request = self.request(wish)
         try:
             placement = self.allocator.place(request)
-        except NeverFits as error:
-            raise Refused(_code(error), str(error), "ask for less: ORION_VGPU, ORION_GMEM, ORION_RATIO") from error
-        except NoRoom as error:
-            raise Later(str(error), "wait for it with ORION_WAIT_S=SECONDS, or ask for less") from error
         except AllocationError as error:
-            raise Refused(_code(error), str(error)) from error
-        return self._placed(placement, wish, now_s, wall_s)
+            raise refusal_of(error) from error
+        return self.placed(placement, wish, now_s, wall_s)
 
     def reserve(self, wish: wire.Allocate, ttl_s: float, now_s: float, wall_s: float) -> Allocation:
         """vGPUs for a group that will come within `ttl_s`."""
@@ -422,7 +421,7 @@ class Pool:
 
     def join_queue(self, wish: wire.Allocate, reason: str, now_s: float, wall_s: float) -> Waiting:
         """Waits for what did not fit; Refused when it never will."""
-        request = self._request(wish)
+        request = self.request(wish)
         try:
             ticket = self.allocator.wait(request, now_s)
         except AllocationError as error:
@@ -549,7 +548,8 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------ inside
 
-    def _request(self, wish: wire.Allocate) -> Request:
+    def request(self, wish: wire.Allocate) -> Request:
+        """What the allocator is asked; Refused."""
         if wish.rule not in ("", "local-first", "binpack", "spread"):
             raise Refused(CUDA_ERROR_INVALID_VALUE, f"ORION_SCHEDULE_RULE={wish.rule} is not known",
                           "local-first, binpack or spread")  # fmt: skip
@@ -575,15 +575,15 @@ class Pool:
         local = self._at_host.get(host, "") if host else ""
         return local or (node if node in self.servers else "")
 
-    def _joined(self, wish: wire.Allocate, now_s: float) -> Allocation | None:
+    def _joined(self, wish: wire.Allocate, now_s: float, wall_s: float) -> Allocation | None:
         """What a group shares already, or what has been reserved for it."""
         if not wish.group:
             return None
         shares = wish.res_group == "BOX"
-        for allocation_id in sorted(self._of_group.get(wish.group, ())):
-            allocation = self.allocations[allocation_id]
-            is_whole = all(not self.servers[s].is_lost for s in allocation.servers if s in self.servers)
-            if not is_whole or any(s not in self.servers for s in allocation.servers):
+        if any(allocation.record.slot for allocation in self.of_group(wish.group)):
+            return self._joined_pod(wish, now_s, wall_s)
+        for allocation in self.of_group(wish.group):
+            if not self.is_whole(allocation):
                 continue
             if shares and allocation.record.shared:
                 return allocation
@@ -594,7 +594,58 @@ class Pool:
                 return allocation
         return None
 
-    def _placed(self, placement: Placement, wish: wire.Allocate, now_s: float, wall_s: float) -> Allocation:
+    def is_whole(self, allocation: Allocation) -> bool:
+        """All its servers are there."""
+        return all(s in self.servers and not self.servers[s].is_lost for s in allocation.servers)
+
+    def _joined_pod(self, wish: wire.Allocate, now_s: float, wall_s: float) -> Allocation:
+        """The part of a pod that a process of one of its containers uses: the one that was reserved for what it asks
+        for, of these the one with the fewest programs. Never other vGPUs than the pod's; Refused."""
+        asked = (wish.vgpu or 1, wish.gmem_mib, wish.ratio)
+        parts = [a for a in self.of_group(wish.group) if a.record.slot and self.is_whole(a)]
+        if not parts:
+            raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the server of this pod's vGPUs is away",
+                          "start the program again when it is back: orionctl get nodes")  # fmt: skip
+        part = min(parts, key=lambda a: (
+            a.record.asked != asked, a.record.asked[0] != asked[0],
+            a.session_count + (a.tickets_until_s > now_s), a.record.slot,
+        ))  # fmt: skip
+        part.tickets_until_s = now_s + self.policies.attach_within_s
+        if part.gone_at_s is not None:
+            until_s = now_s + 2 * self.policies.attach_within_s
+            if part.gone_at_s < until_s:
+                part.gone_at_s, part.record.expires_s = until_s, wall_s + 2 * self.policies.attach_within_s
+        return part
+
+    # ------------------------------------------------------------------------------------------------ for pods.py
+
+    def of_group(self, group: str) -> list[Allocation]:
+        """All with this ORION_GROUP_ID, by id."""
+        return [self.allocations[allocation_id] for allocation_id in sorted(self._of_group.get(group, ()))]
+
+    def is_expected(self, group: str) -> bool:
+        """The store knows of something of this group whose server has not come (back) yet."""
+        return self._expected.get(group, 0) > 0
+
+    def placements_of(self, allocation: Allocation) -> list[Placement]:
+        return [self.allocator.placement(placement) for placement in allocation.placements]
+
+    def take_off(self, allocation: Allocation) -> list[Placement]:
+        """Its vGPUs are free; the allocation itself stays for `put_back`, for other placements or for `drop`."""
+        taken = [self.allocator.release(placement) for placement in allocation.placements]
+        allocation.placements = []
+        return taken
+
+    def put_back(self, allocation: Allocation, placements: list[Placement]) -> None:
+        """What `take_off` took, as it was."""
+        allocation.placements = [self.allocator.adopt(p.request, p.gpus, force=True).id for p in placements]
+
+    def drop(self, allocation: Allocation, why: str, out: Outcome) -> None:
+        """It has ended."""
+        self._end(allocation, why, out)
+
+    def placed(self, placement: Placement, wish: wire.Allocate, now_s: float, wall_s: float) -> Allocation:
+        """An allocation of what was placed; it goes soon unless somebody comes."""
         pod = wish.pod
         owner = f"{pod.get('namespace', '')}/{pod['name']}" if pod.get("name") else f"{wish.uid}@{wish.node or '?'}"
         within_s = self.policies.attach_within_s
@@ -611,7 +662,8 @@ class Pool:
         return allocation
 
     def _add(self, record: AllocationRecord, placements: list[int]) -> Allocation:
-        self._absent.pop(record.id, None)
+        if self._absent.pop(record.id, None) is not None:
+            self._expected[record.group] -= 1
         allocation = Allocation(record, placements)
         self.allocations[record.id] = allocation
         if record.group:
@@ -647,7 +699,7 @@ class Pool:
     def _serve(self, now_s: float, wall_s: float, out: Outcome) -> None:
         for ticket, placement in self.allocator.serve(now_s):
             waiting = self.waiting.pop(ticket)
-            allocation = self._placed(placement, waiting.wish, now_s, wall_s)
+            allocation = self.placed(placement, waiting.wish, now_s, wall_s)
             out.served.append((waiting, allocation))
             out.saved.append(allocation)
 
@@ -657,6 +709,19 @@ class Later(Refused):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(CUDA_ERROR_DEVICE_UNAVAILABLE, message, hint)
+
+
+class Never(Refused):
+    """Not in this pool, however empty, or not within the limits of its group."""
+
+
+def refusal_of(error: AllocationError) -> Refused:
+    """What the allocator says, as an answer."""
+    if isinstance(error, NeverFits):
+        return Never(_code(error), str(error), "ask for less: ORION_VGPU, ORION_GMEM, ORION_RATIO")
+    if isinstance(error, NoRoom):
+        return Later(str(error), "wait for it with ORION_WAIT_S=SECONDS, or ask for less")
+    return Refused(_code(error), str(error))
 
 
 def _code(error: AllocationError) -> int:

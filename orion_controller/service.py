@@ -6,21 +6,23 @@ Whoever gets vGPUs gets them after the store has them: a controller that dies be
 from __future__ import annotations
 
 import asyncio
+import collections
 import hmac
 import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from orion_controller import __version__, views
-from orion_controller.api import models
+from orion_controller import __version__, pods, views
+from orion_controller.api import models, pod_models
 from orion_controller.backend import ServiceError
 from orion_controller.history import GROUPS_MOST, STEP_S, History
+from orion_controller.identity import Identities
 from orion_controller.link import AskError, Link
-from orion_controller.pool import Absent, Allocation, Later, Outcome, Policies, Pool, Refused, Waiting
+from orion_controller.pool import Absent, Allocation, Later, Never, Outcome, Policies, Pool, Refused, Waiting
 from orion_controller.store import Store, StoreError
 from wire import pool as wire
 from wire import ticket
@@ -37,6 +39,7 @@ TICK_S = 0.5
 HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
 SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
 _ANSWERS_AT_ONCE = 4096  # clients that wait for the store
+_GIVEN_TO_MOST = 64  # connections of one allocation that may still give it up
 _Limits = tuple[int, int, Literal["", "hard", "elastic"]]  # MiB, percent, policy
 
 
@@ -63,12 +66,17 @@ class Controller:
     """One replica. Belongs to the event loop's thread."""
 
     def __init__(self, store: Store, leadership: Leadership, *, name: str = "", policies: Policies | None = None,
-                 keys: Keys | None = None, observe_allocation: Callable[[float], None] = lambda seconds: None,
+                 keys: Keys | None = None, identities: Identities | None = None, only_reserved: bool = False,
+                 observe_allocation: Callable[[float], None] = lambda seconds: None,
                  clock: Callable[[], float] = time.monotonic,
                  wall_clock: Callable[[], float] = time.time) -> None:  # fmt: skip
+        """`identities`: pods prove who they are; clients outside of Kubernetes have the client key, where there is one.
+        `only_reserved`: and a pod gets only what has been reserved for it."""
         self._store = store
         self._leadership = leadership
         self._keys = keys or Keys()
+        self._identities = identities
+        self._only_reserved = only_reserved
         self._policies = policies or Policies()
         self._clock, self._wall_clock = clock, wall_clock
         self.name = name or os.uname().nodename
@@ -82,7 +90,10 @@ class Controller:
         self._sample_at_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: dict[int, tuple[Envelope, int, asyncio.TimerHandle]] = {}  # open questions of the queue
-        self._served: dict[int, Allocation] = {}  # of clients that have not asked again yet
+        self._served: dict[int, tuple[bytes, Allocation]] = {}  # of clients that have not asked again yet
+        # Tickets of the queue and allocations are easy to guess: they count on the connections to which they were told.
+        self._queued_at: weakref.WeakKeyDictionary[Waiting, bytes] = weakref.WeakKeyDictionary()
+        self._given_to: weakref.WeakKeyDictionary[Allocation, collections.deque[bytes]] = weakref.WeakKeyDictionary()
         self._changing: weakref.WeakKeyDictionary[Allocation, asyncio.Lock] = weakref.WeakKeyDictionary()
         self._ticker: asyncio.TimerHandle | None = None
         self._observe_allocation = observe_allocation
@@ -121,6 +132,8 @@ class Controller:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._identities is not None:
+            await self._identities.close()
         if self.link is not None:
             self.link.close()
 
@@ -187,14 +200,12 @@ class Controller:
                     self._register(envelope, message)
                 case wire.Leave():
                     self._leave(envelope, message)
-                case wire.Allocate():
-                    self._allocate(envelope, message)
+                case wire.Allocate() | wire.Lookup():
+                    self._admit(envelope, message)
                 case wire.StillWaiting():
                     self._still_waiting(envelope, message)
                 case wire.GiveUp():
-                    self._give_up(message)
-                case wire.Lookup():
-                    self._lookup(envelope, message)
+                    self._give_up(envelope, message)
         except Refused as refusal:
             self._refuse(envelope, message.id, refusal)
 
@@ -241,14 +252,59 @@ class Controller:
         self.link.unbind_server(said.server)
         self.link.send(envelope, wire.HeartbeatOk(id=said.id, now_s=self._wall_clock()))
 
-    def _check_client(self, key: str) -> None:
-        if not _is_key(self._keys.client, key):
-            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this pool asks for a client key, and it is missing or wrong",
-                          "set ORION_CLIENT_KEY, or client_key in client.conf")  # fmt: skip
+    def _admit(self, envelope: Envelope, said: wire.Allocate | wire.Lookup) -> None:
+        """Who names a group has the client key, or is the pod whose group it is."""
+        if self._identities is not None and (said.token or not self._keys.client):
+            if not said.token:
+                raise Refused(CUDA_ERROR_NOT_PERMITTED, "this pool asks pods for their service account's token, and "
+                              "none came", "project one with the audience orion, name its file in ORION_TOKEN_FILE, "
+                              "and set ORION_CONTROLLER_KEY: it is shown to nobody in clear")  # fmt: skip
+            if self._answering >= _ANSWERS_AT_ONCE:
+                raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller is overloaded", "try again in a second")
+            self._spawn(self._admit_pod(self._identities, envelope, said))
+            return
+        if not _is_key(self._keys.client, said.key):
+            hint = "set ORION_CLIENT_KEY, or client_key in client.conf"
+            if self._identities is not None:
+                hint += "; a pod shows its token instead (ORION_TOKEN_FILE and ORION_CONTROLLER_KEY)"
+            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this pool asks for a client key, and it is missing or wrong", hint)
+        self._go_on(envelope, said, is_pod=False)
+
+    async def _admit_pod(self, identities: Identities, envelope: Envelope, said: wire.Allocate | wire.Lookup) -> None:
+        self._answering += 1
+        try:
+            await identities.check(said.token, said.group)
+            if not self.is_leader:  # no more
+                assert self.link is not None
+                self.link.send(envelope, wire.NotLeader(id=said.id, leader=self._leadership.leader_address))
+                return
+            self._go_on(envelope, said, is_pod=True)
+        except Refused as refusal:
+            self._refuse(envelope, said.id, refusal)
+        finally:
+            self._answering -= 1
+
+    def _go_on(self, envelope: Envelope, said: wire.Allocate | wire.Lookup, *, is_pod: bool) -> None:
+        said.key = said.token = ""
+        if isinstance(said, wire.Lookup):
+            self._lookup(envelope, said, is_pod)
+            return
+        if is_pod and self._only_reserved:
+            self._check_reserved(said.group)
+        self._allocate(envelope, said)
+
+    def _check_reserved(self, pod: str) -> None:
+        """A pod has what orion-scheduler has reserved for it, and nothing else."""
+        if any(allocation.record.slot for allocation in self.pool.of_group(pod)):
+            return
+        if self.pool.is_expected(pod):
+            raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller has just started, and the servers with this "
+                          "pod's vGPUs have not come back yet", "try again in a moment")  # fmt: skip
+        raise Refused(CUDA_ERROR_NOT_PERMITTED, "nothing is reserved for this pod", "pods get their vGPUs from "
+                      "orion-scheduler: schedulerName, and limits for the resource")  # fmt: skip
 
     def _allocate(self, envelope: Envelope, wish: wire.Allocate) -> None:
         assert self.link is not None
-        self._check_client(wish.key)
         if wish.wire[0] != WIRE_VERSION[0]:
             raise Refused(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
                           f"the client speaks wire {wish.wire[0]}.{wish.wire[1]}, this pool "
@@ -256,13 +312,13 @@ class Controller:
         if self._answering >= _ANSWERS_AT_ONCE:
             raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the controller is overloaded", "try again in a second")
         now_s, wall_s = self._clock(), self._wall_clock()
-        wish.key = ""
         try:
             allocation = self.pool.allocate(wish, now_s, wall_s)
         except Later as later:
             if not wish.wait_s:
                 raise
             waiting = self.pool.join_queue(wish, str(later), now_s, wall_s)
+            self._queued_at[waiting] = envelope.identity
             self._tell_queued(envelope, wish.id, waiting)
             return
         self._spawn(self._hand_out(envelope, wish.id, allocation, now_s))
@@ -294,6 +350,8 @@ class Controller:
             for one in self.pool.tickets(allocation, self._clock(), self._wall_clock())
             if one.server in self.pool.servers
         ]  # fmt: skip
+        given_to = self._given_to.setdefault(allocation, collections.deque(maxlen=_GIVEN_TO_MOST))
+        given_to.append(envelope.identity)
         self.link.send(envelope, wire.Allocated(id=request_id, allocation=allocation.id, servers=servers,
                                                 attach_within_s=self._policies.attach_within_s))  # fmt: skip
         record = allocation.record
@@ -311,12 +369,13 @@ class Controller:
                                              reason=waiting.reason[:400], ticket=waiting.ticket))  # fmt: skip
 
     def _still_waiting(self, envelope: Envelope, said: wire.StillWaiting) -> None:
-        served = self._served.pop(said.ticket, None)
-        if served is not None:
+        at, served = self._served.get(said.ticket, (b"", None))
+        if served is not None and at == envelope.identity:
+            del self._served[said.ticket]
             self._spawn(self._hand_out(envelope, said.id, served, self._clock()))
             return
         waiting = self.pool.waiting.get(said.ticket)
-        if waiting is None:
+        if waiting is None or self._queued_at.get(waiting) != envelope.identity:
             raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "not in the queue any more", "ask again")
         waiting.heard_s = self._clock()
         timer = asyncio.get_running_loop().call_later(HOLD_ANSWER_S, self._answer_held, said.ticket)
@@ -335,34 +394,39 @@ class Controller:
     async def _serve_waiting(self, waiting: Waiting, allocation: Allocation) -> None:
         held = self._held.pop(waiting.ticket, None)
         if held is None:
-            self._served[waiting.ticket] = allocation
+            self._served[waiting.ticket] = self._queued_at.get(waiting, b""), allocation
             await self._store.save(allocation.record)
             return
         held[2].cancel()
         await self._hand_out(held[0], held[1], allocation, self._clock())
 
-    def _give_up(self, said: wire.GiveUp) -> None:
-        if not _is_key(self._keys.client, said.key):
-            return
-        held = self._held.pop(said.ticket, None)
-        if held is not None:
-            held[2].cancel()
-        served = self._served.pop(said.ticket, None)
-        if said.ticket:
+    def _give_up(self, envelope: Envelope, said: wire.GiveUp) -> None:
+        waiting = self.pool.waiting.get(said.ticket)
+        if waiting is not None and self._queued_at.get(waiting) == envelope.identity:
+            held = self._held.pop(said.ticket, None)
+            if held is not None:
+                held[2].cancel()
             self.pool.leave_queue(said.ticket)
-        for allocation_id in (said.allocation, served.id if served else ""):
-            if allocation_id:
-                self._apply(self.pool.give_up(allocation_id, self._clock(), self._wall_clock()))
+        at, served = self._served.get(said.ticket, (b"", None))
+        if served is not None and at == envelope.identity:
+            del self._served[said.ticket]
+            self._apply(self.pool.give_up(served.id, self._clock(), self._wall_clock()))
+        given = self.pool.allocations.get(said.allocation)
+        if given is not None and envelope.identity in self._given_to.get(given, ()):
+            self._apply(self.pool.give_up(given.id, self._clock(), self._wall_clock()))
 
-    def _lookup(self, envelope: Envelope, said: wire.Lookup) -> None:
+    def _lookup(self, envelope: Envelope, said: wire.Lookup, is_pod: bool) -> None:
+        """A pod learns of its own group: process ids, hosts and users are what a client says."""
         assert self.link is not None
-        self._check_client(said.key)
+        if is_pod:
+            said.pid = 0
+        only = said.group if is_pod else ""
         found: dict[str, tuple[str, str]] = {}  # keys by address, in the order in which programs count devices
         for allocation in self._allocations_of(said):
             for name in allocation.servers:
                 if name in self.pool.servers and allocation.sessions.get(name):
                     server = self.pool.servers[name].said
-                    told = ticket.stats_key(ticket.server_key(self._secret, name))
+                    told = ticket.stats_key(ticket.server_key(self._secret, name), only)
                     found[server.address] = server.public_key, told
         summary = self.summary()
         totals = {"gpus": summary.gpus, "vgpus": summary.vgpus, "vgpus_free": summary.vgpus_free,
@@ -419,6 +483,12 @@ class Controller:
 
     def sessions(self, node: str = "", group: str = "") -> list[models.Session]:
         return [s for s in views.sessions(self.pool) if node in ("", s.node) and group in ("", s.group)]
+
+    def pods(self) -> Iterator[pod_models.Pod]:
+        for uid in list(pods.pods(self.pool)):
+            found = pods.view(self.pool, uid)
+            if found is not None:
+                yield found
 
     def queue(self) -> list[models.Waiting]:
         return views.queue(self.pool)
@@ -624,6 +694,55 @@ class Controller:
         self.note("info", "group.reserved", allocation.id, f"for {wish.group}, {wish.ttl_s:g} s", user)
         return views.group(self.pool, allocation)
 
+    async def reserve_pods(self, wishes: list[pod_models.PodWish], user: str) -> list[pod_models.PodOutcome]:
+        """Each pod's vGPUs, or why not. What was reserved and cannot be stored is given back."""
+        outcomes: list[pod_models.PodOutcome] = []
+        saves: list[Coroutine[Any, Any, None]] = []
+        reserved: list[list[Allocation]] = []
+        for wish in wishes:
+            try:
+                allocations, out = pods.reserve(self.pool, wish, self._clock(), self._wall_clock())
+            except Refused as error:
+                outcomes.append(pod_models.PodOutcome(uid=wish.uid, refusal=_pod_refusal(error), message=str(error)))
+                continue
+            saves += [self._store.save(a.record) for a in out.saved]
+            out.saved = []
+            self._apply(out)
+            reserved.append(allocations)
+            outcomes.append(pod_models.PodOutcome(uid=wish.uid, parts=[pods.part_view(a) for a in allocations]))
+        failed = [r for r in await asyncio.gather(*saves, return_exceptions=True) if isinstance(r, BaseException)]
+        if failed:
+            # Nobody has been told of them: what was there before is in the store and stays.
+            for allocation in (a for allocations in reserved for a in allocations):
+                if allocation.gone_at_s is not None and allocation.id in self.pool.allocations:
+                    self._apply(self.pool.end(allocation.id, "the database does not answer", self._clock(),
+                                              self._wall_clock()))  # fmt: skip
+            raise failed[0]
+        return outcomes
+
+    async def release_pods(self, gone: pod_models.PodsGone, user: str) -> pod_models.PodsReleased:
+        """Ends what still runs of them, then gives their vGPUs back."""
+        assert self.link is not None
+        told = pod_models.PodsReleased(released=[], kept=[])
+        for uid in dict.fromkeys(gone.uids):
+            allocations = pods.parts_of(self.pool, uid)
+            if gone.unless_used and any(a.session_count for a in allocations):
+                told.kept.append(uid)
+                continue
+            try:
+                for allocation in allocations:
+                    for server in list(allocation.sessions):
+                        await self.link.ask(server, wire.EndSessions(id=0, allocation=allocation.id,
+                                                                     reason=gone.reason))  # fmt: skip
+                    if allocation.id in self.pool.allocations:
+                        self._apply(self.pool.end(allocation.id, gone.reason, self._clock(), self._wall_clock()))
+            except AskError as error:
+                log.warning("pod %s keeps its vGPUs for now: %s", uid, error)
+                told.kept.append(uid)
+                continue
+            told.released.append(uid)
+        return told
+
     async def set_limits(self, group: str, limits: models.LimitsBody | None, user: str) -> models.Limits | None:
         """Of a group's name; None takes them away."""
         if limits is None and group not in self.pool.limits:
@@ -640,6 +759,12 @@ class Controller:
 
 def _is_key(wanted: str, told: str) -> bool:
     return not wanted or hmac.compare_digest(wanted.encode(), told.encode())
+
+
+def _pod_refusal(error: Refused) -> pod_models.Refusal:
+    if isinstance(error, pods.NotReady):
+        return "not_ready"
+    return "never" if isinstance(error, Never) else "no_room" if isinstance(error, Later) else "refused"
 
 
 def _as_service_error(error: Refused, otherwise: int = 422) -> ServiceError:

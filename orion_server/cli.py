@@ -31,6 +31,7 @@ from orion_server.config import (
     parse_listen,
     private_directory,
     read_key,
+    shm_directory,
 )
 from orion_server.isolation import DEFAULT_WORKER_UIDS, parse_uids
 from orion_server.libcuda import Libcuda, LibcudaError, choose
@@ -72,7 +73,7 @@ Other machines reach it only with an encrypted control port and clients that pro
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
 libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio,
-pinned_mib, swap_mib, metrics_listen, curve, encrypt, client_key_file, drain_timeout, comm_path, worker_uids,
+pinned_mib, swap_mib, metrics_listen, curve, encrypt, client_key_file, drain_timeout, comm_path, shm_dir, worker_uids,
 require_isolation; [log] log_level, json);
 options win.
 """
@@ -153,6 +154,10 @@ def serve(
     socket_dir: Annotated[
         Path | None, typer.Option("--socket-dir", "--state-dir", help="Folder of unix sockets, mode 0700, per user.")
     ] = None,
+    shm_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Sessions' sockets there, for clients in containers (root: of any user)."),
+    ] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Written when ready, one line: the address.")] = None,
     ready_fd: Annotated[int | None, typer.Option(min=0, help="The same line on this descriptor, then closed.")] = None,
     exit_with_parent: Annotated[bool, typer.Option(help="Stop when the starting process ends.")] = False,
@@ -200,6 +205,7 @@ def serve(
             "require_isolation": require_isolation or None,
             "seccomp": False if no_seccomp else None,
             "socket_dir": socket_dir,
+            "shm_dir": shm_dir,
             "ready_file": ready_file,
             "ready_fd": ready_fd,
             "log_level": log_level,
@@ -219,6 +225,8 @@ def serve(
         if settings.device not in ("auto", "nvidia", "softgpu"):
             raise ConfigError("--device is one of auto, nvidia, softgpu")
         folder = private_directory(settings.socket_dir)
+        if settings.shm_dir is not None:
+            shm_directory(settings.shm_dir)
         chosen = choose("null" if null_engine else settings.device, settings.libcuda)
     except (ConfigError, LibcudaError) as error:
         print(f"orion-server: {error}", file=sys.stderr)

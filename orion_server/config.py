@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import ipaddress
 import os
+import socket
 import stat
 import tempfile
 from dataclasses import dataclass, field, fields, replace
@@ -70,6 +71,7 @@ class Settings:
     encrypt: str = "auto"  # TCP lanes: off loopback
     client_key_file: Path | None = None
     enable_shm: bool = True
+    shm_dir: Path | None = None  # of sessions' sockets, for clients in containers that see this folder alone
     log_level: str = "info"
     json_log: bool = False
     drain_timeout_s: float = 30.0
@@ -200,6 +202,7 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "client_key_file"): "client_key_file",
     ("server", "drain_timeout"): "drain_timeout_s",
     ("server", "comm_path"): "socket_dir",
+    ("server", "shm_dir"): "shm_dir",
     ("server", "worker_uids"): "worker_uids",
     ("server", "require_isolation"): "require_isolation",
     ("server-log", "log_level"): "log_level",
@@ -240,7 +243,7 @@ def _convert(name: str, raw: str, where: str) -> Any:
             if level not in LOG_LEVELS:
                 raise ValueError(raw)
             return level
-        if name in ("socket_dir", "client_key_file"):
+        if name in ("socket_dir", "shm_dir", "client_key_file"):
             return Path(raw)
         if isinstance(default, bool):
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[raw.lower()]
@@ -277,3 +280,39 @@ def private_directory(wanted: Path | None) -> Path:
     if len(os.fsencode(wanted)) > _MAX_FOLDER_BYTES:
         raise ConfigError(f"{wanted} is too long for a unix socket's path: name a shorter folder with --socket-dir")
     return wanted
+
+
+def shm_directory(wanted: Path) -> Path:
+    """The folder of --shm-dir, which containers mount: nobody but this server may make or remove files there, and it
+    holds nothing but sockets. Those of a server that was killed are removed."""
+    try:
+        wanted.mkdir(mode=0o711, parents=True, exist_ok=True)
+        status = wanted.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise ConfigError(f"{wanted} is not a folder of this user: remove it or name another with --shm-dir")
+        if status.st_mode & 0o022:
+            raise ConfigError(
+                f"others may change {wanted} (mode {stat.S_IMODE(status.st_mode):o}): chmod go-w {wanted}"
+            )
+        wanted.chmod(0o711)
+        for path in wanted.iterdir():
+            if path.suffix == ".sock" and stat.S_ISSOCK(path.lstat().st_mode) and not _listens(path):
+                path.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot use the folder {wanted}: {error.strerror}; name another with --shm-dir") from error
+    if len(os.fsencode(wanted)) > _MAX_FOLDER_BYTES:
+        raise ConfigError(f"{wanted} is too long for a unix socket's path: name a shorter folder with --shm-dir")
+    return wanted
+
+
+def _listens(path: Path) -> bool:
+    """Whether a server is behind a socket's file: another one may use the folder too."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

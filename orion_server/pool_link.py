@@ -89,9 +89,9 @@ class PoolLink:
 
     # ------------------------------------------------------------------------------------------ tickets
 
-    def admits_to_stats(self, shown: str) -> bool:
-        """Whether that is what the controller tells those who may ask for `stats`."""
-        return bool(self._key) and hmac.compare_digest(shown.encode(), ticket.stats_key(self._key).encode())
+    def admits_to_stats(self, shown: str, group: str = "") -> bool:
+        """Whether that is what the controller tells those who may ask for `stats`; of a group: a pod of it."""
+        return bool(self._key) and hmac.compare_digest(shown.encode(), ticket.stats_key(self._key, group).encode())
 
     def check(self, data: bytes) -> ticket.Ticket:
         """The ticket, used up by this; TicketError."""

@@ -38,6 +38,21 @@ class Reports:
         answer.defaults = self.defaults()
         return answer
 
+    def of_group(self, request: control.Stats) -> control.StatsAnswer:
+        """As `whole`, of one group: its vGPUs and sessions, and the GPUs on which they are."""
+        slices = [s for s in self._vgpus.registry.slices if s.owner.group == request.group]
+        ordinals = {s.gpu for s in slices}
+        sessions = [session for session in self._sessions.values() if session.owner.group == request.group]
+        gpus = [self._gpu(gpu) for gpu in self._gpus if gpu.ordinal in ordinals]
+        for gpu in gpus:  # what others have is theirs to know
+            held = sum(session.used_bytes(gpu.ordinal) for session in sessions)
+            gpu.used_bytes, gpu.given_bytes, gpu.given_percent = min(held, gpu.total_bytes), 0, 0
+        answer = self._head(request, gpus, sessions)
+        answer.images = None
+        answer.vgpus = self.vgpus(slices)
+        answer.defaults = self.defaults()
+        return answer
+
     def for_tenant(self, request: control.Stats) -> control.StatsAnswer:
         """For the management library of one process: the GPUs that it has or would get, each as large as its vGPU; the
         sessions of its user, and on a vGPU with a quota those of that vGPU alone."""

@@ -349,7 +349,9 @@ class Server:
         devices = [mine.gpu for mine in slices]
         session_id, owner = member.session, member.owner
         token = secrets.token_bytes(32)
-        same_host = request.host == self._boot_id and request.uid in (os.geteuid(), 0)
+        # Where clients of other users can come to a session's socket, they see a folder with nothing else in it.
+        serves_all = self._settings.shm_dir is not None and os.geteuid() == 0
+        same_host = request.host == self._boot_id and (serves_all or request.uid in (os.geteuid(), 0))
         transports = [
             t for t in request.transports if t == "tcp" or (t == "shm" and same_host and self._settings.enable_shm)
         ]
@@ -360,10 +362,11 @@ class Server:
             encrypted = "tcp" in transports and lanes_encrypted(self._settings, request)
         except LanesRefused as refusal:
             raise Refused(CUDA_ERROR_NOT_PERMITTED, str(refusal), refusal.hint) from None
-        socket_path = str(self._socket_dir / f"{session_id}.sock") if "shm" in transports else ""
+        folder = self._settings.shm_dir or self._socket_dir
+        socket_path = str(folder / f"{session_id}.sock") if "shm" in transports else ""
         began_s = time.monotonic()
         if socket_path:
-            worker.open_doorway(socket_path)
+            worker.open_doorway(socket_path, request.uid if serves_all else None)
         prepared = await worker.request(
             {"type": "prepare", "token": token, "uid": request.uid, "shm": bool(socket_path),
              "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes, "address": self._lanes_address,
@@ -380,7 +383,7 @@ class Server:
         self._sessions[session_id] = session
         self._tell_pool()
         if worker.images is not None:
-            worker.images.open(session_id, request.uid, request.group, self._shares.open(session_id, owner))
+            worker.images.open(session_id, owner.uid, owner.group, self._shares.open(session_id, owner))
         worker.on_connected = lambda: self._connected(session)
         worker.dead.add_done_callback(lambda _: self._ended(session))
         self._set_deadline(session, self._settings.bind_timeout_s, "the client did not bind in time")
@@ -484,21 +487,27 @@ class Server:
 
     # ------------------------------------------------------------------------------------------ stats
 
-    def _authenticate_for_stats(self, key: str) -> None:
-        """`stats` names what tenants run."""
-        self._authenticate(key)
-        if self._link is None or is_loopback(self._settings.host) or self._admin.admits(key):
-            return
-        if not self._link.admits_to_stats(key):
-            raise Refused(CUDA_ERROR_NOT_PERMITTED, "this server belongs to a pool and tells what it does to those "
-                          "whom its controller sends", "set ORION_CONTROLLER instead of a server")  # fmt: skip
+    def _only_of_its_group(self, request: control.Stats) -> bool:
+        """`stats` names what tenants run. Whether its asker is a pod, who may know of its own group alone."""
+        self._authenticate(request.key)
+        if self._link is None or self._admin.admits(request.key) or self._link.admits_to_stats(request.key):
+            return False
+        if request.group and self._link.admits_to_stats(request.key, request.group):
+            return True
+        if is_loopback(self._settings.host):
+            return False
+        raise Refused(CUDA_ERROR_NOT_PERMITTED, "this server belongs to a pool and tells what it does to those "
+                      "whom its controller sends", "set ORION_CONTROLLER instead of a server")  # fmt: skip
 
     async def _stats(self, envelope: Envelope, request: control.Stats) -> None:
-        self._authenticate_for_stats(request.key)
+        only_of_group = self._only_of_its_group(request)
         await self._refresh_sessions()
         if request.telemetry:
             await self._telemetry.refresh()
-        self._send(envelope, self._reports.for_tenant(request) if request.telemetry else self._reports.whole(request))
+            answer = self._reports.for_tenant(request)
+        else:
+            answer = self._reports.of_group(request) if only_of_group else self._reports.whole(request)
+        self._send(envelope, answer)
 
     async def report(self) -> control.StatsAnswer:
         """What `stats` tells an operator, now."""

@@ -211,15 +211,18 @@ class WorkerProcess:
         finally:
             self._answers.pop(request_id, None)
 
-    def open_doorway(self, path: str) -> None:
+    def open_doorway(self, path: str, client_uid: int | None) -> None:
         """Makes the unix socket of a session and hands it over before the worker is asked to prepare: the folder is
-        closed to a worker with another uid, and its clients see this server's uid at the other end."""
+        closed to a worker with another uid, and its clients see this server's uid at the other end. `client_uid`: who
+        may connect besides this server's user."""
         assert self._door is not None
         self._doorway = Path(path)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
                 listener.bind(path)
                 os.chmod(path, 0o600)
+                if client_uid is not None:
+                    os.chown(path, client_uid, -1)
                 listener.listen(4)
                 listener.setblocking(False)
                 socket.send_fds(self._door, [b"\0"], [listener.fileno()])

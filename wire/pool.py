@@ -24,6 +24,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=255)]
 AllocationId = Annotated[str, Meta(min_length=1, max_length=64)]
 SessionId = Annotated[str, Meta(min_length=1, max_length=64)]
 Key = Annotated[str, Meta(max_length=256)]
+# A pod's service-account token (a JWT); the shim's ORION_TOKEN_BYTES and settings.TOKEN_BYTES_MOST are its bound too.
+PodToken = Annotated[str, Meta(max_length=8192)]
 Percent = Annotated[int, Meta(ge=0, le=100)]
 Mib = Annotated[int, Meta(ge=0, le=1 << 30)]
 Ordinal = Annotated[int, Meta(ge=0, lt=64)]
@@ -220,6 +222,7 @@ class Allocate(_Message, tag="allocate", kw_only=True):
     rule: Annotated[str, Meta(max_length=32)] = ""  # "", "local-first", "binpack", "spread"
     wait_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0  # how long it would wait in the queue
     key: Key = ""  # the pool's client key
+    token: PodToken = ""  # proves the pod whose uid `group` is
     pod: Annotated[dict[Annotated[str, Meta(max_length=16)], Text], Meta(max_length=8)] = {}  # name, uid, namespace
 
 
@@ -250,13 +253,13 @@ class Queued(_Message, tag="queued", kw_only=True):
 
 
 class StillWaiting(_Message, tag="still_waiting", kw_only=True):
-    """Answered by `queued`, `allocated` or `error`."""
+    """Answered by `queued`, `allocated` or `error`: on the connection that was given the ticket."""
 
     ticket: U31
 
 
 class GiveUp(_Message, tag="give_up", kw_only=True):
-    """Waits no more, or does not come for its allocation. No answer."""
+    """Waits no more, or does not come for its allocation: heard on the connection that was given them. No answer."""
 
     ticket: U31 = 0
     allocation: Annotated[str, Meta(max_length=64)] = ""
@@ -271,6 +274,7 @@ class Lookup(_Message, tag="lookup", kw_only=True):
     uid: U32 = 0
     pid: U31 = 0
     key: Key = ""
+    token: PodToken = ""  # as in Allocate
 
 
 class LookedUp(_Message, tag="looked_up", kw_only=True):

@@ -48,10 +48,12 @@ def server_key(pool_secret: bytes, server: str) -> bytes:
     return hmac.digest(pool_secret, b"orion ticket key\0" + server.encode(), hashlib.sha256)
 
 
-def stats_key(key: bytes) -> str:
+def stats_key(key: bytes, group: str = "") -> str:
     """What a server off loopback wants to see before it tells `stats`: its controller tells those who showed it the
-    pool's client key. `key`: the server's, for tickets."""
-    return hmac.digest(key, b"orion stats key", hashlib.sha256).hex()
+    pool's client key; a pod, who proved its `group`, the key for what that group has. `key`: the server's, for
+    tickets."""
+    about = b"orion stats key" + (b" of group\0" + group.encode() if group else b"")
+    return hmac.digest(key, about, hashlib.sha256).hex()
 
 
 def sign(ticket: Ticket, key: bytes) -> bytes:

@@ -173,7 +173,8 @@ CONTROLLER = {
         "fail", "The controller and this client do not agree on encryption, or on the controller's key.",
         "Set ORION_CONTROLLER_KEY to what `orion-controller key` prints there; unset it where it does not encrypt."),
     "controller-refused": Trouble(
-        "fail", "The controller refuses this client.", "Set ORION_CLIENT_KEY to the pool's client key."),
+        "fail", "The controller refuses this client.",
+        "Set ORION_CLIENT_KEY to the pool's client key; in a pod, see docs/security.md, Pods."),
     "controller-http-unreachable": Trouble(
         "fail", "The controller's HTTP port does not answer.",
         "Start orion-controller there, correct ORION_CONTROLLER_URL, or let the port through."),

@@ -19,7 +19,7 @@ from orion_controller.api import openapi, product, resources, static
 from orion_controller.api.auth import Accounts
 from orion_controller.api.context import SESSION_TTL_S, Context
 from orion_controller.api.models import ApiError
-from orion_controller.api.routes import BODY_MAX_BYTES, Route, json_response, phrase, respond
+from orion_controller.api.routes import Route, json_response, phrase, respond
 from orion_controller.backend import Backend, ServiceError
 from orion_controller.metrics import Metrics
 from orion_controller.store import StoreError
@@ -73,7 +73,7 @@ def make_app(
         opened=frozenset(opened),
     )  # fmt: skip
     context.document = msgspec.json.format(msgspec.json.encode(openapi.document(routes)), indent=2)
-    app = web.Application(middlewares=[_guard(context)], client_max_size=BODY_MAX_BYTES)
+    app = web.Application(middlewares=[_guard(context)], client_max_size=max(route.body_max_bytes for route in routes))
     for route in routes:
         app.router.add_route(route.method, route.path, partial(_handle, route, context))
     files = static.Static(portal)

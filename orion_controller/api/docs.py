@@ -88,6 +88,8 @@ def _shape(name: str, schema: dict[str, Any]) -> list[str]:
 
 
 def _literal(value: Any) -> str:
+    if value == []:
+        return "[]"
     return {None: "null", True: "true", False: "false", "": '""'}.get(value, str(value))
 
 

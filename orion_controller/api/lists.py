@@ -21,7 +21,7 @@ from typing import runtime_checkable as checkable
 import msgspec
 from msgspec import Meta
 
-from orion_controller.api import models
+from orion_controller.api import models, pod_models
 from orion_controller.backend import Backend
 
 PAGE_MAX = 1000
@@ -58,12 +58,13 @@ NODES = Kind("nodes", models.Node, {"node": ("name",), "state": ("state",)})
 GPUS = Kind("gpus", models.Gpu, {"node": ("node",)})
 VGPUS = Kind("vgpus", models.Vgpu, {"node": ("node",), "group": ("group",)})
 GROUPS = Kind("groups", models.Group, {"node": ("nodes",), "group": ("id", "group"), "state": ("state",)})
+PODS = Kind("pods", pod_models.Pod, {"node": ("nodes",), "state": ("state",)})
 SESSIONS = Kind("sessions", models.Session, {"node": ("node",), "group": ("group", "group_name")})
 QUEUE = Kind("queue", models.Waiting, {"group": ("group",)}, {"group": "Only of this name of a group."})
 LIMITS = Kind("limits", models.Limits, {"group": ("group",)}, {"group": "Only of this name of a group."})
 EVENTS = Kind("events", models.Event, _EVENT_FILTERS, {"state": "The same as level."})
 AUDIT = Kind("audit", models.Event, _EVENT_FILTERS, {"state": "The same as level."})
-KINDS = (NODES, GPUS, VGPUS, GROUPS, SESSIONS, QUEUE, LIMITS, EVENTS, AUDIT)
+KINDS = (NODES, GPUS, VGPUS, GROUPS, PODS, SESSIONS, QUEUE, LIMITS, EVENTS, AUDIT)
 _MEANINGS = {"node": _NODE, "group": _GROUP, "state": "Only in this state.", "level": "Only of this level."}
 
 
@@ -215,6 +216,8 @@ class Lists:
             return [vgpu async for vgpu in self.vgpus()]
         if kind is GROUPS and isinstance(backend, OneByOne):
             return [group async for i in in_slices(backend.group_ids()) if (group := backend.group(i)) is not None]
+        if kind is PODS:
+            return [pod async for pod in in_slices(backend.pods())]
         read: dict[str, Callable[[], list[Any]]] = {
             NODES.name: backend.nodes, GPUS.name: backend.gpus, GROUPS.name: backend.groups,
             SESSIONS.name: backend.sessions, QUEUE.name: backend.queue, LIMITS.name: backend.limits,

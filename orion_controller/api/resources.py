@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from orion_controller.api import auth, lists, models
+from orion_controller.api import auth, lists, models, pod_models
 from orion_controller.api.auth import Refusal
 from orion_controller.api.lists import Kind, Page
 from orion_controller.api.routes import Call, Route, clean, is_name
@@ -22,6 +22,7 @@ from orion_controller.store import AccountError
 log = logging.getLogger("orion.http")
 API = "/api/v1"
 REPORT_TIMEOUT_S = 60.0
+PODS_MAX_BYTES = 4 << 20
 T = TypeVar("T")
 # Of a change that asks a node.
 _ON_NODES = (404, 409, 504)
@@ -209,6 +210,23 @@ async def reserve(call: Call) -> models.Group:
     return await call.context.backend.reserve(wish, call.user)
 
 
+async def reserve_pods(call: Call) -> pod_models.PodOutcomes:
+    wishes: list[pod_models.PodWish] = call.body.pods
+    for wish in wishes:
+        names = (wish.uid, wish.namespace, wish.name, wish.node or "-", *(c.name for c in wish.containers))
+        if not all(map(is_name, names)):
+            raise Refusal(400, "bad_body", "body: uid, namespace, name, node and containers are names: they have no "
+                          "control characters")  # fmt: skip
+    return pod_models.PodOutcomes(pods=await call.context.backend.reserve_pods(wishes, call.user))
+
+
+async def release_pods(call: Call) -> pod_models.PodsReleased:
+    gone: pod_models.PodsGone = call.body
+    if not all(map(is_name, (*gone.uids, gone.reason or "-"))):
+        raise Refusal(400, "bad_body", "body: uids are names: they have no control characters")
+    return await call.context.backend.release_pods(gone, call.user)
+
+
 async def put_limits(call: Call) -> models.Limits:
     limits = await call.context.backend.set_limits(call.path["group"], call.body, call.user)
     if limits is None:
@@ -257,6 +275,7 @@ ROUTES: tuple[Route, ...] = (
     _list(lists.GROUPS, "Allocations"),
     Route(method="GET", path=f"{API}/groups/{{id}}", summary="An allocation", handler=group, tag="pool",
           answer=models.Group, errors=(404,), names=_ID),
+    _list(lists.PODS, "Kubernetes pods that have vGPUs"),
     _list(lists.SESSIONS, "Programs on the servers"),
     _list(lists.QUEUE, "Requests that wait for room"),
     _list(lists.LIMITS, "Limits of groups"),
@@ -275,6 +294,11 @@ ROUTES: tuple[Route, ...] = (
             errors=(404, 409), names=_NODE_NAME),
     _change("POST", "/reservations", "Reserve vGPUs for a group that will come", reserve, body=models.Reserve,
             answer=models.Group, status=201, errors=(409,)),
+    _change("POST", "/pods/reserve", "Reserve the vGPUs of pods, or keep them reserved", reserve_pods,
+            body=pod_models.PodWishes, answer=pod_models.PodOutcomes, body_max_bytes=PODS_MAX_BYTES,
+            description="What cannot be had is told in the outcome of that pod; the others have theirs."),
+    _change("POST", "/pods/release", "Give back the vGPUs of pods that are gone", release_pods,
+            body=pod_models.PodsGone, answer=pod_models.PodsReleased),
     _change("PUT", "/limits/{group}", "Limit what a group may have together", put_limits, body=models.LimitsBody,
             answer=models.Limits, errors=(409,), names=_LIMITED),
     _change("DELETE", "/limits/{group}", "Take a group's limits away", delete_limits, errors=(404,), names=_LIMITED),

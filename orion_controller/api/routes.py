@@ -70,6 +70,7 @@ class Route:
     errors: tuple[int, ...] = ()  # besides those that follow from the rest
     leader: bool = False  # changes the pool: only the leader can
     bearer_only: bool = False  # the cookie is not enough
+    body_max_bytes: int = BODY_MAX_BYTES
     names: Mapping[str, str] = field(default_factory=dict)  # of the path's parts: what they are
 
     @property
@@ -112,7 +113,7 @@ async def respond(route: Route, context: Context, request: web.Request) -> web.S
         context.require_leader(request)
     path = {name: _name(name, request.match_info[name]) for name in route.parts}
     query = _query(route.query, request) if route.query is not None else None
-    body = await _body(route.body, request) if route.body is not None else None
+    body = await _body(route, request) if route.body is not None else None
     try:
         answer = await route.handler(Call(request, context, path, query, body, identity))
     finally:
@@ -160,16 +161,20 @@ def _query(model: type[msgspec.Struct], request: web.Request) -> msgspec.Struct:
         raise Refusal(400, "bad_query", f"query: {_sentence(error)}", _hint(model)) from None
 
 
-async def _body(model: type[msgspec.Struct], request: web.Request) -> msgspec.Struct:
+async def _body(route: Route, request: web.Request) -> msgspec.Struct:
+    model = route.body
+    assert model is not None
     if request.content_type != "application/json":
         raise Refusal(415, "not_json", "the body must be JSON", "send `Content-Type: application/json`")
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            raw = await request.read()
+            raw = await _read(request, route.body_max_bytes)
     except TimeoutError:
         raise Refusal(408, "too_slow", f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise Refusal(413, "too_large", f"a body has {BODY_MAX_BYTES} bytes at most") from None
+    try:
+        return msgspec.json.decode(raw, type=model)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # a second look, which also takes 50.0 for an integer
     try:
         return msgspec.convert(_with_integers(msgspec.json.decode(raw)), model)
     except msgspec.ValidationError as error:
@@ -178,11 +183,27 @@ async def _body(model: type[msgspec.Struct], request: web.Request) -> msgspec.St
         raise Refusal(400, "bad_body", f"body: not JSON: {_sentence(error)}") from None
 
 
+async def _read(request: web.Request, most_bytes: int) -> bytes:
+    parts, size = [], request.content_length or 0
+    if size <= most_bytes:
+        size = 0
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+            if size > most_bytes:
+                break
+            parts.append(chunk)
+    if size > most_bytes:
+        raise Refusal(413, "too_large", f"a body has {most_bytes} bytes at most")
+    return b"".join(parts)
+
+
 def _with_integers(body: Any) -> Any:
     """50.0 is an integer in JSON Schema, and some languages write integers so."""
-    if not isinstance(body, dict):
-        return body
-    return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in body.items()}
+    if isinstance(body, dict):
+        return {k: _with_integers(v) for k, v in body.items()}
+    if isinstance(body, list):
+        return [_with_integers(v) for v in body]
+    return int(body) if isinstance(body, float) and body.is_integer() else body
 
 
 def _sentence(error: BaseException) -> str:

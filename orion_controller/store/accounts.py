@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ PASSWORD_FILE = "admin-password"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _TOKEN_PREFIX = "orion_"
 _TOKEN_MAX = 128
+_KEY_MAX = 256
 # What another replica has revoked is still accepted for this long.
 CACHE_S = 2.0
 _CACHE_ENTRIES_MAX = 4096
@@ -80,7 +81,9 @@ class Accounts:
     StoreError."""
 
     def __init__(self, store: Store, cost: Cost | None = None, now_s: Callable[[], float] = time.time,
-                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+                 clock: Callable[[], float] = time.monotonic, *,
+                 keys: Mapping[Role, str] | None = None) -> None:  # fmt: skip
+        """`keys`: of the configuration, which programs show as tokens; empty ones are nobody's."""
         self._store = store
         self._cost = cost or passwords.DEFAULT_COST
         self._now_s = now_s
@@ -88,6 +91,7 @@ class Accounts:
         self._hashers = ThreadPoolExecutor(_CHECKS_AT_ONCE, "password")
         self._checks = 0
         self._nobody = passwords.of_nobody(self._cost)
+        self._keys = {_digest(key): Identity(f"key:{role}", role, None) for role, key in (keys or {}).items() if key}
         self._cache: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
         self._generation = 0  # grows with each change here: an answer from before it is not kept
         self._use_written: OrderedDict[bytes, float] = OrderedDict()
@@ -221,6 +225,10 @@ class Accounts:
 
     async def lookup(self, token: str) -> Identity | None:
         """Who shows it; None: nobody, or not any more."""
+        if self._keys and len(token) <= _KEY_MAX and token.isascii():
+            named = self._keys.get(_digest(token))
+            if named is not None:
+                return named
         if not token.startswith(_TOKEN_PREFIX) or len(token) > _TOKEN_MAX or not token.isascii():
             return None
         digest = _digest(token)

@@ -130,10 +130,10 @@ class World:
         self.store: Store
         self.address = "127.0.0.1:0"
 
-    async def start(self, policies: Policies | None = None, keys: Keys | None = None) -> None:
+    async def start(self, policies: Policies | None = None, keys: Keys | None = None, **options: Any) -> None:
         self.store = await asyncio.to_thread(Store.open, f"sqlite:///{self.folder / 'pool.db'}")
         self.store.fence(None)
-        self.controller = Controller(self.store, Leads(), name="test", policies=policies, keys=keys)
+        self.controller = Controller(self.store, Leads(), name="test", policies=policies, keys=keys, **options)
         await self.controller.take_over()
         host, port = self.address.split(":")
         self.address = self.controller.listen(host, int(port))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
 
-from orion_controller.api import models
+from orion_controller.api import models, pod_models
 from orion_controller.backend import Backend, ServiceError
 
 GPU_MIB = 81_920
@@ -25,6 +26,7 @@ class PoolBackend:
         self.all_vgpus: dict[str, list[models.Vgpu]] = {}  # by group id
         self.all_groups: dict[str, models.Group] = {}
         self.all_sessions: dict[str, models.Session] = {}
+        self.all_pods: dict[str, pod_models.Pod] = {}
         self.all_queue: list[models.Waiting] = []
         self.all_limits: dict[str, models.Limits] = {}
         self.all_events: list[models.Event] = []
@@ -58,6 +60,10 @@ class PoolBackend:
                 memory_used_mib=0, utilization_percent=None if n % 3 == 2 else float(n % 100), last_heartbeat_s=1000.0,
                 since_s=100.0 + n,
             )  # fmt: skip
+        self.all_pods["pod-uid"] = pod_models.Pod(
+            uid="pod-uid", namespace="ml", name="trainer", state="reserved", parts=[], vgpus=0, nodes=[], sessions=0,
+            since_s=1.0, expires_s=99.0,
+        )  # fmt: skip
         self.all_queue = [
             models.Waiting(position=1, group="late", vgpus=4, gmem_mib=8192, ratio_percent=50, owner="1000@desk",
                            program="python", since_s=10.0, reason="no room")
@@ -119,6 +125,9 @@ class PoolBackend:
 
     def sessions(self, node: str = "", group: str = "") -> list[models.Session]:
         return [s for s in self.all_sessions.values() if node in ("", s.node) and group in ("", s.group)]
+
+    def pods(self) -> Iterator[pod_models.Pod]:
+        return iter(list(self.all_pods.values()))
 
     def queue(self) -> list[models.Waiting]:
         return list(self.all_queue)
@@ -189,6 +198,34 @@ class PoolBackend:
         self.all_nodes[node].state = "draining" if draining else "ready"
         self.note("info", "node.draining", node, "changed", user)
         return self.all_nodes[node]
+
+    async def reserve_pods(self, wishes: list[pod_models.PodWish], user: str) -> list[pod_models.PodOutcome]:
+        self._begin()
+        outcomes = []
+        for wish in wishes:
+            if not self.all_nodes:
+                outcomes.append(pod_models.PodOutcome(uid=wish.uid, refusal="no_room", message="there is no room"))
+                continue
+            node = next(iter(self.all_nodes))
+            parts = [
+                pod_models.PodPart(container=c.name, group=f"p-{c.name}", gmem_mib=c.gmem_mib or 8192,
+                                   ratio_percent=c.ratio_percent or 25, nodes=[node] * c.vgpus,
+                                   ordinals=[0] * c.vgpus, sessions=0)
+                for c in wish.containers
+            ]  # fmt: skip
+            outcomes.append(pod_models.PodOutcome(uid=wish.uid, parts=[] if wish.check else parts))
+            if not wish.check:
+                self.all_pods[wish.uid] = pod_models.Pod(
+                    uid=wish.uid, namespace=wish.namespace, name=wish.name, state="reserved", parts=parts,
+                    vgpus=sum(len(part.nodes) for part in parts), nodes=[node], sessions=0, since_s=1.0,
+                )  # fmt: skip
+        return outcomes
+
+    async def release_pods(self, gone: pod_models.PodsGone, user: str) -> pod_models.PodsReleased:
+        self._begin()
+        for uid in gone.uids:
+            self.all_pods.pop(uid, None)
+        return pod_models.PodsReleased(released=list(gone.uids), kept=[])
 
     async def reserve(self, wish: models.Reserve, user: str) -> models.Group:
         self._begin()

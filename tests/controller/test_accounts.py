@@ -271,3 +271,19 @@ def test_passwords_keep_their_own_cost() -> None:
     assert passwords.matches("a word", passwords.make("a word", Cost(5, 2, 1)))
     for broken in ("", "scrypt$4$1$1$AA==$", "argon$4$1$1$AA==$AA==", "scrypt$99$8$1$AA==$AA==", stored[:-8], "$" * 5):
         assert not passwords.matches("a word", broken)
+
+
+def test_the_configurations_keys_are_tokens_of_their_role(database: str) -> None:
+    async def test(_accounts: Accounts, clock: Time, store: Store) -> None:
+        accounts = Accounts(store, CHEAP, now_s=clock, clock=clock, keys={"operator": "o" * 40, "viewer": ""})
+        try:
+            assert await accounts.lookup("o" * 40) == Identity("key:operator", "operator", None)
+            for wrong in ("", "o" * 39, "o" * 41, "o" * 9999, "\ud800"):
+                assert await accounts.lookup(wrong) is None
+            created = await accounts.create_token("ci", "viewer", None)
+            found = await accounts.lookup(created)
+            assert found is not None and found.role == "viewer"
+        finally:
+            accounts.close()
+
+    run(database, test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,30 @@ def test_what_others_are_told_is_an_address_that_they_can_use() -> None:
     assert tls.http_for_others(4711) == "https://[::1]:4711"
     told = Settings(http=EVERYWHERE, advertise_http="https://gpus.example", advertise_zmq="gpus.example:9123")
     assert (told.http_for_others(1), told.zmq_for_others(1)) == ("https://gpus.example", "gpus.example:9123")
+
+
+def test_keys_that_are_bearer_tokens_cannot_be_guessed(write: Any) -> None:
+    with pytest.raises(ConfigError, match="at least 16 characters; make one with: openssl rand -hex 32") as caught:
+        load_file(write("controller: {authentication: {viewer-key: too-short-a-key}}"), Settings())
+    assert "too-short" not in str(caught.value)
+    settings = load_environment({"ORION_CONTROLLER_ADMINISTRATOR_KEY": "a" * 16, "ORION_CONTROLLER_VIEWER_KEY": ""},
+                                Settings())  # fmt: skip
+    assert (settings.administrator_key, settings.viewer_key) == ("a" * 16, "")
+
+
+def test_kubernetes(write: Any) -> None:
+    """Pods' tokens make the client key unnecessary off loopback, and need an encrypted port there."""
+    text = "kubernetes: {token-review: true, audience: vgpus, require_reservation: yes, kubeconfig: /etc/kube}"
+    settings = load({}, write(text), {})
+    assert (settings.token_review, settings.token_audience) == (True, "vgpus")
+    assert (settings.require_reservation, settings.kubeconfig) == (True, "/etc/kube")
+    assert load({}, write(text), {"ORION_CONTROLLER_TOKEN_REVIEW": "1"}).token_review
+    with pytest.raises(ConfigError, match="require_reservation needs token_review"):
+        load({}, write("kubernetes: {require-reservation: true}"), {})
+    with pytest.raises(ConfigError, match=r"kubernetes.audience = 'a b': it is the audience"):
+        load({}, write("kubernetes: {token-review: true, audience: a b}"), {})
+    exposed = Settings(zmq=EVERYWHERE, server_key="s" * 16, token_review=True)
+    assert check_exposed(exposed) == []
+    (missing,) = check_exposed(replace(exposed, curve="off", insecure_network=True))
+    assert "pods show their tokens to nobody in clear" in missing
+    assert len(check_exposed(replace(exposed, token_review=False))) == 1

@@ -9,8 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from orion_controller import pods
 from orion_controller.allocator import AllocationError
 from orion_controller.api.models import LimitsBody
+from orion_controller.api.pod_models import PodContainer, PodWish
 from orion_controller.pool import Absent, Allocation, Later, Policies, Pool, Refused
 from orion_controller.views import gpus, group, node, queue, summary, vgpus_of
 from tests.controller.simulated import SimulatedServer, wish
@@ -343,6 +345,40 @@ class AnyHistory(RuleBasedStateMachine):
                 self.servers[ticket.server].attach(ticket)
         self.beat()
 
+    @rule(
+        uid=st.sampled_from(["pod-1", "pod-2", "small"]),
+        vgpus=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+        gmem=st.sampled_from([0, 4000, 9000]),
+        node=st.sampled_from(["", "a", "b"]),
+        near=st.sampled_from([[], ["c"], ["nowhere"]]),
+        ttl_s=st.sampled_from([0.0, 2.0, 60.0]),
+        comes=st.booleans(),
+    )
+    def pod(self, uid: str, vgpus: list[int], gmem: int, node: str, near: list[str], ttl_s: float, comes: bool) -> None:
+        asked = PodWish(
+            uid=uid, namespace="ns", name=uid, node=node, candidates=near, ttl_s=ttl_s,
+            containers=[PodContainer(name=f"c{n}", vgpus=v, gmem_mib=gmem) for n, v in enumerate(vgpus)],
+        )  # fmt: skip
+        before = {a.id: list(a.record.places) for a in self.pool.allocations.values()}
+        try:
+            allocations, _ = pods.reserve(self.pool, asked, self.now_s, self.now_s)
+        except Refused:
+            assert before == {a.id: a.record.places for a in self.pool.allocations.values()}
+            return
+        # A part that a program uses stays as it is, whatever is asked for now.
+        assert all(len(a.record.places) == v or a.session_count for a, v in zip(allocations, vgpus, strict=True))
+        if comes:
+            self.client(vgpus[0], gmem, 0, uid, False, False, "all")
+            assert all(a.record.slot or a.session_count for a in self.pool.of_group(uid))
+
+    @rule(uid=st.sampled_from(["pod-1", "pod-2", "small"]))
+    def pod_is_gone(self, uid: str) -> None:
+        for allocation in pods.parts_of(self.pool, uid):
+            for server in self.servers.values():
+                for name in [n for n, s in server.sessions.items() if s.allocation == allocation.id]:
+                    server.end(name)
+            self.pool.end(allocation.id, "gone", self.now_s, self.now_s)
+
     @rule(name=st.sampled_from("abc"), index=st.integers(0, 10))
     def session_ends(self, name: str, index: int) -> None:
         sessions = sorted(self.servers[name].sessions)
@@ -422,6 +458,8 @@ class AnyHistory(RuleBasedStateMachine):
         for server in self.servers.values():
             for session in list(server.sessions):
                 server.end(session)
+        for uid in list(pods.pods(self.pool)):
+            self.pod_is_gone(uid)
         self.time_passes(60.0)
         left = [a for a in self.pool.allocations.values() if not (a.record.reserved and a.record.was_used)]
         assert not left and not self.pool.waiting

@@ -1,12 +1,14 @@
 #define _GNU_SOURCE
 #include "pool.h"
 
+#include <sodium.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "../session/allocated.h"
 #include "../session/identity.h"
+#include "../session/pod_token.h"
 
 enum { REDIRECTS_MAX = 3 };
 
@@ -61,12 +63,18 @@ static bool ask(const orion_config* config, const char* address, orion_nvml_serv
     return false;
   }
   control.peer = ORION_PEER_CONTROLLER;
-  uint8_t buffer[1024];
+  char token[ORION_TOKEN_BYTES + 1];
+  if (!orion_pod_token_read(config, &control, token)) {
+    snprintf(why, ORION_LINE_BYTES, "ORION_TOKEN_FILE cannot be used");
+    orion_control_close(&control);
+    return false;
+  }
+  uint8_t buffer[1024 + ORION_TOKEN_BYTES];
   char host[64];
   char type[32];
   orion_boot_id(host, sizeof host);
   orion_packer p = {buffer, 0, sizeof buffer, false};
-  orion_control_begin(&control, &p, "lookup", 5);
+  orion_control_begin(&control, &p, "lookup", 6);
   orion_pack_string(&p, "group");
   orion_pack_string(&p, config->group);
   orion_pack_string(&p, "host");
@@ -77,6 +85,9 @@ static bool ask(const orion_config* config, const char* address, orion_nvml_serv
   orion_pack_unsigned(&p, (uint64_t)getpid());
   orion_pack_string(&p, "key");
   orion_pack_string(&p, config->client_key);
+  orion_pack_string(&p, "token");
+  orion_pack_string(&p, token);
+  sodium_memzero(token, sizeof token);
   bool answered = false;
   if (orion_control_request(&control, &p, type, true) != CUDA_SUCCESS) {
     memcpy(why, control.why, ORION_LINE_BYTES);

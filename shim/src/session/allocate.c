@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "allocate.h"
 
+#include <sodium.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include "futex.h"
 #include "identity.h"
 #include "interrupt.h"
+#include "pod_token.h"
 
 enum {
   ASK_AGAIN_MS = 1000,  // in the queue; a controller forgets who is silent for 5 s
@@ -37,10 +39,10 @@ typedef struct search {
   char why[ORION_LINE_BYTES];  // why the last controller was of no use
 } search;
 
-static CUresult send_allocate(search* s, char type[32]) {
+static CUresult send_allocate(search* s, const char* token, char type[32]) {
   const orion_config* config = s->config;
   orion_control* control = &s->allocation->controller;
-  uint8_t buffer[8192];
+  uint8_t buffer[8192 + ORION_TOKEN_BYTES];
   orion_packer p = {buffer, 0, sizeof buffer, false};
   char node[65] = "";  // HOST_NAME_MAX and its end
   gethostname(node, sizeof node - 1);
@@ -49,7 +51,7 @@ static CUresult send_allocate(search* s, char type[32]) {
   const char* const pod[][2] = {
       {"name", config->pod_name}, {"uid", config->pod_uid}, {"namespace", config->pod_namespace}};
   enum { POD = sizeof pod / sizeof *pod };
-  orion_control_begin(control, &p, "allocate", ORION_IDENTITY_PAIRS + 13);
+  orion_control_begin(control, &p, "allocate", ORION_IDENTITY_PAIRS + 14);
   orion_pack_identity(&p);
   orion_pack_string(&p, "node");
   orion_pack_string(&p, node);
@@ -75,6 +77,8 @@ static CUresult send_allocate(search* s, char type[32]) {
   orion_pack_unsigned(&p, (left_ns + 999999999u) / 1000000000u);
   orion_pack_string(&p, "key");
   orion_pack_string(&p, config->client_key);
+  orion_pack_string(&p, "token");
+  orion_pack_string(&p, token);
   orion_pack_string(&p, "pod");
   uint32_t set = 0;
   for (int i = 0; i < POD; i++) set += pod[i][1][0] != 0;
@@ -85,6 +89,7 @@ static CUresult send_allocate(search* s, char type[32]) {
     orion_pack_string(&p, pod[i][1]);
   }
   const CUresult result = orion_control_request(control, &p, type, true);
+  sodium_memzero(buffer, sizeof buffer);
   control->also_answer = control->next_id;  // `allocated` may come with this id at any time
   return result;
 }
@@ -245,8 +250,15 @@ static enum outcome ask(search* s, const char* address, uint32_t timeout_ms) {
     return OUTCOME_ELSEWHERE;
   }
   control->peer = ORION_PEER_CONTROLLER;
+  char token[ORION_TOKEN_BYTES + 1];
+  if (!orion_pod_token_read(s->config, control, token)) {
+    s->result = CUDA_ERROR_NOT_PERMITTED;
+    orion_control_close(control);
+    return OUTCOME_FINAL;
+  }
   char type[32] = "";
-  const CUresult result = send_allocate(s, type);
+  const CUresult result = send_allocate(s, token, type);
+  sodium_memzero(token, sizeof token);
   enum outcome outcome = result == CUDA_SUCCESS ? stand_in_queue(s, type) : take_failure(s, result);
   if (outcome == OUTCOME_GRANTED) outcome = take_answer(s, type);
   if (outcome != OUTCOME_GRANTED) orion_control_close(control);

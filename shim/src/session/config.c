@@ -205,6 +205,7 @@ static bool read_pool_settings(orion_config* config) {
       !read_number("ORION_RESERVED", 0, 1, "0 or 1 (idle vGPUs are not given to others)", &reserved) ||
       !read_number("ORION_WAIT_S", 0, 86400, "seconds to wait for vGPUs in the queue, 0 to 86400", &wait_s) ||
       !read_short_text("ORION_CLIENT_KEY", true, config->client_key, sizeof config->client_key) ||
+      !read_short_text("ORION_TOKEN_FILE", false, config->token_file, sizeof config->token_file) ||
       !read_short_text("ORION_K8S_POD_NAME", false, config->pod_name, sizeof config->pod_name) ||
       !read_short_text("ORION_K8S_POD_UID", false, config->pod_uid, sizeof config->pod_uid) ||
       !read_short_text("ORION_K8S_POD_NS", false, config->pod_namespace, sizeof config->pod_namespace))

@@ -50,6 +50,7 @@ typedef struct orion_config {
   uint32_t wait_s;            // in the queue, when there is no room
   char client_key[257];       // of the pool; without controllers: what the servers may ask for
   char pod_name[256], pod_uid[256], pod_namespace[256];
+  char token_file[1024];  // with the service-account token that proves the pod; "": none
 } orion_config;
 
 /// CPUs that this process may use.

@@ -1,0 +1,1 @@
+"""Orion on Kubernetes: what runs beside kubelets and schedulers."""

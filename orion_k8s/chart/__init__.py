@@ -1,0 +1,1 @@
+"""Small commands that the chart's pods run beside Orion's own."""

@@ -1,0 +1,1 @@
+"""orion-device-plugin: the pool as a resource of every node."""
