@@ -29,14 +29,15 @@ struct State {
   }
 };
 
-enum Action : uint32_t { kInit, kArrive, kDrop, kNoComplete, kExpect, kCompleteBytes, kTest, kParity, kArriveExpect };
+enum Action : uint32_t { kInit, kArrive, kNoComplete, kExpect, kCompleteBytes, kTest, kParity, kArriveExpect };
 
-// in.a: address, in.imm: offset, in.c: wide | Where << 8 | Action << 16; in.b: count, bytes or state (0: none, a count
+// in.a: address, in.imm: offset, in.c: wide | Where << 8 | Action << 16 | drop << 24; in.b: count, bytes or state (0: none, a count
 // of 1); in.d: the state before, or for the tests a predicate (0: not wanted).
 void h_mbarrier(Warp& w, const Insn& in, uint32_t mask) {
   uint64_t a[kLanes];
   addresses(w, in.a, in.c & 1, in.imm, a);
-  Action action = static_cast<Action>(in.c >> 16);
+  Action action = static_cast<Action>(in.c >> 16 & 0xff);
+  bool drop = in.c >> 24;
   if (!check(w, a, mask, 8, 8, static_cast<Where>(in.c >> 8 & 0xff))) return;
   uint32_t ready = 0;
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
@@ -63,12 +64,11 @@ void h_mbarrier(Warp& w, const Insn& in, uint32_t mask) {
         [[fallthrough]];
       case kArrive:
       case kNoComplete:
-      case kDrop:
         if (arriving > s.pending) {
           return w.raise(Fault::illegal_instruction, a[l], "more arrivals at an mbarrier than it expects");
         }
         s.pending -= arriving;
-        if (action == kDrop) s.expected -= std::min(arriving, s.expected);
+        if (drop) s.expected -= std::min(arriving, s.expected);
         if (action == kNoComplete && s.pending == 0) {
           return w.raise(Fault::illegal_instruction, a[l], "arrive.noComplete that completes the phase");
         }
@@ -91,7 +91,8 @@ void h_pending_count(Warp& w, const Insn& in, uint32_t mask) {
   });
 }
 
-void emit_at(Decoder& d, const Operand& where, Action action, uint32_t operand, uint32_t result) {
+void emit_at(Decoder& d, const Operand& where, Action action, uint32_t operand, uint32_t result,
+             bool drop = false) {
   bool shared = !d.mods.one_of({"shared", "shared::cta"}).empty();
   Address a = d.address(where, shared ? Space::shared : Space::generic, 8);
   Insn& n = d.emit(h_mbarrier);
@@ -100,7 +101,7 @@ void emit_at(Decoder& d, const Operand& where, Action action, uint32_t operand, 
   n.b = operand;
   n.d = result;
   n.c = (a.wide ? 1u : 0u) | static_cast<uint32_t>(shared ? Where::shared : Where::generic) << 8 |
-        static_cast<uint32_t>(action) << 16;
+        static_cast<uint32_t>(action) << 16 | (drop ? 1u << 24 : 0u);
 }
 
 void mbarrier_init(Decoder& d) {
@@ -125,8 +126,7 @@ void mbarrier_arrive(Decoder& d) {
   if ((expect || incomplete) && d.count() != 3) d.fail("wrong number of operands");
   uint32_t n = d.count() == 3 ? d.src(2, Type::u32) : 0;
   uint32_t to = d.op(0).name == "_" ? 0 : d.dst(0, Type::b64);
-  if (drop && (expect || incomplete)) d.fail("unsupported combination of modifiers");
-  emit_at(d, d.op(1), expect ? kArriveExpect : incomplete ? kNoComplete : drop ? kDrop : kArrive, n, to);
+  emit_at(d, d.op(1), expect ? kArriveExpect : incomplete ? kNoComplete : kArrive, n, to, drop);
 }
 
 void mbarrier_wait(Decoder& d) {
