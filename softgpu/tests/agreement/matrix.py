@@ -17,6 +17,7 @@ ELEMENT_BITS = {"b1": 1, "u4": 4, "s4": 4, "u8": 8, "s8": 8, "e4m3": 8, "e5m2": 
 ELEMENT_BITS |= {"tf32": 32, "f32": 32, "s32": 32, "f64": 64}
 
 
+@functools.cache
 def encode(t: str, v: int) -> int:
     if t in ("b1", "u4", "s4", "u8", "s8", "s32"):
         return v % (1 << ELEMENT_BITS[t])
@@ -41,6 +42,7 @@ def element(t: str, *where: object) -> int:
     return d[0] % 9 - 4
 
 
+@functools.cache
 def matrix_of(t: str, rows: int, columns: int, *where: object) -> list[list[int]]:
     return [[element(t, *where, i, j) for j in range(columns)] for i in range(rows)]
 
@@ -344,7 +346,8 @@ def matrix_memory(opcode: str, words: Words) -> Case:
             rows = [a | b << 64 for a, b in zip(*columns, strict=True)]
 
             def cell(warp: int, matrix: int, r: int, col: int) -> int:
-                return rows[row_of(warp, 8 * matrix + r)] >> (16 * col) & 0xFFFF
+                row: int = rows[row_of(warp, 8 * matrix + r)]
+                return row >> (16 * col) & 0xFFFF
 
             out: list[Sequence[int]] = []
             for i in range(THREADS):

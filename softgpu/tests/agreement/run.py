@@ -198,12 +198,12 @@ def attempt(
     return None
 
 
-def against_references(case: Case, raw: bytes) -> list[str]:
+def against_references(case: Case, raw: bytes, step: int = 1) -> list[str]:
     got = case.columns(raw)
     if case.kind == "invariant":
         return [] if case.check is None or case.check(got) else ["its invariant does not hold"]
-    want = case.expected()
-    return [] if want is None else case.differences(got, want)
+    want = case.expected(step)
+    return [] if want is None else case.differences(got, want, step=step)
 
 
 def save(path: Path, driver: Driver, selected: Sequence[Case], results: Results) -> None:

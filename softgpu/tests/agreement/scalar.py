@@ -50,7 +50,8 @@ def integer(opcode: str, words: Words) -> Case | str:
     t = words[-1]
     has = words[:-1]
     if t in ("u16x2", "s16x2"):
-        one = {"add": lambda a, b: a + b, "min": min, "max": max}[opcode]
+        table: dict[str, Callable[[int, int], int]] = {"add": lambda a, b: a + b, "min": min, "max": max}
+        one = table[opcode]
 
         def half(a: int, b: int) -> int:
             if t[0] == "s":
