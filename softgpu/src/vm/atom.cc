@@ -170,11 +170,11 @@ struct ExtremumHalf {
         uint16_t x = static_cast<uint16_t>(v >> s), y = static_cast<uint16_t>(b >> s);
         auto is_nan = [](uint16_t h) { return (h & 0x7fff) > F::infinity; };
         auto key = [](uint16_t h) { return h & 0x8000 ? -1 - (h & 0x7fff) : int{h}; };
-        uint16_t best = is_nan(x) && is_nan(y)              ? F::nan
-                        : is_nan(x)                         ? y
-                        : is_nan(y)                         ? x
-                        : (key(x) < key(y)) != Largest      ? x
-                                                            : y;
+        uint16_t best = is_nan(x) && is_nan(y)         ? F::nan
+                        : is_nan(x)                    ? y
+                        : is_nan(y)                    ? x
+                        : (key(x) < key(y)) != Largest ? x
+                                                       : y;
         r = static_cast<T>(r | static_cast<T>(best) << s);
       }
       return r;
@@ -232,7 +232,9 @@ void emit_vector(Decoder& d, bool wants_old) {
     }
   }
   bool packed = t == Type::f16x2 || t == Type::bf16x2, bf = t == Type::bf16 || t == Type::bf16x2;
-  Handler h = t == Type::f32 ? add(t, Space::global) : bf ? half_vector<BF16>(op, packed) : half_vector<F16>(op, packed);
+  Handler h = t == Type::f32 ? add(t, Space::global)
+              : bf           ? half_vector<BF16>(op, packed)
+                             : half_vector<F16>(op, packed);
   uint32_t mode = static_cast<uint32_t>(global ? Where::global : Where::generic) | (a.wide ? 256 : 0);
   // The address register may be a result too: keep it.
   uint32_t base = d.temp(8);

@@ -230,8 +230,9 @@ template <class Op>
   });
 }
 [[gnu::noinline]] void packed_fma_lanes(Warp& w, const Insn& in, uint32_t mask) {
-  packed_lanes(w, in, mask,
-               [f = in.n](float a, float b, float c) { return after(fused(before(a, f), before(b, f), before(c, f)), f); });
+  packed_lanes(w, in, mask, [f = in.n](float a, float b, float c) {
+    return after(fused(before(a, f), before(b, f), before(c, f)), f);
+  });
 }
 template <class Op>
 void h_packed2(Warp& w, const Insn& in, uint32_t mask) {

@@ -1,6 +1,6 @@
 // mbarrier objects in shared memory. The 64 bits of one are ours to lay out: pending arrivals (20 bits), expected
-// arrivals of the next phases (20), bytes still to come (22, signed), the phase's parity (1). The warps of a block run on
-// one host thread, so that no host atomics are needed.
+// arrivals of the next phases (20), bytes still to come (22, signed), the phase's parity (1). The warps of a block run
+// on one host thread, so that no host atomics are needed.
 #include "access.h"
 #include "decode.h"
 
@@ -31,8 +31,8 @@ struct State {
 
 enum Action : uint32_t { kInit, kArrive, kNoComplete, kExpect, kCompleteBytes, kTest, kParity, kArriveExpect };
 
-// in.a: address, in.imm: offset, in.c: wide | Where << 8 | Action << 16 | drop << 24; in.b: count, bytes or state (0: none, a count
-// of 1); in.d: the state before, or for the tests a predicate (0: not wanted).
+// in.a: address, in.imm: offset, in.c: wide | Where << 8 | Action << 16 | drop << 24; in.b: count, bytes or state (0:
+// none, a count of 1); in.d: the state before, or for the tests a predicate (0: not wanted).
 void h_mbarrier(Warp& w, const Insn& in, uint32_t mask) {
   uint64_t a[kLanes];
   addresses(w, in.a, in.c & 1, in.imm, a);
@@ -86,13 +86,10 @@ void h_mbarrier(Warp& w, const Insn& in, uint32_t mask) {
 }
 
 void h_pending_count(Warp& w, const Insn& in, uint32_t mask) {
-  for_lanes(mask, [&](uint32_t l) {
-    put<uint32_t>(w.regs + in.d, l, State(get<uint64_t>(w.regs + in.a, l)).pending);
-  });
+  for_lanes(mask, [&](uint32_t l) { put<uint32_t>(w.regs + in.d, l, State(get<uint64_t>(w.regs + in.a, l)).pending); });
 }
 
-void emit_at(Decoder& d, const Operand& where, Action action, uint32_t operand, uint32_t result,
-             bool drop = false) {
+void emit_at(Decoder& d, const Operand& where, Action action, uint32_t operand, uint32_t result, bool drop = false) {
   bool shared = !d.mods.one_of({"shared", "shared::cta"}).empty();
   Address a = d.address(where, shared ? Space::shared : Space::generic, 8);
   Insn& n = d.emit(h_mbarrier);
