@@ -236,7 +236,18 @@ void cvt(Decoder& d) {
     if (to_integer.empty() && narrowing && r.empty()) d.fail("missing rounding");
     if (to_integer.empty() && !narrowing && !r.empty()) d.fail("unexpected rounding");
   }
-  if (((flags & kFinite) || (flags & kRelu)) && ptx::bytes_of(to) != 2) d.fail("unexpected modifier");
+  // What the PTX ISA does not have: modifiers that could have no effect, or that no machine has.
+  bool limits = (flags & kFinite) || (flags & kRelu);
+  if (limits && (ptx::bytes_of(to) != 2 || from != Type::f32 || (flags & kFlush) || (r != "rn" && r != "rz"))) {
+    d.fail("unexpected modifier");
+  }
+  if ((flags & kFlush) && to != Type::f32 && from != Type::f32) d.fail("unexpected modifier .ftz");
+  if ((flags & kSaturate) && (to == Type::bf16 || from == Type::bf16)) d.fail("unexpected modifier .sat");
+  if ((flags & kSaturate) && !is_real(to) && !is_real(from)) {
+    bool holds = ptx::is_signed(from) ? ptx::is_signed(to) && ptx::bytes_of(from) <= ptx::bytes_of(to)
+                                      : ptx::bytes_of(from) < ptx::bytes_of(to) + (ptx::is_signed(to) ? 0 : 1);
+    if (holds) d.fail("unexpected modifier .sat: every value fits");
+  }
   uint32_t a = d.wide_src(d.op(1), from), dst = d.wide_dst(d.op(0), to);
   Handler h = flags || !to_integer.empty() || (!r.empty() && r != "rn") ? nullptr : pick_cast(to, from);
   auto general = [&]() -> Handler { SG_BY_TYPE(from, return pick_to<T>(to)) };

@@ -41,6 +41,10 @@ OpRows mem_rows();
 OpRows tex_rows();
 OpRows atom_rows();
 OpRows warp_rows();
+OpRows mma_rows();
+OpRows wmma_rows();
+OpRows mbarrier_rows();
+OpRows stack_rows();
 OpRows control_rows();
 
 /// The words after an opcode, matched against a row. Each must be asked for by the builder (or be marked as without

@@ -34,7 +34,7 @@ struct FNeg { template <class T> static T f(T a) { return -a; } };
 struct FAbs { template <class T> static T f(T a) { return std::fabs(a); } };
 // clang-format on
 
-enum Flag : uint8_t { kFlush = 1, kSaturate = 2, kNan = 4, kXorSign = 8 };
+enum Flag : uint8_t { kFlush = 1, kSaturate = 2, kNan = 4, kXorSign = 8, kAbs = 16 };
 
 template <class T>
 T flush_to_zero(T v) {
@@ -214,6 +214,56 @@ void fma(Decoder& d) {
   n.imm = round;
 }
 
+// Two f32 in the halves of a 64-bit lane.
+template <class F>
+void packed_lanes(Warp& w, const Insn& in, uint32_t mask, F f) {
+  const float *a = w.reg<float>(in.a), *b = w.reg<float>(in.b), *c = w.reg<float>(in.c);
+  float* d = w.reg<float>(in.d);
+  for_lanes(mask, [&](uint32_t l) {
+    for (uint32_t i = 2 * l; i < 2 * l + 2; ++i) d[i] = f(a[i], b[i], c[i]);
+  });
+}
+template <class Op>
+[[gnu::noinline]] void packed2_lanes(Warp& w, const Insn& in, uint32_t mask) {
+  packed_lanes(w, in, mask, [f = in.n](float a, float b, float) {
+    return after(Op::template f<float>(before(a, f), before(b, f)), f);
+  });
+}
+[[gnu::noinline]] void packed_fma_lanes(Warp& w, const Insn& in, uint32_t mask) {
+  packed_lanes(w, in, mask, [f = in.n](float a, float b, float c) {
+    return after(fused(before(a, f), before(b, f), before(c, f)), f);
+  });
+}
+template <class Op>
+void h_packed2(Warp& w, const Insn& in, uint32_t mask) {
+  RoundingScope scope(in.imm);
+  packed2_lanes<Op>(w, in, mask);
+}
+void h_packed_fma(Warp& w, const Insn& in, uint32_t mask) {
+  RoundingScope scope(in.imm);
+  packed_fma_lanes(w, in, mask);
+}
+
+void emit_packed(Decoder& d, size_t sources, Handler h) {
+  d.expect_operands(sources + 1);
+  int64_t round = rounding(d);
+  uint8_t f = flags(d);
+  Type t = d.mods.type();
+  uint32_t a = d.src(1, t), b = d.src(2, t), c = sources == 3 ? d.src(3, t) : a, to = d.dst(0, t);
+  Insn& n = d.emit(h);
+  n.d = to;
+  n.a = a;
+  n.b = b;
+  n.c = c;
+  n.n = f;
+  n.imm = round;
+}
+template <class Op>
+void packed2(Decoder& d) {
+  emit_packed(d, 2, h_packed2<Op>);
+}
+void packed_fma(Decoder& d) { emit_packed(d, 3, h_packed_fma); }
+
 template <class T>
 T canonical_nan() {
   if constexpr (sizeof(T) == 4) return bits_as<float>(0x7fffffffu);
@@ -243,7 +293,7 @@ void h_extremum(Warp& w, const Insn& in, uint32_t mask) {
     bool negative = std::signbit(a) != std::signbit(b);
     bool nan_a = a != a, nan_b = b != b;
     if ((nan_a && nan_b) || ((f & kNan) && (nan_a || nan_b))) return canonical_nan<T>();
-    if (f & kXorSign) {
+    if (f & (kXorSign | kAbs)) {
       a = std::fabs(a);
       b = std::fabs(b);
     }
@@ -252,8 +302,27 @@ void h_extremum(Warp& w, const Insn& in, uint32_t mask) {
   });
 }
 
+/// The three-operand forms: one after the other gives the same, since the smallest of all has no other order.
+template <class Op>
+void extremum3(Decoder& d) {
+  d.expect_operands(4);
+  uint8_t f = static_cast<uint8_t>(flags(d) | (d.mods.has("abs") ? kAbs : 0));
+  Type t = d.mods.type();
+  uint32_t a = d.src(1, t), b = d.src(2, t), c = d.src(3, t), to = d.dst(0, t), between = d.temp(4);
+  for (uint32_t i = 0; i < 2; ++i) {
+    Insn& n = d.emit(h_extremum<Op, float>);
+    n.d = i ? to : between;
+    n.a = i ? between : a;
+    n.b = i ? c : b;
+    n.n = f;
+  }
+}
+
 template <class Op>
 void extremum(Decoder& d) {
+  bool single = false;
+  for (std::string_view word : d.in().modifiers) single |= word == "f32";
+  if (single && d.count() == 4) return extremum3<Op>(d);
   d.expect_operands(3);
   uint8_t f = flags(d);
   if (d.mods.has("xorsign") && d.mods.has("abs")) f |= kXorSign;

@@ -41,6 +41,12 @@ bool find_local(const Warp& w, uint64_t address, uint64_t bytes, Range* out) {
       *out = r;
       return true;
     }
+    begin = reinterpret_cast<uint64_t>(f->stack.get());
+    r = {begin, begin + kLanes * kStackBytes};
+    if (begin && r.contains(address, bytes)) {
+      *out = r;
+      return true;
+    }
   }
   return false;
 }

@@ -509,6 +509,10 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
   f->parent = parent;
   f->depth = depth;
   f->lanes = lanes;
+  if (f->stack) {
+    f->stack.reset();
+    std::memset(f->stack_used, 0, sizeof f->stack_used);
+  }
   fill_slots(w, f.get(), fresh);
   w.live_frames.push_back(std::move(f));
   return w.live_frames.back().get();

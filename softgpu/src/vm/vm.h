@@ -6,6 +6,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -130,6 +131,12 @@ struct Code {
   uint32_t local_bytes = 0;  // per lane
 };
 
+constexpr uint64_t kStackBytes = 64 * 1024;  // for alloca, of one lane in one call
+
+struct FreeBytes {
+  void operator()(uint8_t* p) const { std::free(p); }
+};
+
 /// Registers and local memory of one call.
 struct Frame {
   const Code* code = nullptr;
@@ -141,6 +148,8 @@ struct Frame {
   uint8_t* regs = nullptr;
   uint8_t* local = nullptr;  // lane i at i * code->local_bytes
   std::unique_ptr<uint8_t[]> memory;
+  std::unique_ptr<uint8_t, FreeBytes> stack;  // of alloca: kStackBytes for each lane; null: none yet
+  uint32_t stack_used[kLanes] = {};           // bytes
 };
 
 enum class GroupState : uint8_t { ready, waiting, barrier };

@@ -1,4 +1,6 @@
 // Exchange between the lanes of a warp. in.e is the slot of the member mask of the .sync forms.
+#include <cmath>
+
 #include "decode.h"
 #include "handlers.h"
 
@@ -176,6 +178,39 @@ void redux(Decoder& d) {
   n.d = to;
   n.a = a;
   n.e = members;
+}
+
+// in.n: 1 the largest, 2 of magnitudes, 4 a NaN wins.
+void h_redux_f32(Warp& w, const Insn& in, uint32_t mask) {
+  uint32_t members = members_of(w, in, mask);
+  float best = 0;
+  bool any = false, nan = false;
+  for (uint32_t rest = members; rest; rest &= rest - 1) {
+    float v = get<float>(w.regs + in.a, static_cast<uint32_t>(__builtin_ctz(rest)));
+    if (v != v) {
+      nan = true;
+      continue;
+    }
+    if (in.n & 2) v = std::fabs(v);
+    bool first = v == best ? std::signbit(v) != ((in.n & 1) != 0) : (in.n & 1 ? v > best : v < best);
+    if (!any || first) best = v;
+    any = true;
+  }
+  uint32_t bits = !any || (nan && (in.n & 4)) ? 0x7fffffffu : bits_as<uint32_t>(best);
+  for_lanes(mask, [&](uint32_t l) { w.reg<uint32_t>(in.d)[l] = bits; });
+}
+
+void redux_f32(Decoder& d) {
+  d.mods.has("sync");
+  d.expect_operands(3);
+  bool largest = d.mods.one_of({"min", "max"}) == "max", magnitude = d.mods.has("abs"), nan = d.mods.has("NaN");
+  Type t = d.mods.type();
+  uint32_t a = d.src(1, t), members = d.src(2, Type::b32), to = d.dst(0, t);
+  Insn& n = d.emit(h_redux_f32, Kind::sync);
+  n.d = to;
+  n.a = a;
+  n.e = members;
+  n.n = static_cast<uint8_t>((largest ? 1 : 0) | (magnitude ? 2 : 0) | (nan ? 4 : 0));
 }
 
 void h_activemask(Warp& w, const Insn& in, uint32_t mask) {

@@ -1,0 +1,60 @@
+"""All cases, one for each combination in the table of instructions, or the reason why one has none."""
+
+from __future__ import annotations
+
+import functools
+
+from softgpu.tests.agreement import convert, matrix, memory, scalar, table
+from softgpu.tests.agreement.case import Case
+
+# Rows that are no function of their operands: where they are tested instead.
+ELSEWHERE = {
+    "control": "softgpu/tests/test_vm_control.py",
+    "tex": "tests/programs (textures and surfaces need the driver's objects)",
+}
+NO_VALUE = {"nothing", "policy", "fence", "cvta", "isspacep", "cp_async"}
+
+
+def build(row: table.Row, words: tuple[str, ...]) -> Case | str:
+    if row.section in ELSEWHERE:
+        return ELSEWHERE[row.section]
+    if row.builder in NO_VALUE:
+        return "softgpu/tests/test_vm_control.py and the kernels of compilers"
+    if row.section == "int":
+        return scalar.integer(row.opcode, words)
+    if row.section == "logic":
+        return scalar.logic(row.opcode, words)
+    if row.section in ("float", "half"):
+        return scalar.real(row.opcode, words)
+    if row.section == "cvt":
+        return convert.cvt(words, row.builder)
+    if row.section == "mem":
+        return memory.load_store(row.opcode, words)
+    if row.section == "atom":
+        return memory.atomic(row.opcode, words)
+    if row.section == "warp":
+        return memory.lanes(row.opcode, words)
+    if row.section == "mma":
+        return matrix.mma(words) if row.opcode == "mma" else matrix.matrix_memory(row.opcode, words)
+    if row.section == "wmma":
+        return matrix.wmma(words)
+    if row.section == "mbarrier":
+        return matrix.mbarrier(row.opcode, words)
+    if row.section == "stack":
+        return matrix.stack(row.opcode, words)
+    return f"no recipe for section {row.section}"
+
+
+@functools.cache
+def everything() -> tuple[dict[str, Case], dict[str, str]]:
+    """Cases by name, and reasons by name for combinations without one."""
+    cases: dict[str, Case] = {}
+    reasons: dict[str, str] = {}
+    for row in table.read():
+        for words in row.combinations():
+            made = build(row, words)
+            if isinstance(made, str):
+                reasons[scalar.full(row.opcode, words)] = made
+            else:
+                cases.setdefault(made.name, made)
+    return cases, reasons

@@ -1,0 +1,324 @@
+"""Runs the cases on a CUDA driver and keeps what it answered: the golden files that every other machine is held to.
+
+    python3 -m softgpu.tests.agreement.run --libcuda libcuda.so.1 --out DIR       (from the root of the repository)
+
+Needs Python 3.10 or later, numpy and a driver; no toolkit. On an H100 or H200 with driver 580 it takes under a minute.
+It writes DIR/<name of the device>.npz and prints how many cases ran, were refused as they must be, were refused though
+the table has them, were accepted though the PTX ISA does not have them, or did not agree with the references.
+`--check` compares with the golden files that are there and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softgpu.tests.agreement import cases
+from softgpu.tests.agreement.case import THREADS, Case
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+BATCH = 48
+OUTPUT_BYTES = 16384
+# Outcomes of a case.
+RAN, REFUSED, FAILED, NEWER, NOT_RUN = "ran", "refused", "failed", "needs a newer device", "not run"
+
+
+def header(sm: int) -> str:
+    if sm >= 100:
+        return ".version 8.8\n.target sm_100\n.address_size 64\n"
+    return f".version 8.8\n.target sm_{max(sm, 90)}\n.address_size 64\n"
+
+
+class DriverError(Exception):
+    def __init__(self, call: str, code: int) -> None:
+        super().__init__(f"{call} returned {code}")
+        self.code = code
+
+
+class Driver:
+    """The few calls of the CUDA driver API that are needed."""
+
+    def __init__(self, path: str) -> None:
+        self.lib = ctypes.CDLL(path)
+        self.call("cuInit", 0)
+        device = ctypes.c_int()
+        self.call("cuDeviceGet", ctypes.byref(device), 0)
+        name = ctypes.create_string_buffer(128)
+        self.call("cuDeviceGetName", name, 128, device)
+        self.name = name.value.decode()
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self.call("cuDeviceGetAttribute", ctypes.byref(major), 75, device)
+        self.call("cuDeviceGetAttribute", ctypes.byref(minor), 76, device)
+        self.sm = 10 * major.value + minor.value
+        version = ctypes.c_int()
+        self.call("cuDriverGetVersion", ctypes.byref(version))
+        self.version = version.value
+        self.device = device
+        self.context = ctypes.c_void_p()
+        self.start()
+
+    def start(self) -> None:
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), self.device)
+        self.enter()
+        self.input, self.output = self.allocate(65536), self.allocate(OUTPUT_BYTES)
+
+    def restart(self) -> None:
+        """After a fault, which stays with the context."""
+        self.call("cuDevicePrimaryCtxReset_v2", self.device)
+        self.start()
+
+    def call(self, function: str, *args: Any) -> None:
+        code = getattr(self.lib, function)(*args)
+        if code:
+            raise DriverError(function, code)
+
+    def enter(self) -> None:
+        """Makes the context the calling thread's."""
+        self.call("cuCtxSetCurrent", self.context)
+
+    def allocate(self, size: int) -> ctypes.c_uint64:
+        address = ctypes.c_uint64()
+        self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        return address
+
+    def load(self, text: str) -> ctypes.c_void_p:
+        module = ctypes.c_void_p()
+        self.call("cuModuleLoadData", ctypes.byref(module), text.encode())
+        return module
+
+    def unload(self, module: ctypes.c_void_p) -> None:
+        self.call("cuModuleUnload", module)
+
+    def function(self, module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+        f = ctypes.c_void_p()
+        self.call("cuModuleGetFunction", ctypes.byref(f), module, name.encode())
+        return f
+
+    def run(self, f: ctypes.c_void_p, data: bytes, size: int) -> bytes:
+        if data:
+            self.call("cuMemcpyHtoD_v2", self.input, data, ctypes.c_size_t(len(data)))
+        args = (ctypes.c_void_p * 2)(ctypes.addressof(self.input), ctypes.addressof(self.output))
+        self.call("cuLaunchKernel", f, 1, 1, 1, THREADS, 1, 1, 0, None, args, None)
+        out = ctypes.create_string_buffer(size)
+        self.call("cuMemcpyDtoH_v2", out, self.output, ctypes.c_size_t(size))
+        return out.raw
+
+
+Loaded = list[tuple[Case, "ctypes.c_void_p | None", "ctypes.c_void_p | None"]]
+
+
+def load(driver: Driver, batch: Sequence[Case], version: str) -> Loaded:
+    """Modules and functions of the cases; a case that the driver refuses has none. Halves a batch that is refused."""
+    driver.enter()
+    text = version + "".join(c.kernel(f"k{i}") for i, c in enumerate(batch))
+    module = None
+    try:
+        module = driver.load(text)
+        # softgpu decodes a kernel when it is asked for.
+        functions = [driver.function(module, f"k{i}") for i in range(len(batch))]
+        return [(c, module, f) for c, f in zip(batch, functions, strict=True)]
+    except DriverError as e:
+        if module is not None:
+            driver.unload(module)
+        if e.code not in (218, 222, 200, 209):
+            raise
+        if len(batch) == 1:
+            return [(batch[0], None, None)]
+    middle = len(batch) // 2
+    return load(driver, batch[:middle], version) + load(driver, batch[middle:], version)
+
+
+def batches(selected: Iterable[Case], sm: int) -> list[tuple[list[Case], str]]:
+    plain = [c for c in selected if c.sm < 100 or sm >= 100]
+    out: list[tuple[list[Case], str]] = []
+    for newer in (False, True):
+        good = [c for c in plain if not c.refused and (c.sm >= 100) == newer]
+        out += [(good[i : i + BATCH], header(100 if newer else 90)) for i in range(0, len(good), BATCH)]
+        out += [([c], header(100 if newer else 90)) for c in plain if c.refused and (c.sm >= 100) == newer]
+    return out
+
+
+Results = dict[str, tuple[str, bytes]]
+
+
+def collect(driver: Driver, selected: Sequence[Case], budget_s: float, threads: int) -> Results:
+    """Outcome and output bytes of each case by name. A case that faults costs the context: the rest gets another."""
+    results: Results = {c.name: (NOT_RUN, b"") for c in selected}
+    end = time.monotonic() + budget_s
+    for _ in range(20):
+        fault = attempt(driver, [c for c in selected if results[c.name][0] == NOT_RUN], results, end, threads)
+        if fault is None:
+            break
+        print(f"{fault[0]}: {fault[1]}", file=sys.stderr)
+        results[fault[0]] = (FAILED, b"")
+        driver.restart()
+    return results
+
+
+def attempt(
+    driver: Driver, selected: Sequence[Case], results: Results, end: float, threads: int
+) -> tuple[str, DriverError] | None:
+    newest = 100 if driver.name.startswith("softgpu") else driver.sm
+    for c in selected:
+        if c.sm >= 100 > newest:
+            results[c.name] = (NEWER, b"")
+
+    def guarded(work: tuple[list[Case], str]) -> Loaded:
+        if time.monotonic() > end:
+            return []
+        return load(driver, *work)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for loaded in pool.map(guarded, batches(selected, newest)):
+            driver.enter()
+            for case, _, function in loaded:
+                if function is None:
+                    results[case.name] = (REFUSED, b"")
+                elif case.refused:
+                    results[case.name] = (RAN, b"")
+                else:
+                    try:
+                        raw = driver.run(function, case.input_bytes(), case.output_size())
+                    except DriverError as e:
+                        end = 0.0  # what is still queued need not be loaded
+                        return case.name, e
+                    results[case.name] = (RAN, raw)
+            for module in {m.value: m for _, m, _ in loaded if m is not None}.values():
+                driver.unload(module)
+    return None
+
+
+def against_references(case: Case, raw: bytes, step: int = 1) -> list[str]:
+    got = case.columns(raw)
+    if case.kind == "invariant":
+        return [] if case.check is None or case.check(got) else ["its invariant does not hold"]
+    want = case.expected(step)
+    return [] if want is None else case.differences(got, want, step=step)
+
+
+def save(path: Path, driver: Driver, selected: Sequence[Case], results: Results) -> None:
+    entries = []
+    blob = bytearray()
+    for case in selected:
+        outcome, raw = results[case.name]
+        kept = b"" if case.kind == "invariant" else raw
+        entries.append([case.name, case.sha(), outcome, len(blob), len(kept)])
+        blob += kept
+    facts = {"device": driver.name, "sm": driver.sm, "driver": driver.version, "threads": THREADS}
+    text = json.dumps({"facts": facts, "cases": entries}, separators=(",", ":"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, index=np.frombuffer(text.encode(), np.uint8), data=np.frombuffer(bytes(blob), np.uint8))
+
+
+class Golden:
+    """What a device answered: outcome and bytes of a case, if the case is still the one that it answered."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            index = json.loads(file["index"].tobytes())
+            self.data = file["data"].tobytes()
+        self.facts: dict[str, Any] = index["facts"]
+        self.cases = {name: (sha, outcome, at, size) for name, sha, outcome, at, size in index["cases"]}
+
+    def answer(self, case: Case) -> tuple[str, bytes] | None:
+        entry = self.cases.get(case.name)
+        if entry is None or entry[0] != case.sha():
+            return None
+        _, outcome, at, size = entry
+        return outcome, self.data[at : at + size]
+
+
+def goldens() -> list[Golden]:
+    return [Golden(p) for p in sorted(GOLDEN.glob("*.npz"))]
+
+
+def report(selected: Sequence[Case], results: Results, known: Sequence[Golden]) -> dict[str, Any]:
+    count = dict.fromkeys((RAN, REFUSED, FAILED, NEWER, NOT_RUN), 0)
+    lists: dict[str, list[str]] = {"refused though in the table": [], "accepted though not in the ISA": []}
+    lists |= {"differs from the reference": [], "differs from a golden file": []}
+    compared = 0
+    for case in selected:
+        outcome, raw = results[case.name]
+        count[outcome] += 1
+        if outcome == REFUSED and not case.refused:
+            lists["refused though in the table"].append(case.name)
+        elif outcome == RAN and case.refused:
+            lists["accepted though not in the ISA"].append(case.name)
+        elif outcome == RAN:
+            wrong = against_references(case, raw)
+            if wrong:
+                lists["differs from the reference"].append(f"{case.name}: {len(wrong)} of {THREADS}: {wrong[0]}")
+            for golden in known:
+                answer = golden.answer(case)
+                if answer is None or answer[0] != RAN or case.kind == "invariant":
+                    continue
+                compared += 1
+                wrong = case.differences(case.columns(raw), case.columns(answer[1]), twice=True)
+                if wrong:
+                    lists["differs from a golden file"].append(f"{case.name}: {len(wrong)}: {wrong[0]}")
+    return {"counts": count, "compared with golden files": compared, "lists": lists}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--libcuda", default="libcuda.so.1", help="the driver to run on, by name or path")
+    parser.add_argument("--out", type=Path, help="folder for the golden file and the report")
+    parser.add_argument("--check", action="store_true", help="compare with the golden files of the repository only")
+    parser.add_argument("--only", default="", help="cases whose name starts with this")
+    parser.add_argument("--budget-s", type=float, default=40.0, help="seconds after which no more modules are loaded")
+    parser.add_argument("--threads", type=int, default=8, help="that compile modules at the same time")
+    args = parser.parse_args()
+    if not args.check and not args.out:
+        parser.error("--out DIR or --check is needed")
+    start = time.monotonic()
+    made, reasons = cases.everything()
+    # The many comparisons and conversions last: if time runs out, it is they that are missing.
+    selected = sorted(
+        (c for c in made.values() if c.name.startswith(args.only)),
+        key=lambda c: (c.refused, c.name.split(".")[0] in ("set", "setp", "cvt"), c.name.startswith("set.")),
+    )
+    driver = Driver(args.libcuda)
+    generated = time.monotonic()
+    print(f"{driver.name}, sm_{driver.sm}, driver {driver.version}", flush=True)
+    safe = "_".join("".join(ch if ch.isalnum() else " " for ch in driver.name).lower().split())
+    # Those that wait in a loop come last: should one hang, the others' answers are in the file already.
+    results: Results = {c.name: (NOT_RUN, b"") for c in selected}
+    for waits in (False, True):
+        part = [c for c in selected if ("AGAIN" in c.body) == waits]
+        results |= collect(driver, part, args.budget_s, args.threads)
+        if args.out:
+            path = args.out / f"{safe}.npz"
+            save(path, driver, selected, results)
+    ran = time.monotonic()
+    if args.out:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        print(f"wrote {path}, {path.stat().st_size} bytes, sha256 {digest[:16]}")
+    outcome = report(selected, results, goldens() if args.check else [])
+    outcome["combinations without a case"] = len(reasons)
+    outcome["seconds"] = {
+        "generate": round(generated - start, 1),
+        "run": round(ran - generated, 1),
+        "compare": round(time.monotonic() - ran, 1),
+    }
+    if args.out:
+        (args.out / "report.json").write_text(json.dumps(outcome, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in outcome.items() if k != "lists"}, indent=1))
+    for title, names in outcome["lists"].items():
+        print(f"{title}: {len(names)}")
+        for n in names[:15]:
+            print(f"  {n}")
+    return 1 if any(outcome["lists"].values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
