@@ -97,7 +97,6 @@ def _run_process(module: Module, path: Path, scratch: Path, server: str, transpo
         "PYTHONPATH": f"{ROOT}:{SUITE}",
         "NUMBA_SUITE_LOG": str(log),
         "NUMBA_SUITE_DONE": "\n".join(module.outcomes),
-        "NUMBA_CACHE_DIR": str(scratch / "cache"),
         "CUDA_HOME": str(toolkit()),
         "TMPDIR": str(scratch),
     }

@@ -309,3 +309,33 @@ assert cu.code("cuStreamSynchronize", stream) == 702
 """,
         SOFTGPU_STEP_LIMIT="100000",
     )
+
+
+ALIGNED = b""".version 7.0
+.target sm_70
+.address_size 64
+.visible .entry places(.param .u64 p)
+{ .reg .u64 %rd<4>; .reg .u32 %r<2>;
+  .local .align 256 .b8 mine[8];
+  .shared .align 256 .b8 ours[8];
+  ld.param.u64 %rd1, [p];
+  mov.u32 %r1, %tid.x;
+  mul.wide.u32 %rd2, %r1, 16;
+  add.u64 %rd1, %rd1, %rd2;
+  mov.u64 %rd3, mine;
+  cvta.local.u64 %rd3, %rd3;
+  st.global.u64 [%rd1], %rd3;
+  mov.u64 %rd3, ours;
+  cvta.shared.u64 %rd3, %rd3;
+  st.global.u64 [%rd1+8], %rd3;
+  ret; }
+"""
+
+
+def test_local_and_shared_variables_are_aligned_as_they_ask(cu: Cuda) -> None:
+    out = cu.alloc(16 * 40)
+    cu.launch(cu.function(cu.module(ALIGNED), b"places"), [out], block=(40, 1, 1))
+    got = cu.read(out, 16 * 40)
+    addresses = [int.from_bytes(got[i : i + 8], "little") for i in range(0, len(got), 8)]
+    assert [address % 256 for address in addresses] == [0] * 80
+    assert len(set(addresses[::2])) == 40

@@ -483,7 +483,7 @@ class Runner {
 
 Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
   uint32_t depth = parent ? parent->depth + 1 : 0;
-  uint64_t bytes = uint64_t{code.register_bytes} + uint64_t{kLanes} * code.local_bytes + 64;
+  uint64_t bytes = uint64_t{code.register_bytes} + uint64_t{kLanes} * code.local_bytes + 64 + code.local_align;
   std::unique_ptr<Frame> f;
   for (auto& [owner, frames] : w.free_frames) {
     if (owner == &code && !frames.empty()) {
@@ -502,7 +502,8 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
     f->memory.reset(new uint8_t[bytes]());
     uint64_t at = (reinterpret_cast<uint64_t>(f->memory.get()) + 63) / 64 * 64;
     f->regs = reinterpret_cast<uint8_t*>(at);
-    f->local = code.local_bytes ? f->regs + code.register_bytes : nullptr;
+    at = (at + code.register_bytes + code.local_align - 1) / code.local_align * code.local_align;
+    f->local = code.local_bytes ? reinterpret_cast<uint8_t*>(at) : nullptr;
     w.frame_bytes += bytes;
   }
   f->code = &code;

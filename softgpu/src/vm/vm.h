@@ -127,7 +127,8 @@ struct Code {
   std::vector<Slot> slots;
   std::vector<Formal> formals, results;
   uint32_t register_bytes = 0;
-  uint32_t local_bytes = 0;  // per lane
+  uint32_t local_bytes = 0;  // per lane, a multiple of local_align
+  uint32_t local_align = 16;
 };
 
 /// Registers and local memory of one call.
