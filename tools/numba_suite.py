@@ -33,6 +33,8 @@ SUITE = ROOT / "tests" / "numba_suite"
 FOLDERS = ("cudapy", "cudadrv", "doc_examples", "nocuda", "nrt")
 # Headers for NVRTC and libcudadevrt.a, which Numba looks for in a toolkit; the versions of the `numba` extra.
 TOOLKIT_WHEELS = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85"]
+# Those of numba-cuda's time: in later ones an IPC handle has no `reserved`, which it reads.
+BINDINGS = ["cuda-bindings==13.0.3"]
 MODULE_TIMEOUT_S = 900.0
 TEST_TIMEOUT_S = 240.0
 MAX_RESTARTS = 4  # of one module, after crashes or time limits
@@ -94,7 +96,7 @@ def _run_process(module: Module, path: Path, scratch: Path, server: str, transpo
     (scratch / "pytest.ini").write_text("[pytest]\n")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "SOFTGPU_", "PYTEST_"))}
     environment |= {
-        "PYTHONPATH": f"{ROOT}:{SUITE}",
+        "PYTHONPATH": f"{ROOT}:{SUITE}:{install_target(BINDINGS, 'numba-suite-bindings')}",
         "NUMBA_SUITE_LOG": str(log),
         "NUMBA_SUITE_DONE": "\n".join(module.outcomes),
         "CUDA_HOME": str(toolkit()),
