@@ -4,7 +4,8 @@
     numba_suite.py cudapy.test_atomics  these modules
     numba_suite.py --selection          those in tests/numba_suite/selection.txt
 
-Each module is a process of its own under orion-run; several run at a time. Failures are compared with
+Each module is a process of its own under orion-run; several run at a time. What fails and is not expected to is run
+again alone, because some tests give themselves a few seconds. Failures are then compared with
 tests/numba_suite/expected.toml: a new one, or one that is there no longer, is exit code 1.
 """
 
@@ -72,14 +73,15 @@ def toolkit() -> Path:
     return cached(f"numba-toolkit-{recipe_key([*TOOLKIT_WHEELS, str(wheels)])}", build)
 
 
-def run_module(name: str, server: str, transport: str) -> Module:
+def run_module(name: str, server: str, transport: str, only: frozenset[str] = frozenset()) -> Module:
+    """`only`: these tests of the module; none: all."""
     module = Module(name)
     started_s = time.monotonic()
     part, stem = name.split(".", 1)
     path = tests_folder() / part / f"{stem}.py"
     for _ in range(MAX_RESTARTS + 1):
         with tempfile.TemporaryDirectory(prefix="numba-suite-") as scratch:
-            ended = _run_process(module, path, Path(scratch), server, transport)
+            ended = _run_process(module, path, Path(scratch), server, transport, only)
         if ended is None:
             break
     else:
@@ -89,7 +91,9 @@ def run_module(name: str, server: str, transport: str) -> Module:
     return module
 
 
-def _run_process(module: Module, path: Path, scratch: Path, server: str, transport: str) -> str | None:
+def _run_process(
+    module: Module, path: Path, scratch: Path, server: str, transport: str, only: frozenset[str]
+) -> str | None:
     """Runs what of the module has no outcome yet. What cut it off, or None."""
     log = scratch / "log.jsonl"
     log.touch()
@@ -99,6 +103,7 @@ def _run_process(module: Module, path: Path, scratch: Path, server: str, transpo
         "PYTHONPATH": f"{ROOT}:{SUITE}:{install_target(BINDINGS, 'numba-suite-bindings')}",
         "NUMBA_SUITE_LOG": str(log),
         "NUMBA_SUITE_DONE": "\n".join(module.outcomes),
+        "NUMBA_SUITE_ONLY": "\n".join(only),
         "CUDA_HOME": str(toolkit()),
         "TMPDIR": str(scratch),
     }
@@ -139,9 +144,21 @@ def _run_process(module: Module, path: Path, scratch: Path, server: str, transpo
     return cut if running != f"{module.name}::module" else None
 
 
+def run_again(module: Module, server: str, transport: str) -> None:
+    """Gives what failed unexpectedly a second run, with the machine to itself."""
+    failed = {test for test, outcome in module.outcomes.items() if outcome == "failed"} - set(expected_failures())
+    tests = frozenset(test for test in failed if not test.endswith(("::", "::module")))
+    if not tests:
+        return
+    again = run_module(module.name, server, transport, tests)
+    for test in tests:
+        module.outcomes[test] = again.outcomes.get(test, "failed")
+        print(f"again, alone: {test}: {module.outcomes[test]}", flush=True)
+
+
 def expected_failures() -> dict[str, str]:
     data = tomllib.loads((SUITE / "expected.toml").read_text())
-    return {test: reason for reason, tests in data.items() for test in tests["tests"]}
+    return {test: group["reason"] for group in data.values() for test in group["tests"]}
 
 
 def main() -> int:
@@ -171,6 +188,8 @@ def main() -> int:
             return module
 
         finished = list(pool.map(one, modules))
+        for module in finished:
+            run_again(module, server.address, arguments.transport)
     outcomes = {test: outcome for module in finished for test, outcome in module.outcomes.items()}
     if arguments.results:
         reasons = {test: reason for module in finished for test, reason in module.reasons.items()}

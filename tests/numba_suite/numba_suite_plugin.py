@@ -43,8 +43,9 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Dir
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    done = set(filter(None, os.environ.get("NUMBA_SUITE_DONE", "").split("\n")))
-    items[:] = [item for item in items if _name(item.nodeid) not in done]
+    """NUMBA_SUITE_DONE: tests that are not run again. NUMBA_SUITE_ONLY: if not empty, the only ones that are run."""
+    done, only = (set(filter(None, os.environ[f"NUMBA_SUITE_{name}"].split("\n"))) for name in ("DONE", "ONLY"))
+    items[:] = [item for item in items if _name(item.nodeid) not in done and (not only or _name(item.nodeid) in only)]
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
