@@ -100,6 +100,7 @@ CUresult launch(CUfunction handle, const Shape& shape, CUstream stream_handle, b
       std::copy(shape.block, shape.block + 3, request.block);
       request.dynamic_shared_bytes = shape.shared_bytes;
       request.cooperative = shape.cooperative;
+      request.heap_bytes = context.limits[CU_LIMIT_MALLOC_HEAP_SIZE];
       request.params = bytes.data();
       if (Faults::get().armed()) {
         const CUresult injected = Faults::get().at_launch(kernel->name);

@@ -131,7 +131,7 @@ class ProgramImpl : public Program {
 
   ~ProgramImpl() override {
     images_.clear();
-    for (uint64_t p : heap_.allocations) memory_.free_module_memory(reinterpret_cast<void*>(p));
+    for (const auto& [p, bytes] : heap_.allocations) memory_.free_module_memory(reinterpret_cast<void*>(p));
     if (linked_.memory) memory_.free_module_memory(linked_.memory);
     if (linked_.owns_managed) memory_.free_managed_memory(linked_.managed);
   }

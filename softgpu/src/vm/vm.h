@@ -10,7 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 #include "sg.h"
@@ -239,7 +239,8 @@ struct KernelImage {
 /// What kernels of a program got from malloc.
 struct Heap {
   std::mutex mutex;
-  std::unordered_set<uint64_t> allocations;
+  std::unordered_map<uint64_t, uint64_t> allocations;  // address -> bytes
+  uint64_t used_bytes = 0;
 };
 
 /// One launch, seen by all its blocks.
