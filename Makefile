@@ -1,6 +1,6 @@
 # Every target does its own set-up (tools/setup.sh) and is quick when nothing changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-all lint format sanitize wheel tarball clean
+.PHONY: help setup build demo test test-all numba lint format sanitize wheel tarball clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -25,6 +25,9 @@ test: build ## the tests, without the slow ones
 
 test-all: build ## the slow tests
 	$(PYTHON_IN_VENV) -m pytest -q -m slow $(PYTEST_ARGS)
+
+numba: build ## numba-cuda's own test suite on softgpu, whole (about an hour on 2 CPUs)
+	$(PYTHON_IN_VENV) tools/numba_suite.py
 
 lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
 	@tools/lint.sh
