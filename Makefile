@@ -1,6 +1,6 @@
 # Every target does its own set-up (tools/setup.sh) and is quick when nothing changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-all cluster lint format sanitize wheel tarball clean
+.PHONY: help setup build demo test test-all cluster numba lint format sanitize wheel tarball clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -28,6 +28,9 @@ test-all: build ## the slow tests
 
 cluster: setup ## the tests on a real Kubernetes (root; the first run builds it, 6 to 15 minutes)
 	$(PYTHON_IN_VENV) -m pytest -q -s -m cluster tests/cluster $(PYTEST_ARGS)
+
+numba: build ## numba-cuda's own test suite on softgpu, whole (about an hour on 2 CPUs)
+	$(PYTHON_IN_VENV) tools/numba_suite.py
 
 lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
 	@tools/lint.sh

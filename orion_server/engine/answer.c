@@ -16,6 +16,11 @@ bool answer_is_fatal(int32_t result) {
     case CUDA_ERROR_INVALID_ADDRESS_SPACE:
     case CUDA_ERROR_INVALID_PC:
     case CUDA_ERROR_LAUNCH_FAILED:
+    case CUDA_ERROR_CONTAINED:
+    // What a driver answers to everything once its device has fallen off the bus. Nothing that was queued there ends.
+    case CUDA_ERROR_DEVICE_UNAVAILABLE:
+    case CUDA_ERROR_EXTERNAL_DEVICE:
+    case CUDA_ERROR_UNKNOWN:
       return true;
     default:
       return false;

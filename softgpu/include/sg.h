@@ -97,7 +97,8 @@ struct Launch {
   uint32_t grid[3] = {1, 1, 1};
   uint32_t block[3] = {1, 1, 1};
   uint32_t dynamic_shared_bytes = 0;
-  bool cooperative = false;  // all blocks are co-resident: grid-wide barriers work
+  bool cooperative = false;                 // all blocks are co-resident: grid-wide barriers work
+  uint64_t heap_bytes = uint64_t{8} << 20;  // what malloc of the program's kernels may have handed out at a time
   const void* params = nullptr;
 };
 

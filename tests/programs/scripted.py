@@ -1,4 +1,7 @@
-"""A client that does one step for each line of its stdin and prints the CUresult: the tests do harm between steps."""
+"""A client that does one step for each line of its stdin and prints the CUresult: the tests do harm between steps.
+
+A step with a value is written `step=value`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,15 @@ cuda = ctypes.CDLL("libcuda.so.1")
 context = ctypes.c_void_p()
 pointer = ctypes.c_uint64()
 BYTES = 32 << 20
+KERNELS = b"""
+.version 7.0
+.target sm_70
+.address_size 64
+.visible .entry victim() { ret; }
+.visible .entry bystander() { ret; }
+"""
+module = ctypes.c_void_p()
+streams: list[ctypes.c_void_p] = []
 
 
 def attach() -> int:
@@ -34,6 +46,38 @@ def free() -> int:
     return cuda.cuMemFree_v2(pointer)
 
 
+def allocate_more(size: str) -> int:
+    return cuda.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64()), ctypes.c_size_t(int(size)))
+
+
+def launch(name: str) -> int:
+    function = ctypes.c_void_p()
+    if not module:
+        result = cuda.cuModuleLoadData(ctypes.byref(module), KERNELS)
+        if result:
+            return result
+    result = cuda.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
+    return result or cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, None, None)
+
+
+def copy(size: str) -> int:
+    """On a new stream, which the later steps name by its number. Returns before the copy is done."""
+    streams.append(ctypes.c_void_p())
+    pinned = ctypes.c_void_p()
+    result = cuda.cuStreamCreate(ctypes.byref(streams[-1]), 1) or cuda.cuMemHostAlloc(
+        ctypes.byref(pinned), ctypes.c_size_t(int(size)), 0
+    )
+    return result or cuda.cuMemcpyHtoDAsync_v2(pointer, pinned, ctypes.c_size_t(int(size)), streams[-1])
+
+
+def wait(stream: str) -> int:
+    return cuda.cuStreamSynchronize(streams[int(stream)])
+
+
+def query(stream: str) -> int:
+    return cuda.cuStreamQuery(streams[int(stream)])
+
+
 def fork() -> int:
     """What a forked child of an initialised parent gets."""
     pid = os.fork()
@@ -51,6 +95,12 @@ STEPS = {
     "free": free,
     "fork": fork,
     "sync": cuda.cuCtxSynchronize,
+    "allocate_more": allocate_more,
+    "launch": launch,
+    "copy": copy,
+    "wait": wait,
+    "query": query,
 }
 for line in sys.stdin:
-    print(STEPS[line.strip()](), flush=True)
+    name, *value = line.strip().split("=")
+    print(STEPS[name](*value), flush=True)

@@ -309,3 +309,75 @@ assert cu.code("cuStreamSynchronize", stream) == 702
 """,
         SOFTGPU_STEP_LIMIT="100000",
     )
+
+
+ALIGNED = b""".version 7.0
+.target sm_70
+.address_size 64
+.visible .entry places(.param .u64 p)
+{ .reg .u64 %rd<4>; .reg .u32 %r<2>;
+  .local .align 256 .b8 mine[8];
+  .shared .align 256 .b8 ours[8];
+  ld.param.u64 %rd1, [p];
+  mov.u32 %r1, %tid.x;
+  mul.wide.u32 %rd2, %r1, 16;
+  add.u64 %rd1, %rd1, %rd2;
+  mov.u64 %rd3, mine;
+  cvta.local.u64 %rd3, %rd3;
+  st.global.u64 [%rd1], %rd3;
+  mov.u64 %rd3, ours;
+  cvta.shared.u64 %rd3, %rd3;
+  st.global.u64 [%rd1+8], %rd3;
+  ret; }
+"""
+
+
+def test_local_and_shared_variables_are_aligned_as_they_ask(cu: Cuda) -> None:
+    out = cu.alloc(16 * 40)
+    cu.launch(cu.function(cu.module(ALIGNED), b"places"), [out], block=(40, 1, 1))
+    got = cu.read(out, 16 * 40)
+    addresses = [int.from_bytes(got[i : i + 8], "little") for i in range(0, len(got), 8)]
+    assert [address % 256 for address in addresses] == [0] * 80
+    assert len(set(addresses[::2])) == 40
+
+
+HEAP = b""".version 7.0
+.target sm_70
+.address_size 64
+.extern .func (.param .b64 r) malloc(.param .b64 n);
+.extern .func free(.param .b64 p);
+.visible .entry take(.param .u64 p, .param .u64 n)
+{ .reg .u64 %rd<4>;
+  ld.param.u64 %rd1, [p]; ld.param.u64 %rd2, [n];
+  { .param .b64 a; .param .b64 got;
+    st.param.b64 [a], %rd2;
+    call (got), malloc, (a);
+    ld.param.b64 %rd3, [got]; }
+  st.global.u64 [%rd1], %rd3;
+  ret; }
+.visible .entry give(.param .u64 p)
+{ .reg .u64 %rd<2>;
+  ld.param.u64 %rd1, [p];
+  { .param .b64 a; st.param.b64 [a], %rd1; call free, (a); }
+  ret; }
+"""
+
+
+@pytest.mark.softgpu_only  # how much a GPU's heap loses to its own records is not said
+def test_kernels_malloc_is_bounded_by_the_limit_of_the_heap(cu: Cuda) -> None:
+    module = cu.module(HEAP)
+    take, give, out = cu.function(module, b"take"), cu.function(module, b"give"), cu.alloc(8)
+
+    def taken(size: int) -> int:
+        cu.launch(take, [out, c_uint64(size)])
+        return int.from_bytes(cu.read(out, 8), "little")
+
+    mib = libcuda.MIB
+    first = taken(5 * mib)
+    assert first != 0 and taken(4 * mib) == 0 and taken(3 * mib) != 0  # 8 MiB, the default
+    cu.launch(give, [c_uint64(first)])
+    assert taken(5 * mib) != 0 and taken(1) == 0
+    heap_limit = 2
+    cu.call("cuCtxSetLimit", heap_limit, c_size_t(32 * mib))
+    assert taken(24 * mib) != 0 and taken(1) == 0
+    cu.call("cuCtxSynchronize")

@@ -3,6 +3,7 @@
 #include <exception>
 #include <new>
 
+#include "fault.h"
 #include "state.h"
 
 #define SG_API extern "C" __attribute__((visibility("default"))) CUresult
@@ -18,10 +19,29 @@ struct CaptureError : std::exception {
   CUresult code;
 };
 
+/// Calls of the API inside calls count as one.
+class CallDepth {
+ public:
+  CallDepth() { ++depth(); }
+  ~CallDepth() { --depth(); }
+  CallDepth(const CallDepth&) = delete;
+  CallDepth& operator=(const CallDepth&) = delete;
+  bool outermost() const { return depth() == 1; }
+
+ private:
+  static int& depth() {
+    thread_local int value = 0;
+    return value;
+  }
+};
+
 template <class F>
 CUresult guarded(F f) noexcept {
   try {
-    return f();
+    if (!Faults::get().armed()) return f();
+    const CallDepth here;
+    const CUresult injected = here.outermost() ? Faults::get().at_call() : CUDA_SUCCESS;
+    return injected == CUDA_SUCCESS ? f() : injected;
   } catch (const CaptureError& error) {
     return error.code;
   } catch (const std::bad_alloc&) {
@@ -79,6 +99,11 @@ Opaque to_handle(uint64_t value) {
 template <class T>
 uint64_t from_handle(T* handle) {
   return reinterpret_cast<uint64_t>(handle);
+}
+
+/// What an allocation shall fail with (SOFTGPU_FAULT), or success.
+inline CUresult allocation_fault(uint64_t bytes) {
+  return Faults::get().armed() ? Faults::get().at_allocation(bytes) : CUDA_SUCCESS;
 }
 
 /// The reservation of addresses in which this one lies; false: none.

@@ -102,6 +102,8 @@ CUresult create(CUarray* out, const CUDA_ARRAY3D_DESCRIPTOR& descriptor) {
     array->context = context.shared_from_this();
     array->descriptor = descriptor;
     array->level = level_of(descriptor, array->element_bytes);
+    const CUresult injected = allocation_fault(array->level.slice_bytes * array->level.depth);
+    if (injected != CUDA_SUCCESS) return injected;
     array->level.address = take_memory(driver, context, array->level.slice_bytes * array->level.depth);
     if (array->level.address == 0) return CUDA_ERROR_OUT_OF_MEMORY;
     *out = to_handle<CUarray>(driver.arrays.add(array));

@@ -70,6 +70,10 @@ void copy_bytes(const CopyPlan& plan) {
 
 /// In stream order: memory may have been freed since the call.
 void perform(Driver& driver, Context& context, const CopyPlan& plan) {
+  if (Faults::get().armed()) {
+    const CUresult injected = Faults::get().at_copy(plan.width_bytes * plan.height * plan.depth);
+    if (injected != CUDA_SUCCESS) return context.set_fault(injected, "a copy: SOFTGPU_FAULT");
+  }
   ExecGate::Pass pass(driver.gate);
   for (const Endpoint* end : {&plan.dst, &plan.src}) {
     size_t bytes = 0;

@@ -90,6 +90,10 @@ SG_API cuInit(unsigned flags) {
   return guarded([&]() -> CUresult {
     if (flags != 0) return CUDA_ERROR_INVALID_VALUE;
     if (is_forked_child()) return CUDA_ERROR_NOT_INITIALIZED;
+    if (!Faults::get().error().empty()) {
+      std::fprintf(stderr, "softgpu: %s\n", Faults::get().error().c_str());
+      return CUDA_ERROR_INVALID_VALUE;
+    }
     return Driver::get().init();
   });
 }

@@ -100,7 +100,12 @@ CUresult launch(CUfunction handle, const Shape& shape, CUstream stream_handle, b
       std::copy(shape.block, shape.block + 3, request.block);
       request.dynamic_shared_bytes = shape.shared_bytes;
       request.cooperative = shape.cooperative;
+      request.heap_bytes = context.limits[CU_LIMIT_MALLOC_HEAP_SIZE];
       request.params = bytes.data();
+      if (Faults::get().armed()) {
+        const CUresult injected = Faults::get().at_launch(kernel->name);
+        if (injected != CUDA_SUCCESS) return context.set_fault(injected, "kernel " + kernel->name + ": SOFTGPU_FAULT");
+      }
       ExecGate::Pass pass(driver.gate);
       if (driver.record) return;
       const RunResult result = module->program->run(*kernel, request, &context.cancel, nullptr);

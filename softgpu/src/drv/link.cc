@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "archive.h"
 #include "fatbin.h"
 #include "jit.h"
 
@@ -23,9 +24,10 @@ CUresult add_input(Driver& driver, LinkState& link, int type, const void* data, 
     case CU_JIT_INPUT_FATBINARY:
       return texts_of_container(static_cast<const uint8_t*>(data), bytes, capability, &link.texts, &log);
     case CU_JIT_INPUT_CUBIN:
+      return CUDA_ERROR_NO_BINARY_FOR_GPU;  // machine code
     case CU_JIT_INPUT_OBJECT:
     case CU_JIT_INPUT_LIBRARY:
-      return CUDA_ERROR_NO_BINARY_FOR_GPU;  // machine code
+      return texts_of_objects(static_cast<const uint8_t*>(data), bytes, capability, &link.texts, &log);
     case CU_JIT_INPUT_NVVM:
       return CUDA_ERROR_NOT_SUPPORTED;
     default:
@@ -76,7 +78,8 @@ SG_API cuLinkAddFile_v2(CUlinkState handle, int type, const char* path, unsigned
     if (!path || !jit.read(count, options, values) || !link.image.empty()) return CUDA_ERROR_INVALID_VALUE;
     std::vector<char> bytes;
     const CUresult read = read_image_file(path, &bytes);
-    return read == CUDA_SUCCESS ? add_input(driver, link, type, bytes.data(), bytes.size()) : read;
+    if (read != CUDA_SUCCESS) return read;
+    return add_input(driver, link, type, bytes.data(), bytes.size() - 1);  // without the NUL
   });
 }
 SG_ALIAS(cuLinkAddFile, cuLinkAddFile_v2);

@@ -266,6 +266,7 @@ SG_API cuMemAllocManaged(CUdeviceptr* out, size_t bytes, unsigned flags) {
     check_capture_safe();
     if (!out || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST) return CUDA_ERROR_INVALID_VALUE;
+    if (const CUresult injected = allocation_fault(bytes)) return injected;
     const void* address = allocate_managed(driver, bytes, {context.device, context.id, flags});
     if (!address) return CUDA_ERROR_OUT_OF_MEMORY;
     *out = reinterpret_cast<uint64_t>(address);

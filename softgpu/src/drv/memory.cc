@@ -15,6 +15,7 @@ namespace {
 constexpr size_t kPitchBytes = 512;
 
 CUresult allocate(Driver& driver, Context& context, RegionKind kind, size_t bytes, unsigned flags, CUdeviceptr* out) {
+  if (const CUresult injected = allocation_fault(bytes)) return injected;
   Region region;
   region.begin = driver.devices[context.device]->arena->allocate(bytes, &region.charged_bytes);
   if (region.begin == 0) return CUDA_ERROR_OUT_OF_MEMORY;

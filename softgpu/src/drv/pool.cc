@@ -47,6 +47,7 @@ CUresult allocate(CUdeviceptr* out, size_t bytes, CUmemoryPool pool_handle, bool
     auto pool = default_pool ? current_pool(driver, context.device) : driver.pools.get(pool_handle);
     if (!pool) return CUDA_ERROR_INVALID_VALUE;
     if (is_recorded(stream)) return capture_allocation(stream, bytes, out);
+    if (const CUresult injected = allocation_fault(bytes)) return injected;
     Region region;
     region.begin = take_memory(driver, *pool, bytes, &region.charged_bytes);
     if (region.begin == 0) {

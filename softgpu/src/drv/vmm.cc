@@ -161,6 +161,7 @@ SG_API cuMemCreate(CUmemGenericAllocationHandle* out, size_t bytes, const CUmemA
     const CUresult checked = check_prop(driver, prop);
     if (checked != CUDA_SUCCESS) return checked;
     DeviceArena* arena = driver.device(prop->location.id)->arena.get();
+    if (const CUresult injected = allocation_fault(bytes)) return injected;
     if (!arena->charge(bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
     auto memory = std::make_shared<PhysicalMemory>();
     memory->size_bytes = bytes;

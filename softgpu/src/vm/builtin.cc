@@ -203,16 +203,19 @@ void run_assert(Warp& w, const CallSite& site, uint32_t mask) {
   }
 }
 
-constexpr uint64_t kMallocBytes = uint64_t{8} << 20;  // one allocation: CUDA's default heap size
-
 void run_malloc(Warp& w, const CallSite& site, uint32_t mask) {
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     uint32_t l = static_cast<uint32_t>(__builtin_ctz(rest));
     uint64_t bytes = argument(w, site, 0, l);
-    void* p = bytes == 0 || bytes > kMallocBytes ? nullptr : w.block->launch->memory->allocate_module_memory(bytes);
+    const uint64_t limit_bytes = w.block->launch->launch->heap_bytes;
     Heap& heap = *w.block->launch->heap;
     std::lock_guard<std::mutex> lock(heap.mutex);
-    if (p) heap.allocations.insert(reinterpret_cast<uint64_t>(p));
+    const bool fits = bytes != 0 && heap.used_bytes <= limit_bytes && bytes <= limit_bytes - heap.used_bytes;
+    void* p = fits ? w.block->launch->memory->allocate_module_memory(bytes) : nullptr;
+    if (p) {
+      heap.allocations.emplace(reinterpret_cast<uint64_t>(p), bytes);
+      heap.used_bytes += bytes;
+    }
     set_result(w, site, l, reinterpret_cast<uint64_t>(p));
   }
 }
@@ -224,7 +227,10 @@ void run_free(Warp& w, const CallSite& site, uint32_t mask) {
     if (p == 0) continue;
     Heap& heap = *w.block->launch->heap;
     std::lock_guard<std::mutex> lock(heap.mutex);
-    if (!heap.allocations.erase(p)) return w.raise(Fault::illegal_address, p);
+    const auto found = heap.allocations.find(p);
+    if (found == heap.allocations.end()) return w.raise(Fault::illegal_address, p);
+    heap.used_bytes -= found->second;
+    heap.allocations.erase(found);
     w.block->launch->memory->free_module_memory(reinterpret_cast<void*>(p));
   }
 }

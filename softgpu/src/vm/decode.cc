@@ -2,6 +2,8 @@
 
 #include <time.h>
 
+#include <algorithm>
+
 #include "handlers.h"
 
 namespace sg::vm {
@@ -14,6 +16,7 @@ using ptx::Variable;
 constexpr uint32_t kNone = 0xffffffffu;
 constexpr uint32_t kMaxRegisterBytes = 64u << 20;
 constexpr uint64_t kMaxLocalBytes = 512 * 1024;  // per thread, as CUDA
+constexpr uint32_t kMaxLocalAlign = 4096;        // of what shows in an address
 
 uint32_t cell_bytes(uint32_t bytes) { return bytes <= 4 ? 4 : bytes; }
 
@@ -170,6 +173,7 @@ uint32_t Decoder::allocate_local(uint64_t bytes, uint32_t align) {
   uint64_t at = (uint64_t{code_.local_bytes} + align - 1) / align * align;
   if (bytes > kMaxLocalBytes || at + bytes > kMaxLocalBytes) fail("function needs more than 512 KiB of local memory");
   code_.local_bytes = static_cast<uint32_t>(at + bytes);
+  code_.local_align = std::clamp(align, code_.local_align, kMaxLocalAlign);
   return static_cast<uint32_t>(at);
 }
 
@@ -307,7 +311,7 @@ void Decoder::run() {
     if (code_.insns[i].kind == Kind::sync || code_.insns[i].kind == Kind::warp_barrier) code_.insns[i].leader = true;
   }
   code_.register_bytes = (code_.register_bytes + 63) / 64 * 64;
-  code_.local_bytes = (code_.local_bytes + 15) / 16 * 16;
+  code_.local_bytes = (code_.local_bytes + code_.local_align - 1) / code_.local_align * code_.local_align;
   code_.decoded = true;
 }
 

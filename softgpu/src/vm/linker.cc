@@ -1,5 +1,7 @@
 #include "linker.h"
 
+#include <unordered_set>
+
 #include "handlers.h"
 
 namespace sg::vm {

@@ -12,7 +12,8 @@ namespace sg::vm {
 namespace {
 
 constexpr int kOutOfMemory = 2, kInvalidPtx = 218, kNotFound = 500;
-constexpr uint64_t kSliceOfBlock = 100000;  // warp instructions before the next block of a cooperative grid
+// Warp instructions before the next block of a cooperative grid has its turn: blocks spin for each other.
+constexpr uint64_t kSliceOfBlock = 4096;
 constexpr uint64_t kEndless = ~uint64_t{0} / 2;
 constexpr size_t kSharedAlign = 16;
 constexpr size_t kMaxShared = 227 * 1024;
@@ -130,7 +131,7 @@ class ProgramImpl : public Program {
 
   ~ProgramImpl() override {
     images_.clear();
-    for (uint64_t p : heap_.allocations) memory_.free_module_memory(reinterpret_cast<void*>(p));
+    for (const auto& [p, bytes] : heap_.allocations) memory_.free_module_memory(reinterpret_cast<void*>(p));
     if (linked_.memory) memory_.free_module_memory(linked_.memory);
     if (linked_.owns_managed) memory_.free_managed_memory(linked_.managed);
   }

@@ -165,7 +165,9 @@ bool same_shape(const std::vector<Formal>& a, const std::vector<Formal>& b) {
 
 /// Moves lanes of the current group into a new frame. The group in w.current must hold exactly these lanes.
 bool enter(Warp& w, const CallSite& site, const Code& callee, uint32_t mask, Group* g) {
-  if (!same_shape(site.args, callee.formals) || !same_shape(site.results, callee.results)) {
+  // A caller may ask for a result of a function that gives none: linkers let C functions be declared so.
+  if (!same_shape(site.args, callee.formals) ||
+      (!callee.results.empty() && !same_shape(site.results, callee.results))) {
     w.raise(Fault::launch_failed, 0, "call of " + callee.name + " with parameters of other sizes");
     return false;
   }
@@ -400,7 +402,7 @@ class Runner {
       release_all(*w_.block);
       return;
     }
-    for (size_t i = 0; i < f->site->results.size(); ++i) {
+    for (size_t i = 0; i < f->code->results.size(); ++i) {
       copy_formal(mask, f, f->code->results[i], f->parent, f->site->results[i]);
     }
     g.frame = f->parent;
@@ -483,7 +485,7 @@ class Runner {
 
 Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
   uint32_t depth = parent ? parent->depth + 1 : 0;
-  uint64_t bytes = uint64_t{code.register_bytes} + uint64_t{kLanes} * code.local_bytes + 64;
+  uint64_t bytes = uint64_t{code.register_bytes} + uint64_t{kLanes} * code.local_bytes + 64 + code.local_align;
   std::unique_ptr<Frame> f;
   for (auto& [owner, frames] : w.free_frames) {
     if (owner == &code && !frames.empty()) {
@@ -502,7 +504,8 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
     f->memory.reset(new uint8_t[bytes]());
     uint64_t at = (reinterpret_cast<uint64_t>(f->memory.get()) + 63) / 64 * 64;
     f->regs = reinterpret_cast<uint8_t*>(at);
-    f->local = code.local_bytes ? f->regs + code.register_bytes : nullptr;
+    at = (at + code.register_bytes + code.local_align - 1) / code.local_align * code.local_align;
+    f->local = code.local_bytes ? reinterpret_cast<uint8_t*>(at) : nullptr;
     w.frame_bytes += bytes;
   }
   f->code = &code;

@@ -11,7 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 #include "sg.h"
@@ -128,7 +128,8 @@ struct Code {
   std::vector<Slot> slots;
   std::vector<Formal> formals, results;
   uint32_t register_bytes = 0;
-  uint32_t local_bytes = 0;  // per lane
+  uint32_t local_bytes = 0;  // per lane, a multiple of local_align
+  uint32_t local_align = 16;
 };
 
 constexpr uint64_t kStackBytes = 64 * 1024;  // for alloca, of one lane in one call
@@ -247,7 +248,8 @@ struct KernelImage {
 /// What kernels of a program got from malloc.
 struct Heap {
   std::mutex mutex;
-  std::unordered_set<uint64_t> allocations;
+  std::unordered_map<uint64_t, uint64_t> allocations;  // address -> bytes
+  uint64_t used_bytes = 0;
 };
 
 /// One launch, seen by all its blocks.
