@@ -70,6 +70,9 @@ class Settings:
     encrypt: str = "auto"  # TCP lanes: off loopback
     client_key_file: Path | None = None
     enable_shm: bool = True
+    enable_rdma: bool = False  # offer UCX's lanes: never encrypted
+    ibverbs_device: str = ""  # the RDMA device to use, such as mlx5_0; empty: any
+    bind_net: str = ""  # the network interface whose address is listened on, instead of `host`
     log_level: str = "info"
     json_log: bool = False
     drain_timeout_s: float = 30.0
@@ -176,7 +179,10 @@ def check_choices(settings: Settings) -> None:
 _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "listen_port"): "port",
     ("server", "bind_addr"): "host",
+    ("server", "bind_net"): "bind_net",
     ("server", "enable_shm"): "enable_shm",
+    ("server", "enable_rdma"): "enable_rdma",
+    ("server", "ibverbs_device"): "ibverbs_device",
     ("server", "device"): "device",
     ("server", "libcuda"): "libcuda",
     ("server", "devices"): "devices",
