@@ -68,7 +68,8 @@ typedef struct ucx_lanes {
   uint32_t stranger_count, lanes_in, stripe_count;
   void* eps[1 + ORION_STRIPES_MAX];
   orion_ucx_head welcomes[1 + ORION_STRIPES_MAX];
-  bool prepared, complete, lost;
+  void* flushes[1 + ORION_STRIPES_MAX];
+  bool prepared, all_in, complete, lost;
   orion_ucs_status fault;
   uint64_t events;
   uint64_t order_out, order_in;
@@ -87,8 +88,11 @@ typedef struct ucx_lanes {
 static ucx_lanes* lanes_of(const orion_engine* e) { return e->net->state; }
 
 static int log_fd;
+static bool is_isolated;  // this process serves one session
 
 static void on_log(int level, const char* line) {
+  // While it closes a connection UCX asks interfaces for their state, which it can do without.
+  if (is_isolated && strstr(line, "socket create failed")) return;
   char text[300];
   const int bytes = snprintf(text, sizeof text, "orion engine: %s: UCX: %s\n",
                              level == ORION_UCS_LOG_ERROR ? "error" : "warning", line);
@@ -116,7 +120,7 @@ static void on_error(void* argument, void* ep, orion_ucs_status status) {
 static void on_connection(void* request, void* argument) {
   orion_engine* e = argument;
   ucx_lanes* u = lanes_of(e);
-  if (u->complete || u->stranger_count == UCX_STRANGERS) {
+  if (u->all_in || u->stranger_count == UCX_STRANGERS) {
     (void)u->link.api.listener_reject(u->listener, request);
     return;
   }
@@ -154,6 +158,12 @@ static void drop_strangers(orion_engine* e, bool all) {
   }
 }
 
+// It is closed outside of UCX's calls.
+static void refuse(ucx_lanes* u, const void* ep) {
+  for (uint32_t i = 0; i < u->stranger_count; i++)
+    if (u->strangers[i].ep == ep) u->strangers[i].until_ns = 0;
+}
+
 static void send_control(ucx_lanes* u, uint32_t lane) {
   static const uint8_t nothing[8];
   orion_ucx_head* head = &u->welcomes[lane];  // stays until it is sent
@@ -175,7 +185,7 @@ static void admit(orion_engine* e, const orion_frame* head, const uint8_t* body,
   if (i == u->stranger_count || head->bytes != sizeof u->token || sodium_memcmp(body, u->token, sizeof u->token) ||
       head->b > ORION_STRIPES_MAX ||
       head->a > head->b || (u->lanes_in && head->b != u->stripe_count) || u->eps[head->a]) {
-    if (i < u->stranger_count) u->strangers[i].until_ns = 0;
+    refuse(u, ep);
     return;
   }
   u->strangers[i] = u->strangers[--u->stranger_count];
@@ -222,7 +232,7 @@ static void take_lane_0(orion_engine* e, const orion_ucx_head* head, const uint8
   ucx_lanes* u = lanes_of(e);
   if (head->order <= u->order_in) {
     net_malformed(e, "out of order");
-  } else if (!u->held && head->order == u->order_in + 1 && net_takes_operations(e->net)) {
+  } else if (u->complete && !u->held && head->order == u->order_in + 1 && net_takes_operations(e->net)) {
     take_frame(e, &head->frame, body);
   } else {
     hold(e, head, body);
@@ -302,10 +312,13 @@ static orion_ucs_status take_message(void* argument, const void* header, size_t 
   orion_engine* e = argument;
   ucx_lanes* u = lanes_of(e);
   orion_ucx_head head;
-  if (!orion_ucx_head_ok(header, header_bytes, bytes, u->cookie, &head)) return ORION_UCS_OK;
   u->events++;
+  if (!orion_ucx_head_ok(header, header_bytes, bytes, u->cookie, &head)) {
+    if (param->attr & ORION_UCP_AM_RECV_REPLY_EP) refuse(u, param->reply_ep);
+    return ORION_UCS_OK;
+  }
   const bool is_offer = (param->attr & ORION_UCP_AM_RECV_RNDV) != 0;
-  if (!u->complete) {
+  if (!u->all_in) {
     if (!is_offer && head.frame.type == ORION_FRAME_CONTROL && (param->attr & ORION_UCP_AM_RECV_REPLY_EP)) {
       admit(e, &head.frame, data, param->reply_ep);
     }
@@ -324,6 +337,7 @@ static orion_ucs_status take_message(void* argument, const void* header, size_t 
 static void isolate(orion_engine* e, int mode, int tells) {
   if (mode == ENGINE_ISOLATE_NOT) return;
   const int error = orion_isolate(ORION_ISOLATE_LANES, tells);
+  is_isolated = !error;
   if (!error) return;
   engine_log(e, ENGINE_LOG_WARN, "no filter of system calls: %s", strerror(error));
   if (mode == ENGINE_ISOLATE_REQUIRED) engine_end(e, ORION_END_FAILED, "the filter of system calls is required");
@@ -388,6 +402,31 @@ static bool greet_raw(orion_engine* e) {
   return moved;
 }
 
+// All lanes have come. UCX opens sockets until both ends know of each connection, which is so once the welcomes have
+// arrived: nothing of the client's is executed before, since the filter closes then.
+static void begin_flush(orion_engine* e) {
+  ucx_lanes* u = lanes_of(e);
+  u->all_in = true;
+  const orion_ucp_request_param param = {0};
+  for (uint32_t i = 0; i <= u->stripe_count; i++) {
+    u->flushes[i] = u->link.api.ep_flush_nbx(u->eps[i], &param);
+    if (orion_ucs_is_error(u->flushes[i])) {
+      fail(u, orion_ucs_error(u->flushes[i]));
+      u->flushes[i] = NULL;
+    }
+  }
+}
+
+static bool is_flushed(ucx_lanes* u) {
+  for (uint32_t i = 0; i <= u->stripe_count; i++) {
+    if (!u->flushes[i]) continue;
+    if (u->link.api.request_check_status(u->flushes[i]) == ORION_UCS_INPROGRESS) return false;
+    u->link.api.request_free(u->flushes[i]);
+    u->flushes[i] = NULL;
+  }
+  return true;
+}
+
 static void complete(orion_engine* e) {
   ucx_lanes* u = lanes_of(e);
   char carriers[160];
@@ -427,7 +466,8 @@ static bool receive(orion_engine* e) {
   for (int i = 0; i < PROGRESS_MOST && !e->end && u->link.api.worker_progress(u->link.worker); i++) continue;
   if (!u->complete) {
     if (u->stranger_count) drop_strangers(e, false);
-    if (u->eps[0] && u->lanes_in == 1 + u->stripe_count) {
+    if (!u->all_in && u->eps[0] && u->lanes_in == 1 + u->stripe_count) begin_flush(e);
+    if (u->all_in && is_flushed(u)) {
       complete(e);
       return true;
     }
@@ -444,7 +484,7 @@ static bool receive(orion_engine* e) {
 
 static void check(orion_engine* e) {
   const ucx_lanes* u = lanes_of(e);
-  if (u->lost && u->complete) {
+  if (u->lost && u->all_in) {
     engine_end(e, ORION_END_CLIENT_LOST, "the client closed a lane (%s)", u->link.api.status_string(u->fault));
   }
 }

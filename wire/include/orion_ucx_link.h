@@ -196,17 +196,18 @@ static inline void orion_ucx_describe(const orion_ucx_link* link, void* ep, char
   if (!stream) return;
   link->api.ep_print_info(ep, stream);
   fclose(stream);
-  // Lines such as "#   lane[0]:  6:rc_verbs/rxe0:1.0 md[5] -> ...".
+  // Lines such as "#   lane[1]:  6:rc_verbs/rxe0:1.0 md[5] -> ..."; that of the connection manager has no number.
   for (const char* at = text; at && (at = strstr(at, "lane["));) {
-    const char* name = strchr(at, ':');
-    name = name ? strchr(name + 1, ':') : NULL;
-    if (!name) break;
-    const size_t n = strcspn(++name, " .\n");
+    at += strcspn(at, ":\n");
+    at += strspn(at, ": ");
+    const size_t digits = strspn(at, "0123456789");
+    if (digits == 0 || at[digits] != ':') continue;
+    at += digits + 1;
+    const size_t n = strcspn(at, " .\n");
     char item[64];
-    snprintf(item, sizeof item, "%.*s", (int)(n < 63 ? n : 63), name);
+    snprintf(item, sizeof item, "%.*s", (int)(n < 63 ? n : 63), at);
     if (!strstr(out, item) && used + n + 2 < capacity)
       used += (size_t)snprintf(out + used, capacity - used, "%s%s", used ? " " : "", item);
-    at = name;
   }
   free(text);
 }
