@@ -105,7 +105,7 @@ def sections(name: str, server: Server, run: Callable[..., subprocess.CompletedP
         assert result.returncode == 0, section + result.stdout[-4000:] + result.stderr[-4000:]
 
 
-QUICK = ["copy_api", "host_memory_api"]
+QUICK = ["copy_api"]
 
 
 @pytest.mark.timeout(240)
@@ -123,8 +123,13 @@ def test_other_area(
     sections(name, server, run, tmp_path)
 
 
+QUICK_ROWS = ["copy_h2d_pinned", "copy_d2h_4b", "copy_bounce_pinned", "launch_pipelined", "launch_and_sync", "reply"]
+
+
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize(
+    "name", [*QUICK_ROWS, *(pytest.param(n, marks=pytest.mark.slow) for n in ROWS if n not in QUICK_ROWS)]
+)
 def test_row_has_the_native_digest(
     server: Server, run: Callable[..., subprocess.CompletedProcess[str]], name: str
 ) -> None:
@@ -146,8 +151,9 @@ def test_lanes_for_large_copies(
     server: Server, run: Callable[..., subprocess.CompletedProcess[str]], lanes: str
 ) -> None:
     script = str(PROGRAMS / "copies.py")
-    result = run(server.address, "ucx", sys.executable, script, ORION_TCP_STRIPES=lanes)
+    result = run(server.address, "ucx", sys.executable, script, "20", ORION_TCP_STRIPES=lanes)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads(result.stdout) == {"code": 0, "rounds": 20, "same": True}
 
 
 def test_a_short_spin_and_none(server: Server, run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
