@@ -1,6 +1,6 @@
 # Every target does its own set-up (tools/setup.sh) and is quick when nothing changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-all lint format sanitize wheel tarball clean
+.PHONY: help setup build demo test test-all rdma lint format sanitize wheel tarball clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,7 +24,12 @@ test: build ## the tests, without the slow ones
 	$(PYTHON_IN_VENV) -m pytest -q -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: build ## the slow tests
+	@tools/setup.sh --rdma
 	$(PYTHON_IN_VENV) -m pytest -q -m slow $(PYTEST_ARGS)
+
+rdma: build ## RDMA over soft-RoCE in QEMU: server, softgpu and clients with real verbs (minutes; part of test-all)
+	@tools/setup.sh --rdma
+	$(PYTHON_IN_VENV) -m pytest -q -s -m slow tests/rdma $(PYTEST_ARGS)
 
 lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
 	@tools/lint.sh

@@ -94,12 +94,13 @@ def soft_roce() -> None:
 
 def rows(machine: Machine, *names: str) -> None:
     done = machine.run("-m", "tests.rdma.few_rows", *names)
-    print(done.stdout, end="")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "over ucx (rc_verbs/rxe0:1), not encrypted" in done.stderr, done.stderr
     from benchmarks.rows import NATIVE_DIGESTS
 
-    found = {row["name"]: row for row in map(json.loads, done.stdout.replace("ROW ", "").splitlines())}
+    found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    for row in found.values():
+        print("ROW " + json.dumps({k: row[k] for k in ("name", "value", "unit", "digest")}), flush=True)
     for name in names:
         assert found[name]["digest"] == NATIVE_DIGESTS[name], name
         assert found[name]["clean"], name

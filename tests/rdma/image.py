@@ -232,7 +232,7 @@ def boot(kernel: Path, archive: Path, log: Path, timeout_s: float, memory_mib: i
         raise MissingError("QEMU is missing: apt-get install qemu-system-x86")
     command = [qemu, "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", str(memory_mib)]
     command += ["-kernel", str(kernel), "-initrd", str(archive), "-nographic", "-no-reboot", "-nodefaults"]
-    command += ["-serial", "stdio", "-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0"]
+    command += ["-serial", "stdio", "-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0,romfile="]
     command += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]
     with log.open("wb") as out:
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, timeout=timeout_s,
