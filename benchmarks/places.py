@@ -169,8 +169,13 @@ class Places:
     def _start_server(self) -> None:
         log = self.log.with_suffix(f".{self.restarts}.log") if self.restarts else self.log
         self.address = self._running.enter_context(
-            server(self.device, *self.server_options, *(["--enable-rdma"] if "ucx" in self.names else []), log=log,
-                   environment=self.server_environment)  # fmt: skip
+            server(
+                self.device,
+                *self.server_options,
+                *(["--enable-rdma"] if "ucx" in self.names else []),
+                log=log,
+                environment=self.server_environment,
+            )  # fmt: skip
         )
 
     def _server_lives(self) -> bool:

@@ -1,5 +1,5 @@
-"""UCX's own measurement (`ucx_perftest`) over the same transports, beside the rows of place "ucx" in the same run: what a
-transport over UCX cannot be faster than. UCX_TLS and UCX_NET_DEVICES choose what both use."""
+"""UCX's own measurement (`ucx_perftest`) over the same transports, beside the rows of place "ucx" in the same run: what
+a transport over UCX cannot be faster than. UCX_TLS and UCX_NET_DEVICES choose what both use."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ RDMA = {
         "warn", "UCX is older than 1.13, so there is no RDMA.", "Install UCX 1.13 or newer."),
     "ucx-without-verbs": Trouble(
         "warn", "This UCX was built without verbs or rdmacm: it moves bytes over tcp alone.",
-        "Put another UCX in the loader's path: Debian's libucx0, or the network vendor's. The wheels on PyPI have none."),
+        "Put another UCX in the loader's path: Debian's libucx0, or the network vendor's. The wheels on PyPI have "
+        "none."),
     "rdma-nodes": Trouble(
         "warn", "The nodes in /dev/infiniband are not there or may not be opened.",
         "`docker run --device /dev/infiniband`; in Kubernetes the device plugin of the network's vendor."),

@@ -119,9 +119,9 @@ int orion_engine_cipher_usable(int cipher);
 int orion_engine_tcp_listen(orion_engine* engine, int lanes, const char* address, int cipher, const uint8_t* token,
                             uint32_t token_bytes, char* ops_endpoint, char* bulk_endpoint);
 // Also offers UCX's lanes (RDMA), until the client has come over them or over plain TCP, whose lanes are open already;
-// the endpoint as above. `devices`: those that UCX may use, as it names them; empty: all. UCX goes on opening sockets until
-// the client has come: `isolate` (below) says what happens then with the filter LANES. Not 0: there are none, and `why`
-// (256 bytes) says why; plain TCP stays as it is.
+// the endpoint as above. `devices`: those that UCX may use, as it names them; empty: all. UCX goes on opening sockets
+// until the client has come: `isolate` (below) says what happens then with the filter LANES. Not 0: there are none, and
+// `why` (256 bytes) says why; plain TCP stays as it is.
 enum orion_engine_isolate { ENGINE_ISOLATE_NOT, ENGINE_ISOLATE_ON, ENGINE_ISOLATE_REQUIRED };
 int orion_engine_ucx_listen(orion_engine* engine, const char* devices, int isolate, int tells, char* endpoint,
                             char* why);

@@ -1,4 +1,5 @@
-// Numbered frames of lanes that overtake each other: what has been stored ahead of its turn, and what waits for its own.
+// Numbered frames of lanes that overtake each other: what has been stored ahead of its turn, and what waits for its
+// own.
 #ifndef ORION_ENGINE_NET_ORDER_H
 #define ORION_ENGINE_NET_ORDER_H
 
@@ -12,7 +13,7 @@ typedef struct net_stored {
 } net_stored;
 
 typedef struct net_order {
-  net_stored window[ORION_WINDOW];  // by number; stored by whoever receives, counted by the engine's thread
+  net_stored window[ORION_WINDOW];       // by number; stored by whoever receives, counted by the engine's thread
   held_frame *early_first, **early_end;  // of lane 0
   uint64_t early_last;
   void (*counted)(orion_engine* e);  // bulk_arrived has grown; NULL: nobody is to know

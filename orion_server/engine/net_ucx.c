@@ -183,8 +183,8 @@ static void admit(orion_engine* e, const orion_frame* head, const uint8_t* body,
   uint32_t i = 0;
   while (i < u->stranger_count && u->strangers[i].ep != ep) i++;
   if (i == u->stranger_count || head->bytes != sizeof u->token || sodium_memcmp(body, u->token, sizeof u->token) ||
-      head->b > ORION_STRIPES_MAX ||
-      head->a > head->b || (u->lanes_in && head->b != u->stripe_count) || u->eps[head->a]) {
+      head->b > ORION_STRIPES_MAX || head->a > head->b || (u->lanes_in && head->b != u->stripe_count) ||
+      u->eps[head->a]) {
     refuse(u, ep);
     return;
   }
@@ -278,8 +278,7 @@ static void start_receives(orion_engine* e) {
   for (uint32_t i = 0; i < UCX_RECEIVES && u->receive_count && !u->lost && !e->end; i++) {
     ucx_receive* receive = &u->receives[i];
     const orion_frame* head = &receive->frame;
-    if (receive->state != UCX_OFFERED || head->b > e->bulk_arrived ||
-        head->sequence > e->bulk_arrived + ORION_WINDOW) {
+    if (receive->state != UCX_OFFERED || head->b > e->bulk_arrived || head->sequence > e->bulk_arrived + ORION_WINDOW) {
       continue;
     }
     if (atomic_load_explicit(&u->order.window[head->sequence % ORION_WINDOW].sequence, memory_order_relaxed)) {
@@ -287,7 +286,8 @@ static void start_receives(orion_engine* e) {
       return;
     }
     receive->state = UCX_RUNNING;
-    void* request = orion_ucx_receive(&u->link, receive->descriptor, e->arena + head->a, head->bytes, received, receive);
+    void* request =
+        orion_ucx_receive(&u->link, receive->descriptor, e->arena + head->a, head->bytes, received, receive);
     if (!request || orion_ucs_is_error(request)) received(NULL, orion_ucs_error(request), 0, receive);
   }
 }

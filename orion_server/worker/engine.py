@@ -47,7 +47,7 @@ def ucx_problem() -> str:
     version, why = ffi.new("char[32]"), ffi.new("char[256]")
     if lib.orion_engine_ucx_usable(version, why):
         return ""
-    return ffi.string(why).decode(errors="replace")
+    return str(ffi.string(why).decode(errors="replace"))
 
 
 class Seat(NamedTuple):

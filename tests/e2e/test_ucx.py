@@ -1,4 +1,5 @@
-"""UCX's lanes end to end, over UCX's own tcp on loopback (real verbs: tests/rdma): programs, fallback, strangers, losses."""
+"""UCX's lanes end to end, over UCX's own tcp on loopback (real verbs: tests/rdma): programs, who gets them, strangers,
+losses."""
 
 from __future__ import annotations
 
@@ -225,11 +226,14 @@ class Control:
         return control.decode_answer(self.socket.recv())
 
     def open(self) -> control.Attached:
-        attached = self.ask(control.Attach(id=1, wire=control.WIRE_VERSION, pid=os.getpid(), uid=os.geteuid(),
-                                           program="stranger", transports=["tcp"], lanes=["raw"], ucx="any"))  # fmt: skip
+        attach = control.Attach(id=1, wire=control.WIRE_VERSION, pid=os.getpid(), uid=os.geteuid(), program="stranger",
+                                transports=["tcp"], lanes=["raw"], ucx="any")  # fmt: skip
+        attached = self.ask(attach)
         assert isinstance(attached, control.Attached), attached
         assert attached.ucx.startswith("ucx://127.0.0.1:"), attached.ucx_refused
-        slots = [control.DeviceSlot(ordinal=d.ordinal, base=0x200000000000, bytes=d.slot_bytes) for d in attached.devices]
+        slots = [
+            control.DeviceSlot(ordinal=d.ordinal, base=0x200000000000, bytes=d.slot_bytes) for d in attached.devices
+        ]
         bound = self.ask(control.Bind(id=2, session=attached.session, token=attached.token, transport="tcp",
                                       host_base=0x100000000000, devices=slots))  # fmt: skip
         assert isinstance(bound, control.Bound), bound

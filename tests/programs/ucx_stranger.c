@@ -73,7 +73,8 @@ int main(int argc, char** argv) {
   if (strcmp(argv[3], "lane") == 0) harm.frame.flags = 3;
   if (strcmp(argv[3], "unknown") == 0) harm.frame.type = 77;
   if (strcmp(argv[3], "offer") == 0) {
-    harm.frame = (orion_frame){.type = ORION_FRAME_BULK, .flags = 1, .bytes = sizeof body, .sequence = 1, .a = 1ull << 60};
+    harm.frame =
+        (orion_frame){.type = ORION_FRAME_BULK, .flags = 1, .bytes = sizeof body, .sequence = 1, .a = 1ull << 60};
     how = ORION_UCP_AM_RNDV;
   }
   send_frame(ep, &harm, body, how);

@@ -172,6 +172,9 @@ class Image:
         programs = base / "orion" / "tests" / "programs"
         programs.mkdir()
         shutil.copy2(ROOT / "tests" / "programs" / "scripted.py", programs)
+        # Compiled here: there it would take minutes. Whether the sources are newer is not looked at.
+        subprocess.run([sys.executable, "-m", "compileall", "-q", "-j", "2", "--invalidation-mode", "unchecked-hash",
+                        str(base)], stdout=subprocess.DEVNULL, check=False)  # fmt: skip
         for library_file in ("shim/libcuda.so.1", "shim/libnvidia-ml.so.1", "softgpu/libcuda.so.1"):
             target = base / "orion" / "build" / library_file
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-// What Orion uses of UCX (libucp, API 1.13 and newer), declared here because the library is opened at run time: whatever
-// the machine has, with verbs and CUDA where its vendor built them in. Parameter structures carry a mask of the fields
-// that are set, so UCX keeps their layout; tests/wire/test_ucx_layout.py compares it with the headers of a release.
+// What Orion uses of UCX (libucp, API 1.13 and newer), declared here because the library is opened at run time:
+// whatever the machine has, with verbs and CUDA where its vendor built them in. Parameter structures carry a mask of
+// the fields that are set, so UCX keeps their layout; tests/wire/test_ucx_layout.py compares it with the headers of a
+// release.
 #ifndef ORION_UCX_H
 #define ORION_UCX_H
 
@@ -272,16 +273,35 @@ static inline const char* orion_ucx_load(orion_ucx_api* api, orion_ucx_log log, 
     if (push) push((void*)(uintptr_t)orion_ucx_log_handler);
   }
   static const char* const names[] = {
-      "ucp_get_version",     "ucp_config_read",      "ucp_config_modify",
-      "ucp_config_release",  "ucp_init_version",     "ucp_cleanup",
-      "ucp_context_query",   "ucp_worker_create",    "ucp_worker_destroy",
-      "ucp_worker_progress", "ucp_worker_get_efd",   "ucp_worker_arm",
-      "ucp_worker_set_am_recv_handler", "ucp_listener_create", "ucp_listener_query",
-      "ucp_listener_reject", "ucp_listener_destroy", "ucp_ep_create",
-      "ucp_ep_close_nbx",    "ucp_ep_flush_nbx",     "ucp_ep_print_info",
-      "ucp_am_send_nbx",     "ucp_am_recv_data_nbx", "ucp_am_data_release",
-      "ucp_request_check_status", "ucp_request_free", "ucp_mem_map",
-      "ucp_mem_unmap",       "ucs_status_string",
+      "ucp_get_version",
+      "ucp_config_read",
+      "ucp_config_modify",
+      "ucp_config_release",
+      "ucp_init_version",
+      "ucp_cleanup",
+      "ucp_context_query",
+      "ucp_worker_create",
+      "ucp_worker_destroy",
+      "ucp_worker_progress",
+      "ucp_worker_get_efd",
+      "ucp_worker_arm",
+      "ucp_worker_set_am_recv_handler",
+      "ucp_listener_create",
+      "ucp_listener_query",
+      "ucp_listener_reject",
+      "ucp_listener_destroy",
+      "ucp_ep_create",
+      "ucp_ep_close_nbx",
+      "ucp_ep_flush_nbx",
+      "ucp_ep_print_info",
+      "ucp_am_send_nbx",
+      "ucp_am_recv_data_nbx",
+      "ucp_am_data_release",
+      "ucp_request_check_status",
+      "ucp_request_free",
+      "ucp_mem_map",
+      "ucp_mem_unmap",
+      "ucs_status_string",
   };
   void** const slots = (void**)(void*)api;  // the pointers come first, in this order
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {

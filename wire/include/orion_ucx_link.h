@@ -1,8 +1,8 @@
 // How both ends use UCX: one worker, one active message for each frame, and on the wire this header before every body.
 //
-// Endpoint 0 (lane 0) carries every kind of frame, sent eagerly. The further endpoints carry large BULK frames alone, by
-// rendezvous, between the memory where the bytes are and the memory where they belong. Numbers and order are those of
-// orion_lanes.h; the lane is in the frame's `flags`.
+// Endpoint 0 (lane 0) carries every kind of frame, sent eagerly. The further endpoints carry large BULK frames alone,
+// by rendezvous, between the memory where the bytes are and the memory where they belong. Numbers and order are those
+// of orion_lanes.h; the lane is in the frame's `flags`.
 #ifndef ORION_UCX_LINK_H
 #define ORION_UCX_LINK_H
 
@@ -14,13 +14,13 @@
 #include "orion_lanes.h"
 #include "orion_ucx.h"
 
-#define ORION_UCX_AM 0x4f52u  // the active message's id
-#define ORION_UCX_IN_FLIGHT 16u  // rendezvous that a sender has begun and not ended, at most
+#define ORION_UCX_AM 0x4f52u               // the active message's id
+#define ORION_UCX_IN_FLIGHT 16u            // rendezvous that a sender has begun and not ended, at most
 #define ORION_UCX_AHEAD_BYTES (64u << 20)  // of lane 0, received and not taken: more ends the session
 
-// `cookie`: the end of the token that is shown over UCX. UCX tells nobody's name with a message, and whoever reaches the address may
-// speak to it: only who has attached knows the token. `order` counts the frames of lane 0 in one direction from 1: that
-// they arrive in order is UCX's practice and not its promise.
+// `cookie`: the end of the token that is shown over UCX. UCX tells nobody's name with a message, and whoever reaches
+// the address may speak to it: only who has attached knows the token. `order` counts the frames of lane 0 in one
+// direction from 1: that they arrive in order is UCX's practice and not its promise.
 typedef struct orion_ucx_head {
   orion_frame frame;
   uint64_t order;

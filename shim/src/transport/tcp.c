@@ -4,8 +4,6 @@
 #define _GNU_SOURCE
 #include "tcp.h"
 
-#include "orion_ucx_link.h"
-
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,6 +15,7 @@
 
 #include "../session/futex.h"
 #include "../session/internal.h"
+#include "orion_ucx_link.h"
 
 static tcp_state* state_of(orion_session* session) { return session->transport_state; }
 

@@ -1,6 +1,6 @@
 // The network transport: tcp.c (what all kinds of lanes share), tcp_raw.c and tcp_stripes.c (plain TCP sockets),
-// tcp_zmq.c (ZeroMQ's), tcp_ucx.c and tcp_ucx_frames.c (UCX's: RDMA), tcp_frames.c (what arrives), tcp_bulk.c (which arena bytes are sent), tcp_coherent.c and
-// tcp_adopt.c (memory that kernels use, memory of the program).
+// tcp_zmq.c (ZeroMQ's), tcp_ucx.c and tcp_ucx_frames.c (UCX's: RDMA), tcp_frames.c (what arrives), tcp_bulk.c (which
+// arena bytes are sent), tcp_coherent.c and tcp_adopt.c (memory that kernels use, memory of the program).
 #ifndef ORION_SHIM_TCP_H
 #define ORION_SHIM_TCP_H
 

@@ -347,11 +347,11 @@ static const char* connect_lane(ucx_lanes* ucx, uint32_t lane, const struct sock
   }
   orion_ucx_head* head = &ucx->greetings[lane];  // stays until it is sent
   *head = (orion_ucx_head){.frame = {.type = ORION_FRAME_CONTROL,
-                                           .flags = (uint16_t)lane,
-                                           .bytes = 32,
-                                           .a = lane,
-                                           .b = ucx->state->stripe_count},
-                                 .cookie = ucx->cookie};
+                                     .flags = (uint16_t)lane,
+                                     .bytes = 32,
+                                     .a = lane,
+                                     .b = ucx->state->stripe_count},
+                           .cookie = ucx->cookie};
   const orion_ucp_request_param param = {.mask = ORION_UCP_OP_FLAGS | ORION_UCP_OP_MEMORY_TYPE,
                                          .flags = ORION_UCP_AM_EAGER | ORION_UCP_AM_REPLY,
                                          .memory_type = ORION_UCS_MEMORY_HOST};
@@ -364,8 +364,7 @@ static const char* connect_lane(ucx_lanes* ucx, uint32_t lane, const struct sock
 static const char* await_welcome(ucx_lanes* ucx, uint64_t deadline_ns) {
   const uint32_t all = (2u << ucx->state->stripe_count) - 1;
   while ((ucx->greeted & all) != all) {
-    if (ucx->broken)
-      return orion_ucx_why(&ucx->link, "the worker cannot be reached, or refused the token", ucx->fault);
+    if (ucx->broken) return orion_ucx_why(&ucx->link, "the worker cannot be reached, or refused the token", ucx->fault);
     const uint64_t now_ns = orion_now_ns();
     if (now_ns >= deadline_ns) return "the worker did not answer the token in time";
     if (ucx->link.api.worker_progress(ucx->link.worker) || orion_ucx_busy(&ucx->link)) continue;

@@ -41,8 +41,7 @@ static ucx_slot* free_slot(ucx_lanes* ucx) {
 // Sends the frame whose body has been written to the slot.
 static void send_slot(ucx_lanes* ucx, ucx_slot* slot, const orion_frame* frame) {
   slot->head = (orion_ucx_head){*frame, ++ucx->order_out, ucx->cookie};
-  void* request =
-      orion_ucx_send(&ucx->link, ucx->eps[0], &slot->head, slot->body, ORION_UCP_AM_EAGER, slot_sent, slot);
+  void* request = orion_ucx_send(&ucx->link, ucx->eps[0], &slot->head, slot->body, ORION_UCP_AM_EAGER, slot_sent, slot);
   if (orion_ucs_is_error(request)) {
     fail(ucx, orion_ucs_error(request));
   } else if (request) {
@@ -88,8 +87,7 @@ static bool send_piece(ucx_lanes* ucx) {
     orion_tcp_load(state, frame.a, piece->bounce, frame.bytes);
     from = piece->bounce;
   }
-  void* request =
-      orion_ucx_send(&ucx->link, ucx->eps[lane], &piece->head, from, ORION_UCP_AM_RNDV, piece_sent, piece);
+  void* request = orion_ucx_send(&ucx->link, ucx->eps[lane], &piece->head, from, ORION_UCP_AM_RNDV, piece_sent, piece);
   if (!request || orion_ucs_is_error(request)) piece_sent(NULL, orion_ucs_error(request), piece);
   return true;
 }
