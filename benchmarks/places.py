@@ -168,14 +168,9 @@ class Places:
 
     def _start_server(self) -> None:
         log = self.log.with_suffix(f".{self.restarts}.log") if self.restarts else self.log
+        options = (*self.server_options, "--enable-rdma") if "ucx" in self.names else self.server_options
         self.address = self._running.enter_context(
-            server(
-                self.device,
-                *self.server_options,
-                *(["--enable-rdma"] if "ucx" in self.names else []),
-                log=log,
-                environment=self.server_environment,
-            )  # fmt: skip
+            server(self.device, *options, log=log, environment=self.server_environment)
         )
 
     def _server_lives(self) -> bool:

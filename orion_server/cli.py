@@ -74,7 +74,8 @@ Other machines reach it only with an encrypted control port and clients that pro
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
 libcuda, devices, nvml, enable_rdma, ibverbs_device, bind_net, warm_workers, max_sessions,
-image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio, pinned_mib, swap_mib, metrics_listen, curve, encrypt, client_key_file, drain_timeout, comm_path, worker_uids,
+image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio, pinned_mib, swap_mib, metrics_listen, curve, encrypt,
+client_key_file, drain_timeout, comm_path, worker_uids,
 require_isolation; [log] log_level, json);
 options win.
 """

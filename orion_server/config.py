@@ -205,6 +205,8 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "encrypt"): "encrypt",
     ("server", "client_key_file"): "client_key_file",
     ("server", "drain_timeout"): "drain_timeout_s",
+    ("server", "connect_timeout"): "connect_timeout_s",
+    ("server", "worker_start_timeout"): "worker_start_timeout_s",
     ("server", "comm_path"): "socket_dir",
     ("server", "worker_uids"): "worker_uids",
     ("server", "require_isolation"): "require_isolation",

@@ -447,7 +447,9 @@ class Server:
             session.bound_at_s = time.monotonic()
             stages = {"bind": _us_since(began_s), **_stages(answer)}
             session.stages |= stages
-            self._set_deadline(session, self._settings.connect_timeout_s, "the client did not connect in time")
+            # A client whose UCX does not connect comes over tcp afterwards.
+            limit_s = self._settings.connect_timeout_s * (2 if session.asked_for_ucx else 1)
+            self._set_deadline(session, limit_s, "the client did not connect in time")
             self._send(envelope, control.Bound(id=request.id, stages=stages))
         elif "conflict" in answer:
             host, clashing = answer["conflict"]

@@ -127,7 +127,7 @@ int orion_engine_ucx_listen(orion_engine* engine, const char* devices, int isola
                             char* why);
 // Loads UCX: 1 and its version (32 bytes), or 0 and why not (256 bytes).
 int orion_engine_ucx_usable(char* version, char* why);
-// What carries the session: "tcp", "ucx", or nothing. Only true once the client has come.
+// What carries the session over a network: "tcp" or "ucx". Only true once the client has come.
 const char* orion_engine_lanes(const orion_engine* engine);
 // 0: bound. -1: an address range is taken; *conflicts has bit 0 for the host arena, bit 1 + i for devices[i], and the
 // call may be repeated with other addresses. Otherwise a CUresult.

@@ -251,6 +251,7 @@ static bool take_held(orion_engine* e) {
     free(first);
     any = true;
   }
+  if (u->held && u->held->order <= u->order_in) net_malformed(e, "out of order");
   return any;
 }
 
@@ -443,6 +444,7 @@ static void complete(orion_engine* e) {
     e->spin_ns = (uint64_t)e->config.ucx_spin_us * 1000;
     e->spin_allowed = e->spin_ns != 0;
   }
+  atomic_store(&e->lanes_are_ucx, true);
   STAT_ADD(e, stat_lanes, 2);
 }
 
@@ -467,8 +469,15 @@ static bool receive(orion_engine* e) {
   if (!u->complete) {
     if (u->stranger_count) drop_strangers(e, false);
     if (!u->all_in && u->eps[0] && u->lanes_in == 1 + u->stripe_count) begin_flush(e);
-    if (u->all_in && is_flushed(u)) {
+    // Its first frame says that it has all welcomes: until then it may still give up and come over plain TCP.
+    if (u->all_in && u->held && is_flushed(u)) {
       complete(e);
+      return true;
+    }
+    if (u->all_in && u->lost) {
+      engine_log(e, ENGINE_LOG_INFO, "UCX's lanes were lost before the client used them: it may use tcp (%s)",
+                 u->link.api.status_string(u->fault));
+      fall_back(e);
       return true;
     }
     return greet_raw(e) || e->net->state != u || u->events != events;
@@ -484,7 +493,7 @@ static bool receive(orion_engine* e) {
 
 static void check(orion_engine* e) {
   const ucx_lanes* u = lanes_of(e);
-  if (u->lost && u->all_in) {
+  if (u->lost && u->complete) {
     engine_end(e, ORION_END_CLIENT_LOST, "the client closed a lane (%s)", u->link.api.status_string(u->fault));
   }
 }
@@ -663,7 +672,7 @@ int orion_engine_ucx_listen(orion_engine* e, const char* devices, int isolate_mo
   u->cookie = orion_ucx_cookie(u->token);
   u->isolate = isolate_mode;
   u->tells = tells;
-  const char* reason = orion_ucx_open(&u->link, devices, "", take_message, e, on_log);
+  const char* reason = orion_ucx_open(&u->link, devices, "", orion_ucx_managers(n->address), take_message, e, on_log);
   if (!reason) reason = open_listener(e, u, endpoint);
   if (!reason) {
     u->raw = n->state;
@@ -678,10 +687,7 @@ int orion_engine_ucx_listen(orion_engine* e, const char* devices, int isolate_mo
   return CUDA_ERROR_OPERATING_SYSTEM;
 }
 
-const char* orion_engine_lanes(const orion_engine* e) {
-  if (!e->net || !e->net->lanes) return "";
-  return e->net->lanes == &net_ucx_lanes ? "ucx" : "tcp";
-}
+const char* orion_engine_lanes(const orion_engine* e) { return atomic_load(&e->lanes_are_ucx) ? "ucx" : "tcp"; }
 
 int orion_engine_ucx_usable(char* version, char* why) {
   orion_ucx_api api;

@@ -1,6 +1,6 @@
 // ucx_stranger PORT TOKEN [HARM]: connects to a worker's UCX lanes by hand and greets with what TOKEN (64 hexadecimal
-// digits, a session's) gives. Prints "welcome" or "dropped". With HARM it then sends a frame that no client sends, and
-// stays until the worker closes the connection.
+// digits, a session's) gives. Prints "welcome" or "dropped". With HARM (order, lane, offer, unknown, leave) it then
+// sends a frame that no client sends, and stays until the worker closes the connection.
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <time.h>
@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
     session_token[i] = (uint8_t)byte;
   }
   orion_ucx_token(session_token, token);
-  const char* why = orion_ucx_open(&ucx, "", "", take, NULL, NULL);
+  const char* why = orion_ucx_open(&ucx, "", "", "", take, NULL, NULL);
   if (why) {
     fprintf(stderr, "%s\n", why);
     return 1;
@@ -64,12 +64,17 @@ int main(int argc, char** argv) {
   send_frame(ep, &head, token, ORION_UCP_AM_EAGER | ORION_UCP_AM_REPLY);
   until(&is_welcome, 10);
   puts(is_welcome ? "welcome" : "dropped");
+  fflush(stdout);
   if (argc < 4 || !is_welcome) return 0;
   static uint8_t body[4096];
+  static orion_ucx_head first;  // that all welcomes are here
+  first = (orion_ucx_head){.frame = {.type = ORION_FRAME_CONTROL}, .order = 1, .cookie = head.cookie};
+  send_frame(ep, &first, body, ORION_UCP_AM_EAGER);
   static orion_ucx_head harm;
-  harm = (orion_ucx_head){.frame = {.type = ORION_FRAME_OPS_MAIN}, .order = 1, .cookie = head.cookie};
+  harm = (orion_ucx_head){.frame = {.type = ORION_FRAME_OPS_MAIN}, .order = 2, .cookie = head.cookie};
   uint32_t how = ORION_UCP_AM_EAGER;
-  if (strcmp(argv[3], "order") == 0) harm.order = 0;
+  if (strcmp(argv[3], "leave") == 0) harm.frame.type = 78;
+  if (strcmp(argv[3], "order") == 0) harm.order = 1;
   if (strcmp(argv[3], "lane") == 0) harm.frame.flags = 3;
   if (strcmp(argv[3], "unknown") == 0) harm.frame.type = 77;
   if (strcmp(argv[3], "offer") == 0) {

@@ -54,7 +54,8 @@ class Machine:
     def __init__(self) -> None:
         KEY.write_text(secrets.token_hex(16))
         KEY.chmod(0o644)
-        CONFIG.write_text("[server]\nenable_shm = false\nenable_rdma = true\nibverbs_device = rxe0\nvgpu_count = 0\n")
+        CONFIG.write_text("[server]\nenable_shm = false\nenable_rdma = true\nibverbs_device = rxe0\nvgpu_count = 0\n"
+                          "connect_timeout = 60\nworker_start_timeout = 300\n")
         server = [sys.executable, "-P", "-m", "orion_server", "--config", str(CONFIG)]
         self.key = subprocess.run([*server[:4], "key"], check=True, capture_output=True, text=True).stdout.strip()
         options = ["--listen", f"{ADDRESS}:9960", "--client-key-file", str(KEY), "--device", "softgpu"]

@@ -92,11 +92,19 @@ static inline const char* orion_ucx_why(orion_ucx_link* link, const char* what, 
   return link->why;
 }
 
+/// Which connection managers of UCX may be used for an IPv4 address, empty: all. Where there is RDMA, its own alone:
+/// that of UCX's tcp ends a process whose port gets bytes that it does not understand (1.13).
+static inline const char* orion_ucx_managers(const char* address) {
+  char device[64];
+  return strncmp(address, "127.", 4) != 0 && orion_rdma_device("", device) ? "rdmacm" : "";
+}
+
 /// Loads UCX and makes a context and a worker for one thread at a time. `devices`: UCX's NET_DEVICES where not empty;
 /// `except`: transports that are never used ("^cuda..."), where the environment does not name any. NULL, or why not;
-/// orion_ucx_close in either case.
+/// `managers`: orion_ucx_managers, where the environment does not name any. orion_ucx_close in either case.
 static inline const char* orion_ucx_open(orion_ucx_link* link, const char* devices, const char* except,
-                                         orion_ucp_am_handler handler, void* argument, orion_ucx_log log) {
+                                         const char* managers, orion_ucp_am_handler handler, void* argument,
+                                         orion_ucx_log log) {
   orion_ucx_api* api = &link->api;
   link->efd = -1;
   const char* why = orion_ucx_load(api, log, link->why, sizeof link->why);
@@ -106,6 +114,8 @@ static inline const char* orion_ucx_open(orion_ucx_link* link, const char* devic
   if (status) return orion_ucx_why(link, "UCX's settings (UCX_...) cannot be read", status);
   if (devices[0]) status = api->config_modify(config, "NET_DEVICES", devices);
   if (!status && except[0] && !getenv("UCX_TLS")) status = api->config_modify(config, "TLS", except);
+  if (!status && managers[0] && !getenv("UCX_SOCKADDR_TLS_PRIORITY"))
+    status = api->config_modify(config, "SOCKADDR_TLS_PRIORITY", managers);
   const orion_ucp_params params = {.mask = ORION_UCP_PARAM_FEATURES | ORION_UCP_PARAM_NAME,
                                    .features = ORION_UCP_FEATURE_AM | ORION_UCP_FEATURE_WAKEUP,
                                    .name = "orion"};

@@ -35,7 +35,7 @@ static uint32_t device_count;
 
 enum {
   GIVE_BACK_MS = 1000,    // for the answers of all servers
-  UCX_CONNECT_MS = 3000,  // then tcp; the server waits longer
+  UCX_CONNECT_MS = 3000,  // then tcp; more where ORION_ATTACH_TIMEOUT_MS is more than twice that
 };
 
 // One server while it is being attached to.
@@ -357,6 +357,11 @@ static CUresult bind_addresses(attach_job* job, const char* transport) {
   return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+static uint32_t ucx_timeout_ms(uint32_t timeout_ms) {
+  if (timeout_ms > 2 * UCX_CONNECT_MS) return timeout_ms / 2;
+  return timeout_ms < UCX_CONNECT_MS ? timeout_ms : UCX_CONNECT_MS;
+}
+
 // UCX's lanes, where the server offers them, else tcp's.
 static bool open_network(const attach_job* job, const orion_config* config) {
   const orion_attach_answer* attached = &job->attached;
@@ -365,7 +370,7 @@ static bool open_network(const attach_job* job, const orion_config* config) {
   if (attached->ucx[0]) {
     const bool only = config->transport == ORION_WISH_UCX;
     if (orion_tcp_open(session, config, attached->ucx, "", ORION_CIPHER_NONE, attached->token,
-                       only || timeout_ms < UCX_CONNECT_MS ? timeout_ms : UCX_CONNECT_MS, only ? NULL : "tcp")) {
+                       only ? timeout_ms : ucx_timeout_ms(timeout_ms), only ? NULL : "tcp")) {
       if (config->ucx_spin_us != UINT32_MAX) job->impl->spin_us = config->ucx_spin_us;
       return true;
     }

@@ -405,14 +405,18 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   struct sockaddr_in address;
   const char* why = read_address(state, endpoints[0], &address);
   if (why) return why;
+  char text[INET_ADDRSTRLEN] = "";
+  (void)inet_ntop(AF_INET, &address.sin_addr, text, sizeof text);
   int before[UCX_FDS];
   const uint32_t before_count = list_fds(&address, before);
   // No CUDA here: UCX would find this very library.
-  why = orion_ucx_open(&ucx->link, state->ucx_devices, "^cuda,rocm,gdr_copy", orion_ucx_take, ucx, on_log);
+  why = orion_ucx_open(&ucx->link, state->ucx_devices, "^cuda,rocm,gdr_copy", orion_ucx_managers(text), orion_ucx_take,
+                       ucx, on_log);
   if (!why && state->ucx_registers)
     why = orion_ucx_register(&ucx->link, state->session->host_base, ORION_STAGING_BYTES);
   for (uint32_t i = 0; i <= state->stripe_count && !why; i++) why = connect_lane(ucx, i, &address);
   if (!why) why = await_welcome(ucx, deadline_ns);
+  if (!why) orion_ucx_confirm(ucx);
   if (!why && !make_watches(ucx)) why = "out of descriptors";
   if (why) return why;
   note_fds(ucx, &address, before, before_count);

@@ -85,6 +85,8 @@ static inline ucx_lanes* orion_ucx_of(const tcp_state* state) { return state->la
 /// UCX calls this for every message.
 orion_ucs_status orion_ucx_take(void* argument, const void* header, size_t header_bytes, void* data, size_t bytes,
                                 const orion_ucp_am_recv_param* param);
+/// The first frame: the worker now knows that this process has all welcomes, and closes its other lanes.
+void orion_ucx_confirm(ucx_lanes* ucx);
 /// Sends what there is, as far as UCX takes it. True when something was.
 bool orion_ucx_send_out(ucx_lanes* ucx);
 /// Takes what waits inside here: frames whose turn has come, pieces that may be received now.

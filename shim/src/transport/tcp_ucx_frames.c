@@ -50,6 +50,11 @@ static void send_slot(ucx_lanes* ucx, ucx_slot* slot, const orion_frame* frame) 
   }
 }
 
+void orion_ucx_confirm(ucx_lanes* ucx) {
+  const orion_frame frame = {.type = ORION_FRAME_CONTROL};
+  send_slot(ucx, free_slot(ucx), &frame);
+}
+
 static void piece_sent(void* request, orion_ucs_status status, void* user_data) {
   ucx_piece* piece = user_data;
   ucx_lanes* ucx = piece->ucx;
@@ -231,6 +236,7 @@ static void take_held(ucx_lanes* ucx) {
     ucx->held_bytes -= first->frame.bytes;
     free(first);
   }
+  if (ucx->held && ucx->held->order <= ucx->order_in && !ucx->at_end) lose_malformed(ucx, "operations");
 }
 
 // ------------------------------------------------------------------------------------------------- large pieces
