@@ -117,11 +117,14 @@ void orion_tcp_lose_forged(tcp_state* state, const char* lane) {
                      lane);
 }
 
-void orion_tcp_connection_lost(tcp_state* state) {
+void orion_tcp_connection_lost_since(tcp_state* state, const char* why) {
   // At exit the worker may leave as soon as it has read our detach, before the lanes are closed here.
   if (!atomic_load(&state->stop) && orion_ready() != CUDA_ERROR_DEINITIALIZED)
-    orion_session_lose(state->session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the connection to the worker is lost");
+    orion_session_lose(state->session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the connection to the worker is lost%s%s%s",
+                       why ? " (" : "", why ? why : "", why ? ")" : "");
 }
+
+void orion_tcp_connection_lost(tcp_state* state) { orion_tcp_connection_lost_since(state, NULL); }
 
 // ------------------------------------------------------------------------------------------------- life
 

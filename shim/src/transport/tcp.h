@@ -164,6 +164,7 @@ uint32_t orion_tcp_take_client_words(tcp_state* state, uint32_t* group, orion_wo
 /// Puts them back: they could not be sent.
 void orion_tcp_return_client_words(tcp_state* state, const orion_word_update* updates, uint32_t count);
 void orion_tcp_connection_lost(tcp_state* state);
+void orion_tcp_connection_lost_since(tcp_state* state, const char* why);
 void orion_tcp_lose_malformed(tcp_state* state, const char* lane);
 /// The lane brought bytes that the worker did not seal.
 void orion_tcp_lose_forged(tcp_state* state, const char* lane);

@@ -38,7 +38,7 @@ static bool progress(ucx_lanes* ucx) {
 static void tell_loss(ucx_lanes* ucx) {
   if (!ucx->broken || ucx->at_end) return;
   ucx->at_end = true;
-  orion_tcp_connection_lost(ucx->state);
+  orion_tcp_connection_lost_since(ucx->state, ucx->link.api.status_string(ucx->fault));
 }
 
 static bool move_once(ucx_lanes* ucx) {
