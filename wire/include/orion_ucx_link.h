@@ -63,7 +63,7 @@ static inline bool orion_rdma_device(const char* wanted, char* name) {
   DIR* devices = opendir("/sys/class/infiniband");
   if (!devices) return false;
   bool found = false;
-  for (const struct dirent* device; !found && (device = readdir(devices));) {
+  for (const struct dirent* device = readdir(devices); device && !found; device = readdir(devices)) {
     if (device->d_name[0] == '.' || strlen(device->d_name) > 48) continue;
     for (int port = 1; port <= 4 && !found; port++) {
       char path[160], state[32] = "";
@@ -207,7 +207,7 @@ static inline void orion_ucx_describe(const orion_ucx_link* link, void* ep, char
   link->api.ep_print_info(ep, stream);
   fclose(stream);
   // Lines such as "#   lane[1]:  6:rc_verbs/rxe0:1.0 md[5] -> ..."; that of the connection manager has no number.
-  for (const char* at = text; at && (at = strstr(at, "lane["));) {
+  for (const char* at = text ? strstr(text, "lane[") : NULL; at; at = strstr(at, "lane[")) {
     at += strcspn(at, ":\n");
     at += strspn(at, ": ");
     const size_t digits = strspn(at, "0123456789");

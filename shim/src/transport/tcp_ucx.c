@@ -278,14 +278,15 @@ static void after_fork(tcp_state* state) {
 static uint32_t list_fds(const struct sockaddr_in* server, int fds[UCX_FDS]) {
   uint32_t count = 0;
   DIR* folder = opendir("/proc/self/fd");
-  for (const struct dirent* entry; folder && (entry = readdir(folder)) && count < UCX_FDS;) {
+  for (const struct dirent* entry = folder ? readdir(folder) : NULL; entry && count < UCX_FDS;
+       entry = readdir(folder)) {
     const int fd = atoi(entry->d_name);
     char path[64], target[64] = "";
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     const ssize_t n = readlink(path, target, sizeof target - 1);
     if (n < 0) continue;
     target[n] = 0;
-    struct sockaddr_in peer;
+    struct sockaddr_in peer = {0};
     socklen_t bytes = sizeof peer;
     const bool connected = strncmp(target, "socket:", 7) == 0 &&
                            getpeername(fd, (struct sockaddr*)&peer, &bytes) == 0 && peer.sin_family == AF_INET &&
