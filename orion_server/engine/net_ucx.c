@@ -602,7 +602,7 @@ static void wait_for_work(orion_engine* e, uint64_t timeout_ns) {
   const ucx_lanes* u = n->state;
   if (u->raw && timeout_ns > BOTH_WAIT_NS) timeout_ns = BOTH_WAIT_NS;
   struct pollfd fds[2] = {{.fd = n->wake_fd, .events = POLLIN}, {.fd = u->link.efd, .events = POLLIN}};
-  if (orion_ucx_busy(&u->link)) return;
+  if (orion_ucx_busy(&u->link, &u->events)) return;
   const struct timespec timeout = {(time_t)(timeout_ns / 1000000000ull), (long)(timeout_ns % 1000000000ull)};
   if (ppoll(fds, 2, &timeout, NULL) > 0 && fds[0].revents) {
     uint64_t ignored = 0;

@@ -83,10 +83,13 @@ static inline bool orion_rdma_device(const char* wanted, char* name) {
 }
 
 /// Whether anything here has to move: false after which efd becomes readable at the next event. A completion queue of
-/// verbs tells only what comes after it was armed (soft-RoCE, and the interface promises no more): what came between the
-/// last look and that is looked for here.
-static inline bool orion_ucx_busy(const orion_ucx_link* link) {
-  return link->api.worker_arm(link->worker) != ORION_UCS_OK || link->api.worker_progress(link->worker) != 0;
+/// verbs tells only what comes after it was armed (soft-RoCE, and the interface promises no more): what came between
+/// the last look and that is looked for here. `events` counts what UCX has called back for: its own count leaves some
+/// out.
+static inline bool orion_ucx_busy(const orion_ucx_link* link, const uint64_t* events) {
+  const uint64_t before = *events;
+  return link->api.worker_arm(link->worker) != ORION_UCS_OK || link->api.worker_progress(link->worker) != 0 ||
+         *events != before;
 }
 
 static inline const char* orion_ucx_why(orion_ucx_link* link, const char* what, orion_ucs_status status) {

@@ -76,7 +76,7 @@ static struct timespec time_left(uint64_t until_ns) {
 // Sleeps until something can be moved, or until_ns.
 static void sleep_moving(ucx_lanes* ucx, uint64_t until_ns) {
   set_parked(ucx, 1);
-  if (!orion_ucx_can_send(ucx) && !orion_ucx_busy(&ucx->link)) {
+  if (!orion_ucx_can_send(ucx) && !orion_ucx_busy(&ucx->link, &ucx->events)) {
     struct pollfd fds[] = {{ucx->state->wake_fd, POLLIN, 0}, {ucx->link.efd, POLLIN, 0}};
     const struct timespec timeout = time_left(until_ns);
     if (ppoll(fds, 2, &timeout, NULL) > 0 && fds[0].revents) drain_wakes(ucx);
@@ -100,7 +100,7 @@ static void hand_over(ucx_lanes* ucx) {
     if (atomic_load(&ucx->io_awake) || !try_move(ucx)) return;
   }
   set_parked(ucx, 1);
-  const bool work = orion_ucx_can_send(ucx) || orion_ucx_busy(&ucx->link) || ucx->broken;
+  const bool work = orion_ucx_can_send(ucx) || orion_ucx_busy(&ucx->link, &ucx->events) || ucx->broken;
   end_move(ucx);
   const uint64_t one = 1;
   if (work && write(ucx->state->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
@@ -148,7 +148,8 @@ enum orion_help orion_tcp_ucx_help(orion_session* session, bool (*ready)(void* a
 
 static void sleep_until_needed(ucx_lanes* ucx) {
   set_parked(ucx, 1);
-  const bool work = orion_ucx_can_send(ucx) || atomic_load(&ucx->state->stop) || orion_ucx_busy(&ucx->link);
+  const bool work =
+      orion_ucx_can_send(ucx) || atomic_load(&ucx->state->stop) || orion_ucx_busy(&ucx->link, &ucx->events);
   atomic_store(&ucx->io_awake, work);
   end_move(ucx);
   if (!work) {
@@ -368,7 +369,7 @@ static const char* await_welcome(ucx_lanes* ucx, uint64_t deadline_ns) {
     if (ucx->broken) return orion_ucx_why(&ucx->link, "the worker cannot be reached, or refused the token", ucx->fault);
     const uint64_t now_ns = orion_now_ns();
     if (now_ns >= deadline_ns) return "the worker did not answer the token in time";
-    if (ucx->link.api.worker_progress(ucx->link.worker) || orion_ucx_busy(&ucx->link)) continue;
+    if (ucx->link.api.worker_progress(ucx->link.worker) || orion_ucx_busy(&ucx->link, &ucx->events)) continue;
     struct pollfd fd = {ucx->link.efd, POLLIN, 0};
     const struct timespec timeout = time_left(deadline_ns < now_ns + IDLE_NS ? deadline_ns : now_ns + IDLE_NS);
     (void)ppoll(&fd, 1, &timeout, NULL);
