@@ -69,7 +69,7 @@ typedef struct ucx_lanes {
   void* eps[1 + ORION_STRIPES_MAX];
   orion_ucx_head welcomes[1 + ORION_STRIPES_MAX];
   void* flushes[1 + ORION_STRIPES_MAX];
-  bool prepared, all_in, complete, lost;
+  bool prepared, all_in, flushing, complete, lost;
   orion_ucs_status fault;
   uint64_t events;
   uint64_t order_out, order_in;
@@ -192,6 +192,8 @@ static void admit(orion_engine* e, const orion_frame* head, const uint8_t* body,
   u->eps[head->a] = ep;
   u->stripe_count = (uint32_t)head->b;
   u->lanes_in++;
+  // At once: the client's first frame may come in the same call of UCX.
+  u->all_in = u->eps[0] && u->lanes_in == 1 + u->stripe_count;
   send_control(u, (uint32_t)head->a);
 }
 
@@ -407,7 +409,7 @@ static bool greet_raw(orion_engine* e) {
 // arrived: nothing of the client's is executed before, since the filter closes then.
 static void begin_flush(orion_engine* e) {
   ucx_lanes* u = lanes_of(e);
-  u->all_in = true;
+  u->flushing = true;
   const orion_ucp_request_param param = {0};
   for (uint32_t i = 0; i <= u->stripe_count; i++) {
     u->flushes[i] = u->link.api.ep_flush_nbx(u->eps[i], &param);
@@ -468,7 +470,7 @@ static bool receive(orion_engine* e) {
   for (int i = 0; i < PROGRESS_MOST && !e->end && u->link.api.worker_progress(u->link.worker); i++) continue;
   if (!u->complete) {
     if (u->stranger_count) drop_strangers(e, false);
-    if (!u->all_in && u->eps[0] && u->lanes_in == 1 + u->stripe_count) begin_flush(e);
+    if (u->all_in && !u->flushing) begin_flush(e);
     // Its first frame says that it has all welcomes: until then it may still give up and come over plain TCP.
     if (u->all_in && u->held && is_flushed(u)) {
       complete(e);
