@@ -1,6 +1,6 @@
 # Every target does its own set-up (tools/setup.sh) and is quick when nothing changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-all cluster numba lint format sanitize wheel tarball clean
+.PHONY: help setup build demo test test-all cluster numba rdma lint format sanitize wheel tarball clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,13 +24,17 @@ test: build ## the tests, without the slow ones
 	$(PYTHON_IN_VENV) -m pytest -q -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: build ## the slow tests
-	$(PYTHON_IN_VENV) -m pytest -q -m "slow and not cluster" $(PYTEST_ARGS)
+	$(PYTHON_IN_VENV) -m pytest -q -m "slow and not cluster" --ignore=tests/rdma $(PYTEST_ARGS)
 
 cluster: setup ## the tests on a real Kubernetes (root; the first run builds it, 6 to 15 minutes)
 	$(PYTHON_IN_VENV) -m pytest -q -s -m cluster tests/cluster $(PYTEST_ARGS)
 
 numba: build ## numba-cuda's own test suite on softgpu, whole (about an hour on 2 CPUs)
 	$(PYTHON_IN_VENV) tools/numba_suite.py
+
+rdma: build ## RDMA over soft-RoCE in QEMU: server, softgpu and clients with real verbs (minutes)
+	@tools/setup.sh --rdma
+	$(PYTHON_IN_VENV) -m pytest -q -s -m slow tests/rdma $(PYTEST_ARGS)
 
 lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
 	@tools/lint.sh

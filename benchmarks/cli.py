@@ -48,7 +48,7 @@ notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 Device = Annotated[str, typer.Option(help="auto (a GPU, else softgpu), nvidia or softgpu.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of rows.jsonl and the server's logs.")]
 Full = Annotated[bool, typer.Option("--full/--quick", help="The whole grid, or the one that decides in minutes.")]
-Transports = Annotated[str, typer.Option(help="Places to compare, of native, shm and tcp.")]
+Transports = Annotated[str, typer.Option(help="Places to compare, of native, shm, tcp and ucx.")]
 Repeats = Annotated[int | None, typer.Option(min=1, max=1000, help="How often everything is measured.")]
 Timeout = Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Limit of one row.")]
 Budget = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Begin no row after that time.")]

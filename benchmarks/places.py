@@ -1,4 +1,4 @@
-"""Where a program runs: natively, or on a server over shm or tcp without any driver in sight.
+"""Where a program runs: natively, or on a server over shm, tcp or ucx without any driver in sight.
 
     with Places("nvidia", ("native", "shm", "tcp"), log=OUT / "server.log") as places:
         for place in places:
@@ -30,7 +30,7 @@ from typing import IO, Any
 from benchmarks.servers import client_environment, server
 
 ROOT = Path(__file__).resolve().parent.parent
-NATIVE, TRANSPORTS = "native", ("shm", "tcp")
+NATIVE, TRANSPORTS = "native", ("shm", "tcp", "ucx")
 TAIL_BYTES = 3000
 
 
@@ -168,8 +168,9 @@ class Places:
 
     def _start_server(self) -> None:
         log = self.log.with_suffix(f".{self.restarts}.log") if self.restarts else self.log
+        options = (*self.server_options, "--enable-rdma") if "ucx" in self.names else self.server_options
         self.address = self._running.enter_context(
-            server(self.device, *self.server_options, log=log, environment=self.server_environment)
+            server(self.device, *options, log=log, environment=self.server_environment)
         )
 
     def _server_lives(self) -> bool:
@@ -218,5 +219,5 @@ def parse_places(text: str) -> tuple[str, ...]:
     names = tuple(filter(None, re.split("[, ]+", text)))
     bad = set(names) - {NATIVE, *TRANSPORTS}
     if bad or not names:
-        raise ValueError(f"{text!r} is not a list of native, shm and tcp")
+        raise ValueError(f"{text!r} is not a list of native, shm, tcp and ucx")
     return names

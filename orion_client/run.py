@@ -47,7 +47,7 @@ def run(
     program: Annotated[list[str] | None, typer.Argument(metavar="PROGRAM [ARGS]...")] = None,
     server: Annotated[str | None, typer.Option(help="HOST:PORT, or several with commas: their GPUs add up.")] = None,
     controller: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="vGPUs of a pool.")] = None,
-    transport: Annotated[str | None, typer.Option(help="auto, shm (same host) or tcp.")] = None,
+    transport: Annotated[str | None, typer.Option(help="auto, shm (same host), ucx (RDMA) or tcp.")] = None,
     vgpu: Annotated[int | None, typer.Option(min=1, max=64, help="How many vGPUs (default: all there).")] = None,
     gmem: Annotated[int | None, typer.Option(min=1, help="Memory of each vGPU in MiB (default: the server's).")] = None,
     ratio: Annotated[int | None, typer.Option(min=1, max=100, help="Share of the GPU's time in percent (default: the "
@@ -63,8 +63,8 @@ def run(
         return
     if not program:
         _fail("no PROGRAM given; for example: orion-run -- python my_cuda_program.py")
-    if transport not in (None, "auto", "shm", "tcp"):
-        _fail(f"--transport {transport}: it is auto, shm or tcp")
+    if transport not in (None, "auto", "shm", "ucx", "tcp"):
+        _fail(f"--transport {transport}: it is auto, shm, ucx or tcp")
     if server and controller:
         _fail("--server and --controller: name one of them")
     chosen: dict[str, str | None] = {

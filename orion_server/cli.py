@@ -37,6 +37,8 @@ from orion_server.isolation import DEFAULT_WORKER_UIDS, parse_uids
 from orion_server.libcuda import Libcuda, LibcudaError, choose
 from orion_server.metrics import MetricsPort
 from orion_server.network import cautions, check_exposed, key_pair
+from orion_server.rdma import bind_to_net
+from orion_server.rdma import check as check_rdma
 from orion_server.server import Server
 from orion_server.shares import raise_descriptor_limit
 from orion_server.worker_process import WorkerError
@@ -72,8 +74,9 @@ Other machines reach it only with an encrypted control port and clients that pro
 
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
-libcuda, devices, nvml, warm_workers, max_sessions, image_cache_mib, vgpu_count, ratio_policy, overcommit_ratio,
-pinned_mib, swap_mib, metrics_listen, curve, encrypt, client_key_file, drain_timeout, comm_path, shm_dir, worker_uids,
+libcuda, devices, nvml, enable_rdma, ibverbs_device, bind_net, warm_workers, max_sessions, image_cache_mib,
+vgpu_count, ratio_policy, overcommit_ratio, pinned_mib, swap_mib, metrics_listen, curve, encrypt, client_key_file,
+drain_timeout, comm_path, shm_dir, worker_uids,
 require_isolation; [log] log_level, json);
 options win.
 """
@@ -134,6 +137,15 @@ def serve(
     curve: Annotated[str | None, typer.Option(help="Encrypt the control port: auto (off loopback), on or off.")] = None,
     encrypt: Annotated[
         str | None, typer.Option(help="Encrypt TCP lanes: auto (off loopback), required or off.")
+    ] = None,
+    enable_rdma: Annotated[
+        bool, typer.Option(help="Offer RDMA through UCX, which is not encrypted (docs/rdma.md).")
+    ] = False,
+    ibverbs_device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The RDMA device to use, such as mlx5_0 (any).")
+    ] = None,
+    bind_net: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Listen on the address of this network interface.")
     ] = None,
     client_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Clients must show the key in FILE (ORION_CLIENT_KEY there).")
@@ -198,6 +210,9 @@ def serve(
             "pool_key": read_key(pool_key_file) if pool_key_file is not None else None,
             "curve": curve,
             "encrypt": encrypt,
+            "enable_rdma": enable_rdma or None,
+            "ibverbs_device": ibverbs_device,
+            "bind_net": bind_net,
             "client_key_file": client_key_file,
             "drain_timeout_s": drain_timeout,
             "bind_timeout_s": bind_timeout,
@@ -220,7 +235,9 @@ def serve(
         if settings.metrics_listen is not None:
             metrics_host, _ = parse_listen(settings.metrics_listen, "--metrics", DEFAULT_METRICS_PORT)
             check_loopback(metrics_host, "--metrics")
+        settings = bind_to_net(settings)
         check_choices(settings)
+        check_rdma(settings)
         check_exposed(settings)
         if settings.device not in ("auto", "nvidia", "softgpu"):
             raise ConfigError("--device is one of auto, nvidia, softgpu")

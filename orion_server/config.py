@@ -72,6 +72,9 @@ class Settings:
     client_key_file: Path | None = None
     enable_shm: bool = True
     shm_dir: Path | None = None  # of sessions' sockets, for clients in containers that see this folder alone
+    enable_rdma: bool = False  # offer UCX's lanes: never encrypted
+    ibverbs_device: str = ""  # the RDMA device to use, such as mlx5_0; empty: any
+    bind_net: str = ""  # the network interface whose address is listened on, instead of `host`
     log_level: str = "info"
     json_log: bool = False
     drain_timeout_s: float = 30.0
@@ -178,7 +181,10 @@ def check_choices(settings: Settings) -> None:
 _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "listen_port"): "port",
     ("server", "bind_addr"): "host",
+    ("server", "bind_net"): "bind_net",
     ("server", "enable_shm"): "enable_shm",
+    ("server", "enable_rdma"): "enable_rdma",
+    ("server", "ibverbs_device"): "ibverbs_device",
     ("server", "device"): "device",
     ("server", "libcuda"): "libcuda",
     ("server", "devices"): "devices",
@@ -201,6 +207,8 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "encrypt"): "encrypt",
     ("server", "client_key_file"): "client_key_file",
     ("server", "drain_timeout"): "drain_timeout_s",
+    ("server", "connect_timeout"): "connect_timeout_s",
+    ("server", "worker_start_timeout"): "worker_start_timeout_s",
     ("server", "comm_path"): "socket_dir",
     ("server", "shm_dir"): "shm_dir",
     ("server", "worker_uids"): "worker_uids",

@@ -44,12 +44,13 @@ _ENVIRONMENT = frozenset(
         "LD_PRELOAD",
         "ORION_ENGINE_LAUNCHERS",
         "ORION_ENGINE_LAUNCHERS_ALWAYS",
+        "ORION_UCX_SPIN_US",
         "PATH",
         "TZ",
     }
 )
 _ENVIRONMENT_FAMILIES = ("CUDA_", "PYTHON", "LC_", "SOFTGPU_", "OMP_", "OPENBLAS_", "MALLOC_", "ASAN_", "LSAN_",
-                         "TSAN_", "UBSAN_")  # fmt: skip
+                         "TSAN_", "UBSAN_", "UCX_")  # fmt: skip
 
 
 class IsolationError(Exception):

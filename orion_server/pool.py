@@ -43,6 +43,7 @@ class WorkerPool:
         arbiter: Arbiter,
         clock: Callable[[], float] = time.monotonic,
         isolation: Isolation | None = None,
+        ucx_devices: str | None = None,
     ) -> None:
         self._clock = clock
         self.transport = "shm"  # for which new workers are prepared: the next client probably comes like the last one
@@ -54,6 +55,7 @@ class WorkerPool:
         self._images = images
         self._arbiter = arbiter
         self._isolation = isolation if isolation is not None else Isolation()
+        self._ucx_devices = ucx_devices  # None: workers do not load UCX
         self._idle: set[WorkerProcess] = set()  # starting or warm, without a client environment of their own
         self.workers: set[WorkerProcess] = set()  # every process that has not been reaped
         self._failures = 0
@@ -151,6 +153,7 @@ class WorkerPool:
                 self._isolation,
                 self.transport,
                 uid,
+                self._ucx_devices,
             )
         except (OSError, ArbiterError, IsolationError) as error:
             raise WorkerError(f"cannot start a worker: {error}") from error

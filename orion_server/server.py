@@ -24,6 +24,7 @@ from orion_server.network import ClientKey, LanesRefused, is_loopback, key_pair,
 from orion_server.pool import WorkerPool
 from orion_server.pool_link import PoolLink
 from orion_server.pool_offer import PoolOffer
+from orion_server.rdma import Rdma, active_ports
 from orion_server.reports import Reports
 from orion_server.session import Session
 from orion_server.shares import Shares
@@ -77,6 +78,9 @@ class Server:
         self._client_key = ClientKey(settings.client_key_file)
         self._warm = settings.warm if settings.warm is not None else _WARM[libcuda.kind]
         isolated = isolation.plan(settings)
+        self._rdma = Rdma(settings, active_ports())
+        if self._rdma.enabled:
+            log.info("%s", self._rdma.describe())
         self._arbiter = Arbiter()
         self._pool = WorkerPool(
             libcuda,
@@ -87,6 +91,7 @@ class Server:
             self._images,
             self._arbiter,
             isolation=isolated,
+            ucx_devices=self._rdma.devices if self._rdma.enabled else None,
         )
         self._vgpus = Vgpus(self._registry([]), self._arbiter, settings.pinned_mib * MIB)
         if not settings.enable_shm:
@@ -362,6 +367,8 @@ class Server:
             encrypted = "tcp" in transports and lanes_encrypted(self._settings, request)
         except LanesRefused as refusal:
             raise Refused(CUDA_ERROR_NOT_PERMITTED, str(refusal), refusal.hint) from None
+        ucx_refused = self._ucx_refusal(request, worker) if request.ucx and "tcp" in transports else ""
+        offers_ucx = bool(request.ucx) and "tcp" in transports and not ucx_refused
         folder = self._settings.shm_dir or self._socket_dir
         socket_path = str(folder / f"{session_id}.sock") if "shm" in transports else ""
         began_s = time.monotonic()
@@ -370,7 +377,7 @@ class Server:
         prepared = await worker.request(
             {"type": "prepare", "token": token, "uid": request.uid, "shm": bool(socket_path),
              "tcp": "tcp" in transports, "raw_lanes": "raw" in request.lanes, "address": self._lanes_address,
-             "ciphers": request.ciphers if encrypted else []},
+             "ciphers": request.ciphers if encrypted else [], "ucx": offers_ucx},
             self._settings.bind_timeout_s,
         )  # fmt: skip
         if not prepared.get("ok"):
@@ -379,12 +386,13 @@ class Server:
         stages.update(_stages(prepared))
         session = Session(session_id, token, worker, request.pid, request.program, devices, time.time(), owner)
         session.stages = stages
+        session.asked_for_ucx = bool(request.ucx)
         session.allocation = member.allocation
         self._sessions[session_id] = session
         self._tell_pool()
         if worker.images is not None:
             worker.images.open(session_id, owner.uid, owner.group, self._shares.open(session_id, owner))
-        worker.on_connected = lambda: self._connected(session)
+        worker.on_connected = lambda lanes: self._connected(session, lanes)
         worker.dead.add_done_callback(lambda _: self._ended(session))
         self._set_deadline(session, self._settings.bind_timeout_s, "the client did not bind in time")
         self._send(
@@ -402,12 +410,20 @@ class Server:
                 tcp_ops=str(prepared.get("tcp_ops", "")),
                 tcp_bulk=str(prepared.get("tcp_bulk", "")),
                 cipher=str(prepared.get("cipher", "")),
+                ucx=str(prepared.get("ucx", "")),
+                ucx_refused=(ucx_refused or str(prepared.get("ucx_refused", "")))[:200],
                 warm=worker.was_warm,
                 stages=stages,
                 devices=[self._as_seen(mine) for mine in slices],
             ),
         )
         return session
+
+    def _ucx_refusal(self, request: control.Attach, worker: WorkerProcess) -> str:
+        refusal = self._rdma.refusal(request, str(worker.hello.get("ucx_missing", ""))[:200])
+        if refusal:
+            log.info("a client asks for RDMA and gets tcp: %s", refusal)
+        return refusal
 
     def _as_seen(self, mine: Slice) -> control.Device:
         """The GPU of a vGPU as its programs see it: as large as their quota."""
@@ -434,7 +450,9 @@ class Server:
             session.bound_at_s = time.monotonic()
             stages = {"bind": _us_since(began_s), **_stages(answer)}
             session.stages |= stages
-            self._set_deadline(session, self._settings.connect_timeout_s, "the client did not connect in time")
+            # A client whose UCX does not connect comes over tcp afterwards.
+            limit_s = self._settings.connect_timeout_s * (2 if session.asked_for_ucx else 1)
+            self._set_deadline(session, limit_s, "the client did not connect in time")
             self._send(envelope, control.Bound(id=request.id, stages=stages))
         elif "conflict" in answer:
             host, clashing = answer["conflict"]
@@ -458,8 +476,13 @@ class Server:
         if not session.connected:
             session.deadline = asyncio.get_running_loop().call_later(delay_s, session.worker.stop, reason)
 
-    def _connected(self, session: Session) -> None:
+    def _connected(self, session: Session, lanes: object) -> None:
         session.connected = True
+        if session.transport == "tcp" and lanes == "ucx":
+            session.transport = "ucx"
+        if session.asked_for_ucx:
+            uses = "RDMA (UCX)" if session.transport == "ucx" else f"{session.transport}, although it asked for RDMA"
+            log.info("session %s: the client uses %s", session.id, uses)
         session.stages["connected"] = _us_since(session.bound_at_s)
         told = ", ".join(f"{name} {us / 1000:.2f}" for name, us in session.stages.items())
         log.info("session %s: attach took, ms: %s (%s worker)", session.id, told,

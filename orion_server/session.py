@@ -37,6 +37,7 @@ class Session:
     allocation: str = ""  # of the pool's controller
     transport: str = ""
     connected: bool = False
+    asked_for_ucx: bool = False
     deadline: asyncio.TimerHandle | None = None
     stages: dict[str, int] = field(default_factory=dict)
     bound_at_s: float = 0.0

@@ -112,7 +112,7 @@ class WorkerProcess:
         self._broken = ""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.on_connected: Callable[[], None] | None = None
+        self.on_connected: Callable[[object], None] | None = None  # with the kind of its lanes, as the worker says
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next_id = 1
         self._protocol: ChannelProtocol | None = None
@@ -139,9 +139,11 @@ class WorkerProcess:
         isolation: Isolation,
         transport: str = "shm",
         uid: int = -1,
+        ucx_devices: str | None = None,
     ) -> WorkerProcess:
         """Starts a worker; `ready` completes when its contexts are made. `transport`: what it prepares for; `uid`: that
-        of a live worker of the same tenant, or -1."""
+        of a live worker of the same tenant, or -1. `ucx_devices`: those that UCX may use there, empty for all; None: it
+        does not load UCX."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         desk, desk_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -160,6 +162,7 @@ class WorkerProcess:
             command += ["--kind", libcuda.kind, "--libcuda", libcuda.path, "--log-level", log_level]
             command += ["--image-fd", str(desk_theirs.fileno()), "--transport", transport]
             command += ["--door-fd", str(door_theirs.fileno()), "--seat-fds", *map(str, seat.fds)]
+            command += ["--ucx-devices", ucx_devices] if ucx_devices is not None else []
             command += confinement.arguments()
             try:
                 process = subprocess.Popen(
@@ -268,7 +271,7 @@ class WorkerProcess:
         elif kind == "connected":
             self._remove_doorway()
             if self.on_connected is not None:
-                self.on_connected()
+                self.on_connected(message.get("lanes"))
         elif kind == "ended":
             self.stop(str(message.get("reason", ""))[:500])
         else:

@@ -82,6 +82,26 @@ postgresql() {
   as_root rm -f $folder/orion-setup.conf
 }
 
+# For the tests of UCX's lanes: UCX with its headers and ucx_perftest.
+ucx() {
+  local missing=()
+  compgen -G '/usr/lib/*/libucp.so.0' >/dev/null || missing+=(libucx0)
+  [ -e /usr/include/ucp/api/ucp.h ] || missing+=(libucx-dev)
+  command -v ucx_perftest >/dev/null || missing+=(ucx-utils)
+  if [ ${#missing[@]} -gt 0 ]; then need "${missing[@]}"; fi
+}
+
+# For `make rdma`: what goes into the emulated machine. Its kernel's package is fetched by tests/rdma/image.py.
+rdma_machine() {
+  local missing=()
+  command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+  command -v busybox >/dev/null || missing+=(busybox-static)
+  command -v rdma >/dev/null || missing+=(iproute2)
+  compgen -G '/usr/lib/*/libibverbs/librxe-*.so' >/dev/null || missing+=(ibverbs-providers)
+  if [ ${#missing[@]} -gt 0 ]; then need "${missing[@]}"; fi
+  apt-cache depends linux-image-amd64 2>/dev/null | grep -q 'Depends: linux-image-' || as_root apt-get update -qq
+}
+
 virtual_environment() {
   local python
   if [ -e $VENV/bin/python ] && ! usable_python $VENV/bin/python; then
@@ -110,12 +130,17 @@ quietly() {
   fi
 }
 
+if [ "${1:-}" = --rdma ]; then
+  rdma_machine
+  exit 0
+fi
 if [ -e $STAMP ] && [ $STAMP -nt pyproject.toml ] && [ $STAMP -nt setup.py ] && [ $STAMP -nt tools/setup.sh ] &&
   [ $STAMP -nt tools/build_pycuda.py ] && usable_python $VENV/bin/python; then
   exit 0
 fi
 system_packages
 postgresql
+ucx
 virtual_environment
 touch $STAMP
 say "ready"

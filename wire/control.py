@@ -74,6 +74,8 @@ class Attach(_Message, tag="attach", kw_only=True):
     group: Text = ""
     res_group: Text = ""  # "BOX": the sessions of `group` share one vGPU on each GPU
     ticket: Annotated[bytes, Meta(max_length=2048)] = b""  # of the pool's controller (wire/ticket.py)
+    # UCX's lanes: "any" where the client wants them whatever carries them, "rdma" where both sides must have a device.
+    ucx: Annotated[str, Meta(max_length=16)] = ""
     # Encrypted lanes: what the client wants, and the ciphers that it can use, best first. Where control is not
     # encrypted it names none: their keys come from the token, which control carries.
     encrypt: Literal["auto", "on", "off"] = "auto"
@@ -112,6 +114,8 @@ class Attached(_Message, tag="attached", kw_only=True):
     tcp_ops: Text = ""
     tcp_bulk: Text = ""
     cipher: Annotated[str, Meta(max_length=32)] = ""  # of plain TCP lanes; empty: they are not encrypted
+    ucx: Text = ""  # endpoint of UCX's lanes, offered beside the plain ones; never encrypted
+    ucx_refused: Annotated[str, Meta(max_length=200)] = ""  # why there are none, where the client asked
     warm: bool = False  # whether a worker was ready when the request came
     stages: Stages = {}
     devices: Annotated[list[Device], Meta(max_length=64)]

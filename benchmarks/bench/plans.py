@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks import rows as row_programs
+from benchmarks.bench import ucx
 from benchmarks.bench.crowd import ATTACH_TIMEOUT_MS, crowd_task
 from benchmarks.bench.ground import Done, Ground, floors_task, known, rounded, streams_task
 from benchmarks.bench.model import NATIVE, Cell, Impossible, Network, Options, Row, Task, Unknown
@@ -58,6 +59,8 @@ def latency(ground: Ground, repeats: int) -> list[Task]:
     tasks = []
     for repeat in range(repeats):
         tasks.append(floors_task(ground, "latency", repeat))
+        if ucx.UCX in ground.options.places:
+            tasks.append(ucx.floors_task("latency", repeat))
         for place in ground.options.places:
             tasks.append(ground.rows_task(tuple(Cell("latency", name, place, repeat) for name in names)))
     return tasks
@@ -73,6 +76,8 @@ def copy(ground: Ground, repeats: int) -> list[Task]:
     for repeat in range(repeats):
         if "tcp" in options.places:
             tasks.append(streams_task(ground, "copy", repeat, options.seconds or 1.0))
+        if ucx.UCX in options.places:
+            tasks.append(ucx.floors_task("copy", repeat))
         for place in options.places:
             tasks.append(ground.rows_task(tuple(Cell("copy", name, place, repeat) for name in names)))
     return tasks

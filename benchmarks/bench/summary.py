@@ -131,6 +131,9 @@ def floors_of(line: Line, entry: Entry, floors: dict[tuple[str, str], tuple[floa
         return [("the link", entry.value.median / entry.network["rtt_us"])] if waits else []
     if waits and entry.place == "tcp":
         return ratio("tcp_rtt", "bare TCP")
+    if waits and entry.place == "ucx":
+        cpus = floors.get((line.command, "ucx_am_rtt_poll"), (0.0, 0))[1]
+        return ratio("ucx_am_rtt_poll" if cpus > 2 else "ucx_am_rtt_sleep", "bare UCX")
     if waits and entry.place == "shm":
         cpus = floors.get((line.command, "shm_spin_rtt"), (0.0, 0))[1]
         # With fewer than three there is no core to spin on.
@@ -141,6 +144,8 @@ def floors_of(line: Line, entry: Entry, floors: dict[tuple[str, str], tuple[floa
         return ratio("ring_drain", "bare ring")
     if bulk and entry.place == "tcp":
         return [*ratio("tcp_1_cycling", "1 stream"), *ratio("tcp_4_cycling", "4 streams")]
+    if bulk and entry.place == "ucx":
+        return [*ratio("ucx_am_poll", "UCX polling"), *ratio("ucx_am_sleep", "UCX asleep")]
     return []
 
 

@@ -50,6 +50,27 @@ MACHINE = {
         "warn", "`memfd_create` is not allowed here, so there is no shared memory: tcp is used.",
         "Allow `memfd_create` in the container's seccomp profile."),
 }  # fmt: skip
+RDMA = {
+    "rdma-no-device": Trouble(
+        "warn", "RDMA is asked for and no RDMA device has a link.",
+        "`rdma link` shows the devices: load the network vendor's driver and cable it, or correct `ibverbs_device` "
+        "(ORION_IBVERBS_DEVICE). Until then tcp is used."),
+    "ucx-missing": Trouble(
+        "warn", "UCX (libucp.so.0) cannot be loaded, so there is no RDMA; everything else works.",
+        "`apt-get install libucx0` (verbs, no CUDA), or the network vendor's UCX; in a container, inside it."),
+    "ucx-too-old": Trouble(
+        "warn", "UCX is older than 1.13, so there is no RDMA.", "Install UCX 1.13 or newer."),
+    "ucx-without-verbs": Trouble(
+        "warn", "This UCX was built without verbs or rdmacm: it moves bytes over tcp alone.",
+        "Put another UCX in the loader's path: Debian's libucx0, or the network vendor's. The wheels on PyPI have "
+        "none."),
+    "rdma-nodes": Trouble(
+        "warn", "The nodes in /dev/infiniband are not there or may not be opened.",
+        "`docker run --device /dev/infiniband`; in Kubernetes the device plugin of the network's vendor."),
+    "rdma-memlock": Trouble(
+        "warn", "Less memory may be locked than RDMA registers.",
+        "`ulimit -l unlimited`, `--ulimit memlock=-1`, `LimitMEMLOCK=infinity`; else tcp is used."),
+}  # fmt: skip
 CLIENT = {
     "libraries-missing": Trouble(
         "fail", "Orion's libcuda.so.1 or libnvidia-ml.so.1 is not there.",
@@ -196,7 +217,7 @@ CONTROLLER = {
         "warn", "No vGPU of the default size is free.",
         "`orionctl top` shows who has what; `orionctl get queue` who waits."),
 }  # fmt: skip
-SECTIONS = {"The machine": MACHINE, "Clients": CLIENT, "Servers": SERVER, "The controller": CONTROLLER}
+SECTIONS = {"The machine": MACHINE, "RDMA": RDMA, "Clients": CLIENT, "Servers": SERVER, "The controller": CONTROLLER}
 TROUBLES: dict[str, Trouble] = {name: trouble for section in SECTIONS.values() for name, trouble in section.items()}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orion_client import __version__, config_file, libraries, settings
+from orion_client.check import rdma
 from orion_client.check.finding import Finding, ok, wrong
 from orion_client.control_client import KeyTrouble, ServerUnreachable, stats
 
@@ -39,6 +40,9 @@ def runtime(server: str | None, timeout_s: float) -> Iterator[Finding]:
     yield from _preload()
     yield _device_nodes()
     yield from _configuration()
+    wish = (settings.setting("ORION_TRANSPORT") or "auto").lower()
+    if wish in ("auto", "ucx"):
+        yield from rdma.runtime(wish == "ucx", settings.setting("ORION_IBVERBS_DEVICE") or "")
     try:
         named = [settings.parse_server(s) for s in server.split(",")] if server else settings.servers()
         if not server and settings.controllers():
@@ -177,7 +181,11 @@ def _transport(address: str) -> Finding:
     if not is_loopback(address.rpartition(":")[0]):
         if wish == "shm":
             return wrong("shm-not-possible", "transport", f"ORION_TRANSPORT=shm, and {address} is another host")
-        return ok("transport", f"{address} is another host: tcp will be used")
+        with_rdma = wish in ("auto", "ucx") and bool(rdma.ports()[0])
+        used = "RDMA where the server enables it, else tcp," if with_rdma else "tcp"
+        return ok("transport", f"{address} is another host: {used} will be used")
+    if wish == "ucx":
+        return ok("transport", "ucx, because ORION_TRANSPORT=ucx; shm would be faster on this host")
     if wish == "tcp":
         return ok("transport", "tcp, because ORION_TRANSPORT=tcp; shm would be faster on this host")
     return ok("transport", "shm is possible when client and server run under the same user")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orion_client import settings
+from orion_client.check import rdma
 from orion_client.check.client import versions
 from orion_client.check.finding import Finding, ok, wrong
 from orion_client.control_client import ServerUnreachable, stats
@@ -42,6 +43,7 @@ def runtime(timeout_s: float, config: Path | None = None) -> Iterator[Finding]:
     yield from _private_folder(getattr(configured, "socket_dir", None))
     yield _seccomp()
     if configured is not None:
+        yield from rdma.runtime(configured.enable_rdma, configured.ibverbs_device)
         yield from _port(configured.host, configured.port, timeout_s)
 
 

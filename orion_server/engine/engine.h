@@ -21,6 +21,7 @@ typedef struct orion_engine_config {
   int launchers;             // threads that launch for programs with several busy streams (launcher.h); 0: none
   int launchers_always;      // 1: they get every launch that they may, not only where that is faster. For tests
   int spin_us;               // how long to spin before sleeping; ignored (no spinning) with two CPUs or fewer
+  int ucx_spin_us;           // over UCX instead of spin_us, on any number of CPUs; -1: as spin_us
   int image_fd;              // socket of packets to orion-server's image cache; 0 or less: none
   int seat_fd;               // memory of this worker's seat (orion_seat.h); 0 or less: nothing is limited
   int doorbell_fd, wake_fd;  // eventfds of the seat: to orion-server, and from it
@@ -117,6 +118,17 @@ enum orion_engine_cipher {
 int orion_engine_cipher_usable(int cipher);
 int orion_engine_tcp_listen(orion_engine* engine, int lanes, const char* address, int cipher, const uint8_t* token,
                             uint32_t token_bytes, char* ops_endpoint, char* bulk_endpoint);
+// Also offers UCX's lanes (RDMA), until the client has come over them or over plain TCP, whose lanes are open already;
+// the endpoint as above. `devices`: those that UCX may use, as it names them; empty: all. UCX goes on opening sockets
+// until the client has come: `isolate` (below) says what happens then with the filter LANES. Not 0: there are none, and
+// `why` (256 bytes) says why; plain TCP stays as it is.
+enum orion_engine_isolate { ENGINE_ISOLATE_NOT, ENGINE_ISOLATE_ON, ENGINE_ISOLATE_REQUIRED };
+int orion_engine_ucx_listen(orion_engine* engine, const char* devices, int isolate, int tells, char* endpoint,
+                            char* why);
+// Loads UCX: 1 and its version (32 bytes), or 0 and why not (256 bytes).
+int orion_engine_ucx_usable(char* version, char* why);
+// What carries the session over a network: "tcp" or "ucx". Only true once the client has come.
+const char* orion_engine_lanes(const orion_engine* engine);
 // 0: bound. -1: an address range is taken; *conflicts has bit 0 for the host arena, bit 1 + i for devices[i], and the
 // call may be repeated with other addresses. Otherwise a CUresult.
 int orion_engine_bind(orion_engine* engine, const orion_engine_bind_request* request, uint64_t* conflicts);

@@ -450,6 +450,7 @@ struct orion_engine {
 
   // Counters that other threads read.
   _Atomic uint64_t stat_operations, stat_launches, stat_work, stat_replies, stat_late, stat_parked, stat_parked_now;
+  _Atomic bool lanes_are_ucx;
   _Atomic uint64_t stat_frees, stat_frees_done, stat_maps, stat_pinned, stat_in, stat_out, stat_lanes, stat_fatal,
       stat_gaps, stat_image_bytes;
   _Atomic uint64_t stat_time[ENGINE_STATES], stat_launches_timed, stat_launches_timed_ns, stat_handed;

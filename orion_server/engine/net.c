@@ -73,13 +73,15 @@ void net_queue_frame(orion_engine* e, uint16_t type, uint64_t sequence, uint64_t
   n->queued_bytes += f->bytes;
 }
 
-void net_frame_sent(struct orion_net* n) {
-  out_frame* sent = n->first_frame;
-  n->first_frame = sent->next;
+out_frame* net_frame_taken(struct orion_net* n) {
+  out_frame* taken = n->first_frame;
+  n->first_frame = taken->next;
   if (!n->first_frame) n->last_frame = &n->first_frame;
-  n->queued_bytes -= sent->bytes;
-  free(sent);
+  n->queued_bytes -= taken->bytes;
+  return taken;
 }
+
+void net_frame_sent(struct orion_net* n) { free(net_frame_taken(n)); }
 
 static bool copy_complete(const orion_engine* e, const out_copy* c) {
   if (!c->track) return true;

@@ -1,5 +1,6 @@
-// The network side in three files: net.c (what is sent and in which order, what arrives), net_raw.c (lanes that are
-// plain TCP sockets), net_zmq.c (lanes that are ZeroMQ's). The lanes only move frames.
+// The network side: net.c (what is sent and in which order, what arrives), net_raw.c and net_stripes.c (lanes that are
+// plain TCP sockets), net_ucx.c (UCX's), net_zmq.c (ZeroMQ's), net_order.c (what lanes that overtake each other share).
+// The lanes only move frames.
 #ifndef ORION_ENGINE_NET_H
 #define ORION_ENGINE_NET_H
 
@@ -108,7 +109,7 @@ struct orion_net {
   _Alignas(8) uint8_t op[ORION_OP_MAX_BYTES];
 };
 
-extern const net_lanes net_raw_lanes, net_zmq_lanes;
+extern const net_lanes net_raw_lanes, net_zmq_lanes, net_ucx_lanes;
 /// Open the lanes of n->state; false with errno or zmq_errno set.
 bool net_raw_open(orion_engine* e, char* endpoint);
 bool net_zmq_open(orion_engine* e, char* ops_endpoint, char* bulk_endpoint);
@@ -127,6 +128,8 @@ void net_queue_frame(orion_engine* e, uint16_t type, uint64_t sequence, uint64_t
                      uint32_t bytes);
 /// Frees the first frame.
 void net_frame_sent(struct orion_net* n);
+/// The first frame, which is the caller's to free from now on.
+out_frame* net_frame_taken(struct orion_net* n);
 /// A copy of a frame; NULL after the session has ended without memory.
 held_frame* net_held_new(orion_engine* e, const orion_frame* head, const uint8_t* body);
 bool net_token_matches(const struct orion_net* n, const uint8_t* body, uint32_t bytes);

@@ -30,6 +30,7 @@ bool net_raw_open(orion_engine* e, char* endpoint) {
   e->net->state = r;
   e->net->lanes = &net_raw_lanes;
   r->ops = -1;
+  r->order.counted = net_stripes_publish;
   r->in = malloc(RAW_IN_BYTES);
   r->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   struct sockaddr_in address = {.sin_family = AF_INET};
@@ -191,55 +192,6 @@ static bool greet_all(orion_engine* e) {
 }
 
 // ------------------------------------------------------------------------------------------------ from the client
-// Client words that name a number follow what has it.
-static bool is_due(const orion_engine* e, const orion_frame* head) {
-  return head->sequence <= e->bulk_arrived + (head->type != ORION_FRAME_CLIENT_WORDS);
-}
-
-static void take_due(orion_engine* e, const orion_frame* head, const uint8_t* body) {
-  if (head->type == ORION_FRAME_CLIENT_WORDS) {
-    net_take_frame(e, head, body, false);
-  } else {
-    net_take_numbered(e, head, body);
-    net_stripes_publish(e);
-  }
-}
-
-// A numbered frame of lane 0. One whose turn has not come is kept, and what follows it on the lane is taken meanwhile:
-// only operations that name its number wait.
-static void take_numbered(orion_engine* e, const orion_frame* head, const uint8_t* body) {
-  raw_lanes* r = net_raw_of(e);
-  if (!r->early_first && is_due(e, head)) {
-    take_due(e, head, body);
-    return;
-  }
-  if (head->sequence < r->early_last) {
-    net_malformed(e, "bulk out of sequence");
-    return;
-  }
-  held_frame* f = net_held_new(e, head, body);
-  if (!f) return;
-  r->early_last = head->sequence;
-  *(r->early_first ? r->early_end : &r->early_first) = f;
-  r->early_end = &f->next;
-  e->net->held_bytes += f->bytes;
-}
-
-static bool take_early(orion_engine* e) {
-  raw_lanes* r = net_raw_of(e);
-  bool moved = net_stripes_take(e);
-  while (r->early_first && is_due(e, &r->early_first->head) && !e->end) {
-    held_frame* f = r->early_first;
-    r->early_first = f->next;
-    e->net->held_bytes -= f->bytes;
-    take_due(e, &f->head, f->data);
-    free(f);
-    (void)net_stripes_take(e);
-    moved = true;
-  }
-  return moved;
-}
-
 // Takes whole frames off the buffer while they may be taken.
 static void parse(orion_engine* e) {
   raw_lanes* r = net_raw_of(e);
@@ -253,9 +205,8 @@ static void parse(orion_engine* e) {
     if (r->in_end - r->in_first - sizeof head < head.bytes) break;
     const uint8_t* body = r->in + r->in_first + sizeof head;
     r->in_first += sizeof head + head.bytes;
-    const bool follows = head.type == ORION_FRAME_CLIENT_WORDS && head.sequence != 0;
-    if (head.type == ORION_FRAME_BULK || head.type == ORION_FRAME_RUNS || follows) {
-      take_numbered(e, &head, body);
+    if (net_order_is_numbered(&head)) {
+      net_order_take(e, &r->order, &head, body);
     } else {
       net_take_frame(e, &head, body, false);
     }
@@ -319,7 +270,7 @@ static bool receive_sealed(orion_engine* e) {
 static bool receive(orion_engine* e) {
   raw_lanes* r = net_raw_of(e);
   if (!r->complete) return greet_all(e);
-  bool moved = take_early(e);
+  bool moved = net_order_take_due(e, &r->order);
   const size_t before = r->in_end - r->in_first;
   if (before) parse(e);
   moved |= r->in_end - r->in_first != before;
@@ -569,11 +520,7 @@ static void raw_close(orion_engine* e) {
   while (r->stranger_count) drop_stranger(r, 0);
   if (r->listener >= 0) close(r->listener);
   net_stripes_close(r);
-  while (r->early_first) {
-    held_frame* next = r->early_first->next;
-    free(r->early_first);
-    r->early_first = next;
-  }
+  net_order_free(&r->order);
   if (r->sealed) sodium_memzero(r->sealed, sizeof *r->sealed);
   free(r->sealed);
   free(r->in);

@@ -5,8 +5,7 @@
 
 #include <sys/socket.h>
 
-#include "net.h"
-#include "orion_lanes.h"
+#include "net_order.h"
 #include "orion_stripe_io.h"
 
 #define RAW_STRANGERS 16u
@@ -27,12 +26,6 @@ typedef struct raw_piece {
   const uint8_t* from;
   uint64_t offset, bytes, sequence, after, due_ns;
 } raw_piece;
-
-// What a stripe has stored, until the engine has counted it.
-typedef struct raw_stored {
-  _Atomic uint64_t sequence;  // 0: nothing
-  uint64_t offset, bytes;
-} raw_stored;
 
 typedef struct raw_stripe {
   orion_engine* engine;
@@ -65,8 +58,6 @@ typedef struct raw_lanes {
   size_t first_sent;  // bytes of the first frame that have gone
   bool at_end;        // the client has closed it
   bool blocked;       // the socket takes no more at present
-  held_frame *early_first, **early_end;
-  uint64_t early_last;
   orion_link link;
   orion_group group;
   _Atomic bool sleeping;
@@ -77,7 +68,7 @@ typedef struct raw_lanes {
   _Atomic bool stop;
   _Atomic uint64_t arrived;  // bulk_arrived, for the stripes
   _Atomic uint32_t arrived_tick, arrived_waiters;
-  raw_stored window[ORION_WINDOW];
+  net_order order;
   pthread_mutex_t lock;
   pthread_cond_t has_piece;
   raw_piece pieces[RAW_PIECES];
@@ -92,11 +83,9 @@ bool net_stripes_init(raw_lanes* r);
 /// Starts the two threads of stripe `index`; the seals are NULL or as the greeting has left them. False: there are no
 /// threads to be had; the descriptor stays the caller's.
 bool net_stripe_start(orion_engine* e, uint32_t index, int fd, const orion_seal* in, const orion_seal* out);
-/// Counts what the stripes have stored, in order. True when there was something.
-bool net_stripes_take(orion_engine* e);
 /// bulk_arrived has grown.
 void net_stripes_publish(orion_engine* e);
-/// Whether there is something that net_stripes_take would count, or a fault.
+/// Whether there is something that net_order_count would count, or a fault.
 bool net_stripes_news(orion_engine* e);
 bool net_stripes_room(raw_lanes* r);
 void net_stripes_send(raw_lanes* r, raw_piece piece);

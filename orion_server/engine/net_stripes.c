@@ -59,7 +59,7 @@ static void* receive_stripe(void* argument) {
       return NULL;
     }
     if (!await_turn(r, &head)) return NULL;
-    raw_stored* slot = &r->window[head.sequence % ORION_WINDOW];
+    net_stored* slot = &r->order.window[head.sequence % ORION_WINDOW];
     if (atomic_load_explicit(&slot->sequence, memory_order_relaxed)) {
       fail(e, RAW_MALFORMED);
       return NULL;
@@ -76,23 +76,6 @@ static void* receive_stripe(void* argument) {
   }
 }
 
-bool net_stripes_take(orion_engine* e) {
-  raw_lanes* r = net_raw_of(e);
-  bool any = false;
-  for (;;) {
-    const uint64_t next = e->bulk_arrived + 1;
-    raw_stored* slot = &r->window[next % ORION_WINDOW];
-    if (atomic_load_explicit(&slot->sequence, memory_order_acquire) != next) break;
-    if (e->coherent_count) coherent_arrived(e, slot->offset, e->arena + slot->offset, slot->bytes);
-    STAT_ADD(e, stat_in, slot->bytes);
-    atomic_store_explicit(&slot->sequence, 0, memory_order_relaxed);
-    e->bulk_arrived = next;
-    any = true;
-  }
-  if (any) net_stripes_publish(e);
-  return any;
-}
-
 void net_stripes_publish(orion_engine* e) {
   raw_lanes* r = net_raw_of(e);
   atomic_store(&r->arrived, e->bulk_arrived);
@@ -104,7 +87,7 @@ void net_stripes_publish(orion_engine* e) {
 bool net_stripes_news(orion_engine* e) {
   raw_lanes* r = net_raw_of(e);
   const uint64_t next = e->bulk_arrived + 1;
-  return atomic_load(&r->window[next % ORION_WINDOW].sequence) == next || atomic_load(&r->fault);
+  return atomic_load(&r->order.window[next % ORION_WINDOW].sequence) == next || atomic_load(&r->fault);
 }
 
 // ------------------------------------------------------------------------------------------------ towards the client

@@ -26,6 +26,7 @@ from orion_server.worker.engine import (
     Files,
     Seat,
     reserve_addresses,
+    ucx_problem,
     usable_cipher,
 )
 
@@ -50,6 +51,7 @@ class Worker:
         seat: Seat,
         door: socket.socket,
         confinement: Confinement,
+        ucx_devices: str | None = None,
     ) -> None:
         self._channel = channel
         self._kind = kind
@@ -61,6 +63,8 @@ class Worker:
         self._seat = seat
         self._door = door
         self._confinement = confinement
+        self._ucx_devices = ucx_devices  # None: no UCX
+        self._isolates_later = False  # the engine installs the filter LANES when the client has come
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel.socket, selectors.EVENT_READ, self._on_channel)
         self._engine: Engine | None = None
@@ -80,6 +84,10 @@ class Worker:
         handles: list[int] = []
         if self._kind != "null":
             load(self._libcuda)
+        ucx_missing = ""
+        if self._ucx_devices is not None:
+            self._confinement.allow_locked_memory()
+            ucx_missing = ucx_problem()
         self._confinement.become()
         watch.lap("load")
         if self._kind == "null":
@@ -105,7 +113,7 @@ class Worker:
         free_bytes = self._driver.free_bytes() if self._driver is not None else [d["total_bytes"] for d in devices]
         self._channel.send(
             {"type": "hello", "driver_version": driver_version, "devices": devices, "free_bytes": free_bytes,
-             "times": watch.laps}
+             "times": watch.laps, "ucx_missing": ucx_missing}
         )  # fmt: skip
 
     def serve(self) -> str:
@@ -114,7 +122,7 @@ class Worker:
             events = self._selector.select(_LANES_POLL_S if self._awaits_lanes else None)
             if self._awaits_lanes and self._engine is not None and self._engine.lanes_connected():
                 self._awaits_lanes = False
-                self._channel.send({"type": "connected"})
+                self._channel.send({"type": "connected", "lanes": self._engine.lanes()})
             for key, _ in events:
                 key.data()
                 if self._end is not None:
@@ -169,8 +177,21 @@ class Worker:
             answer["tcp_ops"], answer["tcp_bulk"] = endpoints
             answer["cipher"] = cipher
             watch.lap("lanes")
-        self._confinement.forbid(LANES)
+            if message.get("ucx"):
+                self._open_ucx(answer)
+                watch.lap("ucx")
+        if not self._isolates_later:
+            self._confinement.forbid(LANES)
         return answer
+
+    def _open_ucx(self, answer: dict[str, Any]) -> None:
+        assert self._engine is not None and self._ucx_devices is not None
+        seccomp = self._confinement.seccomp
+        endpoint, why = self._engine.open_ucx(self._ucx_devices, seccomp, self._confinement.tells)
+        answer["ucx"], answer["ucx_refused"] = endpoint, why
+        self._isolates_later = bool(endpoint)
+        if why:
+            log.warning("no UCX for this client, which may use tcp: %s", why)
 
     def _bind(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._engine is not None
@@ -180,6 +201,8 @@ class Worker:
             if message["transport"] == "shm":
                 assert self._doorway is not None
                 self._engine.bind_shm(host_base, devices)
+                if self._isolates_later:  # the lanes have just been closed
+                    self._confinement.forbid(LANES)
                 self._doorway.fds = self._engine.memory
             else:
                 self._close_doorway()
@@ -287,6 +310,7 @@ def main() -> None:
     parser.add_argument("--kind", required=True)
     parser.add_argument("--libcuda", required=True)
     parser.add_argument("--transport", choices=["shm", "tcp"], default="shm")
+    parser.add_argument("--ucx-devices", default=None)
     parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args()
     confinement = Confinement(arguments.uid, arguments.groups, arguments.seccomp, tells=arguments.log_level == "debug")
@@ -308,6 +332,7 @@ def main() -> None:
         Seat(*arguments.seat_fds),
         socket.socket(fileno=arguments.door_fd),
         confinement,
+        arguments.ucx_devices,
     )
     try:
         worker.warm()

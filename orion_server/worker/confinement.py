@@ -5,6 +5,7 @@ Everything here is for good: nothing that a tenant makes this process do can tak
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -33,8 +34,8 @@ class Confinement:
     def __init__(self, uid: int = -1, groups: Sequence[int] = (), seccomp: str = "on", tells: bool = False) -> None:
         self._uid = uid
         self._groups = list(groups)
-        self._seccomp = seccomp
-        self._tells = tells
+        self.seccomp = seccomp
+        self.tells = tells
 
     def limit(self) -> None:
         """Dies with the server; no core file, no debugger, no environment or memory for other processes to read."""
@@ -44,6 +45,11 @@ class Confinement:
         _lower(resource.RLIMIT_NOFILE, _DESCRIPTORS_MAX)
         _lower(resource.RLIMIT_MSGQUEUE, 0)
         # Not RLIMIT_AS: the driver reserves far more than it uses. Not RLIMIT_FSIZE: it would bound memfds.
+
+    def allow_locked_memory(self) -> None:
+        """RDMA devices lock what is registered with them. Only root may raise the limit; else it stays as it is."""
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     def become(self) -> None:
         """Takes the uid: before the driver is initialised, which notes who opens it, and after all is imported, which
@@ -66,13 +72,13 @@ class Confinement:
 
     def forbid(self, stage: int) -> None:
         """Installs the filter of system calls of a stage on all threads."""
-        if self._seccomp == "off":
+        if self.seccomp == "off":
             return
-        error = lib.orion_isolate(stage, self._tells)
+        error = lib.orion_isolate(stage, self.tells)
         if error == 0:
             return
         text = f"no filter of system calls: {os.strerror(error)}"
-        if self._seccomp == "required":
+        if self.seccomp == "required":
             raise ConfinementError(text)
         log.warning("%s: this worker may make every one", text)
 

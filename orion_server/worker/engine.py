@@ -21,6 +21,11 @@ _CIPHERS = {
     "aes256gcm": lib.ORION_ENGINE_CIPHER_AES256GCM,
     "chacha20poly1305": lib.ORION_ENGINE_CIPHER_CHACHA20POLY1305,
 }
+_ISOLATE = {
+    "off": lib.ENGINE_ISOLATE_NOT,
+    "on": lib.ENGINE_ISOLATE_ON,
+    "required": lib.ENGINE_ISOLATE_REQUIRED,
+}
 _LOG_LEVELS = {"error": 0, "warning": 1, "info": 2, "debug": 3}
 
 
@@ -35,6 +40,14 @@ class Files(NamedTuple):
 def usable_cipher(offered: list[str]) -> str:
     """The first of the client's ciphers that this machine can use too; empty when there is none."""
     return next((name for name in offered if name in _CIPHERS and lib.orion_engine_cipher_usable(_CIPHERS[name])), "")
+
+
+def ucx_problem() -> str:
+    """Loads UCX into this process; why it cannot be used, or nothing."""
+    version, why = ffi.new("char[32]"), ffi.new("char[256]")
+    if lib.orion_engine_ucx_usable(version, why):
+        return ""
+    return str(ffi.string(why).decode(errors="replace"))
 
 
 class Seat(NamedTuple):
@@ -96,6 +109,7 @@ class Engine:
         config.transport = lib.ORION_ENGINE_SHM
         config.cpu_count = len(os.sched_getaffinity(0))
         config.spin_us = _SPIN_US
+        config.ucx_spin_us = int(os.environ.get("ORION_UCX_SPIN_US") or -1)
         config.launchers = int(os.environ.get("ORION_ENGINE_LAUNCHERS") or default_launchers(config.cpu_count))
         config.launchers_always = os.environ.get("ORION_ENGINE_LAUNCHERS_ALWAYS") == "1"
         config.image_fd = image_fd
@@ -147,6 +161,19 @@ class Engine:
         if result != 0:
             raise EngineError("orion_engine_tcp_listen", result)
         return ffi.string(ops).decode(), ffi.string(bulk).decode()
+
+    def open_ucx(self, devices: str, seccomp: str, tells: bool) -> tuple[str, str]:
+        """Offers UCX's lanes beside plain TCP ones that are open; their endpoint, or nothing and why not. The engine
+        installs the filter of system calls LANES once the client has come, as `seccomp` says."""
+        endpoint, why = ffi.new("char[64]"), ffi.new("char[256]")
+        result = lib.orion_engine_ucx_listen(self._engine, devices.encode(), _ISOLATE[seccomp], tells, endpoint, why)
+        if result == 0:
+            return ffi.string(endpoint).decode(), ""
+        return "", ffi.string(why).decode(errors="replace") or f"orion_engine_ucx_listen returned {result}"
+
+    def lanes(self) -> str:
+        """What carries the session, once the client has come: tcp or ucx."""
+        return str(ffi.string(lib.orion_engine_lanes(self._engine)).decode())
 
     def bind_shm(self, host_base: int, devices: list[tuple[int, int, int]]) -> None:
         """Agrees on addresses with a client that maps `memory` too; closes lanes that were offered."""

@@ -44,7 +44,7 @@ typedef struct orion_session {
   bool is_softgpu;
   bool runtime_validated;      // the server ran NVIDIA's runtime on its driver
   bool runtime_selftest;       // ORION_RUNTIME_SELFTEST
-  const char* transport_name;  // "shm" or "tcp"
+  const char* transport_name;  // "shm", "tcp" or "ucx"
   enum orion_coherent_wish coherent;
   uint32_t device_output_from;  // value of its word from which waits ask for what kernels print (ORION_DEVICE_PRINTF)
   char server_address[128];

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orion_client import config_file
-from orion_client.check import catalogue, client
+from orion_client.check import catalogue, client, rdma
 from orion_client.check.controller import pool_size
 from orion_client.private_server import PrivateServer
 from tests.client.pool_http import PoolServer
@@ -89,7 +89,7 @@ def test_text_and_usage(server: PrivateServer) -> None:
 def test_faults_of_a_client(check: Check, tmp_path: Path) -> None:
     code, found = check(ORION_SERVER=dead_address(), ORION_TRANSPORT="pigeon")
     assert code == 1 and "ORION_TRANSPORT=pigeon" in found["setting-invalid"]["message"]
-    assert "auto, shm or tcp" in found["setting-invalid"]["message"]
+    assert "auto, shm, ucx or tcp" in found["setting-invalid"]["message"]
     assert found["server-unreachable"]["status"] == "fail"
     other = tmp_path / "libcuda.so.1"
     other.write_bytes(b"another driver")
@@ -127,6 +127,20 @@ def test_each_line_of_client_conf_is_judged(check: Check, tmp_path: Path) -> Non
     assert config_file.troubles(tmp_path / "none") == []
 
 
+def test_what_rdma_needs(check: Check, server: PrivateServer, tmp_path: Path) -> None:
+    _, found = check("--server", server.address)
+    assert "UCX" not in found  # nobody asks for it, and there is no device
+    _, found = check("--server", server.address, ORION_TRANSPORT="ucx", ORION_IBVERBS_DEVICE="mlx5_7")
+    assert "mlx5_7" in found["rdma-no-device"]["message"]
+    (tmp_path / "libucp.so.0").write_text("not a library")
+    _, found = check("--server", server.address, ORION_TRANSPORT="ucx", LD_LIBRARY_PATH=str(tmp_path))
+    assert found["ucx-missing"]["status"] == "warn"
+    for port, state in (("mlx5_0/ports/1", "4: ACTIVE"), ("mlx5_0/ports/2", "1: DOWN")):
+        (tmp_path / port).mkdir(parents=True)
+        (tmp_path / port / "state").write_text(state + "\n")
+    assert rdma.ports(tmp_path) == (["mlx5_0:1"], ["mlx5_0:2"])
+
+
 def test_keys_that_the_library_reads_are_known() -> None:
     source = (ROOT / "shim" / "src" / "session" / "config.c").read_text()
     read = set(re.findall(r'"(ORION_[A-Z_0-9]+)"', source))
@@ -137,7 +151,7 @@ def test_keys_that_the_library_reads_are_known() -> None:
 def test_faults_of_a_server(check: Check, server: PrivateServer, tmp_path: Path) -> None:
     host, _, port = server.address.rpartition(":")
     conf = tmp_path / "server.conf"
-    conf.write_text(f"[server]\nlisten_port = {port}\nbind_addr = {host}\nenable_rdma = true\n")
+    conf.write_text(f"[server]\nlisten_port = {port}\nbind_addr = {host}\nenable_kvm = true\nenable_rdma = true\n")
     folder = tmp_path / f"orion-{os.geteuid()}"
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
@@ -148,6 +162,9 @@ def test_faults_of_a_server(check: Check, server: PrivateServer, tmp_path: Path)
     code, found = check("runtime", "server", "--config", str(conf), **private)
     assert code == 1
     assert {"private-folder-open", "admin-token-readable", "server-conf-unknown"} <= found.keys()
+    if not rdma.ports()[0]:
+        assert "no device has a link" in found["rdma-no-device"]["message"]
+        assert "with verbs" in found["UCX"]["message"]
     assert "runs on" in found["port"]["message"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

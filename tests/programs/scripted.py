@@ -42,6 +42,16 @@ def read() -> int:
     return result if result else (0 if bytes(host) == b"\7" * 16 else -1)
 
 
+def copies() -> int:
+    """Copies back and forth, without an end but the first failure."""
+    host = (ctypes.c_ubyte * BYTES)()
+    while True:
+        to_device = cuda.cuMemcpyHtoD_v2(pointer, host, ctypes.c_size_t(BYTES))
+        result = to_device or cuda.cuMemcpyDtoH_v2(host, pointer, ctypes.c_size_t(BYTES))
+        if result:
+            return result
+
+
 def free() -> int:
     return cuda.cuMemFree_v2(pointer)
 
@@ -92,6 +102,7 @@ STEPS = {
     "allocate": allocate,
     "fill": fill,
     "read": read,
+    "copies": copies,
     "free": free,
     "fork": fork,
     "sync": cuda.cuCtxSynchronize,

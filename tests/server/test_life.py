@@ -69,12 +69,12 @@ def test_orions_own_client_library_is_never_loaded(tmp_path):
 def test_config_file_uses_the_products_keys(tmp_path):
     path = tmp_path / "server.conf"
     path.write_text(
-        '[server]\nlisten_port = 9999\nbind_addr = 127.0.0.1\nenable_shm = "false"\nenable_rdma = true\n'
+        '[server]\nlisten_port = 9999\nbind_addr = 127.0.0.1\nenable_shm = "false"\nenable_kvm = true\n'
         "[log]\nlog_level = DEBUG\n"
     )
     settings = load_file(path, Settings())
     assert (settings.port, settings.enable_shm, settings.log_level) == (9999, False, "debug")
-    assert settings.ignored == ("[server] enable_rdma",)
+    assert settings.ignored == ("[server] enable_kvm",)
     for bad in ("[server]\nlisten_port = many\n", "[server]\nbind_addr = example\n", "[log]\nlog_level = LOUD\n", "x"):
         path.write_text(bad)
         with pytest.raises(ConfigError):

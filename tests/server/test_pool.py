@@ -58,7 +58,7 @@ class Scene:
 
         async def spawn(_libcuda: Any, _devices: Any, environment: dict[str, str], *others: Any) -> FakeWorker:
             pid = len(self.made) + 1
-            told = others[-1]
+            told = others[-2]
             self.made.append(FakeWorker(dict(environment), pid, told if told >= 0 else 1000 + pid if uids else -1))
             return self.made[-1]
 

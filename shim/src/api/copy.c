@@ -61,7 +61,7 @@ orion_place orion_place_host(const void* address, uint64_t bytes) {
   return place;
 }
 
-bool orion_over_network(const orion_session* session) { return strcmp(session->transport_name, "tcp") == 0; }
+bool orion_over_network(const orion_session* session) { return strcmp(session->transport_name, "shm") != 0; }
 
 CUresult orion_copy_wait(orion_stream* stream) {
   uint64_t value;

@@ -17,6 +17,7 @@
 #include "identity.h"
 #include "internal.h"
 #include "orion_seal.h"
+#include "orion_ucx_link.h"
 #include "stages.h"
 #include "stats.h"
 
@@ -32,7 +33,10 @@ uint32_t orion_session_count;
 static orion_device** devices;
 static uint32_t device_count;
 
-enum { GIVE_BACK_MS = 1000 };  // for the answers of all servers
+enum {
+  GIVE_BACK_MS = 1000,    // for the answers of all servers
+  UCX_CONNECT_MS = 3000,  // then tcp; more where ORION_ATTACH_TIMEOUT_MS is more than twice that
+};
 
 // One server while it is being attached to.
 typedef struct attach_job {
@@ -136,6 +140,16 @@ static void pack_security(const attach_job* job, const orion_config* config, ori
   orion_pack_string(p, job->control.is_encrypted && !job->granted ? config->client_key : "");
 }
 
+// Whether lanes of UCX are asked for: "rdma" where both sides must have a device, "any" where the user wants them
+// whatever carries them. They are never encrypted.
+static const char* ucx_wish(const orion_config* config) {
+  char device[64];
+  if (config->encrypt == ORION_ENCRYPT_ON) return "";
+  if (config->transport == ORION_WISH_UCX) return "any";
+  const bool has_device = config->transport == ORION_WISH_AUTO && orion_rdma_device(config->ibverbs_device, device);
+  return has_device && !config->emulate_rtt_ns && !config->emulate_bytes_per_second ? "rdma" : "";
+}
+
 static void ask(attach_job* job, const orion_config* config) {
   static const char* const forwarded[] = {"CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_MAX_COPY_CONNECTIONS",
                                           "CUDA_MODULE_LOADING",         "CUDA_MODULE_DATA_LOADING",
@@ -144,7 +158,8 @@ static void ask(attach_job* job, const orion_config* config) {
   uint8_t buffer[16384];
   orion_packer p = {buffer, 0, sizeof buffer, false};
   const orion_granted* granted = job->granted;
-  orion_control_begin(&job->control, &p, "attach", ORION_IDENTITY_PAIRS + 12 + (granted != NULL));
+  const char* ucx = ucx_wish(config);
+  orion_control_begin(&job->control, &p, "attach", ORION_IDENTITY_PAIRS + 13 + (granted != NULL));
   orion_pack_identity(&p);
   pack_security(job, config, &p);
   if (granted) {
@@ -153,8 +168,10 @@ static void ask(attach_job* job, const orion_config* config) {
   }
   orion_pack_string(&p, "transports");
   orion_pack_array(&p, config->transport == ORION_WISH_AUTO ? 2 : 1);
-  if (config->transport != ORION_WISH_TCP) orion_pack_string(&p, "shm");
+  if (config->transport == ORION_WISH_AUTO || config->transport == ORION_WISH_SHM) orion_pack_string(&p, "shm");
   if (config->transport != ORION_WISH_SHM) orion_pack_string(&p, "tcp");
+  orion_pack_string(&p, "ucx");
+  orion_pack_string(&p, ucx);
   orion_pack_string(&p, "lanes");
   orion_pack_array(&p, config->tcp_lanes == (ORION_LANES_RAW | ORION_LANES_ZMQ) ? 2 : 1);
   if (config->tcp_lanes & ORION_LANES_RAW) orion_pack_string(&p, "raw");
@@ -340,33 +357,86 @@ static CUresult bind_addresses(attach_job* job, const char* transport) {
   return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+static uint32_t ucx_timeout_ms(uint32_t timeout_ms) {
+  if (timeout_ms > 2 * UCX_CONNECT_MS) return timeout_ms / 2;
+  return timeout_ms < UCX_CONNECT_MS ? timeout_ms : UCX_CONNECT_MS;
+}
+
+// UCX's lanes, where the server offers them, else tcp's.
+static bool open_network(const attach_job* job, const orion_config* config) {
+  const orion_attach_answer* attached = &job->attached;
+  orion_session* session = &job->impl->base;
+  const uint32_t timeout_ms = job->control.timeout_ms;
+  if (attached->ucx[0]) {
+    const bool only = config->transport == ORION_WISH_UCX;
+    if (orion_tcp_open(session, config, attached->ucx, "", ORION_CIPHER_NONE, attached->token,
+                       only ? timeout_ms : ucx_timeout_ms(timeout_ms), only ? NULL : "tcp")) {
+      if (config->ucx_spin_us != UINT32_MAX) job->impl->spin_us = config->ucx_spin_us;
+      return true;
+    }
+    if (only) return false;
+  }
+  return orion_tcp_open(session, config, attached->tcp_ops, attached->tcp_bulk, attached->cipher, attached->token,
+                        timeout_ms, NULL);
+}
+
+static void tell_attached(const attach_job* job) {
+  const orion_attach_answer* attached = &job->attached;
+  const orion_session* session = &job->impl->base;
+  const bool is_raw = strncmp(attached->tcp_ops, "raw://", 6) == 0;
+  char how[224] = "";
+  if (strcmp(session->transport_name, "ucx") == 0)
+    snprintf(how, sizeof how, " (%s), not encrypted", orion_tcp_ucx_carriers(session));
+  else if (strcmp(session->transport_name, "tcp") == 0)
+    snprintf(how, sizeof how, "%s%s", is_raw ? " (plain sockets)" : " (ZeroMQ)",
+             attached->cipher == ORION_CIPHER_NONE        ? ""
+             : attached->cipher == ORION_CIPHER_AES256GCM ? ", encrypted (AES-256-GCM)"
+                                                          : ", encrypted (ChaCha20-Poly1305)");
+  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s", job->control.address, attached->server_version,
+            attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name, how);
+  if (attached->ucx_refused[0] && strcmp(session->transport_name, "tcp") == 0)
+    orion_log(ORION_LOG_INFO, "%s offers no RDMA: %s; using tcp", job->control.address, attached->ucx_refused);
+}
+
+// Whether the server's network lanes are what the user asked for. False after one line.
+static bool may_use_network(const attach_job* job, const orion_config* config) {
+  const orion_attach_answer* attached = &job->attached;
+  const char* address = job->control.address;
+  const bool is_raw = strncmp(attached->tcp_ops, "raw://", 6) == 0;
+  const char* why = NULL;
+  if (config->transport == ORION_WISH_UCX) {
+    if (attached->ucx[0]) return true;
+    orion_log(ORION_LOG_ERROR, "%s offers no UCX lanes: %s (ORION_TRANSPORT=auto falls back to tcp)", address,
+              attached->ucx_refused[0] ? attached->ucx_refused : "it is too old, or ORION_ENCRYPT is on");
+    return false;
+  }
+  if (!attached->tcp_ops[0] || (!is_raw && !attached->tcp_bulk[0]))
+    why = "offers neither shared memory nor tcp to this process";
+  else if (!(config->tcp_lanes & (is_raw ? ORION_LANES_RAW : ORION_LANES_ZMQ)))
+    why = "offers other tcp lanes than ORION_TCP_LANES asks for: leave it at auto";
+  if (why) orion_log(ORION_LOG_ERROR, "%s %s", address, why);
+  return why == NULL;
+}
+
 static CUresult connect_job(attach_job* job, const orion_config* config) {
   const orion_attach_answer* attached = &job->attached;
   const char* address = job->control.address;
+  const bool wants_shm = config->transport == ORION_WISH_SHM;
   int socket_fd = -1;
-  if (config->transport != ORION_WISH_TCP && attached->shm_socket[0]) {
+  if ((wants_shm || config->transport == ORION_WISH_AUTO) && attached->shm_socket[0]) {
     socket_fd = orion_shm_connect(attached->shm_socket);
     if (socket_fd < 0)
-      orion_log(config->transport == ORION_WISH_SHM ? ORION_LOG_ERROR : ORION_LOG_INFO,
-                "no shared memory with %s: %s: %s%s", address, attached->shm_socket, strerror(errno),
-                config->transport == ORION_WISH_SHM ? " (ORION_TRANSPORT=auto falls back to tcp)" : "; using tcp");
-  } else if (config->transport == ORION_WISH_SHM) {
+      orion_log(wants_shm ? ORION_LOG_ERROR : ORION_LOG_INFO, "no shared memory with %s: %s: %s%s", address,
+                attached->shm_socket, strerror(errno),
+                wants_shm ? " (ORION_TRANSPORT=auto falls back to tcp)" : "; using the network");
+  } else if (wants_shm) {
     orion_log(ORION_LOG_ERROR,
               "%s offers no shared memory to this process: is it on another host? (ORION_TRANSPORT=auto"
               " falls back to tcp)",
               address);
   }
-  if (socket_fd < 0 && config->transport == ORION_WISH_SHM) return CUDA_ERROR_NO_DEVICE;
-  const bool is_raw = strncmp(attached->tcp_ops, "raw://", 6) == 0;
-  if (socket_fd < 0 && (!attached->tcp_ops[0] || (!is_raw && !attached->tcp_bulk[0]))) {
-    orion_log(ORION_LOG_ERROR, "%s offers neither shared memory nor tcp to this process", address);
-    return CUDA_ERROR_NO_DEVICE;
-  }
-  if (socket_fd < 0 && !(config->tcp_lanes & (is_raw ? ORION_LANES_RAW : ORION_LANES_ZMQ))) {
-    orion_log(ORION_LOG_ERROR, "%s offers other tcp lanes than ORION_TCP_LANES asks for: leave it at auto", address);
-    return CUDA_ERROR_NO_DEVICE;
-  }
-  const bool is_sealed = is_raw && attached->cipher != ORION_CIPHER_NONE;
+  if (socket_fd < 0 && (wants_shm || !may_use_network(job, config))) return CUDA_ERROR_NO_DEVICE;
+  const bool is_sealed = strncmp(attached->tcp_ops, "raw://", 6) == 0 && attached->cipher != ORION_CIPHER_NONE;
   if (socket_fd < 0 && config->encrypt == ORION_ENCRYPT_ON && !is_sealed) {
     orion_log(ORION_LOG_ERROR, "%s does not encrypt its lanes and ORION_ENCRYPT=on asks for that", address);
     return CUDA_ERROR_NOT_PERMITTED;
@@ -385,19 +455,11 @@ static CUresult connect_job(attach_job* job, const orion_config* config) {
   session->runtime_selftest = config->runtime_selftest;
   snprintf(session->server_address, sizeof session->server_address, "%s", address);
   const bool opened = socket_fd >= 0 ? orion_shm_open(session, socket_fd, attached->token, job->control.timeout_ms)
-                                     : orion_tcp_open(session, config, attached->tcp_ops, attached->tcp_bulk,
-                                                      attached->cipher, attached->token, job->control.timeout_ms);
+                                     : open_network(job, config);
   if (!opened) return CUDA_ERROR_NO_DEVICE;
   if (!orion_session_start(job->impl)) return CUDA_ERROR_OUT_OF_MEMORY;
   orion_stages_lap(&job->stages, "open");
-  orion_log(ORION_LOG_INFO, "attached to %s (%s, %s) over %s%s%s", address, attached->server_version,
-            attached->is_softgpu ? "softgpu" : "nvidia", session->transport_name,
-            socket_fd >= 0 ? ""
-            : is_raw       ? " (plain sockets)"
-                           : " (ZeroMQ)",
-            socket_fd >= 0 || !is_sealed                 ? ""
-            : attached->cipher == ORION_CIPHER_AES256GCM ? ", encrypted (AES-256-GCM)"
-                                                         : ", encrypted (ChaCha20-Poly1305)");
+  tell_attached(job);
   return CUDA_SUCCESS;
 }
 
@@ -591,9 +653,14 @@ static CUresult attach_locked(void) {
   return result;
 }
 
+// UCX may look for CUDA devices while it is opened, and finds this library.
+static _Thread_local bool is_attaching __attribute__((tls_model("initial-exec")));
+
 CUresult orion_attach(void) {
   int now = atomic_load_explicit(&orion_attach_state, memory_order_acquire);
   if (now == NEW) {
+    if (is_attaching) return CUDA_ERROR_NOT_INITIALIZED;
+    is_attaching = true;
     pthread_once(&handlers_once, register_handlers);
     pthread_mutex_lock(&attach_lock);
     if (atomic_load(&orion_attach_state) == NEW) {
@@ -602,6 +669,7 @@ CUresult orion_attach(void) {
       atomic_store_explicit(&orion_attach_state, result == CUDA_SUCCESS ? ATTACHED : FAILED, memory_order_release);
     }
     pthread_mutex_unlock(&attach_lock);
+    is_attaching = false;
     now = atomic_load_explicit(&orion_attach_state, memory_order_acquire);
   }
   return now == FAILED ? (CUresult)atomic_load(&failure) : orion_ready();

@@ -150,6 +150,10 @@ bool orion_attached_read(const orion_control* control, orion_attach_answer* atta
       read_text(u, attached->tcp_ops, sizeof attached->tcp_ops);
     } else if (orion_unpack_equals(key, n, "tcp_bulk")) {
       read_text(u, attached->tcp_bulk, sizeof attached->tcp_bulk);
+    } else if (orion_unpack_equals(key, n, "ucx")) {
+      read_text(u, attached->ucx, sizeof attached->ucx);
+    } else if (orion_unpack_equals(key, n, "ucx_refused")) {
+      read_text(u, attached->ucx_refused, sizeof attached->ucx_refused);
     } else if (orion_unpack_equals(key, n, "cipher")) {
       read_cipher(u, &attached->cipher);
     } else if (orion_unpack_equals(key, n, "warm")) {

@@ -18,6 +18,8 @@ typedef struct orion_attach_answer {
   int driver_version;
   char shm_socket[108];
   char tcp_ops[160], tcp_bulk[160];
+  char ucx[160];             // endpoint of the UCX lanes; empty: not offered
+  char ucx_refused[256];     // why not, where it was asked for
   enum orion_cipher cipher;  // of the plain TCP lanes
   bool worker_was_warm;
   orion_stages server_stages;

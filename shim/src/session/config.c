@@ -331,10 +331,10 @@ bool orion_config_read(orion_config* config) {
   char value[VALUE_BYTES];
   if (!read_addresses(config) || !read_pool_settings(config) || !read_security_settings(config)) return false;
   if (setting("ORION_TRANSPORT", value)) {
-    static const char* const names[] = {"auto", "shm", "tcp"};
+    static const char* const names[] = {"auto", "shm", "tcp", "ucx"};
     int wish = 0;
-    while (wish < 3 && strcasecmp(value, names[wish]) != 0) wish++;
-    if (wish == 3) return bad_value("ORION_TRANSPORT", value, "auto, shm or tcp");
+    while (wish < 4 && strcasecmp(value, names[wish]) != 0) wish++;
+    if (wish == 4) return bad_value("ORION_TRANSPORT", value, "auto, shm, ucx or tcp");
     config->transport = (enum orion_transport_wish)wish;
   }
   if (setting("ORION_COHERENT", value)) {
@@ -350,6 +350,7 @@ bool orion_config_read(orion_config* config) {
   uint64_t stripes = default_stripes();
   uint64_t ratio = 0;
   uint64_t spin = 50;
+  uint64_t ucx_spin = UINT32_MAX;
   uint64_t copy_threads = 0;
   uint64_t timeout = 5000;
   uint64_t sync = 0;
@@ -360,6 +361,8 @@ bool orion_config_read(orion_config* config) {
       !read_number("ORION_RATIO", 1, 100, "a share of compute in percent, 1 to 100", &ratio) ||
       !read_number("ORION_SPIN_US", 0, 1000000, "microseconds to spin before sleeping, 0 to 1000000", &spin) ||
       !read_number("ORION_COPY_THREADS", 1, 16, "threads that share a large copy, 1 to 16", &copy_threads) ||
+      !read_number("ORION_UCX_SPIN_US", 0, 1000000, "microseconds to spin over ucx, 0 to 1000000", &ucx_spin) ||
+      !read_short_text("ORION_IBVERBS_DEVICE", false, config->ibverbs_device, sizeof config->ibverbs_device) ||
       !read_lanes_setting(config) ||
       !read_number("ORION_TCP_STRIPES", 0, ORION_STRIPES_MAX, "connections for large copies, 0 to 8", &stripes) ||
       !read_decimal("ORION_EMULATE_RTT_US", 1e6, 1e3, "microseconds, 0 to 1000000", &config->emulate_rtt_ns) ||
@@ -370,13 +373,15 @@ bool orion_config_read(orion_config* config) {
       !read_number("ORION_RUNTIME_SELFTEST", 0, 1, "0 or 1", &selftest))
     return false;
   if (config->emulate_rtt_ns || config->emulate_bytes_per_second) {
-    if (config->transport == ORION_WISH_SHM)
-      return bad_value("ORION_TRANSPORT", "shm", "tcp where a network is emulated");
+    if (config->transport == ORION_WISH_SHM || config->transport == ORION_WISH_UCX)
+      return bad_value("ORION_TRANSPORT", config->transport == ORION_WISH_SHM ? "shm" : "ucx",
+                       "tcp where a network is emulated");
     config->transport = ORION_WISH_TCP;
   }
   config->vgpu_count = (uint32_t)vgpu;
   config->ratio_percent = (uint32_t)ratio;
   config->spin_us = (uint32_t)spin;
+  config->ucx_spin_us = (uint32_t)ucx_spin;
   config->copy_threads = (uint32_t)copy_threads;
   config->tcp_stripes = (uint32_t)stripes;
   config->attach_timeout_ms = (uint32_t)timeout;

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 enum { ORION_SERVERS_MAX = 64, ORION_CONTROLLERS_MAX = 16, ORION_SERVER_NAME_BYTES = 128 };
-enum orion_transport_wish { ORION_WISH_AUTO, ORION_WISH_SHM, ORION_WISH_TCP };
+enum orion_transport_wish { ORION_WISH_AUTO, ORION_WISH_SHM, ORION_WISH_TCP, ORION_WISH_UCX };
 
 enum orion_encrypt_wish { ORION_ENCRYPT_AUTO, ORION_ENCRYPT_ON, ORION_ENCRYPT_OFF };
 enum { ORION_SERVER_KEY_BYTES = 41, ORION_CLIENT_KEY_BYTES = 128 };  // a server's; a pool's may be longer
@@ -32,6 +32,8 @@ typedef struct orion_config {
   uint32_t copy_threads;  // 0: as many as suit the machine
   uint32_t tcp_lanes;     // bits of enum orion_lanes_wish
   uint32_t tcp_stripes;
+  char ibverbs_device[49];  // the RDMA device to use; empty: any
+  uint32_t ucx_spin_us;     // over ucx instead of spin_us, on any number of CPUs; UINT32_MAX: as spin_us
   uint64_t emulate_rtt_ns, emulate_bytes_per_second;  // 0: the network as it is
   bool sync;
   uint32_t coherent;            // enum orion_coherent_wish

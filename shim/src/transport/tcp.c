@@ -15,6 +15,7 @@
 
 #include "../session/futex.h"
 #include "../session/internal.h"
+#include "orion_ucx_link.h"
 
 static tcp_state* state_of(orion_session* session) { return session->transport_state; }
 
@@ -116,11 +117,14 @@ void orion_tcp_lose_forged(tcp_state* state, const char* lane) {
                      lane);
 }
 
-void orion_tcp_connection_lost(tcp_state* state) {
+void orion_tcp_connection_lost_since(tcp_state* state, const char* why) {
   // At exit the worker may leave as soon as it has read our detach, before the lanes are closed here.
   if (!atomic_load(&state->stop) && orion_ready() != CUDA_ERROR_DEINITIALIZED)
-    orion_session_lose(state->session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the connection to the worker is lost");
+    orion_session_lose(state->session, CUDA_ERROR_DEVICE_UNAVAILABLE, "the connection to the worker is lost%s%s%s",
+                       why ? " (" : "", why ? why : "", why ? ")" : "");
 }
+
+void orion_tcp_connection_lost(tcp_state* state) { orion_tcp_connection_lost_since(state, NULL); }
 
 // ------------------------------------------------------------------------------------------------- life
 
@@ -152,10 +156,10 @@ static void tcp_after_fork(orion_session* session) {
   state->lanes->after_fork(state);
 }
 
-// The two kinds of lanes differ for a session in one point: whether a waiting thread can move the bytes itself.
-#define TCP_TRANSPORT(help_of_kind)                         \
+// The kinds of lanes differ for a session in their name, and whether a waiting thread can move the bytes itself.
+#define TCP_TRANSPORT(name_of_kind, help_of_kind)           \
   {                                                         \
-      .name = "tcp",                                        \
+      .name = (name_of_kind),                               \
       .posts_waiters = false,                               \
       .kick = orion_tcp_kick,                               \
       .alive = tcp_alive,                                   \
@@ -178,8 +182,21 @@ static void tcp_after_fork(orion_session* session) {
       .help = (help_of_kind),                               \
   }
 
-static const orion_transport raw_tcp_transport = TCP_TRANSPORT(orion_tcp_raw_help);
-static const orion_transport zmq_tcp_transport = TCP_TRANSPORT(NULL);
+static const struct tcp_kind {
+  const char* scheme;  // of the endpoint
+  orion_transport transport;
+  const tcp_lanes* lanes;
+} kinds[] = {
+    {"raw://", TCP_TRANSPORT("tcp", orion_tcp_raw_help), &orion_tcp_raw_lanes},
+    {"ucx://", TCP_TRANSPORT("ucx", orion_tcp_ucx_help), &orion_tcp_ucx_lanes},
+    {"tcp://", TCP_TRANSPORT("tcp", NULL), &orion_tcp_zmq_lanes},
+};
+
+static const struct tcp_kind* kind_of(const char* endpoint) {
+  const struct tcp_kind* kind = kinds;
+  while (kind != &kinds[sizeof kinds / sizeof *kinds - 1] && strncmp(endpoint, kind->scheme, 6) != 0) kind++;
+  return kind;
+}
 
 // ------------------------------------------------------------------------------------------------- opening
 
@@ -235,8 +252,10 @@ static const char* open_all(tcp_state* state, const char* const endpoints[2], co
 }
 
 bool orion_tcp_open(orion_session* session, const orion_config* config, const char* ops_endpoint,
-                    const char* bulk_endpoint, enum orion_cipher cipher, const uint8_t token[32], uint32_t timeout_ms) {
-  const bool raw = strncmp(ops_endpoint, "raw://", 6) == 0;
+                    const char* bulk_endpoint, enum orion_cipher cipher, const uint8_t token[32], uint32_t timeout_ms,
+                    const char* instead) {
+  const struct tcp_kind* kind = kind_of(ops_endpoint);
+  const bool raw = kind->lanes == &orion_tcp_raw_lanes, ucx = kind->lanes == &orion_tcp_ucx_lanes;
   if (!raw && (config->emulate_rtt_ns || config->emulate_bytes_per_second)) {
     orion_log(ORION_LOG_ERROR,
               "ORION_EMULATE_RTT_US and ORION_EMULATE_GBIT need plain TCP lanes: leave ORION_TCP_LANES "
@@ -250,22 +269,25 @@ bool orion_tcp_open(orion_session* session, const orion_config* config, const ch
   }
   state->session = session;
   state->wake_fd = -1;
-  state->lanes = raw ? &orion_tcp_raw_lanes : &orion_tcp_zmq_lanes;
+  state->lanes = kind->lanes;
   state->cipher = raw ? cipher : ORION_CIPHER_NONE;
-  state->stripe_count = raw ? config->tcp_stripes : 0;
+  state->stripe_count = raw || (ucx && config->tcp_stripes) ? config->tcp_stripes : ucx;
+  state->ucx_registers = ucx && orion_rdma_device(config->ibverbs_device, state->ucx_devices);
+  if (!config->ibverbs_device[0]) state->ucx_devices[0] = 0;
   state->link_wish = (orion_link_wish){config->emulate_rtt_ns, config->emulate_bytes_per_second};
   pthread_mutex_init(&state->lock, NULL);
   pthread_cond_init(&state->has_range, NULL);
   pthread_cond_init(&state->in_place_ended, NULL);
   session->transport_state = state;
-  session->transport = raw ? &raw_tcp_transport : &zmq_tcp_transport;
+  session->transport = &kind->transport;
   session->transport_name = session->transport->name;
   const char* const endpoints[] = {ops_endpoint, bulk_endpoint};
   const char* why = open_all(state, endpoints, token, timeout_ms);
   if (!why) return true;
   session->transport = NULL;
-  orion_log(ORION_LOG_ERROR, "the tcp connection to the worker of %s (%s) failed: %s", session->server_address,
-            ops_endpoint, why);
+  orion_log(instead ? ORION_LOG_WARN : ORION_LOG_ERROR, "the %s connection to the worker of %s (%s) failed: %s%s%s",
+            kind->transport.name, session->server_address, ops_endpoint, why, instead ? "; using " : "",
+            instead ? instead : "");
   atomic_store(&state->stop, true);
   state->lanes->close(state);
   if (state->wake_fd >= 0) close(state->wake_fd);

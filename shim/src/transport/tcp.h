@@ -1,6 +1,6 @@
-// The network transport: tcp.c (what both kinds of lanes share), tcp_raw.c and tcp_stripes.c (plain TCP sockets),
-// tcp_zmq.c (ZeroMQ's), tcp_frames.c (what arrives), tcp_bulk.c (which arena bytes are sent), tcp_coherent.c and
-// tcp_adopt.c (memory that kernels use, memory of the program).
+// The network transport: tcp.c (what all kinds of lanes share), tcp_raw.c and tcp_stripes.c (plain TCP sockets),
+// tcp_zmq.c (ZeroMQ's), tcp_ucx.c and tcp_ucx_frames.c (UCX's: RDMA), tcp_frames.c (what arrives), tcp_bulk.c (which
+// arena bytes are sent), tcp_coherent.c and tcp_adopt.c (memory that kernels use, memory of the program).
 #ifndef ORION_SHIM_TCP_H
 #define ORION_SHIM_TCP_H
 
@@ -96,6 +96,8 @@ typedef struct tcp_state {
   void* lanes_state;
   orion_link_wish link_wish;
   enum orion_cipher cipher;  // of plain TCP lanes
+  char ucx_devices[64];      // UCX alone: the devices that it may use, as it names them; empty: all
+  bool ucx_registers;        // UCX alone: staging is registered with the RDMA device
   int wake_fd;
   pthread_t thread;
   bool has_thread;
@@ -108,6 +110,7 @@ typedef struct tcp_state {
   _Atomic uint32_t queue_space;  // futex
   _Atomic bool has_bulk;         // the first range is the I/O thread's to send
   uint32_t stripe_count;         // connections that take the pieces of large ranges; 0: the I/O thread sends all
+  bool mover_stripes;            // who moves lane 0 begins the pieces of the others too (UCX): has_bulk is any range
   pthread_cond_t has_range;      // the first range is the stripes'
   uint32_t stripes_sending;      // pieces that stripes have taken and not sent yet
   _Atomic bool stripes_stop;     // later than `stop`: what has been queued still goes
@@ -147,7 +150,7 @@ typedef struct tcp_state {
   _Atomic uint64_t sequence_received;  // all numbered frames up to this one have been stored
 } tcp_state;
 
-extern const tcp_lanes orion_tcp_raw_lanes, orion_tcp_zmq_lanes;
+extern const tcp_lanes orion_tcp_raw_lanes, orion_tcp_zmq_lanes, orion_tcp_ucx_lanes;
 
 // tcp.c
 /// Fills the batches, if both are empty, with what is in the rings. False: they are empty.
@@ -161,11 +164,15 @@ uint32_t orion_tcp_take_client_words(tcp_state* state, uint32_t* group, orion_wo
 /// Puts them back: they could not be sent.
 void orion_tcp_return_client_words(tcp_state* state, const orion_word_update* updates, uint32_t count);
 void orion_tcp_connection_lost(tcp_state* state);
+void orion_tcp_connection_lost_since(tcp_state* state, const char* why);
 void orion_tcp_lose_malformed(tcp_state* state, const char* lane);
 /// The lane brought bytes that the worker did not seal.
 void orion_tcp_lose_forged(tcp_state* state, const char* lane);
 /// The address that an endpoint of the worker names; one that names no host is on the host that we attached to.
 void orion_tcp_resolve(const tcp_state* state, const char* scheme, const char* endpoint, char out[320]);
+// tcp_ucx.c
+enum orion_help orion_tcp_ucx_help(orion_session* session, bool (*ready)(void* argument), void* argument,
+                                   uint32_t context, uint64_t spin_until_ns, uint64_t until_ns);
 // tcp_raw.c
 enum orion_help orion_tcp_raw_help(orion_session* session, bool (*ready)(void* argument), void* argument,
                                    uint32_t context, uint64_t spin_until_ns, uint64_t until_ns);
@@ -173,8 +180,11 @@ enum orion_help orion_tcp_raw_help(orion_session* session, bool (*ready)(void* a
 enum tcp_frame_result { TCP_FRAME_OK, TCP_FRAME_HOLD, TCP_FRAME_BAD };
 /// One message of lane 0. HOLD: the bulk that must be stored before it has not come; nothing after it may be applied.
 enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* data, size_t bytes);
+/// The same where header and body are apart, and header->bytes is the size of the body.
+enum tcp_frame_result orion_tcp_take_ops(tcp_state* state, const orion_frame* header, const uint8_t* body);
 /// One numbered frame whose turn it is. The caller counts it (sequence_received).
 enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* data, size_t bytes);
+enum tcp_frame_result orion_tcp_take_bulk(tcp_state* state, const orion_frame* header, const uint8_t* body);
 
 uint64_t orion_tcp_push_host(orion_session* session, uint64_t offset, uint64_t bytes);
 void orion_tcp_note_rows(orion_session* session, const orion_pulled_rows* rows, uint32_t word, uint64_t value);
@@ -228,6 +238,8 @@ orion_frame orion_tcp_piece_header(const tcp_state* state, const tcp_range* piec
 void orion_tcp_piece_body(tcp_state* state, const tcp_range* piece, uint8_t* to);
 /// Waits for a piece of a striped range, takes it off the queue and fills its header. False when the stripes end.
 bool orion_tcp_take_stripe(tcp_state* state, orion_frame* header);
+/// The same without waiting. False: the first range is not striped, or there is none.
+bool orion_tcp_try_stripe(tcp_state* state, orion_frame* header);
 /// That piece has been sent.
 void orion_tcp_stripe_sent(tcp_state* state);
 /// Whether all that was queued has been sent, by whichever lane.

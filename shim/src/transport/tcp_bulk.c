@@ -255,7 +255,7 @@ static tcp_range* first_range(tcp_state* state) {
 
 void orion_tcp_queue_changed(tcp_state* state) {
   const tcp_range* first = first_range(state);
-  atomic_store(&state->has_bulk, first && !first->striped);
+  atomic_store(&state->has_bulk, first && (!first->striped || state->mover_stripes));
   if (first && first->striped) pthread_cond_broadcast(&state->has_range);
 }
 
@@ -321,37 +321,52 @@ void orion_tcp_piece_sent(tcp_state* state, const tcp_range* piece) {
   if (was_full) orion_futex_wake_all(&state->queue_space);
 }
 
+// Under the lock: takes a piece of the first range, which is striped, off the queue. True when somebody may be waiting
+// for room.
+static bool take_piece(tcp_state* state, orion_frame* header) {
+  tcp_range* range = first_range(state);
+  state->stripes_sending++;
+  const uint64_t bytes = range->bytes < ORION_BULK_BYTES ? range->bytes : ORION_BULK_BYTES;
+  const uint64_t sequence = ++state->sequence_sent;
+  if (!range->begun || state->group.count == 0)
+    orion_group_join(&state->group, sequence, range->offset, range->offset + range->bytes);
+  *header = (orion_frame){.type = ORION_FRAME_BULK,
+                          .bytes = (uint32_t)bytes,
+                          .sequence = sequence,
+                          .a = range->offset,
+                          .b = state->group.after};
+  range->begun = true;
+  range->offset += bytes;
+  range->bytes -= bytes;
+  return range->bytes == 0 && pop_range(state);
+}
+
 bool orion_tcp_take_stripe(tcp_state* state, orion_frame* header) {
   bool was_full = false, lane_0 = false;
   pthread_mutex_lock(&state->lock);
-  tcp_range* range = first_range(state);
+  const tcp_range* range = first_range(state);
   while (!atomic_load(&state->stripes_stop) && !(range && range->striped)) {
     pthread_cond_wait(&state->has_range, &state->lock);
     range = first_range(state);
   }
   const bool any = range && !atomic_load(&state->stripes_stop);
   if (any) {
-    state->stripes_sending++;
-    const uint64_t bytes = range->bytes < ORION_BULK_BYTES ? range->bytes : ORION_BULK_BYTES;
-    const uint64_t sequence = ++state->sequence_sent;
-    if (!range->begun || state->group.count == 0)
-      orion_group_join(&state->group, sequence, range->offset, range->offset + range->bytes);
-    *header = (orion_frame){.type = ORION_FRAME_BULK,
-                            .bytes = (uint32_t)bytes,
-                            .sequence = sequence,
-                            .a = range->offset,
-                            .b = state->group.after};
-    range->begun = true;
-    range->offset += bytes;
-    range->bytes -= bytes;
-    if (range->bytes == 0) {
-      was_full = pop_range(state);
-      lane_0 = atomic_load(&state->has_bulk);
-    }
+    was_full = take_piece(state, header);
+    lane_0 = atomic_load(&state->has_bulk);
   }
   pthread_mutex_unlock(&state->lock);
   if (was_full) orion_futex_wake_all(&state->queue_space);
   if (lane_0) kick_sender(state);
+  return any;
+}
+
+bool orion_tcp_try_stripe(tcp_state* state, orion_frame* header) {
+  pthread_mutex_lock(&state->lock);
+  const tcp_range* range = first_range(state);
+  const bool any = range && range->striped;
+  const bool was_full = any && take_piece(state, header);
+  pthread_mutex_unlock(&state->lock);
+  if (was_full) orion_futex_wake_all(&state->queue_space);
   return any;
 }
 

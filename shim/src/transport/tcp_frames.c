@@ -40,20 +40,23 @@ static enum tcp_frame_result take_words(tcp_state* state, const orion_frame* hea
   return TCP_FRAME_OK;
 }
 
-enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* data, size_t bytes) {
-  orion_frame header;
-  const uint8_t* body = NULL;
-  if (!read_header(data, bytes, &header, &body)) return TCP_FRAME_BAD;
-  switch (header.type) {
+enum tcp_frame_result orion_tcp_take_ops(tcp_state* state, const orion_frame* header, const uint8_t* body) {
+  switch (header->type) {
     case ORION_FRAME_CONTROL:
       return TCP_FRAME_OK;
     case ORION_FRAME_REPLY:
-      return take_reply(state->session->segment, &header, body);
+      return take_reply(state->session->segment, header, body);
     case ORION_FRAME_WORDS:
-      return take_words(state, &header, body);
+      return take_words(state, header, body);
     default:
       return TCP_FRAME_BAD;
   }
+}
+
+enum tcp_frame_result orion_tcp_take_ops_frame(tcp_state* state, const void* data, size_t bytes) {
+  orion_frame header;
+  const uint8_t* body = NULL;
+  return read_header(data, bytes, &header, &body) ? orion_tcp_take_ops(state, &header, body) : TCP_FRAME_BAD;
 }
 
 static void store(tcp_state* state, uint64_t offset, const uint8_t* from, uint64_t bytes) {
@@ -74,15 +77,18 @@ static enum tcp_frame_result take_runs(tcp_state* state, const orion_frame* head
   return more < 0 ? TCP_FRAME_BAD : TCP_FRAME_OK;
 }
 
+enum tcp_frame_result orion_tcp_take_bulk(tcp_state* state, const orion_frame* header, const uint8_t* body) {
+  if (header->sequence < atomic_load(&state->sequence_received)) return TCP_FRAME_BAD;
+  if (header->type == ORION_FRAME_RUNS) return take_runs(state, header, body);
+  if (header->type != ORION_FRAME_BULK || header->a > ORION_HOST_ARENA_BYTES ||
+      header->bytes > ORION_HOST_ARENA_BYTES - header->a)
+    return TCP_FRAME_BAD;
+  store(state, header->a, body, header->bytes);
+  return TCP_FRAME_OK;
+}
+
 enum tcp_frame_result orion_tcp_take_bulk_frame(tcp_state* state, const void* data, size_t bytes) {
   orion_frame header;
   const uint8_t* body = NULL;
-  if (!read_header(data, bytes, &header, &body)) return TCP_FRAME_BAD;
-  if (header.sequence < atomic_load(&state->sequence_received)) return TCP_FRAME_BAD;
-  if (header.type == ORION_FRAME_RUNS) return take_runs(state, &header, body);
-  if (header.type != ORION_FRAME_BULK || header.a > ORION_HOST_ARENA_BYTES ||
-      header.bytes > ORION_HOST_ARENA_BYTES - header.a)
-    return TCP_FRAME_BAD;
-  store(state, header.a, body, header.bytes);
-  return TCP_FRAME_OK;
+  return read_header(data, bytes, &header, &body) ? orion_tcp_take_bulk(state, &header, body) : TCP_FRAME_BAD;
 }

@@ -17,7 +17,7 @@ enum { STACK_BYTES = 256 * 1024, LOOK_US = 100000 };
 void orion_tcp_await_in_place(tcp_state* state, uint64_t first, uint64_t end) {
   for (bool any = true; any && !atomic_load(&state->stop);) {
     any = false;
-    for (uint32_t i = 0; i < state->stripe_count && !any; i++)
+    for (uint32_t i = 0; i < ORION_STRIPES_MAX && !any; i++)
       any = first < state->in_place[i].end && end > state->in_place[i].first;
     if (any) pthread_cond_wait(&state->in_place_ended, &state->lock);
   }

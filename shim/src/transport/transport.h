@@ -50,9 +50,14 @@ typedef struct orion_transport {
 int orion_shm_connect(const char* path);
 /// shm, step 2 (after BOUND): sends the token, receives and maps segment and arena. False after one line on stderr.
 bool orion_shm_open(orion_session* session, int socket_fd, const uint8_t token[32], uint32_t timeout_ms);
-/// tcp (after BOUND): makes the segment and the arena here, connects the lanes, starts the I/O thread. The scheme of
-/// `ops_endpoint` names their kind: raw (plain TCP, one endpoint for all connections) or tcp (ZeroMQ).
+/// tcp, ucx (after BOUND): makes the segment and the arena here, connects the lanes, starts the I/O thread. The scheme
+/// of `ops_endpoint` names their kind: raw (plain TCP, one endpoint for all connections), tcp (ZeroMQ) or ucx.
+/// `instead`: what is tried next where this fails, for the log; NULL: nothing.
 bool orion_tcp_open(orion_session* session, const orion_config* config, const char* ops_endpoint,
-                    const char* bulk_endpoint, enum orion_cipher cipher, const uint8_t token[32], uint32_t timeout_ms);
+                    const char* bulk_endpoint, enum orion_cipher cipher, const uint8_t token[32], uint32_t timeout_ms,
+                    const char* instead);
+
+/// What UCX has chosen to carry lane 0 of an open session over ucx.
+const char* orion_tcp_ucx_carriers(const orion_session* session);
 
 #endif

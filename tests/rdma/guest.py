@@ -1,0 +1,228 @@
+"""Runs inside the machine of tests/rdma/image.py, as root: a server with soft-RoCE, clients that reach it over verbs,
+and what happens when that cannot be. Prints a line `CHECK name ok` or `CHECK name FAIL what` for each thing that is to
+hold, `ROW {...}` for each measurement, and DONE at the end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import resource
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+ADDRESS = "10.0.2.15"
+OURS = Path("/py/orion")
+LOG = Path("/tmp/server.log")
+KEY = Path("/tmp/client-key")
+CONFIG = Path("/tmp/server.conf")
+SCRIPTED = OURS / "tests" / "programs" / "scripted.py"
+CARRIERS = "rc_verbs,self"
+# Each goes there and back. Two are of the whole 256 MiB, as in the table of native digests.
+COPY_ROWS = ("copy_h2d_pinned", "copy_d2h_pageable")
+SMALL_BYTES = 8 << 20
+SMALL_COPY_ROWS = (f"copy_d2h_pinned@{SMALL_BYTES}", f"copy_h2d_pageable@{SMALL_BYTES}")
+
+
+def check(name: str, what: Callable[[], None]) -> None:
+    try:
+        what()
+    except Exception as error:
+        print(f"CHECK {name} FAIL {type(error).__name__}: {str(error)[:3000]!r}", flush=True)
+        traceback.print_exc(file=sys.stdout)
+        if LOG.exists():
+            print("--- the end of the server's log\n" + LOG.read_text(errors="replace")[-3000:], flush=True)
+    else:
+        print(f"CHECK {name} ok", flush=True)
+
+
+def await_line(text: str, timeout_s: float = 240.0) -> str:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        for line in LOG.read_text(errors="replace").splitlines():
+            if text in line:
+                return line
+        assert time.monotonic() < deadline_s, f"{text!r} is not in the server's log: {LOG.read_text()[-2000:]}"
+        time.sleep(0.1)
+
+
+class Machine:
+    """A server on all of it, and what its clients are told."""
+
+    def __init__(self) -> None:
+        KEY.write_text(secrets.token_hex(16))
+        KEY.chmod(0o644)
+        CONFIG.write_text(
+            "[server]\nenable_shm = false\nenable_rdma = true\nibverbs_device = rxe0\nvgpu_count = 0\n"
+            "connect_timeout = 60\nworker_start_timeout = 300\n"
+        )
+        server = [sys.executable, "-P", "-m", "orion_server", "--config", str(CONFIG)]
+        self.key = subprocess.run([*server[:4], "key"], check=True, capture_output=True, text=True).stdout.strip()
+        options = ["--listen", f"{ADDRESS}:9960", "--client-key-file", str(KEY), "--device", "softgpu"]
+        environment = {**os.environ, "UCX_TLS": CARRIERS}
+        with LOG.open("w") as log:
+            self.process = subprocess.Popen([*server, *options], stdout=log, stderr=log, env=environment)
+
+    def environment(self, transport: str = "auto", **more: str) -> dict[str, str]:
+        libraries = OURS / "build" / "shim"
+        return {
+            **os.environ, "ORION_SERVER": f"{ADDRESS}:9960", "ORION_SERVER_KEY": self.key,
+            "ORION_CLIENT_KEY": KEY.read_text(), "ORION_TRANSPORT": transport, "ORION_LOG": "info",
+            "ORION_ATTACH_TIMEOUT_MS": "30000", "LD_LIBRARY_PATH": str(libraries), "UCX_TLS": CARRIERS, **more,
+        }  # fmt: skip
+
+    def run(
+        self, *program: str, transport: str = "auto", locked_bytes: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        def become_user() -> None:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (locked_bytes or 0, locked_bytes or 0))
+            os.setgid(1000)
+            os.setuid(1000)
+
+        return subprocess.run(
+            [sys.executable, *program],
+            env=self.environment(transport),
+            capture_output=True,
+            text=True,
+            timeout=400,
+            cwd="/tmp",
+            preexec_fn=become_user if locked_bytes is not None else None,
+        )
+
+
+def soft_roce() -> None:
+    for _ in range(50):
+        told = subprocess.run(["rdma", "link"], capture_output=True, text=True, check=True).stdout
+        if "state ACTIVE" in told:
+            print(told.strip())
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"rxe0 is not active: {told}")
+
+
+def rows(machine: Machine, *names: str) -> None:
+    done = machine.run("-m", "tests.rdma.few_rows", *names)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "over ucx (rc_verbs/rxe0:1), not encrypted" in done.stderr, done.stderr
+    from benchmarks.rows import NATIVE_DIGESTS, crc, fill_pattern
+
+    pattern = ctypes.create_string_buffer(SMALL_BYTES)
+    fill_pattern(ctypes.addressof(pattern), SMALL_BYTES)
+    digests = {**NATIVE_DIGESTS, **dict.fromkeys(SMALL_COPY_ROWS, crc(ctypes.addressof(pattern), SMALL_BYTES))}
+    found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    for row in found.values():
+        print("ROW " + json.dumps({k: row[k] for k in ("name", "value", "unit", "digest")}), flush=True)
+    for name in names:
+        assert found[name]["digest"] == digests[name], name
+        assert found[name]["clean"], name
+
+
+def falls_back(machine: Machine) -> None:
+    """Where nothing may be locked, the device cannot register memory: tcp by itself, encrypted as between all hosts."""
+    done = machine.run("-m", "benchmarks.rows", "reply", locked_bytes=0)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("orion: warning")]
+    assert len(lines) == 1 and lines[0].endswith("; using tcp"), done.stderr
+    assert "over tcp (plain sockets), encrypted" in done.stderr, done.stderr
+    print(lines[0])
+    print(await_line("although it asked for RDMA"))
+
+
+def insists(machine: Machine) -> None:
+    done = machine.run("-m", "benchmarks.rows", "reply", transport="ucx", locked_bytes=0)
+    assert done.returncode != 0
+    assert "the ucx connection to the worker" in done.stderr, done.stderr
+
+
+def step(process: subprocess.Popen[str], *names: str) -> list[int]:
+    assert process.stdin is not None and process.stdout is not None
+    results = []
+    for name in names:
+        process.stdin.write(name + "\n")
+        process.stdin.flush()
+        results.append(int(process.stdout.readline()))
+    return results
+
+
+def in_mid_copy(machine: Machine) -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    client = subprocess.Popen([sys.executable, str(SCRIPTED)], env=machine.environment(), text=True, **pipes)
+    assert step(client, "attach", "allocate", "fill", "read") == [0, 0, 0, 0]
+    assert client.stdin is not None
+    client.stdin.write("copies\n")
+    client.stdin.flush()
+    time.sleep(3)  # in the first of many copies of 32 MiB
+    assert client.poll() is None
+    return client
+
+
+def serving_worker(machine: Machine) -> int:
+    line = [text for text in LOG.read_text().splitlines() if ": attached pid" in text][-1]
+    found = re.search(r"worker (\d+)", line)
+    assert found, line
+    return int(found[1])
+
+
+def worker_vanishes(machine: Machine) -> None:
+    client = in_mid_copy(machine)
+    os.kill(serving_worker(machine), signal.SIGKILL)
+    assert client.stdout is not None
+    assert int(client.stdout.readline()) == 46
+    client.kill()
+    client.wait()
+
+
+def client_vanishes(machine: Machine) -> None:
+    client = in_mid_copy(machine)
+    client.kill()
+    client.wait()
+    await_line("ended: the client is gone: the client closed a lane")
+
+
+def perftest(test: str, *options: str) -> None:
+    """UCX's own measurement over the same device and protocol, between two processes, both of which poll."""
+    line = ["ucx_perftest", "-t", test, "-d", "rxe0:1", "-x", "rc_verbs", "-p", "13339", *options]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as listener:
+        time.sleep(2)
+        done = subprocess.run([line[0], ADDRESS, *line[1:]], capture_output=True, text=True, timeout=60)
+        listener.wait(10)
+    assert done.returncode == 0, done.stdout + done.stderr
+    final = next(text for text in done.stdout.splitlines() if "Final:" in text)
+    numbers = [float(word) for word in final.split()[1:]]
+    # iterations, latency percentile, average and overall (us); bandwidth average and overall (MB/s).
+    print("ROW " + json.dumps({"name": f"perftest_{test}", "options": options, "half_round_trip_us": numbers[1],
+                               "bandwidth_mbytes_s": numbers[5]}), flush=True)  # fmt: skip
+
+
+def main() -> None:
+    check("soft_roce", soft_roce)
+    check("perftest_am_lat", lambda: perftest("am_lat", "-s", "64", "-n", "2000"))
+    check("perftest_am_bw", lambda: perftest("am_bw", "-s", "8192", "-n", "2000", "-D", "zcopy"))
+    machine = Machine()
+    check("server", lambda: print(await_line("orion-server 0")))
+    check("says_its_device", lambda: print(await_line("RDMA is enabled on rxe0:1; what travels over it is not")))
+    check("rows", lambda: rows(machine, "reply", "launch_and_sync", "launch_pipelined", "copy_d2h_4b",
+                               "copy_bounce_pinned", "event_query", "stream_query"))  # fmt: skip
+    check("server_says_it", lambda: print(await_line("lanes over UCX")))
+    check("small_copies", lambda: rows(machine, *SMALL_COPY_ROWS))
+    check("falls_back_to_tcp", lambda: falls_back(machine))
+    check("insists_on_ucx", lambda: insists(machine))
+    check("worker_vanishes_in_mid_copy", lambda: worker_vanishes(machine))
+    check("client_vanishes_in_mid_copy", lambda: client_vanishes(machine))
+    check("copies", lambda: rows(machine, *COPY_ROWS))
+    machine.process.terminate()
+    machine.process.wait(20)
+    print("--- server's log\n" + LOG.read_text(errors="replace")[-8000:])
+    print("DONE", flush=True)
+
+
+if __name__ == "__main__":
+    main()
