@@ -4,6 +4,7 @@ resourceVersions and 410, patches, bindings, events and TokenReviews. It checks 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import copy
 import json
 import ssl
@@ -123,8 +124,9 @@ class ApiServer:
     def _changed(self, collection: str, kind: str, item: Object) -> None:
         self.version += 1
         item["metadata"]["resourceVersion"] = str(self.version)
-        self.history.append((self.version, collection, kind, copy.deepcopy(item)))
-        del self.history[:-EVENTS_KEPT]
+        self.history.append((self.version, collection, kind, json.loads(json.dumps(item))))
+        if len(self.history) > 2 * EVENTS_KEPT:
+            del self.history[:-EVENTS_KEPT]
         self._wake()
 
     def _wake(self) -> None:
@@ -266,7 +268,7 @@ class ApiServer:
                     error = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
                     await response.write(json.dumps({"type": "ERROR", "object": error}).encode() + b"\n")
                     return response
-                news = [entry for entry in self.history if entry[0] > at]
+                news = self.history[bisect.bisect(self.history, at, key=lambda entry: entry[0]) :]
                 for version, changed, kind, item in news:
                     at = version
                     if changed == collection and self._selected(request, namespace, item):

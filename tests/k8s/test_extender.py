@@ -157,36 +157,39 @@ def test_whole_nodes_where_the_cache_is_off(tmp_path: Path) -> None:
     go(tmp_path, TWO, body, runs=False)
 
 
-@pytest.mark.parametrize("raw", [
-    b"", b"{", b"[]", b"null", b'{"Pod": 1, "NodeNames": []}', b'{"Pod": {}}', b'{"Pod": {}, "NodeNames": [1]}',
-    b'{"Pod": {}, "Nodes": {"items": [{}]}}', b'{"NodeNames": ["a"]}', b"\xff\xfe", b"[" * 100_000,
-    b'{"PodName": "p", "PodNamespace": "", "PodUID": "u", "Node": "n"}', b'{"PodName": 5}',
-])  # fmt: skip
-def test_malformed_requests_are_refused_and_nothing_happens(tmp_path: Path, raw: bytes) -> None:
+def test_malformed_requests_are_refused_and_nothing_happens(tmp_path: Path) -> None:
     async def body(w: World) -> None:
-        for verb in ("filter", "prioritize", "bind"):
-            status, told = await w.post(verb, None, raw)
-            assert status == 400 and told["Error"]
+        for raw in (
+            b"", b"{", b"[]", b"null", b'{"Pod": 1, "NodeNames": []}', b'{"Pod": {}}', b'{"Pod": {}, "NodeNames": [1]}',
+            b'{"Pod": {}, "Nodes": {"items": [{}]}}', b'{"NodeNames": ["a"]}', b"\xff\xfe", b"[" * 100_000,
+            b'{"PodName": "p", "PodNamespace": "", "PodUID": "u", "Node": "n"}', b'{"PodName": 5}',
+        ):  # fmt: skip
+            for verb in ("filter", "prioritize", "bind"):
+                status, told = await w.post(verb, None, raw)
+                assert status == 400 and told["Error"], (verb, raw)
         assert not w.held()
 
     go(tmp_path, TWO, body, runs=False)
 
 
-@pytest.mark.parametrize("change", [
-    {"metadata": None}, {"metadata": []}, {"spec": None}, {"spec": {"containers": None}}, {"spec": {"containers": [None]}},
-    {"spec": {"containers": [{"name": 5, "resources": {"limits": {"virtaitech.com/gpu": "1"}}, "env": [1, {"name": []}]}]}},
-    {"spec": {"containers": [{"name": "m", "resources": {"limits": {"virtaitech.com/gpu": "1e3"}}}]}},
-    {"spec": {"containers": [{"name": "m", "resources": {"limits": {"virtaitech.com/gpu": "9999999999999"}}}]}},
-    {"spec": {"containers": [{"name": "m\n", "resources": {"limits": {"virtaitech.com/gpu": "1"}}}]}},
-])  # fmt: skip
-def test_pods_that_no_api_server_would_let_in(tmp_path: Path, change: dict[str, object]) -> None:
+def test_pods_that_no_api_server_would_let_in(tmp_path: Path) -> None:
+    def spec(name: object, amount: object, **more: object) -> dict[str, object]:
+        limits = {"limits": {"virtaitech.com/gpu": amount}}
+        return {"spec": {"containers": [{"name": name, "resources": limits} | more]}}
+
     async def body(w: World) -> None:
-        item = vgpu_pod("p")
-        item["metadata"]["uid"] = "u"
-        told = await w.filter(item | change, NODES)
-        # Either it does not ask for anything, or it is told why not.
-        assert told.get("NodeNames") == NODES or told.get("Error") or all(told["FailedNodes"].values())
-        assert isinstance(await w.prioritize(item | change, NODES), dict)
+        for change in (
+            {"metadata": None}, {"metadata": []}, {"spec": None}, {"spec": {"containers": None}},
+            {"spec": {"containers": [None]}}, spec(5, "1", env=[1, {"name": []}]), spec("m", "1e3"),
+            spec("m", "9999999999999"), spec("m\n", "1"), spec("m", {}), spec("m", [1]), spec("", "1"),
+        ):  # fmt: skip
+            item = vgpu_pod("p")
+            item["metadata"]["uid"] = "u"
+            told = await w.filter(item | change, NODES)
+            # Either it does not ask for anything, or it is told why not.
+            fits = told.get("NodeNames") == NODES
+            assert fits or told.get("Error") or all(told["FailedNodes"].values()), change
+            assert isinstance(await w.prioritize(item | change, NODES), dict)
 
     go(tmp_path, TWO, body, runs=False)
 
