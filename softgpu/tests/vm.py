@@ -123,7 +123,7 @@ class Machine:
         kernel = LIB.sgt_kernel(self.session, name.encode(), ctypes.byref(code))
         if not kernel:
             raise PtxError(code.value, LIB.sgt_text(self.session).decode())
-        return kernel
+        return int(kernel)
 
     def info(self, name: str) -> dict[str, int]:
         out = (ctypes.c_uint32 * 6)()
