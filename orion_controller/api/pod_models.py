@@ -91,7 +91,7 @@ class PodsGone(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Pods that have ended, been deleted or are not to be bound after all. `unless_used`: those with programs stay."""
 
     uids: Annotated[list[Name], Meta(min_length=1, max_length=1000)]
-    reason: Annotated[str, Meta(max_length=200)] = "its pod is gone"
+    reason: Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = "its pod is gone"
     unless_used: bool = False
 
 
