@@ -82,7 +82,7 @@ class World:
         scores = await self.prioritize(item, told["NodeNames"])
         node = max(told["NodeNames"], key=lambda name: scores[name])
         assert await self.bind(item, node) == ""
-        return node
+        return str(node)
 
     def held(self) -> dict[str, Any]:
         """The controller's pods by name."""

@@ -51,8 +51,9 @@ std::vector<PatternGroup> split(std::string_view pattern) {
 
 Table make_table() {
   Table table;
-  for (OpRows rows : {int_rows(), logic_rows(), float_rows(), half_rows(), cvt_rows(), mem_rows(), tex_rows(),
-                      atom_rows(), warp_rows(), mma_rows(), wmma_rows(), mbarrier_rows(), stack_rows(), control_rows()}) {
+  for (OpRows rows :
+       {int_rows(), logic_rows(), float_rows(), half_rows(), cvt_rows(), mem_rows(), tex_rows(), atom_rows(),
+        warp_rows(), mma_rows(), wmma_rows(), mbarrier_rows(), stack_rows(), control_rows()}) {
     for (size_t i = 0; i < rows.count; ++i) {
       table[rows.rows[i].opcode].push_back(Row{&rows.rows[i], split(rows.rows[i].pattern)});
     }
