@@ -14,10 +14,11 @@ import argparse
 import ctypes
 import hashlib
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,8 @@ class Driver:
         self.enter()
         self.input, self.output = self.allocate(65536), self.allocate(OUTPUT_BYTES)
 
-    def restart(self) -> None:
-        """After a fault, which stays with the context."""
-        self.call("cuDevicePrimaryCtxReset_v2", self.device)
-        self.start()
+    def facts(self) -> dict[str, Any]:
+        return {"device": self.name, "sm": self.sm, "driver": self.version, "threads": THREADS}
 
     def call(self, function: str, *args: Any) -> None:
         code = getattr(self.lib, function)(*args)
@@ -149,53 +148,123 @@ def batches(selected: Iterable[Case], sm: int) -> list[tuple[list[Case], str]]:
 
 
 Results = dict[str, tuple[str, bytes]]
+# A module that is not compiled, or a kernel that has not ended, by then never will be.
+BATCH_LIMIT_S = 25.0
 
 
-def collect(driver: Driver, selected: Sequence[Case], budget_s: float, threads: int) -> Results:
-    """Outcome and output bytes of each case by name. A case that faults costs the context: the rest gets another."""
+def work(path: str, selected: Sequence[Case], pipe: Connection) -> None:
+    """A process that runs batches of cases, named by their places in `selected`, and tells of each case. A driver may
+    die of PTX that it does not like, and a fault stays with its context: neither is more than this process's end."""
+    driver = Driver(path)
+    pipe.send(driver.facts())
+    while True:
+        numbers, version = pipe.recv()
+        for case, _, function in load(driver, [selected[i] for i in numbers], version):
+            if function is None:
+                pipe.send((case.name, REFUSED, b""))
+            elif case.refused:
+                pipe.send((case.name, RAN, b""))
+            else:
+                try:
+                    raw = driver.run(function, case.input_bytes(), case.output_size())
+                except DriverError as e:
+                    print(f"{case.name}: {e}", file=sys.stderr, flush=True)
+                    pipe.send((case.name, FAILED, b""))
+                    return
+                pipe.send((case.name, RAN, raw))
+        pipe.send(None)
+
+
+class Worker:
+    """One such process, and what it is at."""
+
+    def __init__(self, path: str, selected: Sequence[Case]) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        # Forked: the cases are made once. The parent never loads the driver.
+        self.process = multiprocessing.get_context("fork").Process(
+            target=work, args=(path, selected, theirs), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.facts: dict[str, Any] = {}
+        self.left: list[int] = []  # of its batch, what it has not told of
+        self.is_busy = False
+        self.version = ""
+        self.since_s = time.monotonic()
+
+    def give(self, numbers: list[int], version: str) -> None:
+        self.left, self.version, self.since_s, self.is_busy = numbers, version, time.monotonic(), True
+        self.pipe.send((numbers, version))
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def collect(path: str, selected: Sequence[Case], budget_s: float, workers: int) -> tuple[dict[str, Any], Results]:
+    """What the driver says of its device, and outcome and output bytes of each case by name."""
     results: Results = {c.name: (NOT_RUN, b"") for c in selected}
-    end = time.monotonic() + budget_s
-    for _ in range(20):
-        fault = attempt(driver, [c for c in selected if results[c.name][0] == NOT_RUN], results, end, threads)
-        if fault is None:
-            break
-        print(f"{fault[0]}: {fault[1]}", file=sys.stderr)
-        results[fault[0]] = (FAILED, b"")
-        driver.restart()
-    return results
+    place = {c.name: i for i, c in enumerate(selected)}
+    end_s = time.monotonic() + budget_s
+    facts: dict[str, Any] = {}
+    waiting: list[tuple[list[int], str]] = []
+    alive = [Worker(path, selected)]
 
+    def told(worker: Worker, message: Any) -> None:
+        if isinstance(message, dict):
+            worker.facts = message
+            if not facts:
+                facts.update(message)
+                newest = 100 if facts["device"].startswith("softgpu") else facts["sm"]
+                for c in selected:
+                    if c.sm >= 100 > newest:
+                        results[c.name] = (NEWER, b"")
+                waiting.extend(([place[c.name] for c in batch], v) for batch, v in batches(selected, newest))
+                alive.extend(Worker(path, selected) for _ in range(min(workers, len(waiting)) - 1))
+        elif message is None:
+            worker.is_busy = False
+        else:
+            name, outcome, raw = message
+            results[name] = (outcome, raw)
+            worker.left.remove(place[name])
 
-def attempt(
-    driver: Driver, selected: Sequence[Case], results: Results, end: float, threads: int
-) -> tuple[str, DriverError] | None:
-    newest = 100 if driver.name.startswith("softgpu") else driver.sm
-    for c in selected:
-        if c.sm >= 100 > newest:
-            results[c.name] = (NEWER, b"")
+    def lost(worker: Worker) -> None:
+        """It has died, or does not come back: of what it was at the halves are tried apart, down to the one case."""
+        left, hung = worker.left, time.monotonic() - worker.since_s > BATCH_LIMIT_S
+        worker.end()
+        alive.remove(worker)
+        if not worker.facts:
+            raise RuntimeError(f"{path} does not start: exit status {worker.process.exitcode}")
+        if len(left) == 1:
+            how = "does not end" if hung else f"ends the process ({worker.process.exitcode})"
+            print(f"{selected[left[0]].name}: {how}", file=sys.stderr, flush=True)
+            results[selected[left[0]].name] = (FAILED, b"")
+        elif left:
+            middle = len(left) // 2
+            waiting.extend([(left[:middle], worker.version), (left[middle:], worker.version)])
+        if waiting:
+            alive.append(Worker(path, selected))
 
-    def guarded(work: tuple[list[Case], str]) -> Loaded:
-        if time.monotonic() > end:
-            return []
-        return load(driver, *work)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for loaded in pool.map(guarded, batches(selected, newest)):
-            driver.enter()
-            for case, _, function in loaded:
-                if function is None:
-                    results[case.name] = (REFUSED, b"")
-                elif case.refused:
-                    results[case.name] = (RAN, b"")
+    while alive:
+        over = time.monotonic() > end_s
+        for worker in list(alive):
+            if worker.facts and not worker.is_busy:
+                if waiting and not over:
+                    worker.give(*waiting.pop())
                 else:
-                    try:
-                        raw = driver.run(function, case.input_bytes(), case.output_size())
-                    except DriverError as e:
-                        end = 0.0  # what is still queued need not be loaded
-                        return case.name, e
-                    results[case.name] = (RAN, raw)
-            for module in {m.value: m for _, m, _ in loaded if m is not None}.values():
-                driver.unload(module)
-    return None
+                    worker.end()
+                    alive.remove(worker)
+            elif time.monotonic() - worker.since_s > BATCH_LIMIT_S:
+                lost(worker)
+        for pipe in wait([worker.pipe for worker in alive], 1.0):
+            worker = next(w for w in alive if w.pipe is pipe)
+            try:
+                while worker.pipe.poll():
+                    told(worker, worker.pipe.recv())
+            except (EOFError, ConnectionError):
+                lost(worker)
+    return facts, results
 
 
 def against_references(case: Case, raw: bytes, step: int = 1) -> list[str]:
@@ -206,7 +275,7 @@ def against_references(case: Case, raw: bytes, step: int = 1) -> list[str]:
     return [] if want is None else case.differences(got, want, step=step)
 
 
-def save(path: Path, driver: Driver, selected: Sequence[Case], results: Results) -> None:
+def save(path: Path, facts: dict[str, Any], selected: Sequence[Case], results: Results) -> None:
     entries = []
     blob = bytearray()
     for case in selected:
@@ -214,7 +283,6 @@ def save(path: Path, driver: Driver, selected: Sequence[Case], results: Results)
         kept = b"" if case.kind == "invariant" else raw
         entries.append([case.name, case.sha(), outcome, len(blob), len(kept)])
         blob += kept
-    facts = {"device": driver.name, "sm": driver.sm, "driver": driver.version, "threads": THREADS}
     text = json.dumps({"facts": facts, "cases": entries}, separators=(",", ":"))
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, index=np.frombuffer(text.encode(), np.uint8), data=np.frombuffer(bytes(blob), np.uint8))
@@ -275,8 +343,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for the golden file and the report")
     parser.add_argument("--check", action="store_true", help="compare with the golden files of the repository only")
     parser.add_argument("--only", default="", help="cases whose name starts with this")
-    parser.add_argument("--budget-s", type=float, default=40.0, help="seconds after which no more modules are loaded")
-    parser.add_argument("--threads", type=int, default=8, help="that compile modules at the same time")
+    parser.add_argument("--budget-s", type=float, default=40.0, help="seconds after which no more batches are begun")
+    parser.add_argument("--workers", type=int, default=8, help="processes that compile and run at the same time")
     args = parser.parse_args()
     if not args.check and not args.out:
         parser.error("--out DIR or --check is needed")
@@ -287,18 +355,13 @@ def main() -> int:
         (c for c in made.values() if c.name.startswith(args.only)),
         key=lambda c: (c.refused, c.name.split(".")[0] in ("set", "setp", "cvt"), c.name.startswith("set.")),
     )
-    driver = Driver(args.libcuda)
     generated = time.monotonic()
-    print(f"{driver.name}, sm_{driver.sm}, driver {driver.version}", flush=True)
-    safe = "_".join("".join(ch if ch.isalnum() else " " for ch in driver.name).lower().split())
-    # Those that wait in a loop come last: should one hang, the others' answers are in the file already.
-    results: Results = {c.name: (NOT_RUN, b"") for c in selected}
-    for waits in (False, True):
-        part = [c for c in selected if ("AGAIN" in c.body) == waits]
-        results |= collect(driver, part, args.budget_s, args.threads)
-        if args.out:
-            path = args.out / f"{safe}.npz"
-            save(path, driver, selected, results)
+    facts, results = collect(args.libcuda, selected, args.budget_s, args.workers)
+    print(f"{facts['device']}, sm_{facts['sm']}, driver {facts['driver']}", flush=True)
+    safe = "_".join("".join(ch if ch.isalnum() else " " for ch in facts["device"]).lower().split())
+    if args.out:
+        path = args.out / f"{safe}.npz"
+        save(path, facts, selected, results)
     ran = time.monotonic()
     if args.out:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
