@@ -39,7 +39,7 @@ from rich.table import Table
 
 from benchmarks.machine import describe, output
 from benchmarks.masking import digest, masked
-from benchmarks.places import NATIVE, TRANSPORTS, Outcome, Places, parse_places, say
+from benchmarks.places import NATIVE, Outcome, Places, parse_places, say
 from benchmarks.samples_build import (
     Builder,
     Built,
@@ -335,7 +335,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, tuple[str, ...]]:
     parser.add_argument("path", type=Path, metavar="PATH", help="a checkout of cuda-samples")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for results, builds and logs")
     parser.add_argument("--device", choices=["nvidia", "softgpu"], default="nvidia", help="default nvidia")
-    parser.add_argument("--transports", default=",".join(TRANSPORTS), help="comma-separated, default shm,tcp")
+    parser.add_argument("--transports", default="shm,tcp", help="comma-separated, default shm,tcp")
     parser.add_argument("--filter", default="*", metavar="GLOB", help="samples: by path, or by the last folder's name")
     parser.add_argument("--timeout", type=float, default=60, metavar="S", help="for each run (default 60 s)")
     parser.add_argument("--build-timeout", type=float, default=600, metavar="S", help="for each sample (default 600 s)")

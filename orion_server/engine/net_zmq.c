@@ -45,7 +45,7 @@ static bool open_lane(const zmq_lanes* z, lane* l, int high_water, const char* m
   zmq_setsockopt(l->socket, ZMQ_TCP_KEEPALIVE_IDLE, &idle_s, sizeof idle_s);
   zmq_setsockopt(l->socket, ZMQ_TCP_KEEPALIVE_INTVL, &interval_s, sizeof interval_s);
   zmq_setsockopt(l->socket, ZMQ_TCP_KEEPALIVE_CNT, &count, sizeof count);
-  if (zmq_socket_monitor(l->socket, monitor, ZMQ_EVENT_DISCONNECTED)) return false;
+  if (zmq_socket_monitor(l->socket, monitor, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED)) return false;
   l->monitor = zmq_socket(z->context, ZMQ_PAIR);
   if (!l->monitor || zmq_connect(l->monitor, monitor)) return false;
   char wanted[64];
@@ -151,6 +151,40 @@ static void take_message(orion_engine* e, const lane* l, zmq_msg_t* message) {
   }
 }
 
+// The next thing that the monitor tells: what happened to which descriptor. False: there is none.
+static bool next_event(lane* l, uint16_t* what, int32_t* fd) {
+  zmq_msg_t event, address;
+  zmq_msg_init(&event);
+  if (zmq_msg_recv(&event, l->monitor, ZMQ_DONTWAIT) < 0) {
+    zmq_msg_close(&event);
+    return false;
+  }
+  *what = 0;
+  if (zmq_msg_size(&event) >= 6) {
+    memcpy(what, zmq_msg_data(&event), sizeof *what);
+    memcpy(fd, (const uint8_t*)zmq_msg_data(&event) + 2, sizeof *fd);
+  }
+  zmq_msg_init(&address);
+  if (zmq_msg_more(&event)) (void)zmq_msg_recv(&address, l->monitor, ZMQ_DONTWAIT);
+  zmq_msg_close(&address);
+  zmq_msg_close(&event);
+  return true;
+}
+
+/// Whether the peer's connection has ended. A descriptor is used again: an end that was told before its connection had
+/// begun is somebody else's.
+static bool has_ended(lane* l) {
+  uint16_t what = 0;
+  int32_t fd = -1;
+  bool ended = false;
+  while (next_event(l, &what, &fd)) {
+    if (fd != l->peer_fd) continue;
+    if (what == ZMQ_EVENT_DISCONNECTED) ended = true;
+    if (what == ZMQ_EVENT_ACCEPTED) ended = false;
+  }
+  return ended;
+}
+
 // A stranger's first frame: the token makes it the session's peer on this lane, anything else is ignored.
 static void greet(orion_engine* e, lane* l, zmq_msg_t* identity, zmq_msg_t* message) {
   struct orion_net* n = e->net;
@@ -164,6 +198,7 @@ static void greet(orion_engine* e, lane* l, zmq_msg_t* identity, zmq_msg_t* mess
   l->identity_bytes = zmq_msg_size(identity);
   memcpy(l->identity, zmq_msg_data(identity), l->identity_bytes);
   l->peer_fd = zmq_msg_get(message, ZMQ_SRCFD);
+  if (has_ended(l)) engine_end(e, ORION_END_CLIENT_LOST, "the client closed a lane");
   STAT_ADD(e, stat_lanes, 1);
   const orion_frame welcome = {.type = ORION_FRAME_CONTROL};
   if (!send_to(l, &welcome, sizeof welcome)) {
@@ -201,21 +236,7 @@ static bool receive_one(orion_engine* e, lane* l) {
 
 // The monitor tells every connection's end; the peer's is known by its descriptor.
 static void check_monitor(orion_engine* e, lane* l) {
-  for (;;) {
-    zmq_msg_t event, address;
-    zmq_msg_init(&event);
-    if (zmq_msg_recv(&event, l->monitor, ZMQ_DONTWAIT) < 0) {
-      zmq_msg_close(&event);
-      return;
-    }
-    int32_t fd = -1;
-    if (zmq_msg_size(&event) >= 6) memcpy(&fd, (const uint8_t*)zmq_msg_data(&event) + 2, sizeof fd);
-    zmq_msg_init(&address);
-    if (zmq_msg_more(&event)) (void)zmq_msg_recv(&address, l->monitor, ZMQ_DONTWAIT);
-    zmq_msg_close(&address);
-    zmq_msg_close(&event);
-    if (l->identity_bytes && fd == l->peer_fd) engine_end(e, ORION_END_CLIENT_LOST, "the client closed a lane");
-  }
+  if (has_ended(l) && l->identity_bytes) engine_end(e, ORION_END_CLIENT_LOST, "the client closed a lane");
 }
 
 static bool receive(orion_engine* e) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -63,9 +64,11 @@ def check(selected: list[Case], step: int) -> None:
             answer = golden.answer(case)
             if answer is None or answer[0] != run.RAN or case.kind == "invariant":
                 continue
-            if answer[1] != raw:
-                d = case.differences(case.columns(raw), case.columns(answer[1]), twice=True)
-                wrong += [f"{case.name}, {golden.facts['device']}: {d[0]}"] if d else []
+            differs = bool(
+                answer[1] != raw and case.differences(case.columns(raw), case.columns(answer[1]), twice=True)
+            )
+            if differs != bool(re.fullmatch(DIFFERENT, case.name)):
+                wrong.append(f"{case.name}, {golden.facts['device']}: {'differs' if differs else 'no longer differs'}")
     assert not wrong, f"{len(wrong)} differ: " + "; ".join(wrong[:20])
 
 
@@ -177,5 +180,40 @@ def test_golden_files_have_no_surprise() -> None:
         assert dict(odd) == ODD.get(golden.facts["device"], {}), golden.facts
 
 
+# Where the H200 answers something else than softgpu and the references; tests fail when a case is here for nothing.
+DIFFERENT = "|".join([
+    # PTX has eight elements of 32 bits only: the driver takes these and makes something else of them, or dies (ODD).
+    r"(ld|st)\..*v8\.[bus]8",
+    # Not explained yet: what it gave were bytes of the case before, as if the read-only path had kept them.
+    r"ld\.global\.nc\..*",
+    r"ld\.param\.b128",
+    # Positions and lengths beyond 64 bits: not explained yet.
+    r"bfe\.[us]64|bfi\.b64",
+    # A result that only rounding makes normal is flushed before it is rounded; a subnormal operand of half is not.
+    r"mul\.rn\.ftz\.f32|div\.rp\.ftz\.f32|cvt\.(rm\.ftz|rp\.ftz(\.sat)?)\.f16\.f32",
+    # Zero counts as normal.
+    r"testp\.normal\.f(32|64)",
+    # Infinity and NaN go through.
+    r"cvt\.rna\.(satfinite\.)?tf32\.f32",
+])  # fmt: skip
+
 # By device: combinations where its driver and the table differ, counted by opcode. Each line needs a reason here.
-ODD: dict[str, dict[str, int]] = {}
+ODD: dict[str, dict[str, int]] = {
+    "NVIDIA H200": {
+        # The table is wider than PTX: forms that no compiler writes, and that softgpu should refuse.
+        "abs refused": 2,
+        "neg refused": 2,  # .ftz of bf16
+        "min refused": 8,
+        "max refused": 8,  # .ftz of bf16
+        "ex2 refused": 4,  # bf16 without .ftz, f16 with it
+        "mad refused": 4,  # f32 without a rounding
+        "ld refused": 30,  # .relaxed without a scope
+        "st refused": 30,  # .mmio with a scope but .sys
+        "setp refused": 168,  # f16 and bf16: the form of the destination
+        "atom refused": 60,
+        "red refused": 20,  # .s64 where PTX has .u64, halves without .noftz
+        "cvt refused": 22,  # bf16 to 8 bits, satfinite with tf32
+        # The table is narrower: the driver takes bf16 to f16, f32 and f64 and back.
+        "cvt taken": 14,
+    },
+}

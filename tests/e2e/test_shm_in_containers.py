@@ -105,7 +105,7 @@ def test_without_the_folder_it_is_tcp(node: Node) -> None:
         patch.setattr(f"{__name__}.CONTAINER", hidden)
         told, log = node.run(1234, "auto")
     assert told.startswith("0 through shared memory uid 1234"), log  # what the text says, not how it went
-    assert "using tcp" in log and "over tcp" in log
+    assert "no shared memory" in log and "over tcp" in log
 
 
 def test_the_folder_has_nothing_but_sockets_that_their_users_alone_can_reach(node: Node) -> None:

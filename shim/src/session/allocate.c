@@ -203,6 +203,11 @@ static enum outcome stand_in_queue(search* s, char type[32]) {
       snprintf(control->why, sizeof control->why,
                "%s has not answered for %llu ms, while this program was in its queue", control->address,
                (unsigned long long)silence_ms);
+    if (result == CUDA_ERROR_DEVICE_UNAVAILABLE && control->failure == ORION_CONTROL_REFUSED) {
+      // A place belongs to the connection on which it was told, and to who asks in time: a new one is asked for.
+      snprintf(s->why, sizeof s->why, "this program lost its place in the queue: %.900s", control->why);
+      return OUTCOME_ELSEWHERE;
+    }
     if (result != CUDA_SUCCESS) return take_failure(s, result);
   }
   return OUTCOME_GRANTED;  // an answer, at least

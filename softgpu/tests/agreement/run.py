@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -306,6 +307,7 @@ class Golden:
         return outcome, self.data[at : at + size]
 
 
+@functools.cache
 def goldens() -> list[Golden]:
     return [Golden(p) for p in sorted(GOLDEN.glob("*.npz"))]
 
