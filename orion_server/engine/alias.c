@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -127,8 +129,10 @@ static int32_t map(const orion_engine* e, uint64_t offset, uint64_t bytes, uint6
   const int32_t taken = take(e, address, bytes);
   if (taken) return taken;
   if (set_shared(e, offset, bytes, true)) {
-    // An old size of 0: the pages of a shared mapping get a second one.
-    if (mremap(e->arena + offset, 0, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, pointer(address)) != MAP_FAILED) return 0;
+    // An old size of 0: the pages of a shared mapping get a second one. Not by libc's mremap: where UCX is loaded, its
+    // hook in there fails it.
+    const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    if (syscall(SYS_mremap, e->arena + offset, 0ul, bytes, flags, pointer(address)) != -1) return 0;
     (void)set_shared(e, offset, bytes, false);  // the mapping that it replaces has this one's place
   }
   (void)give(address, bytes);
