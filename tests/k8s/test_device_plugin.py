@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from orion_client.libraries import client_folder
-from orion_k8s.device_plugin.gen import made
+from orion_k8s.gen import made
 from tests.controller import http_world, linked
 from tests.k8s.fake_kubelet import FakeKubelet, NotAdmitted
 from wire import pool as wire
@@ -89,7 +89,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def test_the_generated_modules_are_those_of_the_proto() -> None:
     for path, text in made().items():
-        assert path.read_text() == text, f"python -m orion_k8s.device_plugin.gen: {path} is stale"
+        assert path.read_text() == text, f"python -m orion_k8s.gen: {path} is stale"
 
 
 def test_a_nodes_life(capsys: pytest.CaptureFixture[str]) -> None:

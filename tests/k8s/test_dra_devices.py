@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_controller.api.models import Gpu
-from orion_k8s.dra import DRIVER, gen, quantity
+from orion_k8s import gen
+from orion_k8s.dra import DRIVER, quantity
 from orion_k8s.dra.claims import check_parameters, claimed
 from orion_k8s.dra.devices import Claimed, Index, Size, devices, gpu_name, pool_name, pools, share, slices, slot_count
 from orion_k8s.dra.proto import dra_v1_pb2, dra_v1beta1_pb2, pluginregistration_pb2

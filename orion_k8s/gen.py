@@ -1,4 +1,4 @@
-"""`python -m orion_k8s.device_plugin.gen` makes the modules of proto/*.proto; `--check` fails when one is stale."""
+"""`python -m orion_k8s.gen` makes the Python modules of */proto/*.proto; `--check` fails when one is stale."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PROTO = ROOT / "orion_k8s" / "device_plugin" / "proto"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def made() -> dict[Path, str]:
@@ -16,7 +15,7 @@ def made() -> dict[Path, str]:
     import grpc_tools
     from grpc_tools import protoc
 
-    sources = sorted(PROTO.glob("*.proto"))
+    sources = sorted((ROOT / "orion_k8s").glob("*/proto/*.proto"))
     with tempfile.TemporaryDirectory() as folder:
         code = protoc.main([
             "protoc", f"-I{ROOT}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}", f"--python_out={folder}",
@@ -31,7 +30,7 @@ def made() -> dict[Path, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m orion_k8s.device_plugin.gen", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m orion_k8s.gen", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
     arguments = parser.parse_args(argv)
     stale = []
