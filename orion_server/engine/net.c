@@ -325,6 +325,9 @@ static void take_relay(orion_engine* e) {
       n->markers[kept++] = m;
     } else if (!n->relay_count || n->relay[n->relay_count - 1].index != m.word) {
       n->relay[n->relay_count++] = (orion_word_update){m.word, value};
+    } else if (n->relay[n->relay_count - 1].value < value) {
+      // Told already as the engine itself has set it, before the GPU wrote this one.
+      n->relay[n->relay_count - 1].value = value;
     }
   }
   n->marker_count = kept;

@@ -108,6 +108,29 @@ def test_an_error_precedes_the_word_and_the_reply_behind_it() -> None:
 
 
 @isolated
+def test_a_word_that_grows_while_it_is_told_is_told_again() -> None:
+    """The engine's own value of a word, and the GPU's next one, which comes while the engine goes through a long list
+    of words: what it has read before must not stand for it."""
+    with Remote() as r:
+        a = opened(r)
+        word, others = WORD_STREAMS + 1, 64
+        for stream in (1, 2):
+            r.push("STREAM_CREATE", stream=stream, stream_flags=1)
+        for value in range(2, 600, 2):
+            memset = {"height": 1, "element_bytes": 1}
+            ops = [
+                pack("MARK", {"word": word, "value": value - 1}, stream=1),  # idle: the engine writes it
+                pack("MEMSET", memset | {"device_dst": a, "width": 1 + value * 5003 % (4 * MIB)}, stream=1),
+                pack("MARK", {"word": word, "value": value}, stream=1),
+                pack("MEMSET", memset | {"device_dst": a + 4 * MIB, "width": 4 * MIB}, stream=2),
+            ]
+            ops += [pack("MARK", {"word": WORD_DYNAMIC + i, "value": value}, stream=2) for i in range(others)]
+            r.ops.send(frame(OPS_MAIN, b"".join(op + b"\0" * (-len(op) % 8) for op in ops)))
+            r.wait_word(word, value)
+            r.wait_word(WORD_DYNAMIC + others - 1, value)
+
+
+@isolated
 def test_an_operation_waits_for_its_bytes_only() -> None:
     with Remote() as r:
         a = opened(r)
