@@ -12,6 +12,7 @@
 #   frameworks  tests/programs/frameworks (benchmarks.framework_session): frameworks.json
 #   attach      stages from a fresh process to its first result (benchmarks.attach_stages): attach.json
 #   correctness areas, runtime and frameworks side by side (nothing in them is timed), a folder of OUT and a log each
+#   memory      quotas, kill and moved memory (benchmarks.memory_session): memory.json
 #   samples     a checkout of NVIDIA's cuda-samples, its path is the first option (benchmarks.cuda_samples): samples.json
 #
 # Uses what was built here before (build/shim, the engine module) and wheels from the folder WHEELS (default .whl) for
@@ -47,6 +48,7 @@ case "${1:-}" in
   areas) program=area_session ;;
   runtime) program=runtime_session ;;
   frameworks) program=framework_session ;;
+  memory) program=memory_session ;;
   samples) program=cuda_samples ;;
   attach) program=attach_stages ;;
   rows | --* | "") program=session ;;

@@ -75,9 +75,8 @@ Other machines reach it only with an encrypted control port and clients that pro
 SIGTERM or Ctrl-C drains: no new clients, exit when the last one has left or after --drain-timeout. A second one stops
 at once. Settings are read from /etc/orion/server.conf first ([server] listen_port, bind_addr, enable_shm, device,
 libcuda, devices, nvml, enable_rdma, ibverbs_device, bind_net, warm_workers, max_sessions, image_cache_mib,
-vgpu_count, ratio_policy, overcommit_ratio, pinned_mib, swap_mib, metrics_listen, curve, encrypt, client_key_file,
-drain_timeout, comm_path, shm_dir, worker_uids,
-require_isolation; [log] log_level, json);
+vgpu_count, ratio_policy, overcommit_ratio, pinned_mib, reserve_mib, swap_mib, metrics_listen, curve, encrypt,
+client_key_file, drain_timeout, comm_path, shm_dir, worker_uids, require_isolation; [log] log_level, json);
 options win.
 """
 
@@ -115,6 +114,9 @@ def serve(
     ] = False,
     pinned_mib: Annotated[
         int | None, typer.Option(min=0, help="Pinned host memory of each client in MiB (0: no limit).")
+    ] = None,
+    reserve_mib: Annotated[
+        int | None, typer.Option(min=0, help="MiB of each GPU's memory that no vGPU gets, for other programs (0).")
     ] = None,
     swap_mib: Annotated[
         int | None,
@@ -201,6 +203,7 @@ def serve(
             "ratio_policy": ratio_policy,
             "overcommit_ratio": overcommit_ratio or None,
             "pinned_mib": pinned_mib,
+            "reserve_mib": reserve_mib,
             "swap_mib": swap_mib,
             "metrics_listen": metrics,
             "controller": controller,

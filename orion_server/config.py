@@ -60,6 +60,7 @@ class Settings:
     ratio_policy: str = "hard"
     overcommit_ratio: bool = False
     pinned_mib: int = 0  # pinned host memory of each worker; 0: no limit
+    reserve_mib: int = 0  # of each GPU's memory, which vGPUs never get: other programs use it
     swap_mib: int = 0  # by which the quotas of a GPU may exceed its memory; idle vGPUs' goes to host memory. 0: none
     metrics_listen: str | None = None
     controller: str = ""  # host:port[,host:port...] of the pool's controller and its replicas
@@ -112,6 +113,8 @@ def check_slices(settings: Settings) -> None:
         raise ConfigError(f"a vgpu_count of {settings.vgpu_count}: it is 1 to 100, or 0 for no limits by default")
     if settings.ratio_policy not in RATIO_POLICIES:
         raise ConfigError(f"a ratio policy {settings.ratio_policy!r}: it is one of {', '.join(RATIO_POLICIES)}")
+    if settings.reserve_mib < 0:
+        raise ConfigError(f"a reserve_mib of {settings.reserve_mib}: it is a number of MiB, or 0 for none")
     if settings.swap_mib < 0:
         raise ConfigError(f"a swap_mib of {settings.swap_mib}: it is a number of MiB, or 0 for none")
     if settings.pinned_mib < 0:
@@ -196,6 +199,7 @@ _FILE_KEYS: dict[tuple[str, str], str] = {
     ("server", "ratio_policy"): "ratio_policy",
     ("server", "overcommit_ratio"): "overcommit_ratio",
     ("server", "pinned_mib"): "pinned_mib",
+    ("server", "reserve_mib"): "reserve_mib",
     ("server", "swap_mib"): "swap_mib",
     ("server", "metrics_listen"): "metrics_listen",
     ("server", "name"): "name",

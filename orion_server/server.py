@@ -194,6 +194,7 @@ class Server:
             vgpu_count=self._settings.vgpu_count,
             policy=Policy[self._settings.ratio_policy.upper()],
             overcommit_ratio=self._settings.overcommit_ratio,
+            reserve_bytes=self._settings.reserve_mib * MIB,
             swap_bytes=self._settings.swap_mib * MIB,
         )
 

@@ -130,12 +130,14 @@ class Registry:
         vgpu_count: int,
         policy: Policy = Policy.HARD,
         overcommit_ratio: bool = False,
+        reserve_bytes: int = 0,
         swap_bytes: int = 0,
     ) -> None:
         self.gpus = {gpu.ordinal: gpu for gpu in gpus}
         self.vgpu_count = vgpu_count
         self.policy = policy
         self.overcommit_ratio = overcommit_ratio
+        self.reserve_bytes = reserve_bytes
         self.swap_bytes = swap_bytes
         self.slices: list[Slice] = []
         self.members: dict[str, Member] = {}
@@ -149,7 +151,8 @@ class Registry:
         """Memory that vGPUs can have on a GPU while `workers` (default: those of now) serve."""
         gpu = self.gpus[ordinal]
         expected = max(self.vgpu_count, len(self.members) if workers is None else workers)
-        node_bytes = gpu.foreign_bytes + gpu.context_bytes * (self._warm + expected)
+        # What other programs have at the start is part of what is kept for them.
+        node_bytes = max(gpu.foreign_bytes, self.reserve_bytes) + gpu.context_bytes * (self._warm + expected)
         return max(0, gpu.total_bytes - node_bytes)
 
     def left_bytes(self, ordinal: int, workers: int | None = None) -> int:

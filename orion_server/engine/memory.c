@@ -345,15 +345,36 @@ void memory_allow_peer(orion_engine* e, uint32_t owner, uint32_t reader, bool al
   }
 }
 
+/// Of what the client has freed, and what still waits for the device: an allocation waits for it too, so it is free.
+static uint64_t pending_bytes(const orion_engine* e, uint32_t device) {
+  uint64_t bytes = 0;
+  for (const free_batch* batch = e->first_batch; batch; batch = batch->next) {
+    for (const free_entry* entry = batch->first; entry; entry = entry->next) {
+      const range* r = &e->ranges[entry->range_index];
+      if (entry->serial && r->serial == entry->serial && e->contexts[r->context].device == device) bytes += r->bytes;
+    }
+  }
+  for (const parked_op* node = e->first_parked; node; node = node->next) {
+    const orion_op_mem_free* o = (const orion_op_mem_free*)&node->op;
+    if (node->op.code != ORION_OP_MEM_FREE || !o->unmap) continue;
+    const device_state* d = memory_device_at(e, o->device_address);
+    if (d == &e->devices[device]) bytes += o->size_bytes;
+  }
+  return bytes;
+}
+
 void memory_info(orion_engine* e, const orion_op* op) {
   if (!use_context(e, op)) return;
+  const uint32_t device = e->contexts[op->context].device;
   size_t free_bytes = 0, total_bytes = 0;
   const int32_t result = answer_check(e, op->context, (int32_t)e->driver.memory_info(&free_bytes, &total_bytes));
+  const uint64_t pending = pending_bytes(e, device);
+  free_bytes = pending < total_bytes - free_bytes ? free_bytes + pending : total_bytes;
   orion_reply_mem_info reply = {free_bytes, total_bytes};
   // The device may have less than the quota leaves: tenants together may have been promised more than there is.
-  if (!result && ledger_view(e, e->contexts[op->context].device, &reply.free_bytes, &reply.total_bytes) &&
-      reply.free_bytes > free_bytes) {
-    reply.free_bytes = free_bytes / ORION_CHUNK_BYTES * ORION_CHUNK_BYTES;
+  if (!result && ledger_view(e, device, &reply.free_bytes, &reply.total_bytes)) {
+    reply.free_bytes = pending < reply.total_bytes - reply.free_bytes ? reply.free_bytes + pending : reply.total_bytes;
+    if (reply.free_bytes > free_bytes) reply.free_bytes = free_bytes / ORION_CHUNK_BYTES * ORION_CHUNK_BYTES;
   }
   answer_reply(e, op, result, &reply, sizeof reply);
 }

@@ -30,7 +30,7 @@ GIB = 1 << 30
 CARD = Gpu(0, total_bytes=80 * GIB, foreign_bytes=1 * GIB, context_bytes=512 * MIB)
 
 
-def registry(*gpus: Gpu, vgpu_count: int = 4, warm: int = 2, **more: bool | Policy) -> Registry:
+def registry(*gpus: Gpu, vgpu_count: int = 4, warm: int = 2, **more: int | Policy) -> Registry:
     return Registry(gpus or (CARD,), warm=warm, vgpu_count=vgpu_count, **more)  # type: ignore[arg-type]
 
 
@@ -56,6 +56,12 @@ def test_the_default_is_one_of_vgpu_count_parts_of_what_the_node_leaves() -> Non
     limits = uneven.admit(member("a"), Wish())[0].limits
     assert limits.quota_bytes % GRANULE_BYTES == 0 and limits.ratio_percent == 33
     assert 0 <= (10 * GIB + 12345) // 3 - limits.quota_bytes < GRANULE_BYTES
+
+
+def test_what_is_reserved_for_other_programs_is_given_to_no_vgpu() -> None:
+    assert registry(reserve_bytes=10 * GIB).capacity_bytes(0) == 67 * GIB  # what others have already is part of it
+    assert registry(reserve_bytes=1).capacity_bytes(0) == 76 * GIB
+    assert registry(reserve_bytes=90 * GIB).left_bytes(0) == 0
 
 
 def test_vgpu_count_default_vgpus_fit_and_one_more_does_not() -> None:

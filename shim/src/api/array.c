@@ -6,6 +6,7 @@
 
 #include "api.h"
 #include "relay.h"
+#include "virtual_memory.h"
 
 ORION_OBJECT_CHECK(orion_array);
 
@@ -158,6 +159,7 @@ static CUresult end(orion_table* table, orion_array* array, uint16_t code) {
   orion_op_array_destroy op = {.op = {.code = code, .context = (uint16_t)context->entry.index},
                                .array = array->entry.index};
   const CUresult result = orion_submit(context->session, &op.op, sizeof op, NULL, 0);
+  orion_memory_released(context->device->peer);
   orion_table_give(table, array);
   return result;
 }

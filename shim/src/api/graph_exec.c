@@ -15,6 +15,7 @@
 #include "host_function.h"
 #include "managed.h"
 #include "memory.h"
+#include "virtual_memory.h"
 
 #define SHADOW_ALIGNMENT 256ull
 #define HOST_NODES_MAX 65535u
@@ -187,6 +188,7 @@ static void send_destroy(const orion_context* context, uint32_t exec_index) {
   orion_op_graph_destroy op = {.op = {.code = ORION_OP_GRAPH_DESTROY, .context = (uint16_t)context->entry.index},
                                .exec = exec_index};
   (void)orion_submit(context->session, &op.op, sizeof op, NULL, 0);
+  orion_memory_released(context->device->peer);
 }
 
 CUresult orion_exec_send_template(const orion_exec* exec, const listing* list, uint32_t* index) {

@@ -8,6 +8,7 @@
 #include "kernel.h"
 #include "upload.h"
 #include "variable.h"
+#include "virtual_memory.h"
 
 static orion_table libraries = ORION_TABLE(ORION_TAG_LIBRARY, orion_library, 65536, 16);
 
@@ -173,7 +174,9 @@ ORION_API CUresult cuLibraryUnload(CUlibrary handle) {
   for (uint32_t i = 0; i < orion_device_states(); i++) {
     if ((library->loaded & 1ull << i) == 0) continue;
     orion_op_library_unload op = {.op = {.code = ORION_OP_LIBRARY_UNLOAD}, .library = library->entry.index};
-    const CUresult sent = orion_submit(orion_device_state_at((CUdevice)i)->info->session, &op.op, sizeof op, NULL, 0);
+    orion_device_state* device = orion_device_state_at((CUdevice)i);
+    const CUresult sent = orion_submit(device->info->session, &op.op, sizeof op, NULL, 0);
+    orion_memory_released(device->peer);
     if (sent != CUDA_SUCCESS) result = sent;
   }
   drop_code(library);

@@ -7,6 +7,7 @@
 
 #include "memory.h"
 #include "pool.h"
+#include "virtual_memory.h"
 
 #define SMALL_LIMIT_BYTES (1ull << 20)
 #define BLOCK_BYTES 512ull
@@ -58,6 +59,7 @@ static CUresult submit_free(orion_peer* peer, orion_pending_free* pending) {
       peer->pending_head = pending;
     }
     peer->pending_tail = pending;
+    orion_memory_released(peer);
   }
   pthread_mutex_unlock(&peer->free_mutex);
   if (result != CUDA_SUCCESS) free(pending);

@@ -8,6 +8,7 @@
 #include "memory.h"
 #include "upload.h"
 #include "variable.h"
+#include "virtual_memory.h"
 
 #define NAME_LIMIT_BYTES 32768u
 #define FILE_LIMIT_BYTES (1ull << 32)
@@ -165,6 +166,7 @@ CUresult orion_module_unload(CUmodule handle) {
         .module = module->entry.index};
     // A library's module goes with LIBRARY_UNLOAD.
     result = module->library != 0 ? CUDA_SUCCESS : orion_submit(module->context->session, &op.op, sizeof op, NULL, 0);
+    orion_memory_released(module->context->device->peer);
   }
   orion_table_give(&orion_modules, module);
   return result;

@@ -26,7 +26,7 @@ typedef struct orion_peer {
   uint64_t relay_blocks[ORION_RELAY_BLOCKS];
   pthread_mutex_t free_mutex;  // numbers MEM_FREE operations and submits them in that order
   uint64_t frees_submitted;
-  _Atomic bool releases_unsettled;  // VMM_RELEASE was sent and nothing has shown yet that it was executed
+  _Atomic bool releases_unsettled;  // memory was given back one-way, and nothing has shown yet that the worker knows
   struct orion_pending_free *pending_head, *pending_tail;  // in the order of their numbers
 } orion_peer;
 

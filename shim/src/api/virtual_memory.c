@@ -106,7 +106,7 @@ CUresult orion_memory_destroy(orion_memory* memory) {
   orion_op_vmm_release op = {.op = {.code = ORION_OP_VMM_RELEASE}, .memory = memory->entry.index};
   (void)orion_table_retire(&orion_memories, memory, atomic_load(&memory->entry.generation));
   const CUresult result = orion_submit(session, &op.op, sizeof op, NULL, 0);
-  atomic_store(&memory->device->peer->releases_unsettled, true);
+  orion_memory_released(memory->device->peer);
   // Creation is express: the index rests until the worker has surely seen the release.
   const CUresult given = orion_memory_index_give(memory->device->peer, memory);
   return result == CUDA_SUCCESS ? given : result;
@@ -150,6 +150,11 @@ CUresult orion_memory_set_access(orion_session* session, uint64_t address, uint6
   const uint32_t tail_bytes = (uint32_t)(count * sizeof entries[0]);
   if (wait) return orion_call(session, &op.op, sizeof op, entries, tail_bytes, NULL, 0, NULL);
   return orion_submit(session, &op.op, sizeof op, entries, tail_bytes);
+}
+
+void orion_memory_released(orion_peer* peer) {
+  if (!atomic_load_explicit(&peer->releases_unsettled, memory_order_relaxed))
+    atomic_store(&peer->releases_unsettled, true);
 }
 
 CUresult orion_memory_settle(orion_peer* peer) {

@@ -45,7 +45,9 @@ CUresult orion_memory_unmap(orion_session* session, uint64_t address, uint64_t b
 /// With `wait`, the driver's own answer.
 CUresult orion_memory_set_access(orion_session* session, uint64_t address, uint64_t bytes,
                                  const CUmemAccessDesc* access, size_t count, bool wait);
-/// Waits until the worker has executed the releases that were sent before: what it says of free memory counts them.
+/// Notes that something one-way has been sent that gives memory back.
+void orion_memory_released(orion_peer* peer);
+/// Waits until the worker knows of all that was sent before it: what it says of free memory counts them.
 CUresult orion_memory_settle(orion_peer* peer);
 
 #endif
