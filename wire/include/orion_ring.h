@@ -49,6 +49,18 @@ static inline void orion_slot_copy(void* to, const void* from, uint32_t bytes) {
   }
 }
 
+// The consumer maps the ring at another address, often in another process: ThreadSanitizer does not see that a slot is
+// free again because it has been read. This tells it so, of producers alone.
+#if defined(__SANITIZE_THREAD__)
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+#define ORION_RING_RESERVED(ring) __tsan_acquire((ring).slots)
+#define ORION_RING_COMMITS(ring) __tsan_release((ring).slots)
+#else
+#define ORION_RING_RESERVED(ring) ((void)0)
+#define ORION_RING_COMMITS(ring) ((void)0)
+#endif
+
 /// Reserves `count` slots. False when the ring has no room.
 static inline bool orion_ring_reserve(orion_ring ring, uint32_t count, uint64_t* at) {
   orion_ring_control* control = ring.control;
@@ -68,6 +80,7 @@ static inline bool orion_ring_reserve(orion_ring ring, uint32_t count, uint64_t*
     }
   } while (!atomic_compare_exchange_weak_explicit(&control->tail, &position, position + count, memory_order_relaxed,
                                                   memory_order_relaxed));
+  ORION_RING_RESERVED(ring);
   *at = position;
   return true;
 }
@@ -87,6 +100,7 @@ static inline bool orion_ring_push(orion_ring ring, const orion_op* head, uint32
   if (__builtin_expect(count == 1, 1)) {
     memcpy(first->payload, head, head_bytes);
     if (bytes > head_bytes) memcpy(first->payload + head_bytes, tail, bytes - head_bytes);
+    ORION_RING_COMMITS(ring);
     atomic_store_explicit(&first->sequence, position + 1, memory_order_release);
     return true;
   }
@@ -109,6 +123,7 @@ static inline bool orion_ring_push(orion_ring ring, const orion_op* head, uint32
       orion_slot_fetch(&ring.slots[(position + i + ORION_FETCH_AHEAD) & mask]);
     }
   }
+  ORION_RING_COMMITS(ring);
   atomic_store_explicit(&first->sequence, position + 1, memory_order_release);
   return true;
 }
