@@ -149,7 +149,7 @@ class Asker:
             return ""
         scores = await self._post("prioritize", body)
         self.took_s.append(time.perf_counter() - began_s)
-        return str(max(scores, key=lambda entry: entry["Score"])["Host"])
+        return str(max(scores, key=lambda entry: entry["Score"])["Host"] if scores else told["NodeNames"][0])
 
     async def bind(self, pod: dict[str, Any], node: str) -> bool:
         told = pod["metadata"]
@@ -318,6 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--pods", type=int, default=5000)
+    parser.add_argument("--only", choices=("large", "rate"), help="one of the two clusters")
     options = parser.parse_args()
     env = {"ORION_GMEM": str(CAPACITY_MIB // 8), "ORION_RATIO": "12"}
     result: dict[str, Any] = {
@@ -327,6 +328,8 @@ def main() -> None:
         "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
     }  # fmt: skip
     for key, servers, gpus, vgpus, cpu_nodes in (("large", 1000, 8, 5, 4000), ("rate", 1000, 8, 8, 0)):
+        if options.only not in (None, key):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             cluster = Cluster(Path(folder), servers, gpus, vgpus)
             try:

@@ -91,6 +91,7 @@ class Allocation:
     tickets_until_s: float = 0.0  # monotonic: until then somebody may still come with a ticket
     gone_at_s: float | None = None  # monotonic: ends then unless a session comes
     sessions: dict[str, set[str]] = field(default_factory=dict)  # by server
+    is_stored: bool = False  # else a restart forgets it, and nobody has been promised that it does not
 
     @property
     def id(self) -> str:
@@ -662,9 +663,10 @@ class Pool:
         return allocation
 
     def _add(self, record: AllocationRecord, placements: list[int]) -> Allocation:
-        if self._absent.pop(record.id, None) is not None:
+        was_absent = self._absent.pop(record.id, None) is not None
+        if was_absent:
             self._expected[record.group] -= 1
-        allocation = Allocation(record, placements)
+        allocation = Allocation(record, placements, is_stored=was_absent)
         self.allocations[record.id] = allocation
         if record.group:
             self._of_group.setdefault(record.group, set()).add(record.id)

@@ -180,7 +180,7 @@ class Controller:
             self._spawn(self._store.delete(allocation.id))
         for allocation in {a.id: a for a in out.saved if a.id not in ended}.values():
             if not any(allocation is served for _, served in out.served):
-                self._spawn(self._store.save(allocation.record))
+                self._spawn(self._save(allocation))
         for waiting, allocation in out.served:
             self._spawn(self._serve_waiting(waiting, allocation))
 
@@ -323,12 +323,16 @@ class Controller:
             return
         self._spawn(self._hand_out(envelope, wish.id, allocation, now_s))
 
+    async def _save(self, allocation: Allocation) -> None:
+        allocation.is_stored = True
+        await self._store.save(allocation.record)
+
     async def _hand_out(self, envelope: Envelope, request_id: int, allocation: Allocation, began_s: float) -> None:
         """Tickets, once the store has the allocation."""
         assert self.link is not None
         self._answering += 1
         try:
-            await self._store.save(allocation.record)
+            await self._save(allocation)
         except StoreError as error:
             log.error("allocation %s is taken back: %s", allocation.id, error)
             self._apply(self.pool.give_up(allocation.id, self._clock(), self._wall_clock()))
@@ -395,7 +399,7 @@ class Controller:
         held = self._held.pop(waiting.ticket, None)
         if held is None:
             self._served[waiting.ticket] = self._queued_at.get(waiting, b""), allocation
-            await self._store.save(allocation.record)
+            await self._save(allocation)
             return
         held[2].cancel()
         await self._hand_out(held[0], held[1], allocation, self._clock())
@@ -599,7 +603,7 @@ class Controller:
             code = "below_usage" if "uses" in str(error) else "refused"
             raise ServiceError(409 if error.code else 504, code, str(error), error.hint) from error
         self._found(allocation.id)
-        await self._store.save(record)
+        await self._save(allocation)
         return before, after
 
     async def _take_back(self, allocation: Allocation, before: _Limits, done: list[str]) -> None:
@@ -690,7 +694,7 @@ class Controller:
         except Refused as error:
             raise _as_service_error(error) from error
         allocation.record.owner = allocation.record.owner if allocation.record.was_used else user
-        await self._store.save(allocation.record)
+        await self._save(allocation)
         self.note("info", "group.reserved", allocation.id, f"for {wish.group}, {wish.ttl_s:g} s", user)
         return views.group(self.pool, allocation)
 
@@ -705,7 +709,7 @@ class Controller:
             except Refused as error:
                 outcomes.append(pod_models.PodOutcome(uid=wish.uid, refusal=_pod_refusal(error), message=str(error)))
                 continue
-            saves += [self._store.save(a.record) for a in out.saved]
+            saves += [self._save(a) for a in out.saved if a.is_stored or not wish.provisional]
             out.saved = []
             self._apply(out)
             reserved.append(allocations)

@@ -41,7 +41,8 @@ class PodContainer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class PodWish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All of a pod's vGPUs, or none. Asked for again it stays as it is, and `ttl_s` begins anew (0: until released).
     `candidates`: nodes that it may run on, its vGPUs go near one of them where there is room; `node`: where it will
-    run, they move there if they can. `check`: nothing is reserved, only whether it could ever be."""
+    run, they move there if they can. `check`: nothing is reserved, only whether it could ever be. `provisional`: only
+    who asks again keeps it; it is not stored, and a controller that starts does not know of it."""
 
     uid: Name
     namespace: Name
@@ -53,6 +54,7 @@ class PodWish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     candidates: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=CANDIDATES_MOST)] = []
     ttl_s: Annotated[float, Meta(ge=0, le=86400)] = 60.0
     check: bool = False
+    provisional: bool = False
 
 
 class PodWishes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

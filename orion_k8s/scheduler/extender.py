@@ -1,9 +1,9 @@
 """The HTTP extender of kube-scheduler: filter, prioritize and bind, v1.
 
-filter reserves all vGPUs of the pod in the controller, by its uid and for some seconds; where that works, every node
-will do, since vGPUs are reached over the network. prioritize prefers the nodes that hold them. bind moves them to the
-chosen node if they can, and keeps them until the pod is gone. Whatever goes wrong, the pod waits: kube-scheduler asks
-again, and the controller answers with what it has reserved already.
+filter reserves all vGPUs of the pod in the controller, by its uid and for some seconds, in its memory alone; where that
+works, every node will do, since vGPUs are reached over the network. prioritize prefers the nodes that hold them. bind
+moves them to the chosen node if they can, and keeps them, stored, until the pod is gone. Whatever goes wrong, the pod
+waits: kube-scheduler asks again, and the controller answers with what it has reserved already.
 """
 
 from __future__ import annotations
@@ -81,11 +81,12 @@ class Counts:
 
 
 def wish_of(ask: Asks, ttl_s: float, *, node: str = "", candidates: list[str] | None = None,
-            check: bool = False) -> PodWish:  # fmt: skip
+            check: bool = False, provisional: bool = False) -> PodWish:  # fmt: skip
     """What the controller is asked for a pod."""
     return PodWish(
         uid=ask.uid, namespace=ask.namespace or "default", name=ask.name or ask.uid, containers=list(ask.containers),
         rule=ask.rule, cross_node=ask.cross_node, node=node, candidates=candidates or [], ttl_s=ttl_s, check=check,
+        provisional=provisional,
     )  # fmt: skip
 
 
@@ -183,7 +184,7 @@ class Extender:
             return _all(nodes)
         try:
             outcome = await self.controller.reserve(
-                wish_of(ask, self.options.reserve_s, candidates=self._candidates(ask, names))
+                wish_of(ask, self.options.reserve_s, candidates=self._candidates(ask, names), provisional=True)
             )
         except ControllerError as error:
             self.counts.add("filter", "no_controller")
@@ -204,20 +205,25 @@ class Extender:
         """Those with a server. The rules binpack and spread look at the whole pool, wherever the pod will run."""
         if ask.rule not in ("", "local-first"):
             return []
-        found = names if self.servers is None else [name for name in names if name in self.servers]
-        return found[:CANDIDATES_MOST]
+        if self.servers is None:
+            return names[:CANDIDATES_MOST]
+        found = [name for name in names if name in self.servers]
+        # Near any of all: nothing to say.
+        return [] if len(found) == len(self.servers) else found[:CANDIDATES_MOST]
 
     def prioritize(self, pod: Object, names: list[str]) -> list[Object]:
-        """A HostPriorityList: SCORE_MOST where all of the pod's vGPUs are, in proportion where some are."""
+        """A HostPriorityList: SCORE_MOST where all of the pod's vGPUs are, in proportion where some are. Nodes without
+        any are left out, which kube-scheduler takes for 0."""
         uid = asks.metadata(pod).get("uid")
         known = self._reserved.get(uid) if isinstance(uid, str) else None
         on: dict[str, int] = {}
         for part in known[1].parts if known else ():
             for node in part.nodes:
                 on[node] = on.get(node, 0) + 1
-        total = max(1, sum(on.values()))
-        self.counts.add("prioritize", "local" if any(name in on for name in names) else "remote")
-        return [{"Host": name, "Score": SCORE_MOST * on.get(name, 0) // total} for name in names]
+        total = sum(on.values())
+        scores = [{"Host": name, "Score": SCORE_MOST * on[name] // total} for name in names if name in on]
+        self.counts.add("prioritize", "local" if scores else "remote")
+        return scores
 
     async def bind(self, namespace: str, name: str, uid: str, node: str) -> str:
         """Binds a pod whose vGPUs are reserved; empty, or why not. Asked twice for the same node it is done once."""

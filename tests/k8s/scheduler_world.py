@@ -80,7 +80,7 @@ class World:
         told = await self.filter(item, nodes)
         assert not told.get("Error") and told["NodeNames"], told
         scores = await self.prioritize(item, told["NodeNames"])
-        node = max(told["NodeNames"], key=lambda name: scores[name])
+        node = max(told["NodeNames"], key=lambda name: scores.get(name, 0))
         assert await self.bind(item, node) == ""
         return str(node)
 

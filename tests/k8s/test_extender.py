@@ -21,7 +21,7 @@ def test_a_pod_is_placed_beside_its_vgpus_and_attaches(tmp_path: Path) -> None:
         item = w.api.add_pod(vgpu_pod("p", ORION_GMEM="4096", ORION_RATIO="50"))
         told = await w.filter(item, NODES)
         assert told == {"NodeNames": NODES}
-        assert await w.prioritize(item, NODES) == {"cpu-1": 0, "cpu-2": 0, "gpu-1": 10, "gpu-2": 0}
+        assert await w.prioritize(item, NODES) == {"gpu-1": 10}
         assert await w.bind(item, "gpu-1") == ""
         assert w.api.objects[PODS]["default/p"]["spec"]["nodeName"] == "gpu-1"
         await w.until(lambda: w.held()["p"].expires_s is None)
@@ -43,7 +43,7 @@ def test_a_node_without_gpu_hosts_a_pod_whose_vgpus_are_elsewhere(tmp_path: Path
         item = w.api.add_pod(vgpu_pod("p", count=2, ORION_GMEM="16000"))
         told = await w.filter(item, ["cpu-1", "cpu-2"])
         assert told["NodeNames"] == ["cpu-1", "cpu-2"]
-        assert await w.prioritize(item, ["cpu-1", "gpu-2"]) == {"cpu-1": 0, "gpu-2": 5}
+        assert await w.prioritize(item, ["cpu-1", "gpu-2"]) == {"gpu-2": 5}
         assert await w.bind(item, "cpu-2") == ""
         assert sorted(w.held()["p"].nodes) == ["gpu-1", "gpu-2"]
 
@@ -152,7 +152,7 @@ def test_whole_nodes_where_the_cache_is_off(tmp_path: Path) -> None:
         status, told = await w.post("filter", {"Pod": item, "Nodes": nodes, "NodeNames": None})
         assert status == 200 and told == {"Nodes": nodes}
         status, told = await w.post("prioritize", {"pod": item, "nodes": nodes, "nodenames": None})
-        assert status == 200 and {entry["Host"]: entry["Score"] for entry in told} == {"gpu-1": 10, "cpu-1": 0}
+        assert status == 200 and {entry["Host"]: entry["Score"] for entry in told} == {"gpu-1": 10}
 
     go(tmp_path, TWO, body, runs=False)
 
@@ -240,6 +240,24 @@ def test_a_controller_that_has_just_started_places_nothing_twice(tmp_path: Path)
         pool._absent[record.id], pool._expected[record.group] = record, 1
         told = await w.filter(item, NODES)
         assert "just started" in told["Error"] and w.used_mib() == 0
+
+    go(tmp_path, TWO, body, runs=False)
+
+
+def test_what_filter_reserves_is_stored_when_the_pod_is_bound(tmp_path: Path) -> None:
+    """A controller that starts between the two has forgotten it, and bind reserves anew."""
+
+    async def body(w: World) -> None:
+        item = w.api.add_pod(vgpu_pod("p", ORION_GMEM="4096"))
+        controller = w.pool.controller
+        for _ in range(2):
+            await w.filter(item, NODES)
+            assert w.held()["p"].vgpus == 1 and not (await controller._store.load()).allocations
+        (part,) = w.held()["p"].parts
+        await controller.end_group(part.group, "as a restart would")
+        assert await w.bind(item, "gpu-1") == ""
+        (stored,) = (await controller._store.load()).allocations.values()
+        assert stored.id == w.held()["p"].parts[0].group and w.used_mib() == 4096
 
     go(tmp_path, TWO, body, runs=False)
 
