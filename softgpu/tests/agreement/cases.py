@@ -45,6 +45,25 @@ def build(row: table.Row, words: tuple[str, ...]) -> Case | str:
     return f"no recipe for section {row.section}"
 
 
+def beside_the_table() -> list[Case]:
+    """More inputs for some combinations: what the mutation check found that the first ones do not show."""
+    out = []
+    for row in table.read():
+        for words in row.combinations():
+            if row.builder == "mma" and "satfinite" in words:
+                out.append(matrix.mma(words, limits=True))
+            if row.builder == "wmma_mma" and "satfinite" in words:
+                near = matrix.wmma(words, limits=True)
+                assert isinstance(near, Case)
+                out.append(near)
+
+    def nth_is_zero(a: int, base: int) -> tuple[int]:
+        return (base if a >> base & 1 else 0xFFFFFFFF,)
+
+    out.append(Case("fns.b32 of nothing", "fns.b32 %d, %a, %b, 0;", ["b32", "small_b32"], ["b32"], nth_is_zero))
+    return out
+
+
 @functools.cache
 def everything() -> tuple[dict[str, Case], dict[str, str]]:
     """Cases by name, and reasons by name for combinations without one."""
@@ -57,4 +76,7 @@ def everything() -> tuple[dict[str, Case], dict[str, str]]:
                 reasons[scalar.full(row.opcode, words)] = made
             else:
                 cases.setdefault(made.name, made)
+    for case in beside_the_table():
+        assert case.name not in cases
+        cases[case.name] = case
     return cases, reasons

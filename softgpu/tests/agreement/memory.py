@@ -408,7 +408,11 @@ def lanes(opcode: str, words: Words) -> Case | str:
                     value = f(value, v)
                 return [(value,)] * 32
 
-            return Case(name, body, ["f32"], ["f32"], whole=warps(fold), sm=100)
+            case = Case(name, body, ["f32"], ["f32"], whole=warps(fold), sm=100)
+            # Of zeros of both signs the sign tells; of nothing but NaN there is no number.
+            zeros, nans = [(i % 2) << 31 for i in range(32)], [0x7FC00000 | i for i in range(32)]
+            case.data = [zeros + nans + case.values()[0][64:]]
+            return case
 
         def redux(a: list[int]) -> Sequence[Sequence[int]]:
             values = [signed(v, 32) if t == "s32" else v for v in a]
