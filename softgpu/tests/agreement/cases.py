@@ -79,9 +79,10 @@ def beside_the_table() -> list[Case]:
         out.append(Case(f"{name}.u32 keeps the carry", body, ["b32", "b32"], ["b32"], carried_twice))
 
     # Halves of a register are put into it one by one: what was there before must not stay.
-    used = matrix.mma(("sync", "aligned", "m16n8k8", "row", "col", "f16", "f16", "f16", "f16"))
-    body = "mov.b32 %d, 0xffffffff; mov.b32 %q, 0xa5a5a5a5; " + used.body
-    out.append(dataclasses.replace(used, name=f"{used.name} into used registers", body=body))
+    for t in ("f16", "f32"):
+        used = matrix.mma(("sync", "aligned", "m16n8k8", "row", "col", t, "f16", "f16", t))
+        body = "".join(f"mov.b32 %{r}, 0xa5ffffff; " for r in "dqrs"[: len(used.outputs)]) + used.body
+        out.append(dataclasses.replace(used, name=f"{used.name} into used registers", body=body))
 
     # 9 x 29 lies in the middle between two numbers of bf16; what is added, far below, decides.
     signs = [[(i >> k & 1) << 15 for i in range(THREADS)] for k in range(2)]
