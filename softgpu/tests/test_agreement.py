@@ -174,7 +174,7 @@ def test_golden_files_have_no_surprise() -> None:
         odd: Counter[str] = Counter()
         for case in BUILT.values():
             answer = golden.answer(case)
-            if answer is None or answer[0] in (run.NEWER, run.NOT_RUN):
+            if answer is None or answer[0] in (run.NEWER, run.NOT_RUN) or case.sm >= 100 > golden.facts["sm"]:
                 continue
             if (answer[0] == run.REFUSED) != case.refused:
                 odd[f"{opcode(case)} {'taken' if case.refused else answer[0]}"] += 1
@@ -183,38 +183,21 @@ def test_golden_files_have_no_surprise() -> None:
 
 # Where the H200 answers something else than softgpu and the references; tests fail when a case is here for nothing.
 DIFFERENT = "|".join([
-    # PTX has eight elements of 32 bits only: the driver takes these and makes something else of them, or dies (ODD).
-    r"(ld|st)\..*v8\.[bus]8",
-    # Not explained yet: what it gave were bytes of the case before, as if the read-only path had kept them.
-    r"ld\.global\.nc\..*",
+    # Its driver (580) gives the lower half of what a function returned, and 0 for the upper one.
     r"ld\.param\.b128",
-    # Positions and lengths beyond 64 bits: not explained yet.
-    r"bfe\.[us]64|bfi\.b64",
-    # A result that only rounding makes normal is flushed before it is rounded; a subnormal operand of half is not.
-    r"mul\.rn\.ftz\.f32|div\.rp\.ftz\.f32|cvt\.(rm\.ftz|rp\.ftz(\.sat)?)\.f16\.f32",
-    # Zero counts as normal.
-    r"testp\.normal\.f(32|64)",
-    # Infinity and NaN go through.
+    # A result that is subnormal until it is rounded up to a normal number: a GPU flushes it, an x86 does not.
+    r"mul\.rn\.ftz\.f32|div\.rp\.ftz\.f32",
+    # .ftz flushes a subnormal f32 operand, says the ISA; converting to f16, a GPU rounds it (only these show).
+    r"cvt\.(rm\.ftz|rp\.ftz(\.sat)?)\.f16\.f32",
+    # A NaN whose payload lies in the bits that tf32 does not have: the GPU cuts them off, and infinity is left.
     r"cvt\.rna\.(satfinite\.)?tf32\.f32",
 ])  # fmt: skip
 
 # By device: combinations where its driver and the table differ, counted by opcode. Each line needs a reason here.
 ODD: dict[str, dict[str, int]] = {
     "NVIDIA H200": {
-        # The table is wider than PTX: forms that no compiler writes, and that softgpu should refuse.
-        "abs refused": 2,
-        "neg refused": 2,  # .ftz of bf16
-        "min refused": 8,
-        "max refused": 8,  # .ftz of bf16
-        "ex2 refused": 4,  # bf16 without .ftz, f16 with it
-        "mad refused": 4,  # f32 without a rounding
-        "ld refused": 30,  # .relaxed without a scope
-        "st refused": 30,  # .mmio with a scope but .sys
-        "setp refused": 168,  # f16 and bf16: the form of the destination
-        "atom refused": 60,
-        "red refused": 20,  # .s64 where PTX has .u64, halves without .noftz
-        "cvt refused": 22,  # bf16 to 8 bits, satfinite with tf32
-        # The table is narrower: the driver takes bf16 to f16, f32 and f64 and back.
+        # PTX wants a rounding where something may be lost, and none elsewhere. Of bf16 the driver takes conversions
+        # from and to f16 without one, and to f32 and f64, which lose nothing, with one.
         "cvt taken": 14,
     },
 }

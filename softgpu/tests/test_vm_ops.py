@@ -248,7 +248,8 @@ def test_bit_field_extract(t: str) -> None:
     pos, length = np.array([r[1] for r in rows], np.uint32), np.array([r[2] for r in rows], np.uint32)
 
     def extract(v: int, p: int, n: int) -> int:
-        p, n = p & 255, n & 255
+        if bits == 32:  # PTX allows 0..255; of more, an H200 takes 8 bits here, but all for 64
+            p, n = p & 255, n & 255
         u = v % (1 << bits)
         sign = 0
         if t[0] == "s" and n:

@@ -70,6 +70,11 @@ CUresult bytes_of_entry(const Entry& entry, std::string* text, std::string* log)
   if (packed_bytes > entry.payload_bytes) return CUDA_ERROR_INVALID_IMAGE;
   if (entry.flags & (kFlagLz4 | kFlagZstd)) {
     if (entry.text_bytes == 0 || entry.text_bytes > kMaxTextBytes) return CUDA_ERROR_INVALID_IMAGE;
+    // A byte of LZ4 stands for 255 at most: a lie about the text's length shall not cost its memory.
+    if ((entry.flags & kFlagLz4) && entry.text_bytes / 255 > packed_bytes) {
+      *log = "fatbin: the LZ4 data of a PTX entry is damaged";
+      return CUDA_ERROR_INVALID_IMAGE;
+    }
     text->resize(entry.text_bytes);
     if (entry.flags & kFlagLz4) {
       if (!decode_lz4(entry.payload, packed_bytes, reinterpret_cast<uint8_t*>(text->data()), text->size())) {
@@ -141,6 +146,15 @@ size_t elf_bytes(const uint8_t* image) {
     if (read<uint32_t>(at + 4) != kNoBits) end = std::max(end, read<uint64_t>(at + 24) + read<uint64_t>(at + 32));
   }
   return end < kMaxImageBytes ? end : 0;
+}
+
+/// Whether all that elf_bytes and an outline read of the file lies within its `size` bytes.
+bool elf_fits(const uint8_t* image, size_t size) {
+  constexpr size_t kElfHeaderBytes = 64;
+  if (size < kElfHeaderBytes) return false;
+  const uint64_t sections = read<uint64_t>(image + 40);
+  const size_t table_bytes = size_t{read<uint16_t>(image + 58)} * read<uint16_t>(image + 60);
+  return sections <= size && table_bytes <= size - sections && elf_bytes(image) <= size;
 }
 
 }  // namespace
@@ -303,6 +317,7 @@ CUresult read_image_file(const char* path, std::vector<char>* bytes) {
     const size_t header_bytes = read<uint16_t>(data + 6);
     if (header_bytes > size || read<uint64_t>(data + 8) > size - header_bytes) return CUDA_ERROR_INVALID_IMAGE;
   }
+  if (magic == kElfMagic && Driver::get().record && !elf_fits(data, size)) return CUDA_ERROR_INVALID_IMAGE;
   bytes->push_back('\0');
   return CUDA_SUCCESS;
 }

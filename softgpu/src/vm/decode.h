@@ -145,6 +145,7 @@ class Decoder {
   Resolver& resolver() { return resolver_; }
   bool is_entry() const { return function_.is_entry; }
   int target_sm() const { return sm_; }
+  int version() const { return version_; }  // of PTX, 10 * major + minor
 
   // Control flow.
   uint32_t label(const Operand& o);  // id for branch_to

@@ -196,6 +196,8 @@ void arith2(Decoder& d) {
 
 void fma(Decoder& d) {
   d.expect_operands(4);
+  bool rounded = !d.mods.one_of({"rn", "rz", "rm", "rp"}).empty();
+  if (!rounded && d.version() >= 20) d.fail("needs a rounding (before PTX 2.0 it did not)");
   int64_t round = rounding(d);
   uint8_t f = flags(d);
   Type t = d.mods.type();
@@ -373,7 +375,7 @@ void h_testp(Warp& w, const Insn& in, uint32_t mask) {
         yes = std::isnan(v);
         break;
       case 4:
-        yes = std::isnormal(v);
+        yes = std::isnormal(v) || v == 0;  // zeros are normal numbers here
         break;
       case 5:
         yes = std::fpclassify(v) == FP_SUBNORMAL;

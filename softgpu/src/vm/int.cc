@@ -1,4 +1,5 @@
 // Integer arithmetic and bit fields.
+#include <algorithm>
 #include <limits>
 
 #include "decode.h"
@@ -367,11 +368,18 @@ void fns(Decoder& d) {
   emit_n(d, h_fns, Type::b32, {Type::b32, Type::b32, Type::s32});
 }
 
+/// Position or length of a bit field. PTX allows 0..255 only; of what exceeds it a GPU takes 8 bits for fields of 32
+/// bits and all for 64.
+template <class T>
+uint32_t bit_count(uint32_t v) {
+  return sizeof(T) == 8 ? std::min(v, 255u) : v & 0xff;
+}
+
 template <class T>
 void h_bfe(Warp& w, const Insn& in, uint32_t mask) {
   map3<T, uint32_t, uint32_t, T>(w, in, mask, [](T a, uint32_t pos, uint32_t len) {
-    pos &= 0xff;
-    len &= 0xff;
+    pos = bit_count<T>(pos);
+    len = bit_count<T>(len);
     if (len == 0) return T(0);
     constexpr uint32_t msb = kBits<T> - 1;
     uint32_t last = pos + len - 1 < msb ? pos + len - 1 : msb;
@@ -395,7 +403,7 @@ template <class T>
 void h_bfi(Warp& w, const Insn& in, uint32_t mask) {
   for_lanes(mask, [&](uint32_t l) {
     T a = get<T>(w.regs + in.a, l), b = get<T>(w.regs + in.b, l);
-    uint32_t pos = get<uint32_t>(w.regs + in.c, l) & 0xff, len = get<uint32_t>(w.regs + in.e, l) & 0xff;
+    uint32_t pos = bit_count<T>(get<uint32_t>(w.regs + in.c, l)), len = bit_count<T>(get<uint32_t>(w.regs + in.e, l));
     T field = len >= kBits<T> ? ~T(0) : (T(1) << len) - 1;
     if (pos >= kBits<T>) {
       field = 0;

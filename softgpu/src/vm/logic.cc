@@ -539,7 +539,9 @@ void setp_half(Decoder& d) {
   Cmp c = comparison(d, t);
   uint32_t a = d.src(1, t), b = d.src(2, t);
   uint32_t p = d.pred_dst(d.op(0)), q = d.op(0).second.empty() ? 0 : d.pred_dst(d.op(0).second, d.in().line);
-  if (t == Type::f16 || t == Type::bf16) return emit_half_compare(d, t, c, combine, ftz, a, b, 0, p, q);
+  bool packed = t == Type::f16x2 || t == Type::bf16x2;
+  if (!packed && q) d.fail("two predicates for one comparison");
+  if (!packed) return emit_half_compare(d, t, c, combine, ftz, a, b, 0, p, q);
   // Packed: p is for the low halves, q for the high ones. c may be p itself, so both are written at the end.
   uint32_t low = d.temp_pred();
   emit_half_compare(d, t, c, combine, ftz, a, b, 0, low, 0);

@@ -23,6 +23,12 @@ uint64_t step_limit() {
   return s ? std::strtoull(s, nullptr, 10) : 0;
 }
 
+/// For tests: what lanes do together must be what each does by itself (softgpu/tests/divergence.py).
+bool one_lane() {
+  const char* s = std::getenv("SOFTGPU_ONE_LANE");
+  return s && std::strcmp(s, "1") == 0;
+}
+
 /// Decodes a kernel and what it can reach.
 class ImageBuilder {
  public:
@@ -127,7 +133,7 @@ class ImageBuilder {
 
 class ProgramImpl : public Program {
  public:
-  explicit ProgramImpl(AddressSpace& memory) : memory_(memory), step_limit_(step_limit()) {}
+  explicit ProgramImpl(AddressSpace& memory) : memory_(memory), step_limit_(step_limit()), one_lane_(one_lane()) {}
 
   ~ProgramImpl() override {
     images_.clear();
@@ -216,6 +222,7 @@ class ProgramImpl : public Program {
     state.id = next_id_.fetch_add(1, std::memory_order_relaxed);
     state.params = {reinterpret_cast<uint64_t>(params), reinterpret_cast<uint64_t>(params) + kernel.param_bytes};
     state.step_limit = step_limit_;
+    state.one_lane = one_lane_;
     state.blocks = static_cast<uint64_t>(blocks);
     void* workspace = nullptr;
     if (launch.cooperative) {
@@ -339,6 +346,7 @@ class ProgramImpl : public Program {
 
   AddressSpace& memory_;
   const uint64_t step_limit_;
+  const bool one_lane_;
   Linked linked_;
   Heap heap_;
   std::vector<std::string> names_;

@@ -25,9 +25,11 @@ bool better(const Group& a, const Group& b) {
   return a.pc < b.pc;
 }
 
+bool one_lane(const Warp& w) { return w.block->launch->one_lane; }
+
 /// Adds lanes to the group that is already there, or makes one.
 void add_group(Warp& w, uint32_t pc, uint32_t mask, Frame* frame) {
-  for (uint32_t i = 0; i < w.groups.size(); ++i) {
+  for (uint32_t i = 0; i < w.groups.size() && !one_lane(w); ++i) {
     Group& g = w.groups[i];
     if (i != w.current && g.state != GroupState::barrier && g.pc == pc && g.frame == frame) {
       g.mask |= mask;
@@ -99,6 +101,42 @@ bool choose(Warp& w, uint64_t* fair_at, uint64_t* turn_until, bool* forced) {
   return true;
 }
 
+/// The same where each lane runs by itself: the current one goes on while it can, then the next in the order of lanes.
+bool choose_lane(Warp& w, bool* forced) {
+  *forced = false;
+  auto lane = [](const Group& g) { return static_cast<uint32_t>(__builtin_ctz(g.mask)); };
+  bool turn = w.steps - w.switched_at > kFairSteps;
+  if (!turn && w.current < w.groups.size() && w.groups[w.current].state == GroupState::ready) return true;
+  uint32_t next = ~0u, waiting = ~0u, distance = kLanes;
+  for (uint32_t i = 0; i < w.groups.size(); ++i) {
+    const Group& g = w.groups[i];
+    if (g.state == GroupState::waiting && (waiting == ~0u || better(g, w.groups[waiting]))) waiting = i;
+    uint32_t ahead = (lane(g) - w.last_lane - 1) % kLanes;
+    if (g.state != GroupState::ready || ahead >= distance) continue;
+    distance = ahead;
+    next = i;
+  }
+  *forced = next == ~0u;
+  if (*forced) next = waiting;
+  if (next == ~0u) return false;
+  w.groups[next].state = GroupState::ready;
+  w.switched_at = w.steps;
+  w.current = next;
+  w.last_lane = lane(w.groups[next]);
+  return true;
+}
+
+/// Makes a group of each lane of the current one; the lowest stays the current one.
+void split_current(Warp& w) {
+  Group part = w.groups[w.current];
+  uint32_t rest = part.mask & (part.mask - 1);
+  w.groups[w.current].mask ^= rest;
+  for (; rest; rest &= rest - 1) {
+    part.mask = rest & -rest;
+    w.groups.push_back(part);
+  }
+}
+
 uint32_t live_threads(const Block& b) {
   uint32_t n = 0;
   for (const Warp& w : b.warps) n += static_cast<uint32_t>(__builtin_popcount(w.alive));
@@ -108,10 +146,18 @@ uint32_t live_threads(const Block& b) {
 /// Lets the waiting threads go if enough have arrived.
 void try_release(Block& b, uint32_t id) {
   Barrier& bar = b.barriers[id];
-  if (bar.arrived == 0) return;
-  uint32_t needed = bar.expected ? bar.expected : live_threads(b);
-  if (bar.arrived < needed) return;
+  if (bar.expected) {
+    // A warp counts as a whole once all its living lanes are there.
+    uint32_t here = bar.arrived;
+    for (const Warp& w : b.warps) {
+      if (w.arrived[id]) here += static_cast<uint32_t>(__builtin_popcount(w.arrived[id] | ~w.alive));
+    }
+    if (here < bar.expected) return;
+  } else if (bar.arrived == 0 || bar.arrived < live_threads(b)) {
+    return;
+  }
   for (Warp& w : b.warps) {
+    w.arrived[id] = 0;
     for (Group& g : w.groups) {
       if (g.state != GroupState::barrier || g.barrier != id) continue;
       g.state = GroupState::ready;
@@ -213,8 +259,15 @@ class Runner {
   /// Runs till the budget is used up, nothing is ready, or a fault.
   void run() {
     while (w_.fault == Fault::none && w_.steps < end_) {
-      if (!choose(w_, &w_.switched_at, &w_.turn_until, &forced_)) return;
-      merge_current(w_);
+      if (one_lane(w_)) {
+        if (!choose_lane(w_, &forced_)) return;
+        const Group& g = w_.groups[w_.current];
+        // Where lanes exchange values they must be together; behind it each is alone again.
+        g.frame->code->insns[g.pc].kind == Kind::sync ? merge_current(w_) : split_current(w_);
+      } else {
+        if (!choose(w_, &w_.switched_at, &w_.turn_until, &forced_)) return;
+        merge_current(w_);
+      }
       load();
       run_group();
     }
@@ -262,12 +315,14 @@ class Runner {
       w_.groups[w_.current].pc = pc;
       if (mask == 0) {
         ++pc;
+        if (one_lane(w_)) break;
         continue;
       }
       if (in.kind == Kind::sync && together(in, mask)) {
         in.fn(w_, in, mask);
         if (w_.fault != Fault::none) break;
         ++pc;
+        if (one_lane(w_)) break;
         continue;
       }
       control(in, mask);
@@ -428,16 +483,16 @@ class Runner {
       bar.votes_and &= p == mask;
       bar.votes_or |= p != 0;
     }
-    // With an explicit count, a warp counts as a whole once its last living lane is there.
-    uint32_t count = static_cast<uint32_t>(__builtin_popcount(mask));
     if (threads) {
-      uint32_t here = mask;
-      for (const Group& o : w_.groups) {
-        if (o.state == GroupState::barrier && o.barrier == id) here |= o.mask;
+      uint32_t& here = w_.arrived[id];
+      if (here & mask) {
+        bar.arrived += kLanes;
+        here = 0;
       }
-      if (here == w_.alive) count += kLanes - static_cast<uint32_t>(__builtin_popcount(w_.alive));
+      here |= mask;
+    } else {
+      bar.arrived += static_cast<uint32_t>(__builtin_popcount(mask));
     }
-    bar.arrived += count;
     g.pc += 1;
     if (in.n != 1) {
       g.state = GroupState::barrier;
@@ -576,7 +631,9 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
     w.index = i;
     w.lanes = w.alive = left >= kLanes ? kFullMask : (1u << left) - 1;
     w.steps = w.switched_at = w.turn_until = 0;
+    w.last_lane = kLanes - 1;
     w.parked = 0;
+    std::fill(std::begin(w.arrived), std::end(w.arrived), 0u);
     w.current = 0;
     w.fault = Fault::none;
     w.groups.clear();

@@ -178,7 +178,9 @@ struct Warp {
   uint64_t steps = 0;
   uint64_t switched_at = 0;  // last turn given out of fairness
   uint64_t turn_until = 0;
-  uint32_t parked = 0;  // lanes at a block barrier
+  uint32_t last_lane = 0;            // to have a turn, where each lane runs by itself
+  uint32_t parked = 0;               // lanes at a block barrier
+  uint32_t arrived[kBarriers] = {};  // lanes that have come to a barrier with a count of threads
   std::vector<Group> groups;
   Fault fault = Fault::none;
   uint64_t fault_address = 0;
@@ -203,7 +205,7 @@ struct Warp {
 };
 
 struct Barrier {
-  uint32_t arrived = 0;   // threads, those that only arrive too
+  uint32_t arrived = 0;   // threads; where a count is expected, only of warps that came once more (see Warp::arrived)
   uint32_t expected = 0;  // 0: all threads of the block
   uint32_t votes_and = 1, votes_or = 0, votes_count = 0;
 };
@@ -264,6 +266,7 @@ struct LaunchState {
   Range params;
   uint64_t grid_workspace = 0;  // %envreg1:%envreg2, where grid-wide barriers of cooperative groups live
   uint64_t step_limit = 0;
+  bool one_lane = false;  // each lane runs by itself between the instructions where lanes meet (SOFTGPU_ONE_LANE)
   std::atomic<uint64_t> steps{0};
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> next_block{0};

@@ -199,7 +199,8 @@ def tf32(words: Words) -> Case:
         return (finite(sf.encode(x, sf.TF32, mode), sf.TF32, words) << 13,)
 
     name = full("cvt", words)
-    return Case(name, f"{name} %d, %a;", ["f32"], ["f32"], run, sm=80 if words == ("rna", "tf32", "f32") else 90)
+    sm = 80 if words == ("rna", "tf32", "f32") else 100 if mode != "rna" and "satfinite" in words else 90
+    return Case(name, f"{name} %d, %a;", ["f32"], ["f32"], run, sm=sm)
 
 
 def cvt(words: Words, builder: str) -> Case:

@@ -17,6 +17,9 @@ ELEMENT_BITS = {"b1": 1, "u4": 4, "s4": 4, "u8": 8, "s8": 8, "e4m3": 8, "e5m2": 
 ELEMENT_BITS |= {"tf32": 32, "f32": 32, "s32": 32, "f64": 64}
 
 
+NEAR = " near the limits"
+
+
 @functools.cache
 def encode(t: str, v: int) -> int:
     if t in ("b1", "u4", "s4", "u8", "s8", "s32"):
@@ -45,6 +48,14 @@ def element(t: str, *where: object) -> int:
 @functools.cache
 def matrix_of(t: str, rows: int, columns: int, *where: object) -> list[list[int]]:
     return [[element(t, *where, i, j) for j in range(columns)] for i in range(rows)]
+
+
+def near_limits(c: list[list[int]]) -> list[list[int]]:
+    """Accumulators that a product may carry beyond what 32 bits hold, up and down."""
+    return [
+        [(1 << 31) - 1 - v % 50 if (i + j) % 2 else v % 50 - (1 << 31) for j, v in enumerate(row)]
+        for i, row in enumerate(c)
+    ]
 
 
 def product(
@@ -78,7 +89,7 @@ def place_a(rows: int, per: int, lane: int, register: int, e: int) -> tuple[int,
     return group + 8 * (register % halves), thread * per + e + 4 * per * (register // halves)
 
 
-def mma(words: Words) -> Case:
+def mma(words: Words, limits: bool = False) -> Case:
     m, n, k = shape(words)
     types = [w for w in words if w in ELEMENT_BITS]
     to, ta, tb, tc = types
@@ -101,7 +112,7 @@ def mma(words: Words) -> Case:
         a, b, c = matrix_of(ta, m, k, w, "a"), matrix_of(tb, k, n, w, "b"), matrix_of(tc, m, n, w, "c")
         if bit:
             c = [[v % 1000 for v in row] for row in c]
-        matrices.append((a, b, c))
+        matrices.append((a, b, near_limits(c) if limits else c))
 
     def pack(values: list[int], t: str) -> int:
         return sum(encode(t, v) << (ELEMENT_BITS[t] * i) for i, v in enumerate(values))
@@ -144,10 +155,10 @@ def mma(words: Words) -> Case:
     body = f"{name} {group(OUTPUTS[: len(outputs)])}, {', '.join(operands)};"
     # Types of one letter in the ISA's text: what came with which machine.
     sm = 90 if to == "f64" and m == 16 else 89 if ta in ("e4m3", "e5m2") else 80
-    return Case(name, body, inputs, outputs, data=data, whole=whole, sm=sm)
+    return Case(name + NEAR * limits, body, inputs, outputs, data=data, whole=whole, sm=sm)
 
 
-def wmma(words: Words) -> Case | str:
+def wmma(words: Words, limits: bool = False) -> Case | str:
     if words[0] != "mma":
         return wmma_transfer(words)
     m, n, k = shape(words)
@@ -156,7 +167,16 @@ def wmma(words: Words) -> Case | str:
     ta, tb = ("f16", "f16") if len(types) == 2 else (types[1], types[2])
     layout_a, layout_b = [w for w in words if w in ("row", "col")]
     return wmma_case(
-        full("wmma", words), (m, n, k), (to, ta, tb, tc), layout_a, layout_b, "row", "row", "global", words
+        full("wmma", words),
+        (m, n, k),
+        (to, ta, tb, tc),
+        layout_a,
+        layout_b,
+        "row",
+        "row",
+        "global",
+        words,
+        limits=limits,
     )
 
 
@@ -210,6 +230,7 @@ def wmma_case(
     space: str,
     words: Words,
     part: str = "",
+    limits: bool = False,
 ) -> Case:
     m, n, k = size
     to, ta, tb, tc = types
@@ -217,6 +238,8 @@ def wmma_case(
     a, b, c = matrix_of(ta, m, k, 9, "a"), matrix_of(tb, k, n, 9, "b"), matrix_of(tc, m, n, 9, "c")
     if bit:
         c = [[v % 1000 for v in row] for row in c]
+    if limits:
+        c = near_limits(c)
 
     def raw(matrix: list[list[int]], t: str, layout: str) -> bytes:
         lines = matrix if layout == "row" else [list(line) for line in zip(*matrix, strict=True)]
@@ -304,7 +327,7 @@ def wmma_case(
         w = [int.from_bytes(packed[i : i + 4], "little") for i in range(0, 1024, 4)]
         return [(w[i], w[i + THREADS]) for i in range(THREADS)]
 
-    return Case(name, " ".join(text), ["b32"] * 6, ["b32", "b32"], data=data, whole=whole)
+    return Case(name + NEAR * limits, " ".join(text), ["b32"] * 6, ["b32", "b32"], data=data, whole=whole)
 
 
 def matrix_memory(opcode: str, words: Words) -> Case:

@@ -46,7 +46,9 @@ def load_store(opcode: str, words: Words) -> Case | str:
     ):
         return "covered by softgpu/tests/test_vm_control.py and the kernels of compilers"
     name = full(opcode, words)
-    refused = count * bits > 256 or (count > 1 and bits == 128)
+    refused = count * bits > (256 if space == "global" else 128) or (count > 1 and bits == 128)
+    if "nc" in words and not refused:
+        return read_only(name, t, count, bits)
     if count * bits > 128 and not refused:
         # 256-bit accesses: global memory of sm_100 only.
         sm = 100
@@ -111,6 +113,33 @@ def load_store(opcode: str, words: Words) -> Case | str:
     if refused:
         case.body = f"{declare} {name} {group.replace('%v', '%w')}, [%x3];"
     return case
+
+
+def read_only(name: str, t: str, count: int, bits: int) -> Case:
+    """ld.global.nc: of what nobody writes while the kernel runs, so of the input: a column of %a and one of %b."""
+    bytes_each = 32 if count * bits > 128 else 16
+    reg = {8: "h", 16: "h", 32: "t", 64: "w", 128: "v"}[bits]
+    names = [f"%{reg}{i + 1}" for i in range(count)]
+    outs = ["b64"] * 2 if bits == 128 else [f"b{max(bits, 16)}"] * min(count, 4)
+    body = f"and.b32 %i1, %i0, {16 * THREADS // bytes_each - 1}; mad.wide.u32 %x3, %i1, {bytes_each}, %x0; "
+    body += f"{name} {names[0] if count == 1 else '{' + ', '.join(names) + '}'}, [%x3];"
+    if bits == 128:
+        body += " mov.b128 {%d, %q}, %v1;"
+    else:
+        for i in range(len(outs)):
+            body += f" mov.b{max(bits, 16)} %{REGISTERS[i]}, {names[i]};"
+
+    def whole(columns: list[list[int]]) -> list[Sequence[int]]:
+        memory = sum(v << 64 * i for i, v in enumerate(columns[0] + columns[1]))
+        rows: list[Sequence[int]] = []
+        for i in range(THREADS):
+            part = memory >> (8 * bytes_each * (i % (16 * THREADS // bytes_each)))
+            values = words_of(part, len(outs), 64 if bits == 128 else bits)
+            rows.append([signed(v, bits) for v in values] if t[0] == "s" else values)
+        return rows
+
+    sm = 100 if bytes_each == 32 else 90 if bits == 128 else 80
+    return Case(name, body, ["b64", "b64"], outs, whole=whole, sm=sm)
 
 
 VALUES = (0x8182838485868788, 0xF1F2F3F4F5F6F7F8)
@@ -379,7 +408,11 @@ def lanes(opcode: str, words: Words) -> Case | str:
                     value = f(value, v)
                 return [(value,)] * 32
 
-            return Case(name, body, ["f32"], ["f32"], whole=warps(fold), sm=100)
+            case = Case(name, body, ["f32"], ["f32"], whole=warps(fold), sm=100)
+            # Of zeros of both signs the sign tells; of nothing but NaN there is no number.
+            zeros, nans = [(i % 2) << 31 for i in range(32)], [0x7FC00000 | i for i in range(32)]
+            case.data = [zeros + nans + case.values()[0][64:]]
+            return case
 
         def redux(a: list[int]) -> Sequence[Sequence[int]]:
             values = [signed(v, 32) if t == "s32" else v for v in a]

@@ -137,7 +137,7 @@ def integer(opcode: str, words: Words) -> Case | str:
     if opcode == "bfe":
 
         def bfe(a: int, p: int, length: int) -> int:
-            p, length, u = p & 255, length & 255, a % (1 << n)
+            p, length, u = bit_count(p, n), bit_count(length, n), a % (1 << n)
             sign = u >> min(p + length - 1, n - 1) & 1 if t[0] == "s" and length else 0
             return sum((u >> (p + i) & 1 if i < length and p + i < n else sign) << i for i in range(n))
 
@@ -145,7 +145,7 @@ def integer(opcode: str, words: Words) -> Case | str:
     if opcode == "bfi":
 
         def bfi(a: int, b: int, p: int, length: int) -> int:
-            p, length = p & 255, length & 255
+            p, length = bit_count(p, n), bit_count(length, n)
             for i in range(min(length, n)):
                 if p + i < n:
                     b = b & ~(1 << (p + i)) | (a >> i & 1) << (p + i)
@@ -298,12 +298,21 @@ def split_compare(words: Words) -> tuple[str, str, bool, Words]:
     return words[0], combine, ftz, tuple(rest[1:] if ftz else rest)
 
 
+def bit_count(v: int, bits: int) -> int:
+    """A position or length of a bit field. PTX allows 0..255; of more, a GPU takes 8 bits, but all for 64."""
+    return v & 255 if bits == 32 else v
+
+
 def setp(words: Words) -> Case:
     op, combine, ftz, (t,) = split_compare(words)
     name = full("setp", words)
     body = "setp.ne.u32 %p3, %c, 0; " if combine else ""
-    body += f"{name} %p1|%p2, %a, %b{', !%p3' if combine == 'or' else ', %p3' if combine else ''}; "
-    body += "selp.u32 %d, 1, 0, %p1; selp.u32 %q, 1, 0, %p2;"
+    # One comparison of halves gives one predicate.
+    second = t not in ("f16", "bf16")
+    body += (
+        f"{name} %p1{'|%p2' if second else ''}, %a, %b{', !%p3' if combine == 'or' else ', %p3' if combine else ''}; "
+    )
+    body += "selp.u32 %d, 1, 0, %p1; " + ("selp.u32 %q, 1, 0, %p2;" if second else "mov.u32 %q, 0;")
 
     def reference(a: int, b: int, c: int = 0) -> tuple[int, int]:
         element = PACKED.get(t, t)
@@ -314,7 +323,7 @@ def setp(words: Words) -> Case:
             both = [yes, not yes]
         third = (c == 0) if combine == "or" else c != 0
         low, high = [BOOLEAN[combine](v, third) if combine else v for v in both]
-        return int(low), int(high)
+        return int(low), int(high and second)
 
     return Case(
         name, body, [t, t, "b32"] if combine else [t, t], ["u32", "u32"], reference, sm=90 if "bf16" in t else 80
@@ -575,7 +584,9 @@ def real(opcode: str, words: Words) -> Case | str:
     if opcode in ("add", "sub", "mul", "div", "rcp", "sqrt", "fma", "mad"):
         n = {"fma": 3, "mad": 3, "rcp": 1, "sqrt": 1}.get(opcode, 2)
         run = exact(opcode, words, f)
-        return simple(opcode, words, [t] * n, t, packed(f.bits, count, run) if count > 1 else run, sm=sm)
+        case = simple(opcode, words, [t] * n, t, packed(f.bits, count, run) if count > 1 else run, sm=sm)
+        case.refused = opcode == "mad" and words[0] not in ("rn", "rz", "rm", "rp")  # of before PTX 2.0
+        return case
     if opcode in ("min", "max"):
         run = extremum(opcode, words, f)
         n = 3 if sm == 100 else 2
@@ -594,7 +605,7 @@ def real(opcode: str, words: Words) -> Case | str:
                         "infinite": m == f.infinity,
                         "number": m <= f.infinity,
                         "notanumber": m > f.infinity,
-                        "normal": 0 < m & f.infinity < f.infinity,
+                        "normal": m == 0 or 0 < m & f.infinity < f.infinity,
                         "subnormal": m != 0 and m & f.infinity == 0,
                     }[words[0]]
                 ),
