@@ -49,6 +49,8 @@ class AddressSpace {
   virtual bool find(uint64_t address, Range* out) const = 0;
   /// Grows by one whenever a range is taken away. Kept ranges are then stale.
   virtual uint64_t epoch() const = 0;
+  /// Where epoch() reads its answer, if it is one number: saves a call for each access. It lives as long as this does.
+  virtual const std::atomic<uint64_t>* epoch_counter() const { return nullptr; }
   /// Memory for a module's globals and constants, zeroed, at least 256-byte aligned; nullptr when out of memory.
   virtual void* allocate_module_memory(size_t bytes) = 0;
   virtual void free_module_memory(void* address) = 0;

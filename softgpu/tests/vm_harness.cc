@@ -20,6 +20,7 @@ class TestMemory : public sg::AddressSpace {
     return true;
   }
   uint64_t epoch() const override { return epoch_.load(); }
+  const std::atomic<uint64_t>* epoch_counter() const override { return &epoch_; }
   void* allocate_module_memory(size_t bytes) override {
     if (bytes > (size_t{1} << 32)) return nullptr;
     size_t room = (bytes + 255) / 256 * 256 + 256;

@@ -11,7 +11,8 @@ bool check_slow(Warp& w, const uint64_t* address, uint32_t mask, uint32_t bytes,
 
 /// Forgets cached ranges if one may have been taken away since.
 inline void refresh_ranges(Block& b) {
-  uint64_t epoch = b.launch->memory->epoch();
+  const std::atomic<uint64_t>* counter = b.launch->epoch;
+  uint64_t epoch = counter ? counter->load(std::memory_order_acquire) : b.launch->memory->epoch();
   if (__builtin_expect(b.epoch == epoch, 1)) return;
   b.epoch = epoch;
   for (Range& old : b.ranges) old = {};

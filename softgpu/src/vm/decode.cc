@@ -310,6 +310,19 @@ void Decoder::run() {
     if (code_.insns[i].kind != Kind::data) code_.insns[i + 1].leader = true;
     if (code_.insns[i].kind == Kind::sync || code_.insns[i].kind == Kind::warp_barrier) code_.insns[i].leader = true;
   }
+  for (size_t i = code_.insns.size(); i-- > 0;) {
+    Insn& x = code_.insns[i];
+    if (x.kind != Kind::data || !x.fn || x.guard != kNoGuard) continue;
+    bool joined = i + 1 < code_.insns.size() && !code_.insns[i + 1].leader;
+    x.run = 1 + (joined ? code_.insns[i + 1].run : 0);
+  }
+  auto rank = [](const Slot& s) { return s.fill == Fill::constant ? 0 : changes_with_block(s.fill) ? 2 : 1; };
+  std::stable_sort(code_.slots.begin(), code_.slots.end(),
+                   [&](const Slot& a, const Slot& b) { return rank(a) < rank(b); });
+  for (const Slot& s : code_.slots) {
+    code_.launch_slots += rank(s) < 1;
+    code_.block_slots += rank(s) < 2;
+  }
   code_.register_bytes = (code_.register_bytes + 63) / 64 * 64;
   code_.local_bytes = (code_.local_bytes + code_.local_align - 1) / code_.local_align * code_.local_align;
   code_.decoded = true;

@@ -99,18 +99,13 @@ bool choose(Warp& w, uint64_t* fair_at, uint64_t* turn_until, bool* forced) {
   return true;
 }
 
-uint32_t live_threads(const Block& b) {
-  uint32_t n = 0;
-  for (const Warp& w : b.warps) n += static_cast<uint32_t>(__builtin_popcount(w.alive));
-  return n;
-}
-
 /// Lets the waiting threads go if enough have arrived.
 void try_release(Block& b, uint32_t id) {
   Barrier& bar = b.barriers[id];
   if (bar.arrived == 0) return;
-  uint32_t needed = bar.expected ? bar.expected : live_threads(b);
+  uint32_t needed = bar.expected ? bar.expected : b.live_threads;
   if (bar.arrived < needed) return;
+  b.arrivals -= bar.arrived;
   for (Warp& w : b.warps) {
     for (Group& g : w.groups) {
       if (g.state != GroupState::barrier || g.barrier != id) continue;
@@ -131,6 +126,7 @@ void try_release(Block& b, uint32_t id) {
 }
 
 void release_all(Block& b) {
+  if (b.arrivals == 0) return;
   for (uint32_t id = 0; id < kBarriers; ++id) try_release(b, id);
 }
 
@@ -195,6 +191,7 @@ void leave_behind(Warp& w, uint32_t mask) {
 
 void exit_lanes(Warp& w, uint32_t mask) {
   Group& g = w.groups[w.current];
+  w.block->live_threads -= static_cast<uint32_t>(__builtin_popcount(w.alive & mask));
   w.alive &= ~mask;
   for (Frame* f = g.frame; f;) {
     Frame* parent = f->parent;
@@ -244,6 +241,12 @@ class Runner {
       at_ = &in;
       if (in.leader && !fresh && (w_.groups.size() > 1 || w_.steps >= end_)) break;
       fresh = false;
+      if (in.run) {
+        w_.steps += in.run;
+        if (!run_plain(&in)) break;
+        pc += in.run;
+        continue;
+      }
       ++w_.steps;
       uint32_t mask = guarded(w_, in, w_.mask);
       if (in.kind == Kind::data) {
@@ -276,6 +279,20 @@ class Runner {
     Group& g = w_.groups[w_.current];
     g.pc = pc;
     g.last_run = w_.steps;
+  }
+
+  /// The instructions of one run, without a look at anything but faults. False after one.
+  bool run_plain(const Insn* in) {
+    Warp& w = w_;
+    uint32_t mask = w.mask;
+    for (const Insn* end = in + in->run; in != end; ++in) {
+      in->fn(w, *in, mask);
+      if (__builtin_expect(w.fault != Fault::none, 0)) {
+        at_ = in;
+        return false;
+      }
+    }
+    return true;
   }
 
   /// True if all living lanes that the instruction's member mask names are in `mask`, or need not be waited for.
@@ -438,6 +455,7 @@ class Runner {
       if (here == w_.alive) count += kLanes - static_cast<uint32_t>(__builtin_popcount(w_.alive));
     }
     bar.arrived += count;
+    w_.block->arrivals += count;
     g.pc += 1;
     if (in.n != 1) {
       g.state = GroupState::barrier;
@@ -561,7 +579,8 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
   b.index[0] = static_cast<uint32_t>(linear_index % l.grid[0]);
   b.index[1] = static_cast<uint32_t>(linear_index / l.grid[0] % l.grid[1]);
   b.index[2] = static_cast<uint32_t>(linear_index / l.grid[0] / l.grid[1]);
-  b.threads = l.block[0] * l.block[1] * l.block[2];
+  b.threads = b.live_threads = l.block[0] * l.block[1] * l.block[2];
+  b.arrivals = 0;
   b.shared_bytes = uint64_t{launch.image->static_shared_bytes} + l.dynamic_shared_bytes;
   std::memset(b.shared, 0, b.shared_bytes);
   for (Barrier& bar : b.barriers) bar = {};
@@ -588,6 +607,12 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
   }
 }
 
+void report_steps(Block& b) {
+  if (!b.unreported) return;  // b.launch may be an earlier one
+  b.launch->steps.fetch_add(b.unreported, std::memory_order_relaxed);
+  b.unreported = 0;
+}
+
 bool run_block(Block& b, uint64_t budget, Warp** culprit) {
   LaunchState& launch = *b.launch;
   for (Warp& w : b.warps) {
@@ -596,27 +621,24 @@ bool run_block(Block& b, uint64_t budget, Warp** culprit) {
       return false;
     }
   }
-  uint64_t used = 0, unreported = 0;
+  uint64_t used = 0;
   while (used < budget) {
-    bool progress = false, alive = false;
+    bool progress = false;
     for (Warp& w : b.warps) {
       if (!w.alive) continue;
-      alive = true;
       uint64_t before = w.steps;
       if (w.parked != w.alive) Runner(w, kSliceSteps).run();
       uint64_t ran = w.steps - before;
       used += ran;
-      unreported += ran;
+      b.unreported += ran;
       progress |= ran != 0;
       if (w.fault != Fault::none) {
-        launch.steps.fetch_add(unreported, std::memory_order_relaxed);
         *culprit = &w;
         return false;
       }
     }
-    uint64_t total = launch.steps.fetch_add(unreported, std::memory_order_relaxed) + unreported;
-    unreported = 0;
-    if (!alive) {
+    if (launch.step_limit) report_steps(b);
+    if (b.live_threads == 0) {
       b.done = true;
       return true;
     }
@@ -626,7 +648,7 @@ bool run_block(Block& b, uint64_t budget, Warp** culprit) {
     }
     if (first && !progress) {
       first->raise(Fault::launch_failed, 0, "barrier that not all threads of the block reach");
-    } else if (first && launch.step_limit && total >= launch.step_limit) {
+    } else if (first && launch.step_limit && launch.steps.load(std::memory_order_relaxed) >= launch.step_limit) {
       first->raise(Fault::launch_timeout, 0, "step limit of " + std::to_string(launch.step_limit) + " reached");
     } else if (first && launch.cancel && launch.cancel->load(std::memory_order_relaxed)) {
       first->raise(Fault::launch_failed, 0, "cancelled");

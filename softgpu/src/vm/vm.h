@@ -54,6 +54,7 @@ struct Insn {
   uint32_t guard = kNoGuard;
   int64_t imm = 0;
   uint32_t line = 0;
+  uint32_t run = 0;  // so many instructions from here on are plain data ones: no guard, no leader after the first
   Kind kind = Kind::data;
   bool guard_negated = false;
   bool leader = false;  // groups of lanes can meet here
@@ -125,7 +126,8 @@ struct Code {
   std::vector<Insn> insns;
   std::vector<uint32_t> aux;  // operand lists
   std::vector<CallSite> calls;
-  std::vector<Slot> slots;
+  std::vector<Slot> slots;  // constants, then what changes with the launch or the frame, then what with the block
+  uint32_t launch_slots = 0, block_slots = 0;  // where these begin
   std::vector<Formal> formals, results;
   uint32_t register_bytes = 0;
   uint32_t local_bytes = 0;  // per lane, a multiple of local_align
@@ -145,7 +147,8 @@ struct Frame {
   const CallSite* site = nullptr;
   uint32_t return_pc = 0;
   uint32_t depth = 0;
-  uint32_t lanes = 0;  // that have not yet returned
+  uint32_t lanes = 0;          // that have not yet returned
+  uint64_t filled_launch = 0;  // id of the launch whose values the slots hold; 0: none
   uint8_t* regs = nullptr;
   uint8_t* local = nullptr;  // lane i at i * code->local_bytes
   std::unique_ptr<uint8_t[]> memory;
@@ -216,6 +219,9 @@ struct Block {
   const KernelImage* image = nullptr;
   uint32_t index[3] = {0, 0, 0};
   uint32_t threads = 0;
+  uint32_t live_threads = 0;
+  uint32_t arrivals = 0;      // of threads at barriers that have not yet let go
+  uint64_t unreported = 0;    // steps that launch->steps does not have yet
   uint8_t* shared = nullptr;  // below 4 GiB
   size_t shared_bytes = 0;    // in use by this launch
   size_t shared_capacity = 0;
@@ -257,10 +263,11 @@ struct LaunchState {
   const KernelImage* image = nullptr;
   const Launch* launch = nullptr;
   AddressSpace* memory = nullptr;
+  const std::atomic<uint64_t>* epoch = nullptr;  // of the memory; null: ask it
   Heap* heap = nullptr;
   const std::atomic<bool>* cancel = nullptr;
   const std::function<void(std::string_view)>* print = nullptr;
-  uint64_t id = 0;
+  uint64_t id = 0;  // never 0
   Range params;
   uint64_t grid_workspace = 0;  // %envreg1:%envreg2, where grid-wide barriers of cooperative groups live
   uint64_t step_limit = 0;
@@ -286,10 +293,14 @@ void run_builtin(Warp& w, const CallSite& site, uint32_t mask);
 
 /// Frames. make_frame returns null after raising a fault.
 void fill_slots(const Warp& w, Frame* frame, bool constants_too);
+/// True for what differs between the blocks of one launch.
+bool changes_with_block(Fill fill);
 Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent);
 void release_frame(Warp& w, Frame* frame);
 
 void begin_block(Block& b, LaunchState& launch, uint64_t linear_index);
+/// Adds the block's steps to the launch's.
+void report_steps(Block& b);
 /// Runs until the block ends or about `budget` warp instructions have run. Sets b.done at the end.
 /// Returns false when a fault ended it; *culprit is then the warp.
 bool run_block(Block& b, uint64_t budget, Warp** culprit);
