@@ -20,10 +20,11 @@ inline void refresh_ranges(Block& b) {
 
 /// The known range that holds `bytes` at `address`; an empty one if there is none.
 inline Range known_range(Block& b, uint64_t address, uint64_t bytes, Where where) {
-  if (where == Where::shared) {
+  if (where != Where::global) {
     uint64_t begin = reinterpret_cast<uint64_t>(b.shared);
     Range r{begin, begin + b.shared_bytes};
-    return r.contains(address, bytes) ? r : Range{};
+    if (r.contains(address, bytes)) return r;
+    if (where == Where::shared) return {};
   }
   refresh_ranges(b);
   for (const Range& r : b.ranges) {
@@ -32,13 +33,63 @@ inline Range known_range(Block& b, uint64_t address, uint64_t bytes, Where where
   return {};
 }
 
-/// True if all lanes run and address neighbouring elements that they may touch.
+/// A: what an address register has in a lane. Elements have `size` bytes.
+template <class A, uint32_t size>
+inline void make_plan(const A* a, AccessPlan* p) {
+  A first = a[0], differ = 0;
+  for (uint32_t l = 0; l < kLanes; ++l) differ |= (a[l] - first) ^ static_cast<A>(l * size);
+  // What wraps around in a register of 32 bits does not lie together.
+  constexpr A kMost = static_cast<A>(~A{0}) - kLanes * size;
+  if (differ == 0 && first <= kMost) {
+    for (uint32_t g = 0; g < 4; ++g) {
+      p->base[g] = first + g * 8 * size;
+      p->same[g] = false;
+    }
+    p->low = first;
+    p->span = kLanes * size;
+    p->dense = p->usable = true;
+    return;
+  }
+  p->dense = false;
+  uint64_t low = ~uint64_t{0}, high = 0;
+  A bits = 0;
+  bool usable = true;
+  for (uint32_t g = 0; g < 4; ++g) {
+    A base = a[8 * g], same = 0, dense = 0;
+    for (uint32_t i = 0; i < 8; ++i) {
+      A from = a[8 * g + i] - base;
+      same |= from;
+      dense |= from ^ static_cast<A>(i * size);
+    }
+    usable &= (same == 0 || dense == 0) && base <= kMost;
+    bits |= base - first;
+    p->base[g] = base;
+    p->same[g] = same == 0;
+    uint64_t end = base + (same == 0 ? 1 : 8) * uint64_t{size};
+    low = base < low ? base : low;
+    high = end > high ? end : high;
+  }
+  p->low = low;
+  p->span = high - low;
+  p->usable = usable && (bits & (size - 1)) == 0;
+}
+
+/// The plan of a load or store of elements of T; null if lanes have to be looked at one by one, which includes accesses
+/// that are faulty.
 template <class T>
-inline bool is_dense(Warp& w, const uint64_t* address, uint32_t mask, Where where) {
-  if (mask != kFullMask) return false;
-  uint64_t first = address[0], differ = first & (sizeof(T) - 1);
-  for (uint32_t l = 0; l < kLanes; ++l) differ |= (address[l] - first) ^ (l * sizeof(T));
-  return differ == 0 && known_range(*w.block, first, kLanes * sizeof(T), where).end != 0;
+inline const AccessPlan* plan_access(Warp& w, const Insn& in, bool wide, Where where, uint32_t mask, AccessPlan* own) {
+  if (mask != kFullMask) return nullptr;
+  AccessPlan* p = in.plan ? &w.plans[in.plan - 1] : own;
+  if (!in.plan_made) {
+    if (wide) {
+      make_plan<uint64_t, sizeof(T)>(w.reg<uint64_t>(in.a), p);
+    } else {
+      make_plan<uint32_t, sizeof(T)>(w.reg<uint32_t>(in.a), p);
+    }
+  }
+  uint64_t imm = static_cast<uint64_t>(in.imm);
+  if (!p->usable || ((p->base[0] + imm) & (sizeof(T) - 1))) return nullptr;
+  return known_range(*w.block, p->low + imm, p->span, where).end ? p : nullptr;
 }
 
 inline bool check(Warp& w, const uint64_t* address, uint32_t mask, uint32_t bytes, uint32_t align, Where where) {

@@ -310,6 +310,7 @@ void Decoder::run() {
     if (code_.insns[i].kind != Kind::data) code_.insns[i + 1].leader = true;
     if (code_.insns[i].kind == Kind::sync || code_.insns[i].kind == Kind::warp_barrier) code_.insns[i].leader = true;
   }
+  share_plans();
   for (size_t i = code_.insns.size(); i-- > 0;) {
     Insn& x = code_.insns[i];
     if (x.kind != Kind::data || !x.fn || x.guard != kNoGuard) continue;
@@ -328,12 +329,65 @@ void Decoder::run() {
   code_.decoded = true;
 }
 
+uint32_t Decoder::written(uint32_t slot) {
+  writes_.push_back(slot);
+  return slot;
+}
+
+void Decoder::plan_access(const Insn& insn, const Address& address, uint32_t bytes) {
+  if (bytes > 8) return;
+  accesses_.push_back({static_cast<uint32_t>(&insn - code_.insns.data()), address.slot, bytes, address.wide});
+}
+
+/// Loads and stores at the same register with nothing in between that could change it, or the lanes that run, make its
+/// plan once. A guarded one may use a plan, since its lanes are among those that have made it, but makes none.
+void Decoder::share_plans() {
+  struct Live {
+    uint32_t slot = kNone, bytes = 0;
+    bool wide = false;
+  } live[kPlans];
+  uint32_t next = 0;
+  auto access = accesses_.begin();
+  for (const Unit& u : units_) {
+    for (uint32_t i = u.first; i < u.end; ++i) {
+      Insn& x = code_.insns[i];
+      if (x.leader) std::fill(live, live + kPlans, Live{});
+      if (access == accesses_.end() || access->insn != i) continue;
+      uint32_t p = 0;
+      while (p < kPlans && !(live[p].slot == access->slot && live[p].bytes == access->bytes &&
+                             live[p].wide == access->wide)) {
+        ++p;
+      }
+      if (p < kPlans) {
+        x.plan = static_cast<uint8_t>(p + 1);
+        x.plan_made = true;
+      } else if (x.guard == kNoGuard) {
+        p = next++ % kPlans;
+        live[p].slot = access->slot;
+        live[p].bytes = access->bytes;
+        live[p].wide = access->wide;
+        x.plan = static_cast<uint8_t>(p + 1);
+      }
+      ++access;
+    }
+    for (uint32_t i = u.from; i < u.to; ++i) {
+      for (Live& l : live) {
+        if (l.slot == writes_[i]) l = Live{};
+      }
+    }
+  }
+}
+
 void Decoder::decode(const ptx::Instruction& i) {
   in_ = &i;
+  Unit unit{static_cast<uint32_t>(code_.insns.size()), 0, static_cast<uint32_t>(writes_.size()), 0};
   const OpRow& row = match_row(i, &mods);
   row.build(*this);
   if (!widen_.empty()) fail("internal error: unfinished wide operand");
   if (const std::string_view* word = mods.unused()) fail("unsupported modifier ." + str(*word));
+  unit.end = static_cast<uint32_t>(code_.insns.size());
+  unit.to = static_cast<uint32_t>(writes_.size());
+  units_.push_back(unit);
 }
 
 Insn& Decoder::emit(Handler fn, Kind kind) {
@@ -538,7 +592,7 @@ uint32_t Decoder::dst(const Operand& o, Type type) {
   if (cell_bytes(ptx::bytes_of(r.type)) != cell_bytes(ptx::bytes_of(type))) {
     fail("register " + str(o.name) + " does not have the size of ." + std::string(ptx::name_of(type)));
   }
-  return r.slot;
+  return written(r.slot);
 }
 
 uint32_t Decoder::wide_src(const Operand& o, Type type) {
@@ -559,7 +613,7 @@ uint32_t Decoder::wide_dst(const Operand& o, Type type) {
   uint32_t bytes = ptx::bytes_of(type);
   if ((have == 8 && bytes < 8) || (have == 4 && bytes < 4 && ptx::is_signed(type))) {
     uint32_t slot = temp(4);
-    widen_.push_back({slot, reg(o).slot, type, have});
+    widen_.push_back({slot, written(reg(o).slot), type, have});
     return slot;
   }
   return dst(o, type);
@@ -592,7 +646,7 @@ uint32_t Decoder::pred_dst(std::string_view name, uint32_t) {
   if (name == "_") return temp_pred();
   Register* r = find_register(name);
   if (!r || r->type != Type::pred) fail("destination " + str(name) + " is not a predicate");
-  return r->slot;
+  return written(r->slot);
 }
 
 uint32_t Decoder::pred_dst(const Operand& o) {
@@ -683,7 +737,7 @@ Formal Decoder::formal(const Operand& o, bool result) {
   }
   Register r = reg(o);
   if (r.type == Type::pred) fail("predicate as an argument");
-  if (r.type != Type::none) return {r.slot, ptx::bytes_of(r.type), true};
+  if (r.type != Type::none) return {result ? written(r.slot) : r.slot, ptx::bytes_of(r.type), true};
   if (result) fail("result of a call must be a register or a .param variable");
   return {src(o, Type::b32), 4, true};
 }

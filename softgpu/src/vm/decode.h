@@ -140,6 +140,8 @@ class Decoder {
   uint32_t register_bytes(const Operand& o);  // per lane: 4, 8, 16; 0 if not a register
 
   Insn& emit(Handler fn, Kind kind = Kind::data);
+  /// Marks a load or store that may share its AccessPlan with others at the same address register.
+  void plan_access(const Insn& insn, const Address& address, uint32_t bytes);
   uint32_t aux(const std::vector<uint32_t>& list);
   Code& code() { return code_; }
   Resolver& resolver() { return resolver_; }
@@ -187,6 +189,8 @@ class Decoder {
   void declare(const ptx::Variable& v);
   void params();
   void scan_labels();
+  void share_plans();
+  uint32_t written(uint32_t slot);
   void decode(const ptx::Instruction& i);
   Register* find_register(std::string_view name);
   const Local* find_local(std::string_view name) const;
@@ -215,6 +219,17 @@ class Decoder {
   std::vector<std::pair<uint32_t, uint32_t>> table_jumps_;  // aux index, label id
   std::map<std::tuple<uint8_t, uint32_t, uint64_t>, uint32_t> fills_;
   std::vector<Widen> widen_;
+  // What each PTX instruction became: insns [first, end), which write the registers that are writes_[from, to).
+  struct Unit {
+    uint32_t first, end, from, to;
+  };
+  struct Access {
+    uint32_t insn, slot, bytes;
+    bool wide;
+  };
+  std::vector<Unit> units_;
+  std::vector<uint32_t> writes_;
+  std::vector<Access> accesses_;
   std::vector<std::string> component_names_;
   uint32_t next_pred_ = 0, pred_room_ = 0;
 };

@@ -112,17 +112,64 @@ struct AccessMode {
   explicit AccessMode(uint32_t c) : where(static_cast<Where>(c & 0xff)), wide(c >> 8 & 1) {}
 };
 
+// Lanes l to l + N next to each other.
+template <class T, uint32_t N>
+inline void load_row(uint64_t from, uint8_t* d, uint32_t l) {
+  if constexpr (sizeof(T) >= 4) {
+    std::memcpy(d + l * sizeof(T), reinterpret_cast<const void*>(from), N * sizeof(T));
+  } else {
+    SG_IVDEP
+    for (uint32_t i = 0; i < N; ++i) put<T>(d, l + i, load_from<T>(from + i * sizeof(T)));
+  }
+}
+template <class T, uint32_t N>
+inline void store_row(uint64_t to, const uint8_t* from, uint32_t l) {
+  if constexpr (sizeof(T) >= 4) {
+    std::memcpy(reinterpret_cast<void*>(to), from + l * sizeof(T), N * sizeof(T));
+  } else {
+    SG_IVDEP
+    for (uint32_t i = 0; i < N; ++i) store_to<T>(to + i * sizeof(T), get<T>(from, l + i));
+  }
+}
+
+template <class T>
+inline void load_planned(const AccessPlan& p, uint64_t imm, uint8_t* d) {
+  if (p.dense) return load_row<T, kLanes>(p.base[0] + imm, d, 0);
+  for (uint32_t g = 0; g < 4; ++g) {
+    uint64_t from = p.base[g] + imm;
+    if (p.same[g]) {
+      T v = load_from<T>(from);
+      for (uint32_t i = 0; i < 8; ++i) put<T>(d, 8 * g + i, v);
+    } else {
+      load_row<T, 8>(from, d, 8 * g);
+    }
+  }
+}
+// Eight lanes after the other, so that of several lanes that store to the same address the highest wins.
+template <class T>
+inline void store_planned(const AccessPlan& p, uint64_t imm, const uint8_t* from) {
+  if (p.dense) return store_row<T, kLanes>(p.base[0] + imm, from, 0);
+  for (uint32_t g = 0; g < 4; ++g) {
+    uint64_t to = p.base[g] + imm;
+    if (p.same[g]) {
+      store_to<T>(to, get<T>(from, 8 * g + 7));
+    } else {
+      store_row<T, 8>(to, from, 8 * g);
+    }
+  }
+}
+
 template <class T>
 void h_ld(Warp& w, const Insn& in, uint32_t mask) {
   AccessMode mode(in.c);
-  uint64_t a[kLanes];
-  addresses(w, in.a, mode.wide, in.imm, a);
-  if constexpr (sizeof(T) == 4 || sizeof(T) == 8) {
-    if (is_dense<T>(w, a, mask, mode.where)) {
-      std::memcpy(w.regs + in.d, reinterpret_cast<const void*>(a[0]), kLanes * sizeof(T));
-      return;
+  if constexpr (sizeof(T) <= 8) {
+    AccessPlan own;
+    if (const AccessPlan* p = plan_access<T>(w, in, mode.wide, mode.where, mask, &own)) {
+      return load_planned<T>(*p, static_cast<uint64_t>(in.imm), w.regs + in.d);
     }
   }
+  uint64_t a[kLanes];
+  addresses(w, in.a, mode.wide, in.imm, a);
   if (!check(w, a, mask, sizeof(T), sizeof(T), mode.where)) return;
   if constexpr (sizeof(T) == 16) {
     for_lanes(mask, [&](uint32_t l) { w.reg<T>(in.d)[l] = load_from<T>(a[l]); });
@@ -149,14 +196,14 @@ void h_ld_vector(Warp& w, const Insn& in, uint32_t mask) {
 template <class T>
 void h_st(Warp& w, const Insn& in, uint32_t mask) {
   AccessMode mode(in.c);
-  uint64_t a[kLanes];
-  addresses(w, in.a, mode.wide, in.imm, a);
-  if constexpr (sizeof(T) == 4 || sizeof(T) == 8) {
-    if (is_dense<T>(w, a, mask, mode.where)) {
-      std::memcpy(reinterpret_cast<void*>(a[0]), w.regs + in.b, kLanes * sizeof(T));
-      return;
+  if constexpr (sizeof(T) <= 8) {
+    AccessPlan own;
+    if (const AccessPlan* p = plan_access<T>(w, in, mode.wide, mode.where, mask, &own)) {
+      return store_planned<T>(*p, static_cast<uint64_t>(in.imm), w.regs + in.b);
     }
   }
+  uint64_t a[kLanes];
+  addresses(w, in.a, mode.wide, in.imm, a);
   if (!check(w, a, mask, sizeof(T), sizeof(T), mode.where)) return;
   // Lanes may store to the same address: one lane after the other, the highest wins.
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
@@ -285,6 +332,7 @@ void ld(Decoder& d) {
     }
   } else if (n == 1) {
     Insn& x = d.emit(kLoad[log]);
+    d.plan_access(x, a, bytes);
     x.d = to[0];
     x.a = a.slot;
     x.imm = a.imm;
@@ -321,6 +369,7 @@ void st(Decoder& d) {
     }
   } else if (n == 1) {
     Insn& x = d.emit(kStore[log]);
+    d.plan_access(x, a, bytes);
     x.a = a.slot;
     x.b = from[0];
     x.imm = a.imm;

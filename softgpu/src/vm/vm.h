@@ -59,7 +59,21 @@ struct Insn {
   bool guard_negated = false;
   bool leader = false;  // groups of lanes can meet here
   uint8_t n = 0;
+  uint8_t plan = 0;         // loads and stores: 0, or 1 + the warp's plan that is made here, or used here if
+  bool plan_made = false;   // an instruction before, which ran for at least the same lanes, has made it
 };
+
+/// How the addresses in a register lie when all lanes run: for each eight lanes either next to each other or the same.
+/// Without the offset that an instruction adds. What lies otherwise is not `usable`.
+struct AccessPlan {
+  uint64_t base[4];  // of lanes 0, 8, 16, 24
+  uint64_t low;      // the lowest address
+  uint64_t span;     // bytes from there to the end of the highest element
+  bool same[4];
+  bool dense;  // all 32 next to each other
+  bool usable;
+};
+constexpr uint32_t kPlans = 4;
 
 /// A value that a slot gets when a frame is made.
 enum class Fill : uint8_t {
@@ -182,6 +196,7 @@ struct Warp {
   uint64_t switched_at = 0;  // last turn given out of fairness
   uint64_t turn_until = 0;
   uint32_t parked = 0;  // lanes at a block barrier
+  AccessPlan plans[kPlans];
   std::vector<Group> groups;
   Fault fault = Fault::none;
   uint64_t fault_address = 0;
