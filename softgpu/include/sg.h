@@ -129,6 +129,9 @@ class Program {
                         const std::function<void(std::string_view)>& print) = 0;
 };
 
+/// Which build of the machine's handlers runs: "avx2" or "baseline". SOFTGPU_ISA=baseline forces the latter.
+const char* instruction_set();
+
 /// Parses and links PTX texts. On failure returns nullptr, sets *code to a CUresult (218 INVALID_PTX, 209
 /// NO_BINARY_FOR_GPU, 2 OUT_OF_MEMORY, 222 UNSUPPORTED_PTX_VERSION, 302 for a missing extern...) and *log to what a
 /// user can act on. `managed`: memory of another program of the same texts, whose managed variables are this one's too.

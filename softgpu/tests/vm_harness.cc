@@ -61,6 +61,7 @@ struct Session {
 
 SGT_API Session* sgt_open() { return new Session; }
 SGT_API void sgt_close(Session* s) { delete s; }
+SGT_API const char* sgt_instruction_set() { return sg::instruction_set(); }
 SGT_API void* sgt_alloc(Session* s, size_t bytes) { return s->memory.allocate_module_memory(bytes); }
 SGT_API void sgt_free(Session* s, void* p) { s->memory.free_module_memory(p); }
 SGT_API const char* sgt_text(Session* s) { return s->text.c_str(); }

@@ -9,6 +9,13 @@ enum class Where : uint8_t { generic, global, shared };
 /// True if every lane in mask may touch `bytes` (a power of two, also the alignment) at its address. Else raises.
 bool check_slow(Warp& w, const uint64_t* address, uint32_t mask, uint32_t bytes, uint32_t align, Where where);
 
+/// Ranges by state space. The first asks the address space if no kept range holds the address.
+bool find_device_range(Warp& w, uint64_t address, uint64_t bytes, Range* out);
+bool find_local(const Warp& w, uint64_t address, uint64_t bytes, Range* out);
+Range shared_range(const Warp& w);
+
+inline namespace SG_ISA {
+
 /// Forgets cached ranges if one may have been taken away since.
 inline void refresh_ranges(Block& b) {
   const std::atomic<uint64_t>* counter = b.launch->epoch;
@@ -134,4 +141,5 @@ inline void store_to(uint64_t address, T v) {
   std::memcpy(reinterpret_cast<void*>(address), &v, sizeof(T));
 }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

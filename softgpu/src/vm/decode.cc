@@ -354,8 +354,8 @@ void Decoder::share_plans() {
       if (x.leader) std::fill(live, live + kPlans, Live{});
       if (access == accesses_.end() || access->insn != i) continue;
       uint32_t p = 0;
-      while (p < kPlans && !(live[p].slot == access->slot && live[p].bytes == access->bytes &&
-                             live[p].wide == access->wide)) {
+      while (p < kPlans &&
+             !(live[p].slot == access->slot && live[p].bytes == access->bytes && live[p].wide == access->wide)) {
         ++p;
       }
       if (p < kPlans) {

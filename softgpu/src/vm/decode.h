@@ -32,12 +32,16 @@ struct OpRows {
   size_t count;
 };
 
+// Of files that are built for more than one instruction set.
+inline namespace SG_ISA {
 OpRows int_rows();
 OpRows logic_rows();
 OpRows float_rows();
 OpRows half_rows();
 OpRows cvt_rows();
 OpRows mem_rows();
+}  // namespace SG_ISA
+
 OpRows tex_rows();
 OpRows atom_rows();
 OpRows warp_rows();

@@ -4,7 +4,7 @@
 #include "decode.h"
 #include "handlers.h"
 
-namespace sg::vm {
+namespace sg::vm::SG_ISA {
 namespace {
 
 template <class T>
@@ -501,4 +501,4 @@ constexpr OpRow kRows[] = {
 
 OpRows int_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
-}  // namespace sg::vm
+}  // namespace sg::vm::SG_ISA

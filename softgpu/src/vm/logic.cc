@@ -3,7 +3,7 @@
 #include "float_bits.h"
 #include "handlers.h"
 
-namespace sg::vm {
+namespace sg::vm::SG_ISA {
 namespace {
 
 // clang-format off
@@ -692,4 +692,4 @@ constexpr OpRow kRows[] = {
 
 OpRows logic_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
-}  // namespace sg::vm
+}  // namespace sg::vm::SG_ISA

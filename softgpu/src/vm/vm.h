@@ -16,7 +16,15 @@
 
 #include "sg.h"
 
+// Files of handlers are built once for any processor and once for AVX2. What they hold, and the inline functions that
+// they share, lie in a namespace of the build, so that the linker never gives the one build's function to the other.
+#ifndef SG_ISA
+#define SG_ISA baseline
+#endif
+
 namespace sg::vm {
+
+inline namespace SG_ISA {}
 
 constexpr uint32_t kLanes = 32;
 constexpr uint32_t kFullMask = 0xffffffffu;
@@ -59,8 +67,8 @@ struct Insn {
   bool guard_negated = false;
   bool leader = false;  // groups of lanes can meet here
   uint8_t n = 0;
-  uint8_t plan = 0;         // loads and stores: 0, or 1 + the warp's plan that is made here, or used here if
-  bool plan_made = false;   // an instruction before, which ran for at least the same lanes, has made it
+  uint8_t plan = 0;        // loads and stores: 0, or 1 + the warp's plan that is made here, or used here if
+  bool plan_made = false;  // an instruction before, which ran for at least the same lanes, has made it
 };
 
 /// How the addresses in a register lie when all lanes run: for each eight lanes either next to each other or the same.
