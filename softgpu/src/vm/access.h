@@ -42,7 +42,7 @@ inline Range known_range(Block& b, uint64_t address, uint64_t bytes, Where where
 
 /// A: what an address register has in a lane. Elements have `size` bytes.
 template <class A, uint32_t size>
-inline void make_plan(const A* a, AccessPlan* p) {
+[[gnu::noinline]] void make_plan(const A* a, AccessPlan* p) {
   A first = a[0], differ = 0;
   for (uint32_t l = 0; l < kLanes; ++l) differ |= (a[l] - first) ^ static_cast<A>(l * size);
   // What wraps around in a register of 32 bits does not lie together.
@@ -54,13 +54,13 @@ inline void make_plan(const A* a, AccessPlan* p) {
     }
     p->low = first;
     p->span = kLanes * size;
-    p->dense = p->usable = true;
+    p->shape = AccessPlan::dense;
     return;
   }
-  p->dense = false;
   uint64_t low = ~uint64_t{0}, high = 0;
   A bits = 0;
   bool usable = true;
+  uint32_t count = 0;  // of rows of equal addresses
   for (uint32_t g = 0; g < 4; ++g) {
     A base = a[8 * g], same = 0, dense = 0;
     for (uint32_t i = 0; i < 8; ++i) {
@@ -72,13 +72,18 @@ inline void make_plan(const A* a, AccessPlan* p) {
     bits |= base - first;
     p->base[g] = base;
     p->same[g] = same == 0;
+    count += same == 0;
     uint64_t end = base + (same == 0 ? 1 : 8) * uint64_t{size};
     low = base < low ? base : low;
     high = end > high ? end : high;
   }
   p->low = low;
   p->span = high - low;
-  p->usable = usable && (bits & (size - 1)) == 0;
+  usable &= (bits & (size - 1)) == 0;
+  p->shape = !usable      ? AccessPlan::none
+             : count == 0 ? AccessPlan::rows
+             : count == 4 ? AccessPlan::all_same
+                          : AccessPlan::mixed;
 }
 
 /// The plan of a load or store of elements of T; null if lanes have to be looked at one by one, which includes accesses
@@ -95,7 +100,7 @@ inline const AccessPlan* plan_access(Warp& w, const Insn& in, bool wide, Where w
     }
   }
   uint64_t imm = static_cast<uint64_t>(in.imm);
-  if (!p->usable || ((p->base[0] + imm) & (sizeof(T) - 1))) return nullptr;
+  if (!p->usable() || ((p->base[0] + imm) & (sizeof(T) - 1))) return nullptr;
   return known_range(*w.block, p->low + imm, p->span, where).end ? p : nullptr;
 }
 

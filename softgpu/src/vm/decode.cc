@@ -299,6 +299,7 @@ void Decoder::run() {
     }
   }
   in_ = nullptr;
+  if (function_.is_entry) hoist();
   Insn end;
   end.kind = Kind::ret;
   end.line = code_.insns.empty() ? function_.line : code_.insns.back().line;
@@ -317,12 +318,12 @@ void Decoder::run() {
     bool joined = i + 1 < code_.insns.size() && !code_.insns[i + 1].leader;
     x.run = 1 + (joined ? code_.insns[i + 1].run : 0);
   }
-  auto rank = [](const Slot& s) { return s.fill == Fill::constant ? 0 : changes_with_block(s.fill) ? 2 : 1; };
   std::stable_sort(code_.slots.begin(), code_.slots.end(),
-                   [&](const Slot& a, const Slot& b) { return rank(a) < rank(b); });
-  for (const Slot& s : code_.slots) {
-    code_.launch_slots += rank(s) < 1;
-    code_.block_slots += rank(s) < 2;
+                   [](const Slot& a, const Slot& b) { return rank_of(a.fill) < rank_of(b.fill); });
+  for (const Slot& x : code_.slots) {
+    code_.launch_slots += rank_of(x.fill) < 1;
+    code_.warp_slots += rank_of(x.fill) < 2;
+    code_.block_slots += rank_of(x.fill) < 3;
   }
   code_.register_bytes = (code_.register_bytes + 63) / 64 * 64;
   code_.local_bytes = (code_.local_bytes + code_.local_align - 1) / code_.local_align * code_.local_align;
@@ -334,9 +335,79 @@ uint32_t Decoder::written(uint32_t slot) {
   return slot;
 }
 
-void Decoder::plan_access(const Insn& insn, const Address& address, uint32_t bytes) {
+uint32_t Decoder::read(uint32_t slot) {
+  reads_.push_back(slot);
+  return slot;
+}
+
+void Decoder::plan_access(const Insn& insn, const Address& address, uint32_t bytes, Handler again) {
   if (bytes > 8) return;
-  accesses_.push_back({static_cast<uint32_t>(&insn - code_.insns.data()), address.slot, bytes, address.wide});
+  accesses_.push_back({static_cast<uint32_t>(&insn - code_.insns.data()), address.slot, bytes, address.wide, again});
+}
+
+/// Whether the instruction may be carried out once instead of each time when its operands never change.
+bool Decoder::is_pure() const {
+  if (!in_->guard.empty()) return false;
+  for (std::string_view m : in_->modifiers) {
+    if (m == "cc") return false;  // the carry is no operand
+  }
+  if (in_->opcode == "ld") return parameter_load_;
+  static constexpr std::string_view kPure[] = {"mov", "cvta", "add", "sub", "mul", "mad", "shl", "shr", "and",  "or",
+                                               "xor", "not",  "neg", "min", "max", "div", "rem", "cvt", "setp", "selp"};
+  return std::find(std::begin(kPure), std::end(kPure), in_->opcode) != std::end(kPure);
+}
+
+/// Takes out of a kernel what has the same value each time: pure instructions on constants, parameters and what else
+/// does not change during a launch go to the prologue, moves of special registers become slots of their own. Only for
+/// registers that a single instruction writes: any use then sees its value, or one that PTX leaves undefined.
+void Decoder::hoist() {
+  std::unordered_map<uint32_t, uint32_t> definitions;
+  for (uint32_t slot : writes_) ++definitions[slot];
+  std::unordered_map<uint32_t, Slot> filled;
+  for (const Slot& s : code_.slots) filled.emplace(s.offset, s);
+  std::unordered_map<uint32_t, bool> invariant;
+  std::vector<bool> gone(code_.insns.size());
+  for (const Unit& u : units_) {
+    if (!u.pure || u.first == u.end || u.from == u.to) continue;
+    bool single = true, fixed = true;
+    for (uint32_t i = u.from; i < u.to; ++i) single &= definitions[writes_[i]] == 1;
+    for (uint32_t i = u.reads_from; i < u.reads_to; ++i) {
+      auto f = filled.find(reads_[i]);
+      fixed &= (f != filled.end() && rank_of(f->second.fill) <= 1) || invariant.count(reads_[i]) != 0;
+    }
+    if (!single) continue;
+    auto source = u.reads_to - u.reads_from == 1 ? filled.find(reads_[u.reads_from]) : filled.end();
+    if (fixed) {
+      for (uint32_t i = u.from; i < u.to; ++i) invariant[writes_[i]] = true;
+      code_.prologue.insert(code_.prologue.end(), code_.insns.begin() + u.first, code_.insns.begin() + u.end);
+    } else if (u.move && u.end - u.first == 1 && u.to - u.from == 1 && source != filled.end()) {
+      Slot copy = source->second;
+      copy.offset = writes_[u.from];
+      code_.slots.push_back(copy);
+    } else {
+      continue;
+    }
+    std::fill(gone.begin() + u.first, gone.begin() + u.end, true);
+  }
+  if (std::find(gone.begin(), gone.end(), true) != gone.end()) drop(gone);
+}
+
+void Decoder::drop(const std::vector<bool>& gone) {
+  std::vector<uint32_t> place(gone.size() + 1);  // old index -> new one, that of what follows if it is gone
+  std::vector<Insn> kept;
+  for (size_t i = 0; i < gone.size(); ++i) {
+    place[i] = static_cast<uint32_t>(kept.size());
+    if (!gone[i]) kept.push_back(code_.insns[i]);
+  }
+  place[gone.size()] = static_cast<uint32_t>(kept.size());
+  code_.insns = std::move(kept);
+  for (uint32_t& pc : label_pc_) pc = place[pc];
+  for (auto& [insn, id] : jumps_) insn = place[insn];
+  for (Access& a : accesses_) a.insn = place[a.insn];
+  for (Unit& u : units_) {
+    u.first = place[u.first];
+    u.end = place[u.end];
+  }
 }
 
 /// Loads and stores at the same register with nothing in between that could change it, or the lanes that run, make its
@@ -361,6 +432,7 @@ void Decoder::share_plans() {
       if (p < kPlans) {
         x.plan = static_cast<uint8_t>(p + 1);
         x.plan_made = true;
+        if (access->again) x.fn = access->again;
       } else if (x.guard == kNoGuard) {
         p = next++ % kPlans;
         live[p].slot = access->slot;
@@ -380,13 +452,20 @@ void Decoder::share_plans() {
 
 void Decoder::decode(const ptx::Instruction& i) {
   in_ = &i;
-  Unit unit{static_cast<uint32_t>(code_.insns.size()), 0, static_cast<uint32_t>(writes_.size()), 0};
+  Unit unit{};
+  unit.first = static_cast<uint32_t>(code_.insns.size());
+  unit.from = static_cast<uint32_t>(writes_.size());
+  unit.reads_from = static_cast<uint32_t>(reads_.size());
+  parameter_load_ = false;
   const OpRow& row = match_row(i, &mods);
   row.build(*this);
   if (!widen_.empty()) fail("internal error: unfinished wide operand");
   if (const std::string_view* word = mods.unused()) fail("unsupported modifier ." + str(*word));
   unit.end = static_cast<uint32_t>(code_.insns.size());
   unit.to = static_cast<uint32_t>(writes_.size());
+  unit.reads_to = static_cast<uint32_t>(reads_.size());
+  unit.pure = is_pure();
+  unit.move = i.opcode == "mov";
   units_.push_back(unit);
 }
 
@@ -533,7 +612,7 @@ uint32_t Decoder::src(const Operand& o, Type type) {
   switch (o.kind) {
     case Operand::Kind::integer:
       if (type == Type::f32 || type == Type::f64) fail("integer constant where a floating point one is needed");
-      return constant(static_cast<uint64_t>(o.value), bytes);
+      return read(constant(static_cast<uint64_t>(o.value), bytes));
     case Operand::Kind::f32:
     case Operand::Kind::f64: {
       double d;
@@ -541,15 +620,15 @@ uint32_t Decoder::src(const Operand& o, Type type) {
       if (o.kind == Operand::Kind::f32) {
         f = bits_as<float>(static_cast<uint32_t>(o.value));
         d = f;
-        if (bytes == 4) return constant(static_cast<uint64_t>(o.value), 4);
+        if (bytes == 4) return read(constant(static_cast<uint64_t>(o.value), 4));
       } else {
         d = bits_as<double>(o.value);
         f = static_cast<float>(d);
       }
       if (bytes == 8) {
-        return constant(o.kind == Operand::Kind::f64 ? static_cast<uint64_t>(o.value) : bits_as<uint64_t>(d), 8);
+        return read(constant(o.kind == Operand::Kind::f64 ? static_cast<uint64_t>(o.value) : bits_as<uint64_t>(d), 8));
       }
-      if (bytes == 4) return constant(bits_as<uint32_t>(f), 4);
+      if (bytes == 4) return read(constant(bits_as<uint32_t>(f), 4));
       fail("floating point constant for a type of other size");
     }
     case Operand::Kind::name:
@@ -561,7 +640,7 @@ uint32_t Decoder::src(const Operand& o, Type type) {
   if (r.type == Type::none) {
     uint32_t slot = named_value(o, bytes);
     if (slot == kNone) fail("unknown name " + str(o.name));
-    return slot;
+    return read(slot);
   }
   if (r.type == Type::pred) fail("predicate " + str(o.name) + " used as a value");
   if (o.value) fail("register with an offset");
@@ -570,6 +649,7 @@ uint32_t Decoder::src(const Operand& o, Type type) {
     fail("register " + str(o.name) + " does not have the size of ." + std::string(ptx::name_of(type)));
   }
   if (o.negated) fail("unexpected '!'");
+  read(r.slot);
   if (o.minus) {
     uint32_t slot = temp(bytes);
     Handler h = type == Type::f32   ? h_negate<float>
@@ -599,7 +679,7 @@ uint32_t Decoder::wide_src(const Operand& o, Type type) {
   uint32_t have = register_bytes(o);
   if (have == 8 && ptx::bytes_of(type) < 8) {
     uint32_t slot = temp(4);
-    uint32_t from = reg(o).slot;
+    uint32_t from = read(reg(o).slot);
     Insn& n = emit(h_truncate);
     n.d = slot;
     n.a = from;
@@ -630,10 +710,11 @@ void Decoder::finish_wide() {
 
 uint32_t Decoder::pred_src(const Operand& o) {
   if (o.kind == Operand::Kind::integer) {
-    return fill(Fill::constant, 4, o.value ? kFullMask : 0);  // the first lane's word is read as the mask
+    return read(fill(Fill::constant, 4, o.value ? kFullMask : 0));  // the first lane's word is read as the mask
   }
   Register r = reg(o);
   if (r.type != Type::pred) fail("operand " + str(o.name) + " is not a predicate");
+  read(r.slot);
   if (!o.negated) return r.slot;
   uint32_t slot = temp_pred();
   Insn& n = emit(h_not_pred);

@@ -145,7 +145,10 @@ class Decoder {
 
   Insn& emit(Handler fn, Kind kind = Kind::data);
   /// Marks a load or store that may share its AccessPlan with others at the same address register.
-  void plan_access(const Insn& insn, const Address& address, uint32_t bytes);
+  /// With a plan that is already there it runs as `again`, unless that is null.
+  void plan_access(const Insn& insn, const Address& address, uint32_t bytes, Handler again);
+  /// Says that the load reads at a fixed place of the kernel's parameters.
+  void reads_only_parameters() { parameter_load_ = true; }
   uint32_t aux(const std::vector<uint32_t>& list);
   Code& code() { return code_; }
   Resolver& resolver() { return resolver_; }
@@ -193,8 +196,12 @@ class Decoder {
   void declare(const ptx::Variable& v);
   void params();
   void scan_labels();
+  void hoist();
+  void drop(const std::vector<bool>& gone);
   void share_plans();
+  bool is_pure() const;
   uint32_t written(uint32_t slot);
+  uint32_t read(uint32_t slot);
   void decode(const ptx::Instruction& i);
   Register* find_register(std::string_view name);
   const Local* find_local(std::string_view name) const;
@@ -223,16 +230,21 @@ class Decoder {
   std::vector<std::pair<uint32_t, uint32_t>> table_jumps_;  // aux index, label id
   std::map<std::tuple<uint8_t, uint32_t, uint64_t>, uint32_t> fills_;
   std::vector<Widen> widen_;
-  // What each PTX instruction became: insns [first, end), which write the registers that are writes_[from, to).
+  // What each PTX instruction became: insns [first, end), which write the registers writes_[from, to) and read
+  // reads_[reads_from, reads_to). Registers that only the unit's own insns see are in neither.
   struct Unit {
-    uint32_t first, end, from, to;
+    uint32_t first, end, from, to, reads_from, reads_to;
+    bool pure;  // no effect but on those it writes, no input but those it reads; cannot fault
+    bool move;
   };
   struct Access {
     uint32_t insn, slot, bytes;
     bool wide;
+    Handler again;
   };
   std::vector<Unit> units_;
-  std::vector<uint32_t> writes_;
+  std::vector<uint32_t> writes_, reads_;
+  bool parameter_load_ = false;
   std::vector<Access> accesses_;
   std::vector<std::string> component_names_;
   uint32_t next_pred_ = 0, pred_room_ = 0;

@@ -21,6 +21,11 @@ void splat(const Slot& s, uint8_t* to, uint64_t value) {
 /// Calls give(lane, x, y, z) with the place of each thread of the warp in its block.
 template <class F>
 void each_place(uint32_t first, const uint32_t* n, F give) {
+  if (n[0] % kLanes == 0) {  // a row of the block
+    uint32_t x = first % n[0], y = first / n[0] % n[1], z = first / n[0] / n[1];
+    for (uint32_t l = 0; l < kLanes; ++l) give(l, x + l, y, z);
+    return;
+  }
   uint32_t x = first % n[0], y = first / n[0] % n[1], z = first / n[0] / n[1];
   for (uint32_t l = 0; l < kLanes; ++l) {
     give(l, x, y, z);
@@ -45,7 +50,23 @@ void each(const Slot& s, uint8_t* to, F value) {
 
 }  // namespace
 
-bool changes_with_block(Fill fill) { return fill == Fill::ctaid_x || fill == Fill::ctaid_y || fill == Fill::ctaid_z; }
+uint32_t rank_of(Fill fill) {
+  switch (fill) {
+    case Fill::constant:
+      return 0;
+    case Fill::tid_x:
+    case Fill::tid_y:
+    case Fill::tid_z:
+    case Fill::warp:
+      return 2;
+    case Fill::ctaid_x:
+    case Fill::ctaid_y:
+    case Fill::ctaid_z:
+      return 3;
+    default:
+      return 1;
+  }
+}
 
 void fill_slots(const Warp& w, Frame* frame, bool constants_too) {
   const Block& b = *w.block;
@@ -53,8 +74,12 @@ void fill_slots(const Warp& w, Frame* frame, bool constants_too) {
   uint32_t first = w.index * kLanes;
   const uint32_t *n = launch.block, *grid = launch.grid;
   const Code& code = *frame->code;
-  size_t from = constants_too ? 0 : frame->filled_launch != b.launch->id ? code.launch_slots : code.block_slots;
+  size_t from = constants_too                          ? 0
+                : frame->filled_launch != b.launch->id ? code.launch_slots
+                : frame->filled_warp != w.index        ? code.warp_slots
+                                                       : code.block_slots;
   frame->filled_launch = b.launch->id;
+  frame->filled_warp = w.index;
   for (size_t i = from; i < code.slots.size(); ++i) {
     const Slot& s = code.slots[i];
     uint8_t* to = frame->regs + s.offset;

@@ -18,50 +18,74 @@ struct AccessMode {
   explicit AccessMode(uint32_t c) : where(static_cast<Where>(c & 0xff)), wide(c >> 8 & 1) {}
 };
 
-// Lanes l to l + N next to each other.
-template <class T, uint32_t N>
-inline void load_row(uint64_t from, uint8_t* d, uint32_t l) {
-  if constexpr (sizeof(T) >= 4) {
-    std::memcpy(d + l * sizeof(T), reinterpret_cast<const void*>(from), N * sizeof(T));
-  } else {
-    SG_IVDEP
-    for (uint32_t i = 0; i < N; ++i) put<T>(d, l + i, load_from<T>(from + i * sizeof(T)));
-  }
-}
-template <class T, uint32_t N>
-inline void store_row(uint64_t to, const uint8_t* from, uint32_t l) {
-  if constexpr (sizeof(T) >= 4) {
-    std::memcpy(reinterpret_cast<void*>(to), from + l * sizeof(T), N * sizeof(T));
-  } else {
-    SG_IVDEP
-    for (uint32_t i = 0; i < N; ++i) store_to<T>(to + i * sizeof(T), get<T>(from, l + i));
-  }
-}
+// Eight cells of a register or elements of memory at once.
+template <size_t bytes>
+struct EightCells;
+template <>
+struct EightCells<4> {
+  typedef uint32_t Type __attribute__((vector_size(32), aligned(4), may_alias));
+};
+template <>
+struct EightCells<8> {
+  typedef uint64_t Type __attribute__((vector_size(64), aligned(8), may_alias));
+};
 
 template <class T>
-inline void load_planned(const AccessPlan& p, uint64_t imm, uint8_t* d) {
-  if (p.dense) return load_row<T, kLanes>(p.base[0] + imm, d, 0);
-  for (uint32_t g = 0; g < 4; ++g) {
-    uint64_t from = p.base[g] + imm;
-    if (p.same[g]) {
-      T v = load_from<T>(from);
-      for (uint32_t i = 0; i < 8; ++i) put<T>(d, 8 * g + i, v);
+struct Eight {
+  using Cells = typename EightCells<sizeof(Cell<T>)>::Type;
+  static void load(uint64_t from, uint8_t* d) {
+    if constexpr (sizeof(T) >= 4) {
+      *reinterpret_cast<Cells*>(d) = *reinterpret_cast<const Cells*>(from);
     } else {
-      load_row<T, 8>(from, d, 8 * g);
+      SG_IVDEP
+      for (uint32_t i = 0; i < 8; ++i) put<T>(d, i, load_from<T>(from + i * sizeof(T)));
     }
   }
+  static void load_same(uint64_t from, uint8_t* d) {
+    *reinterpret_cast<Cells*>(d) = Cells{} + static_cast<Cell<T>>(bits_as<Bits<T>>(load_from<T>(from)));
+  }
+  static void store(uint64_t to, const uint8_t* from) {
+    if constexpr (sizeof(T) >= 4) {
+      *reinterpret_cast<Cells*>(to) = *reinterpret_cast<const Cells*>(from);
+    } else {
+      SG_IVDEP
+      for (uint32_t i = 0; i < 8; ++i) store_to<T>(to + i * sizeof(T), get<T>(from, i));
+    }
+  }
+  // The highest lane wins.
+  static void store_same(uint64_t to, const uint8_t* from) { store_to<T>(to, get<T>(from, 7)); }
+  static constexpr uint32_t kBytes = sizeof(Cells);
+};
+
+// Rows of eight lanes one after the other, so that of several lanes that store to one address the highest wins.
+template <class T>
+inline void load_planned(const AccessPlan& p, uint64_t imm, uint8_t* d) {
+  using E = Eight<T>;
+  switch (p.shape) {
+    case AccessPlan::dense:
+      for (uint32_t g = 0; g < 4; ++g) E::load(p.base[0] + imm + g * 8 * sizeof(T), d + g * E::kBytes);
+      return;
+    case AccessPlan::rows:
+      for (uint32_t g = 0; g < 4; ++g) E::load(p.base[g] + imm, d + g * E::kBytes);
+      return;
+    case AccessPlan::all_same:
+      for (uint32_t g = 0; g < 4; ++g) E::load_same(p.base[g] + imm, d + g * E::kBytes);
+      return;
+    default:
+      for (uint32_t g = 0; g < 4; ++g) {
+        (p.same[g] ? E::load_same : E::load)(p.base[g] + imm, d + g * E::kBytes);
+      }
+  }
 }
-// Eight lanes after the other, so that of several lanes that store to the same address the highest wins.
 template <class T>
 inline void store_planned(const AccessPlan& p, uint64_t imm, const uint8_t* from) {
-  if (p.dense) return store_row<T, kLanes>(p.base[0] + imm, from, 0);
+  using E = Eight<T>;
+  if (p.shape == AccessPlan::dense) {
+    for (uint32_t g = 0; g < 4; ++g) E::store(p.base[0] + imm + g * 8 * sizeof(T), from + g * E::kBytes);
+    return;
+  }
   for (uint32_t g = 0; g < 4; ++g) {
-    uint64_t to = p.base[g] + imm;
-    if (p.same[g]) {
-      store_to<T>(to, get<T>(from, 8 * g + 7));
-    } else {
-      store_row<T, 8>(to, from, 8 * g);
-    }
+    (p.same[g] ? E::store_same : E::store)(p.base[g] + imm, from + g * E::kBytes);
   }
 }
 
@@ -169,6 +193,24 @@ void h_st_frame(Warp& w, const Insn& in, uint32_t mask) {
   }
 }
 
+// A load whose plan has been made before: little else, since kernels have many of them.
+template <class T, Where where>
+void h_ld_again(Warp& w, const Insn& in, uint32_t mask) {
+  const AccessPlan& p = w.plans[in.plan - 1];
+  uint64_t imm = static_cast<uint64_t>(in.imm);
+  if (mask == kFullMask && p.usable() && ((p.base[0] + imm) & (sizeof(T) - 1)) == 0 &&
+      known_range(*w.block, p.low + imm, p.span, where).end) {
+    return load_planned<T>(p, imm, w.regs + in.d);
+  }
+  return h_ld<T>(w, in, mask);
+}
+#define SG_LOAD_AGAIN(where)                                                                                          \
+  {h_ld_again<uint8_t, where>, h_ld_again<uint16_t, where>, h_ld_again<uint32_t, where>, h_ld_again<uint64_t, where>, \
+   nullptr}
+// By Where, then as kLoad.
+constexpr Handler kLoadAgain[][5] = {SG_LOAD_AGAIN(Where::generic), SG_LOAD_AGAIN(Where::global),
+                                     SG_LOAD_AGAIN(Where::shared)};
+
 // By log2 of the size of an element.
 constexpr Handler kLoad[] = {h_ld<uint8_t>, h_ld<uint16_t>, h_ld<uint32_t>, h_ld<uint64_t>, h_ld<Wide>};
 constexpr Handler kLoadVector[] = {h_ld_vector<uint8_t>, h_ld_vector<uint16_t>, h_ld_vector<uint32_t>,
@@ -231,6 +273,7 @@ void ld(Decoder& d) {
   std::vector<uint32_t> to;
   for (const Operand* o : element_operands(d, d.op(0), n)) to.push_back(d.wide_dst(*o, t));
   if (a.in_params || a.in_frame) {
+    if (a.in_params) d.reads_only_parameters();
     for (uint32_t i = 0; i < n; ++i) {
       Insn& x = d.emit(a.in_params ? kLoadParam[log] : kLoadFrame[log]);
       x.d = to[i];
@@ -238,7 +281,7 @@ void ld(Decoder& d) {
     }
   } else if (n == 1) {
     Insn& x = d.emit(kLoad[log]);
-    d.plan_access(x, a, bytes);
+    d.plan_access(x, a, bytes, kLoadAgain[mode_bits(space, a.wide) & 0xff][log]);
     x.d = to[0];
     x.a = a.slot;
     x.imm = a.imm;
@@ -275,7 +318,7 @@ void st(Decoder& d) {
     }
   } else if (n == 1) {
     Insn& x = d.emit(kStore[log]);
-    d.plan_access(x, a, bytes);
+    d.plan_access(x, a, bytes, nullptr);
     x.a = a.slot;
     x.b = from[0];
     x.imm = a.imm;

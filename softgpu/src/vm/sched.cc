@@ -505,8 +505,13 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
   uint32_t depth = parent ? parent->depth + 1 : 0;
   uint64_t bytes = uint64_t{code.register_bytes} + uint64_t{kLanes} * code.local_bytes + 64 + code.local_align;
   std::unique_ptr<Frame> f;
+  std::vector<std::unique_ptr<Frame>>& entries = w.block->entry_frames;
+  if (!parent && !entries.empty()) {
+    f = std::move(entries.back());
+    entries.pop_back();
+  }
   for (auto& [owner, frames] : w.free_frames) {
-    if (owner == &code && !frames.empty()) {
+    if (parent && owner == &code && !frames.empty()) {
       f = std::move(frames.back());
       frames.pop_back();
       break;
@@ -524,7 +529,7 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
     f->regs = reinterpret_cast<uint8_t*>(at);
     at = (at + code.register_bytes + code.local_align - 1) / code.local_align * code.local_align;
     f->local = code.local_bytes ? reinterpret_cast<uint8_t*>(at) : nullptr;
-    w.frame_bytes += bytes;
+    if (parent) w.frame_bytes += bytes;
   }
   f->code = &code;
   f->parent = parent;
@@ -534,7 +539,17 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
     f->stack.reset();
     std::memset(f->stack_used, 0, sizeof f->stack_used);
   }
+  bool first = f->filled_launch != w.block->launch->id;
   fill_slots(w, f.get(), fresh);
+  if (first && !code.prologue.empty()) {
+    Frame* frame = w.frame;
+    uint8_t* regs = w.regs;
+    w.frame = f.get();
+    w.regs = f->regs;
+    for (const Insn& in : code.prologue) in.fn(w, in, kFullMask);
+    w.frame = frame;
+    w.regs = regs;
+  }
   w.live_frames.push_back(std::move(f));
   return w.live_frames.back().get();
 }
@@ -545,6 +560,7 @@ void release_frame(Warp& w, Frame* frame) {
     std::unique_ptr<Frame> f = std::move(w.live_frames[i]);
     w.live_frames[i] = std::move(w.live_frames.back());
     w.live_frames.pop_back();
+    if (!f->parent) return w.block->entry_frames.push_back(std::move(f));
     for (auto& [owner, frames] : w.free_frames) {
       if (owner == f->code) return frames.push_back(std::move(f));
     }
@@ -589,9 +605,9 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
   b.done = false;
   for (uint32_t i = 0; i < warps; ++i) {
     Warp& w = b.warps[i];
+    w.block = &b;
     while (!w.live_frames.empty()) release_frame(w, w.live_frames.back().get());
     uint32_t left = b.threads - i * kLanes;
-    w.block = &b;
     w.index = i;
     w.lanes = w.alive = left >= kLanes ? kFullMask : (1u << left) - 1;
     w.steps = w.switched_at = w.turn_until = 0;
@@ -599,13 +615,21 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
     w.current = 0;
     w.fault = Fault::none;
     w.groups.clear();
-    Group g;
-    g.mask = w.alive;
-    g.frame = make_frame(w, *launch.image->entry, w.alive, nullptr);
-    if (!g.frame) return;
-    w.groups.push_back(g);
+    w.started = false;
   }
 }
+
+namespace {
+
+void start_warp(Warp& w) {
+  w.started = true;
+  Group g;
+  g.mask = w.alive;
+  g.frame = make_frame(w, *w.block->image->entry, w.alive, nullptr);
+  if (g.frame) w.groups.push_back(g);
+}
+
+}  // namespace
 
 void report_steps(Block& b) {
   if (!b.unreported) return;  // b.launch may be an earlier one
@@ -627,6 +651,7 @@ bool run_block(Block& b, uint64_t budget, Warp** culprit) {
     for (Warp& w : b.warps) {
       if (!w.alive) continue;
       uint64_t before = w.steps;
+      if (!w.started) start_warp(w);
       if (w.parked != w.alive) Runner(w, kSliceSteps).run();
       uint64_t ran = w.steps - before;
       used += ran;

@@ -72,14 +72,14 @@ struct Insn {
 };
 
 /// How the addresses in a register lie when all lanes run: for each eight lanes either next to each other or the same.
-/// Without the offset that an instruction adds. What lies otherwise is not `usable`.
+/// Without the offset that an instruction adds. What lies otherwise has no shape.
 struct AccessPlan {
   uint64_t base[4];  // of lanes 0, 8, 16, 24
   uint64_t low;      // the lowest address
   uint64_t span;     // bytes from there to the end of the highest element
   bool same[4];
-  bool dense;  // all 32 next to each other
-  bool usable;
+  enum Shape : uint8_t { none, dense /* all 32 lanes */, rows, all_same, mixed } shape;
+  bool usable() const { return shape != none; }
 };
 constexpr uint32_t kPlans = 4;
 
@@ -148,8 +148,9 @@ struct Code {
   std::vector<Insn> insns;
   std::vector<uint32_t> aux;  // operand lists
   std::vector<CallSite> calls;
-  std::vector<Slot> slots;  // constants, then what changes with the launch or the frame, then what with the block
-  uint32_t launch_slots = 0, block_slots = 0;  // where these begin
+  std::vector<Slot> slots;  // constants, then what changes with the launch or the frame, the warp, the block
+  uint32_t launch_slots = 0, warp_slots = 0, block_slots = 0;  // where these begin
+  std::vector<Insn> prologue;  // what has one value for a launch: runs for all lanes when a frame is first used in it
   std::vector<Formal> formals, results;
   uint32_t register_bytes = 0;
   uint32_t local_bytes = 0;  // per lane, a multiple of local_align
@@ -171,6 +172,7 @@ struct Frame {
   uint32_t depth = 0;
   uint32_t lanes = 0;          // that have not yet returned
   uint64_t filled_launch = 0;  // id of the launch whose values the slots hold; 0: none
+  uint32_t filled_warp = 0;    // of which warp
   uint8_t* regs = nullptr;
   uint8_t* local = nullptr;  // lane i at i * code->local_bytes
   std::unique_ptr<uint8_t[]> memory;
@@ -204,6 +206,7 @@ struct Warp {
   uint64_t switched_at = 0;  // last turn given out of fairness
   uint64_t turn_until = 0;
   uint32_t parked = 0;  // lanes at a block barrier
+  bool started = false;
   AccessPlan plans[kPlans];
   std::vector<Group> groups;
   Fault fault = Fault::none;
@@ -254,6 +257,9 @@ struct Block {
   Range ranges[4];
   uint64_t epoch = ~uint64_t{0};
   std::vector<Warp> warps;
+  // Frames of the kernel itself that no warp uses. A warp that ends leaves its frame, still in the processor's cache,
+  // to the next one.
+  std::vector<std::unique_ptr<Frame>> entry_frames;
   bool done = false;
 
   Block() = default;
@@ -316,8 +322,8 @@ void run_builtin(Warp& w, const CallSite& site, uint32_t mask);
 
 /// Frames. make_frame returns null after raising a fault.
 void fill_slots(const Warp& w, Frame* frame, bool constants_too);
-/// True for what differs between the blocks of one launch.
-bool changes_with_block(Fill fill);
+/// How often a slot has to be filled anew. 0: never, 1: with the launch, 2: with the warp, 3: with the block.
+uint32_t rank_of(Fill fill);
 Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent);
 void release_frame(Warp& w, Frame* frame);
 
