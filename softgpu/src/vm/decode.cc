@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "handlers.h"
 
@@ -389,6 +390,17 @@ void Decoder::hoist() {
     }
     std::fill(gone.begin() + u.first, gone.begin() + u.end, true);
   }
+  // Special registers of which there are only copies left need not be filled in for each warp and block.
+  std::unordered_set<uint32_t> used;
+  for (const Unit& u : units_) {
+    if (u.first == u.end || !gone[u.first]) used.insert(reads_.begin() + u.reads_from, reads_.begin() + u.reads_to);
+  }
+  for (const auto& entry : filled) {
+    uint32_t slot = entry.first;
+    if (rank_of(entry.second.fill) < 2 || used.count(slot)) continue;
+    code_.slots.erase(
+        std::find_if(code_.slots.begin(), code_.slots.end(), [slot](const Slot& s) { return s.offset == slot; }));
+  }
   if (std::find(gone.begin(), gone.end(), true) != gone.end()) drop(gone);
 }
 
@@ -751,6 +763,7 @@ Address Decoder::address(const Operand& o, Space space, uint32_t bytes) {
   plain.sub.clear();
   Register r = reg(plain);
   if (r.type != Type::none) {
+    read(r.slot);
     uint32_t width = r.type == Type::pred ? 0 : ptx::bytes_of(r.type);
     if (width != 4 && width != 8) fail("register " + str(o.name) + " cannot hold an address");
     a.slot = r.slot;
@@ -773,6 +786,7 @@ Address Decoder::address(const Operand& o, Space space, uint32_t bytes) {
   }
   a.slot = named_value(plain, 8);
   if (a.slot == kNone) fail("unknown name " + str(o.name));
+  read(a.slot);
   return a;
 }
 

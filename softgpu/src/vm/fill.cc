@@ -21,11 +21,6 @@ void splat(const Slot& s, uint8_t* to, uint64_t value) {
 /// Calls give(lane, x, y, z) with the place of each thread of the warp in its block.
 template <class F>
 void each_place(uint32_t first, const uint32_t* n, F give) {
-  if (n[0] % kLanes == 0) {  // a row of the block
-    uint32_t x = first % n[0], y = first / n[0] % n[1], z = first / n[0] / n[1];
-    for (uint32_t l = 0; l < kLanes; ++l) give(l, x + l, y, z);
-    return;
-  }
   uint32_t x = first % n[0], y = first / n[0] % n[1], z = first / n[0] / n[1];
   for (uint32_t l = 0; l < kLanes; ++l) {
     give(l, x, y, z);
@@ -39,12 +34,10 @@ void each_place(uint32_t first, const uint32_t* n, F give) {
 
 template <class F>
 void each(const Slot& s, uint8_t* to, F value) {
-  for (uint32_t l = 0; l < kLanes; ++l) {
-    if (s.bytes == 4) {
-      reinterpret_cast<uint32_t*>(to)[l] = static_cast<uint32_t>(value(l));
-    } else {
-      reinterpret_cast<uint64_t*>(to)[l] = value(l);
-    }
+  if (s.bytes == 4) {
+    for (uint32_t l = 0; l < kLanes; ++l) reinterpret_cast<uint32_t*>(to)[l] = static_cast<uint32_t>(value(l));
+  } else {
+    for (uint32_t l = 0; l < kLanes; ++l) reinterpret_cast<uint64_t*>(to)[l] = value(l);
   }
 }
 
@@ -96,10 +89,19 @@ void fill_slots(const Warp& w, Frame* frame, bool constants_too) {
         all(s.value);
         break;
       case Fill::tid_x:
-        each_place(first, n, [&](uint32_t l, uint32_t x, uint32_t, uint32_t) { one(l, x); });
+        if (n[0] % kLanes == 0) {  // all lanes in a row of the block
+          uint32_t x = first % n[0];
+          each(s, to, [&](uint32_t l) { return x + l; });
+        } else {
+          each_place(first, n, [&](uint32_t l, uint32_t x, uint32_t, uint32_t) { one(l, x); });
+        }
         break;
       case Fill::tid_y:
-        each_place(first, n, [&](uint32_t l, uint32_t, uint32_t y, uint32_t) { one(l, y); });
+        if (n[0] % kLanes == 0) {
+          all(first / n[0] % n[1]);
+        } else {
+          each_place(first, n, [&](uint32_t l, uint32_t, uint32_t y, uint32_t) { one(l, y); });
+        }
         break;
       case Fill::tid_z:
         each_place(first, n, [&](uint32_t l, uint32_t, uint32_t, uint32_t z) { one(l, z); });
