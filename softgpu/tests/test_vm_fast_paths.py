@@ -224,7 +224,7 @@ def test_loads_and_stores_by_how_addresses_lie(kind: str, space: str) -> None:
 
 def test_an_address_register_that_changes_between_loads() -> None:
     memory = np.arange(64, dtype=np.uint32) * 3
-    bodies = {
+    bodies: dict[str, Callable[[int], int]] = {
         """ld.global.u32 %r2, [%x8]; add.u64 %x8, %x8, 4;
            ld.global.u32 %r3, [%x8]; add.u32 %r4, %r2, %r3;""": lambda t: 6 * t + 3,
         """ld.global.u32 %r2, [%x8]; setp.lt.u32 %p1, %r0, 5; @%p1 add.u64 %x8, %x8, 8;

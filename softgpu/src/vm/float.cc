@@ -7,7 +7,8 @@
 #include "float_bits.h"
 #include "handlers.h"
 
-namespace sg::vm::SG_ISA {
+namespace sg::vm {
+inline namespace SG_ISA {
 namespace {
 
 // clang-format off
@@ -382,4 +383,5 @@ constexpr OpRow kRows[] = {
 
 OpRows float_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
-}  // namespace sg::vm::SG_ISA
+}  // namespace SG_ISA
+}  // namespace sg::vm

@@ -4,7 +4,8 @@
 #include "decode.h"
 #include "handlers.h"
 
-namespace sg::vm::SG_ISA {
+namespace sg::vm {
+inline namespace SG_ISA {
 namespace {
 
 template <class T>
@@ -501,4 +502,5 @@ constexpr OpRow kRows[] = {
 
 OpRows int_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
-}  // namespace sg::vm::SG_ISA
+}  // namespace SG_ISA
+}  // namespace sg::vm

@@ -3,7 +3,8 @@
 #include "float_bits.h"
 #include "handlers.h"
 
-namespace sg::vm::SG_ISA {
+namespace sg::vm {
+inline namespace SG_ISA {
 namespace {
 
 // clang-format off
@@ -692,4 +693,5 @@ constexpr OpRow kRows[] = {
 
 OpRows logic_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
-}  // namespace sg::vm::SG_ISA
+}  // namespace SG_ISA
+}  // namespace sg::vm

@@ -2,7 +2,8 @@
 #include "access.h"
 #include "decode.h"
 
-namespace sg::vm::SG_ISA {
+namespace sg::vm {
+inline namespace SG_ISA {
 
 namespace {
 
@@ -465,4 +466,5 @@ constexpr OpRow kRows[] = {
 
 OpRows mem_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
-}  // namespace sg::vm::SG_ISA
+}  // namespace SG_ISA
+}  // namespace sg::vm

@@ -505,13 +505,15 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
   uint32_t depth = parent ? parent->depth + 1 : 0;
   uint64_t bytes = uint64_t{code.register_bytes} + uint64_t{kLanes} * code.local_bytes + 64 + code.local_align;
   std::unique_ptr<Frame> f;
+  // Local memory has an address that no other thread of the block has had.
+  bool passed_on = !parent && code.local_bytes == 0;
   std::vector<std::unique_ptr<Frame>>& entries = w.block->entry_frames;
-  if (!parent && !entries.empty()) {
+  if (passed_on && !entries.empty()) {
     f = std::move(entries.back());
     entries.pop_back();
   }
   for (auto& [owner, frames] : w.free_frames) {
-    if (parent && owner == &code && !frames.empty()) {
+    if (!passed_on && owner == &code && !frames.empty()) {
       f = std::move(frames.back());
       frames.pop_back();
       break;
@@ -529,7 +531,7 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
     f->regs = reinterpret_cast<uint8_t*>(at);
     at = (at + code.register_bytes + code.local_align - 1) / code.local_align * code.local_align;
     f->local = code.local_bytes ? reinterpret_cast<uint8_t*>(at) : nullptr;
-    if (parent) w.frame_bytes += bytes;
+    if (!passed_on) w.frame_bytes += bytes;
   }
   f->code = &code;
   f->parent = parent;
@@ -560,7 +562,7 @@ void release_frame(Warp& w, Frame* frame) {
     std::unique_ptr<Frame> f = std::move(w.live_frames[i]);
     w.live_frames[i] = std::move(w.live_frames.back());
     w.live_frames.pop_back();
-    if (!f->parent) return w.block->entry_frames.push_back(std::move(f));
+    if (!f->parent && f->code->local_bytes == 0) return w.block->entry_frames.push_back(std::move(f));
     for (auto& [owner, frames] : w.free_frames) {
       if (owner == f->code) return frames.push_back(std::move(f));
     }
