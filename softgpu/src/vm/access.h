@@ -92,7 +92,7 @@ template <class T>
 inline const AccessPlan* plan_access(Warp& w, const Insn& in, bool wide, Where where, uint32_t mask, AccessPlan* own) {
   if (mask != kFullMask) return nullptr;
   AccessPlan* p = in.plan ? &w.plans[in.plan - 1] : own;
-  if (!in.plan_made) {
+  if (!in.plan || !in.plan_made) {
     if (wide) {
       make_plan<uint64_t, sizeof(T)>(w.reg<uint64_t>(in.a), p);
     } else {
