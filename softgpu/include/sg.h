@@ -49,6 +49,8 @@ class AddressSpace {
   virtual bool find(uint64_t address, Range* out) const = 0;
   /// Grows by one whenever a range is taken away. Kept ranges are then stale.
   virtual uint64_t epoch() const = 0;
+  /// Where epoch() reads its answer, if it is one number: saves a call for each access. It lives as long as this does.
+  virtual const std::atomic<uint64_t>* epoch_counter() const { return nullptr; }
   /// Memory for a module's globals and constants, zeroed, at least 256-byte aligned; nullptr when out of memory.
   virtual void* allocate_module_memory(size_t bytes) = 0;
   virtual void free_module_memory(void* address) = 0;
@@ -126,6 +128,9 @@ class Program {
   virtual RunResult run(const Kernel& kernel, const Launch& launch, const std::atomic<bool>* cancel,
                         const std::function<void(std::string_view)>& print) = 0;
 };
+
+/// Which build of the machine's handlers runs: "avx2" or "baseline". SOFTGPU_ISA=baseline forces the latter.
+const char* instruction_set();
 
 /// Parses and links PTX texts. On failure returns nullptr, sets *code to a CUresult (218 INVALID_PTX, 209
 /// NO_BINARY_FOR_GPU, 2 OUT_OF_MEMORY, 222 UNSUPPORTED_PTX_VERSION, 302 for a missing extern...) and *log to what a

@@ -35,6 +35,7 @@ def library() -> ctypes.CDLL:
     for name, result, args in [
         ("sgt_open", pointer, []),
         ("sgt_close", None, [pointer]),
+        ("sgt_instruction_set", ctypes.c_char_p, []),
         ("sgt_alloc", pointer, [pointer, size]),
         ("sgt_free", None, [pointer, pointer]),
         ("sgt_text", ctypes.c_char_p, [pointer]),

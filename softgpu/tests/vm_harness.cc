@@ -20,6 +20,7 @@ class TestMemory : public sg::AddressSpace {
     return true;
   }
   uint64_t epoch() const override { return epoch_.load(); }
+  const std::atomic<uint64_t>* epoch_counter() const override { return &epoch_; }
   void* allocate_module_memory(size_t bytes) override {
     if (bytes > (size_t{1} << 32)) return nullptr;
     size_t room = (bytes + 255) / 256 * 256 + 256;
@@ -60,6 +61,7 @@ struct Session {
 
 SGT_API Session* sgt_open() { return new Session; }
 SGT_API void sgt_close(Session* s) { delete s; }
+SGT_API const char* sgt_instruction_set() { return sg::instruction_set(); }
 SGT_API void* sgt_alloc(Session* s, size_t bytes) { return s->memory.allocate_module_memory(bytes); }
 SGT_API void sgt_free(Session* s, void* p) { s->memory.free_module_memory(p); }
 SGT_API const char* sgt_text(Session* s) { return s->text.c_str(); }

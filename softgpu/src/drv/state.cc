@@ -222,6 +222,7 @@ bool ContextSpace::find(uint64_t address, Range* out) const {
 }
 
 uint64_t ContextSpace::epoch() const { return Driver::get().map.epoch(); }
+const std::atomic<uint64_t>* ContextSpace::epoch_counter() const { return Driver::get().map.epoch_counter(); }
 
 void* ContextSpace::allocate_module_memory(size_t bytes) {
   Driver& driver = Driver::get();

@@ -39,6 +39,7 @@ class ContextSpace : public AddressSpace {
   ContextSpace(int device, uint64_t context_id) : device_(device), context_id_(context_id) {}
   bool find(uint64_t address, Range* out) const override;
   uint64_t epoch() const override;
+  const std::atomic<uint64_t>* epoch_counter() const override;
   bool texture(uint64_t handle, Texture* out) const override;
   void* allocate_module_memory(size_t bytes) override;
   void free_module_memory(void* address) override;

@@ -82,6 +82,7 @@ class MemoryMap {
   bool update(uint64_t address, bool shrinks, const std::function<void(Region&)>& change);
   std::vector<Region> between(uint64_t begin, uint64_t end) const;
   uint64_t epoch() const { return epoch_.load(std::memory_order_acquire); }
+  const std::atomic<uint64_t>* epoch_counter() const { return &epoch_; }
   void bump_epoch() { epoch_.fetch_add(1, std::memory_order_acq_rel); }
   uint64_t next_buffer_id() { return next_buffer_id_.fetch_add(1); }
 

@@ -7,6 +7,7 @@
 #include "handlers.h"
 
 namespace sg::vm {
+inline namespace SG_ISA {
 namespace {
 
 enum Flag : uint8_t { kFlush = 1, kSaturate = 2, kFinite = 4, kRelu = 8, kInteger = 16 };
@@ -404,4 +405,5 @@ constexpr OpRow kRows[] = {
 
 OpRows cvt_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

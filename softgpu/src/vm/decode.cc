@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "handlers.h"
 
@@ -299,6 +300,7 @@ void Decoder::run() {
     }
   }
   in_ = nullptr;
+  if (function_.is_entry) hoist();
   Insn end;
   end.kind = Kind::ret;
   end.line = code_.insns.empty() ? function_.line : code_.insns.back().line;
@@ -310,17 +312,173 @@ void Decoder::run() {
     if (code_.insns[i].kind != Kind::data) code_.insns[i + 1].leader = true;
     if (code_.insns[i].kind == Kind::sync || code_.insns[i].kind == Kind::warp_barrier) code_.insns[i].leader = true;
   }
+  share_plans();
+  for (size_t i = code_.insns.size(); i-- > 0;) {
+    Insn& x = code_.insns[i];
+    if (x.kind != Kind::data || !x.fn || x.guard != kNoGuard) continue;
+    bool joined = i + 1 < code_.insns.size() && !code_.insns[i + 1].leader;
+    x.run = 1 + (joined ? code_.insns[i + 1].run : 0);
+  }
+  std::stable_sort(code_.slots.begin(), code_.slots.end(),
+                   [](const Slot& a, const Slot& b) { return rank_of(a.fill) < rank_of(b.fill); });
+  for (const Slot& x : code_.slots) {
+    code_.launch_slots += rank_of(x.fill) < 1;
+    code_.warp_slots += rank_of(x.fill) < 2;
+    code_.block_slots += rank_of(x.fill) < 3;
+  }
   code_.register_bytes = (code_.register_bytes + 63) / 64 * 64;
   code_.local_bytes = (code_.local_bytes + code_.local_align - 1) / code_.local_align * code_.local_align;
   code_.decoded = true;
 }
 
+uint32_t Decoder::written(uint32_t slot) {
+  writes_.push_back(slot);
+  return slot;
+}
+
+uint32_t Decoder::read(uint32_t slot) {
+  reads_.push_back(slot);
+  return slot;
+}
+
+void Decoder::plan_access(const Insn& insn, const Address& address, uint32_t bytes, Handler again) {
+  if (bytes > 8) return;
+  accesses_.push_back({static_cast<uint32_t>(&insn - code_.insns.data()), address.slot, bytes, address.wide, again});
+}
+
+/// Whether the instruction may be carried out once instead of each time when its operands never change.
+bool Decoder::is_pure() const {
+  if (!in_->guard.empty()) return false;
+  for (std::string_view m : in_->modifiers) {
+    if (m == "cc") return false;  // the carry is no operand
+  }
+  if (in_->opcode == "ld") return parameter_load_;
+  static constexpr std::string_view kPure[] = {"mov", "cvta", "add", "sub", "mul", "mad", "shl", "shr", "and",  "or",
+                                               "xor", "not",  "neg", "min", "max", "div", "rem", "cvt", "setp", "selp"};
+  return std::find(std::begin(kPure), std::end(kPure), in_->opcode) != std::end(kPure);
+}
+
+/// Takes out of a kernel what has the same value each time: pure instructions on constants, parameters and what else
+/// does not change during a launch go to the prologue, moves of special registers become slots of their own. Only for
+/// registers that a single instruction writes: any use then sees its value, or one that PTX leaves undefined.
+void Decoder::hoist() {
+  std::unordered_map<uint32_t, uint32_t> definitions;
+  for (uint32_t slot : writes_) ++definitions[slot];
+  std::unordered_map<uint32_t, Slot> filled;
+  for (const Slot& s : code_.slots) filled.emplace(s.offset, s);
+  std::unordered_map<uint32_t, bool> invariant;
+  std::vector<bool> gone(code_.insns.size());
+  for (const Unit& u : units_) {
+    if (!u.pure || u.first == u.end || u.from == u.to) continue;
+    bool single = true, fixed = true;
+    for (uint32_t i = u.from; i < u.to; ++i) single &= definitions[writes_[i]] == 1;
+    for (uint32_t i = u.reads_from; i < u.reads_to; ++i) {
+      auto f = filled.find(reads_[i]);
+      fixed &= (f != filled.end() && rank_of(f->second.fill) <= 1) || invariant.count(reads_[i]) != 0;
+    }
+    if (!single) continue;
+    auto source = u.reads_to - u.reads_from == 1 ? filled.find(reads_[u.reads_from]) : filled.end();
+    if (fixed) {
+      for (uint32_t i = u.from; i < u.to; ++i) invariant[writes_[i]] = true;
+      code_.prologue.insert(code_.prologue.end(), code_.insns.begin() + u.first, code_.insns.begin() + u.end);
+    } else if (u.move && u.end - u.first == 1 && u.to - u.from == 1 && source != filled.end()) {
+      Slot copy = source->second;
+      copy.offset = writes_[u.from];
+      code_.slots.push_back(copy);
+    } else {
+      continue;
+    }
+    std::fill(gone.begin() + u.first, gone.begin() + u.end, true);
+  }
+  // Special registers of which there are only copies left need not be filled in for each warp and block.
+  std::unordered_set<uint32_t> used;
+  for (const Unit& u : units_) {
+    if (u.first == u.end || !gone[u.first]) used.insert(reads_.begin() + u.reads_from, reads_.begin() + u.reads_to);
+  }
+  for (const auto& entry : filled) {
+    uint32_t slot = entry.first;
+    if (rank_of(entry.second.fill) < 2 || used.count(slot)) continue;
+    code_.slots.erase(
+        std::find_if(code_.slots.begin(), code_.slots.end(), [slot](const Slot& s) { return s.offset == slot; }));
+  }
+  if (std::find(gone.begin(), gone.end(), true) != gone.end()) drop(gone);
+}
+
+void Decoder::drop(const std::vector<bool>& gone) {
+  std::vector<uint32_t> place(gone.size() + 1);  // old index -> new one, that of what follows if it is gone
+  std::vector<Insn> kept;
+  for (size_t i = 0; i < gone.size(); ++i) {
+    place[i] = static_cast<uint32_t>(kept.size());
+    if (!gone[i]) kept.push_back(code_.insns[i]);
+  }
+  place[gone.size()] = static_cast<uint32_t>(kept.size());
+  code_.insns = std::move(kept);
+  for (uint32_t& pc : label_pc_) pc = place[pc];
+  for (auto& [insn, id] : jumps_) insn = place[insn];
+  for (Access& a : accesses_) a.insn = place[a.insn];
+  for (Unit& u : units_) {
+    u.first = place[u.first];
+    u.end = place[u.end];
+  }
+}
+
+/// Loads and stores at the same register with nothing in between that could change it, or the lanes that run, make its
+/// plan once. A guarded one may use a plan, since its lanes are among those that have made it, but makes none.
+void Decoder::share_plans() {
+  struct Live {
+    uint32_t slot = kNone, bytes = 0;
+    bool wide = false;
+  } live[kPlans];
+  uint32_t next = 0;
+  auto access = accesses_.begin();
+  for (const Unit& u : units_) {
+    for (uint32_t i = u.first; i < u.end; ++i) {
+      Insn& x = code_.insns[i];
+      if (x.leader) std::fill(live, live + kPlans, Live{});
+      if (access == accesses_.end() || access->insn != i) continue;
+      uint32_t p = 0;
+      while (p < kPlans &&
+             !(live[p].slot == access->slot && live[p].bytes == access->bytes && live[p].wide == access->wide)) {
+        ++p;
+      }
+      if (p < kPlans) {
+        x.plan = static_cast<uint8_t>(p + 1);
+        x.plan_made = true;
+        if (access->again) x.fn = access->again;
+      } else if (x.guard == kNoGuard) {
+        p = next++ % kPlans;
+        live[p].slot = access->slot;
+        live[p].bytes = access->bytes;
+        live[p].wide = access->wide;
+        x.plan = static_cast<uint8_t>(p + 1);
+      }
+      ++access;
+    }
+    for (uint32_t i = u.from; i < u.to; ++i) {
+      for (Live& l : live) {
+        if (l.slot == writes_[i]) l = Live{};
+      }
+    }
+  }
+}
+
 void Decoder::decode(const ptx::Instruction& i) {
   in_ = &i;
+  Unit unit{};
+  unit.first = static_cast<uint32_t>(code_.insns.size());
+  unit.from = static_cast<uint32_t>(writes_.size());
+  unit.reads_from = static_cast<uint32_t>(reads_.size());
+  parameter_load_ = false;
   const OpRow& row = match_row(i, &mods);
   row.build(*this);
   if (!widen_.empty()) fail("internal error: unfinished wide operand");
   if (const std::string_view* word = mods.unused()) fail("unsupported modifier ." + str(*word));
+  unit.end = static_cast<uint32_t>(code_.insns.size());
+  unit.to = static_cast<uint32_t>(writes_.size());
+  unit.reads_to = static_cast<uint32_t>(reads_.size());
+  unit.pure = is_pure();
+  unit.move = i.opcode == "mov";
+  units_.push_back(unit);
 }
 
 Insn& Decoder::emit(Handler fn, Kind kind) {
@@ -466,7 +624,7 @@ uint32_t Decoder::src(const Operand& o, Type type) {
   switch (o.kind) {
     case Operand::Kind::integer:
       if (type == Type::f32 || type == Type::f64) fail("integer constant where a floating point one is needed");
-      return constant(static_cast<uint64_t>(o.value), bytes);
+      return read(constant(static_cast<uint64_t>(o.value), bytes));
     case Operand::Kind::f32:
     case Operand::Kind::f64: {
       double d;
@@ -474,15 +632,15 @@ uint32_t Decoder::src(const Operand& o, Type type) {
       if (o.kind == Operand::Kind::f32) {
         f = bits_as<float>(static_cast<uint32_t>(o.value));
         d = f;
-        if (bytes == 4) return constant(static_cast<uint64_t>(o.value), 4);
+        if (bytes == 4) return read(constant(static_cast<uint64_t>(o.value), 4));
       } else {
         d = bits_as<double>(o.value);
         f = static_cast<float>(d);
       }
       if (bytes == 8) {
-        return constant(o.kind == Operand::Kind::f64 ? static_cast<uint64_t>(o.value) : bits_as<uint64_t>(d), 8);
+        return read(constant(o.kind == Operand::Kind::f64 ? static_cast<uint64_t>(o.value) : bits_as<uint64_t>(d), 8));
       }
-      if (bytes == 4) return constant(bits_as<uint32_t>(f), 4);
+      if (bytes == 4) return read(constant(bits_as<uint32_t>(f), 4));
       fail("floating point constant for a type of other size");
     }
     case Operand::Kind::name:
@@ -494,7 +652,7 @@ uint32_t Decoder::src(const Operand& o, Type type) {
   if (r.type == Type::none) {
     uint32_t slot = named_value(o, bytes);
     if (slot == kNone) fail("unknown name " + str(o.name));
-    return slot;
+    return read(slot);
   }
   if (r.type == Type::pred) fail("predicate " + str(o.name) + " used as a value");
   if (o.value) fail("register with an offset");
@@ -503,6 +661,7 @@ uint32_t Decoder::src(const Operand& o, Type type) {
     fail("register " + str(o.name) + " does not have the size of ." + std::string(ptx::name_of(type)));
   }
   if (o.negated) fail("unexpected '!'");
+  read(r.slot);
   if (o.minus) {
     uint32_t slot = temp(bytes);
     Handler h = type == Type::f32   ? h_negate<float>
@@ -525,14 +684,14 @@ uint32_t Decoder::dst(const Operand& o, Type type) {
   if (cell_bytes(ptx::bytes_of(r.type)) != cell_bytes(ptx::bytes_of(type))) {
     fail("register " + str(o.name) + " does not have the size of ." + std::string(ptx::name_of(type)));
   }
-  return r.slot;
+  return written(r.slot);
 }
 
 uint32_t Decoder::wide_src(const Operand& o, Type type) {
   uint32_t have = register_bytes(o);
   if (have == 8 && ptx::bytes_of(type) < 8) {
     uint32_t slot = temp(4);
-    uint32_t from = reg(o).slot;
+    uint32_t from = read(reg(o).slot);
     Insn& n = emit(h_truncate);
     n.d = slot;
     n.a = from;
@@ -546,7 +705,7 @@ uint32_t Decoder::wide_dst(const Operand& o, Type type) {
   uint32_t bytes = ptx::bytes_of(type);
   if ((have == 8 && bytes < 8) || (have == 4 && bytes < 4 && ptx::is_signed(type))) {
     uint32_t slot = temp(4);
-    widen_.push_back({slot, reg(o).slot, type, have});
+    widen_.push_back({slot, written(reg(o).slot), type, have});
     return slot;
   }
   return dst(o, type);
@@ -563,10 +722,11 @@ void Decoder::finish_wide() {
 
 uint32_t Decoder::pred_src(const Operand& o) {
   if (o.kind == Operand::Kind::integer) {
-    return fill(Fill::constant, 4, o.value ? kFullMask : 0);  // the first lane's word is read as the mask
+    return read(fill(Fill::constant, 4, o.value ? kFullMask : 0));  // the first lane's word is read as the mask
   }
   Register r = reg(o);
   if (r.type != Type::pred) fail("operand " + str(o.name) + " is not a predicate");
+  read(r.slot);
   if (!o.negated) return r.slot;
   uint32_t slot = temp_pred();
   Insn& n = emit(h_not_pred);
@@ -579,7 +739,7 @@ uint32_t Decoder::pred_dst(std::string_view name, uint32_t) {
   if (name == "_") return temp_pred();
   Register* r = find_register(name);
   if (!r || r->type != Type::pred) fail("destination " + str(name) + " is not a predicate");
-  return r->slot;
+  return written(r->slot);
 }
 
 uint32_t Decoder::pred_dst(const Operand& o) {
@@ -603,6 +763,7 @@ Address Decoder::address(const Operand& o, Space space, uint32_t bytes) {
   plain.sub.clear();
   Register r = reg(plain);
   if (r.type != Type::none) {
+    read(r.slot);
     uint32_t width = r.type == Type::pred ? 0 : ptx::bytes_of(r.type);
     if (width != 4 && width != 8) fail("register " + str(o.name) + " cannot hold an address");
     a.slot = r.slot;
@@ -625,6 +786,7 @@ Address Decoder::address(const Operand& o, Space space, uint32_t bytes) {
   }
   a.slot = named_value(plain, 8);
   if (a.slot == kNone) fail("unknown name " + str(o.name));
+  read(a.slot);
   return a;
 }
 
@@ -670,7 +832,7 @@ Formal Decoder::formal(const Operand& o, bool result) {
   }
   Register r = reg(o);
   if (r.type == Type::pred) fail("predicate as an argument");
-  if (r.type != Type::none) return {r.slot, ptx::bytes_of(r.type), true};
+  if (r.type != Type::none) return {result ? written(r.slot) : r.slot, ptx::bytes_of(r.type), true};
   if (result) fail("result of a call must be a register or a .param variable");
   return {src(o, Type::b32), 4, true};
 }

@@ -32,12 +32,16 @@ struct OpRows {
   size_t count;
 };
 
+// Of files that are built for more than one instruction set.
+inline namespace SG_ISA {
 OpRows int_rows();
 OpRows logic_rows();
 OpRows float_rows();
 OpRows half_rows();
 OpRows cvt_rows();
 OpRows mem_rows();
+}  // namespace SG_ISA
+
 OpRows tex_rows();
 OpRows atom_rows();
 OpRows warp_rows();
@@ -140,6 +144,11 @@ class Decoder {
   uint32_t register_bytes(const Operand& o);  // per lane: 4, 8, 16; 0 if not a register
 
   Insn& emit(Handler fn, Kind kind = Kind::data);
+  /// Marks a load or store that may share its AccessPlan with others at the same address register.
+  /// With a plan that is already there it runs as `again`, unless that is null.
+  void plan_access(const Insn& insn, const Address& address, uint32_t bytes, Handler again);
+  /// Says that the load reads at a fixed place of the kernel's parameters.
+  void reads_only_parameters() { parameter_load_ = true; }
   uint32_t aux(const std::vector<uint32_t>& list);
   Code& code() { return code_; }
   Resolver& resolver() { return resolver_; }
@@ -188,6 +197,12 @@ class Decoder {
   void declare(const ptx::Variable& v);
   void params();
   void scan_labels();
+  void hoist();
+  void drop(const std::vector<bool>& gone);
+  void share_plans();
+  bool is_pure() const;
+  uint32_t written(uint32_t slot);
+  uint32_t read(uint32_t slot);
   void decode(const ptx::Instruction& i);
   Register* find_register(std::string_view name);
   const Local* find_local(std::string_view name) const;
@@ -216,6 +231,22 @@ class Decoder {
   std::vector<std::pair<uint32_t, uint32_t>> table_jumps_;  // aux index, label id
   std::map<std::tuple<uint8_t, uint32_t, uint64_t>, uint32_t> fills_;
   std::vector<Widen> widen_;
+  // What each PTX instruction became: insns [first, end), which write the registers writes_[from, to) and read
+  // reads_[reads_from, reads_to). Registers that only the unit's own insns see are in neither.
+  struct Unit {
+    uint32_t first, end, from, to, reads_from, reads_to;
+    bool pure;  // no effect but on those it writes, no input but those it reads; cannot fault
+    bool move;
+  };
+  struct Access {
+    uint32_t insn, slot, bytes;
+    bool wide;
+    Handler again;
+  };
+  std::vector<Unit> units_;
+  std::vector<uint32_t> writes_, reads_;
+  bool parameter_load_ = false;
+  std::vector<Access> accesses_;
   std::vector<std::string> component_names_;
   uint32_t next_pred_ = 0, pred_room_ = 0;
 };

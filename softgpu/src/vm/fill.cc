@@ -18,39 +18,93 @@ void splat(const Slot& s, uint8_t* to, uint64_t value) {
   }
 }
 
+/// Calls give(lane, x, y, z) with the place of each thread of the warp in its block.
+template <class F>
+void each_place(uint32_t first, const uint32_t* n, F give) {
+  uint32_t x = first % n[0], y = first / n[0] % n[1], z = first / n[0] / n[1];
+  for (uint32_t l = 0; l < kLanes; ++l) {
+    give(l, x, y, z);
+    if (++x < n[0]) continue;
+    x = 0;
+    if (++y < n[1]) continue;
+    y = 0;
+    ++z;
+  }
+}
+
 template <class F>
 void each(const Slot& s, uint8_t* to, F value) {
-  for (uint32_t l = 0; l < kLanes; ++l) {
-    if (s.bytes == 4) {
-      reinterpret_cast<uint32_t*>(to)[l] = static_cast<uint32_t>(value(l));
-    } else {
-      reinterpret_cast<uint64_t*>(to)[l] = value(l);
-    }
+  if (s.bytes == 4) {
+    for (uint32_t l = 0; l < kLanes; ++l) reinterpret_cast<uint32_t*>(to)[l] = static_cast<uint32_t>(value(l));
+  } else {
+    for (uint32_t l = 0; l < kLanes; ++l) reinterpret_cast<uint64_t*>(to)[l] = value(l);
   }
 }
 
 }  // namespace
 
+uint32_t rank_of(Fill fill) {
+  switch (fill) {
+    case Fill::constant:
+      return 0;
+    case Fill::tid_x:
+    case Fill::tid_y:
+    case Fill::tid_z:
+    case Fill::warp:
+      return 2;
+    case Fill::ctaid_x:
+    case Fill::ctaid_y:
+    case Fill::ctaid_z:
+      return 3;
+    default:
+      return 1;
+  }
+}
+
 void fill_slots(const Warp& w, Frame* frame, bool constants_too) {
   const Block& b = *w.block;
   const Launch& launch = *b.launch->launch;
-  uint64_t first = uint64_t{w.index} * kLanes;
+  uint32_t first = w.index * kLanes;
   const uint32_t *n = launch.block, *grid = launch.grid;
-  for (const Slot& s : frame->code->slots) {
+  const Code& code = *frame->code;
+  size_t from = constants_too                          ? 0
+                : frame->filled_launch != b.launch->id ? code.launch_slots
+                : frame->filled_warp != w.index        ? code.warp_slots
+                                                       : code.block_slots;
+  frame->filled_launch = b.launch->id;
+  frame->filled_warp = w.index;
+  for (size_t i = from; i < code.slots.size(); ++i) {
+    const Slot& s = code.slots[i];
     uint8_t* to = frame->regs + s.offset;
     auto all = [&](uint64_t v) { splat(s, to, v); };
+    auto one = [&](uint32_t l, uint32_t v) {
+      if (s.bytes == 4) {
+        reinterpret_cast<uint32_t*>(to)[l] = v;
+      } else {
+        reinterpret_cast<uint64_t*>(to)[l] = v;
+      }
+    };
     switch (s.fill) {
       case Fill::constant:
-        if (constants_too) all(s.value);
+        all(s.value);
         break;
       case Fill::tid_x:
-        each(s, to, [&](uint32_t l) { return (first + l) % n[0]; });
+        if (n[0] % kLanes == 0) {  // all lanes in a row of the block
+          uint32_t x = first % n[0];
+          each(s, to, [&](uint32_t l) { return x + l; });
+        } else {
+          each_place(first, n, [&](uint32_t l, uint32_t x, uint32_t, uint32_t) { one(l, x); });
+        }
         break;
       case Fill::tid_y:
-        each(s, to, [&](uint32_t l) { return (first + l) / n[0] % n[1]; });
+        if (n[0] % kLanes == 0) {
+          all(first / n[0] % n[1]);
+        } else {
+          each_place(first, n, [&](uint32_t l, uint32_t, uint32_t y, uint32_t) { one(l, y); });
+        }
         break;
       case Fill::tid_z:
-        each(s, to, [&](uint32_t l) { return (first + l) / n[0] / n[1]; });
+        each_place(first, n, [&](uint32_t l, uint32_t, uint32_t, uint32_t z) { one(l, z); });
         break;
       case Fill::ntid_x:
         all(n[0]);

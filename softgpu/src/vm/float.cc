@@ -8,6 +8,7 @@
 #include "handlers.h"
 
 namespace sg::vm {
+inline namespace SG_ISA {
 namespace {
 
 // clang-format off
@@ -126,29 +127,6 @@ void h_fma(Warp& w, const Insn& in, uint32_t mask) {
   map3<T, T, T, T>(w, in, mask, [](T a, T b, T c) { return fused(a, b, c); });
 }
 
-// The same with the processor's instruction. The loop stands in the function itself: a lambda would not be compiled
-// for the target.
-template <class T>
-__attribute__((target("avx2,fma"))) void h_fma_native(Warp& w, const Insn& in, uint32_t mask) {
-  const T *a = w.reg<T>(in.a), *b = w.reg<T>(in.b), *c = w.reg<T>(in.c);
-  T* d = w.reg<T>(in.d);
-  if (mask == kFullMask) {
-    SG_IVDEP
-    for (uint32_t l = 0; l < kLanes; ++l) {
-      d[l] = sizeof(T) == 4 ? static_cast<T>(__builtin_fmaf(static_cast<float>(a[l]), static_cast<float>(b[l]),
-                                                            static_cast<float>(c[l])))
-                            : static_cast<T>(__builtin_fma(a[l], b[l], c[l]));
-    }
-    return;
-  }
-  for (uint32_t rest = mask; rest; rest &= rest - 1) {
-    uint32_t l = static_cast<uint32_t>(__builtin_ctz(rest));
-    d[l] = sizeof(T) == 4 ? static_cast<T>(__builtin_fmaf(static_cast<float>(a[l]), static_cast<float>(b[l]),
-                                                          static_cast<float>(c[l])))
-                          : static_cast<T>(__builtin_fma(a[l], b[l], c[l]));
-  }
-}
-
 int64_t rounding(Decoder& d) {
   std::string_view r = d.mods.one_of({"rn", "rz", "rm", "rp"});
   return r == "rz" ? 1 : r == "rm" ? 2 : r == "rp" ? 3 : 0;
@@ -203,10 +181,7 @@ void fma(Decoder& d) {
   Type t = d.mods.type();
   uint32_t a = d.src(1, t), b = d.src(2, t), c = d.src(3, t), to = d.dst(0, t);
   bool plain = !round && !f, wide = t == Type::f64;
-  static const bool native = __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2");
-  Handler h = !plain   ? (wide ? h_flagged_fma<double> : h_flagged_fma<float>)
-              : native ? (wide ? h_fma_native<double> : h_fma_native<float>)
-                       : (wide ? h_fma<double> : h_fma<float>);
+  Handler h = plain ? (wide ? h_fma<double> : h_fma<float>) : (wide ? h_flagged_fma<double> : h_flagged_fma<float>);
   Insn& n = d.emit(h);
   n.d = to;
   n.a = a;
@@ -410,4 +385,5 @@ constexpr OpRow kRows[] = {
 
 OpRows float_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

@@ -7,6 +7,8 @@
 
 namespace sg::vm {
 
+inline namespace SG_ISA {
+
 enum class Round : uint8_t { nearest, zero, down, up, away /* ties away from 0 */ };
 
 /// Rounds `v` to a format with `E` exponent and `M` mantissa bits; the result sits in the low bits. Infinity and NaN
@@ -108,4 +110,5 @@ inline float flush(float v) {
   return (b & 0x7f800000u) == 0 ? bits_as<float>(b & 0x80000000u) : v;
 }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

@@ -6,6 +6,7 @@
 #include "handlers.h"
 
 namespace sg::vm {
+inline namespace SG_ISA {
 namespace {
 
 enum Flag : uint8_t { kFlush = 1, kSaturate = 2, kNan = 4, kXorSign = 8, kRelu = 16, kMax = 32 };
@@ -163,4 +164,5 @@ constexpr OpRow kRows[] = {
 
 OpRows half_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

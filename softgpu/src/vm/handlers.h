@@ -7,6 +7,7 @@
 #define SG_IVDEP _Pragma("GCC ivdep")
 
 namespace sg::vm {
+inline namespace SG_ISA {
 
 /// How a value of T sits in a lane: types below 32 bits are widened.
 template <class T>
@@ -67,4 +68,5 @@ inline void map3(Warp& w, const Insn& in, uint32_t mask, F f) {
 
 inline void set_pred(uint32_t* slot, uint32_t mask, uint32_t bits) { *slot = (*slot & ~mask) | (bits & mask); }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

@@ -6,6 +6,7 @@
 #include "handlers.h"
 
 namespace sg::vm {
+inline namespace SG_ISA {
 namespace {
 
 template <class T>
@@ -509,4 +510,5 @@ constexpr OpRow kRows[] = {
 
 OpRows int_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

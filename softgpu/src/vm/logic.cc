@@ -4,6 +4,7 @@
 #include "handlers.h"
 
 namespace sg::vm {
+inline namespace SG_ISA {
 namespace {
 
 // clang-format off
@@ -694,4 +695,5 @@ constexpr OpRow kRows[] = {
 
 OpRows logic_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

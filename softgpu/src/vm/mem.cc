@@ -3,106 +3,13 @@
 #include "decode.h"
 
 namespace sg::vm {
+inline namespace SG_ISA {
 
 namespace {
 
 struct Wide {
   uint64_t lo, hi;
 };
-
-bool find_device_range(Warp& w, uint64_t address, uint64_t bytes, Range* out) {
-  Block& b = *w.block;
-  refresh_ranges(b);
-  for (const Range& r : b.ranges) {
-    if (r.contains(address, bytes)) {
-      *out = r;
-      return true;
-    }
-  }
-  Range r;
-  // The epoch was read before this, so a range that is taken away meanwhile is noticed at the next access.
-  if (!b.launch->memory->find(address, &r) || !r.contains(address, bytes)) return false;
-  for (uint32_t i = 3; i > 0; --i) b.ranges[i] = b.ranges[i - 1];
-  b.ranges[0] = r;
-  *out = r;
-  return true;
-}
-
-Range shared_range(const Warp& w) {
-  uint64_t begin = reinterpret_cast<uint64_t>(w.block->shared);
-  return {begin, begin + w.block->shared_bytes};
-}
-
-bool find_local(const Warp& w, uint64_t address, uint64_t bytes, Range* out) {
-  for (const Frame* f = w.frame; f; f = f->parent) {
-    uint64_t begin = reinterpret_cast<uint64_t>(f->local);
-    Range r{begin, begin + uint64_t{kLanes} * f->code->local_bytes};
-    if (f->local && r.contains(address, bytes)) {
-      *out = r;
-      return true;
-    }
-    begin = reinterpret_cast<uint64_t>(f->stack.get());
-    r = {begin, begin + kLanes * kStackBytes};
-    if (begin && r.contains(address, bytes)) {
-      *out = r;
-      return true;
-    }
-  }
-  return false;
-}
-
-}  // namespace
-
-bool find_range(Warp& w, uint64_t address, uint64_t bytes, Range* out) {
-  Range r = shared_range(w);
-  if (r.contains(address, bytes)) {
-    *out = r;
-    return true;
-  }
-  if (find_local(w, address, bytes, out)) return true;
-  if (w.block->launch->params.contains(address, bytes)) {
-    *out = w.block->launch->params;
-    return true;
-  }
-  return find_device_range(w, address, bytes, out);
-}
-
-bool check_slow(Warp& w, const uint64_t* address, uint32_t mask, uint32_t bytes, uint32_t align, Where where) {
-  Range r;
-  for (uint32_t rest = mask; rest; rest &= rest - 1) {
-    uint64_t a = address[__builtin_ctz(rest)];
-    if (a & (align - 1)) {
-      w.raise(Fault::misaligned_address, a);
-      return false;
-    }
-    bool ok = where == Where::shared   ? shared_range(w).contains(a, bytes)
-              : where == Where::global ? find_device_range(w, a, bytes, &r)
-                                       : find_range(w, a, bytes, &r);
-    if (!ok) {
-      w.raise(Fault::illegal_address, a);
-      return false;
-    }
-  }
-  return true;
-}
-
-bool read_string(Warp& w, uint64_t address, size_t most, std::string* out) {
-  while (out->size() < most) {
-    Range r;
-    if (!find_range(w, address, 1, &r)) {
-      w.raise(Fault::illegal_address, address);
-      return false;
-    }
-    for (; address < r.end && out->size() < most; ++address) {
-      char c = load_from<char>(address);
-      if (c == '\0') return true;
-      out->push_back(c);
-    }
-  }
-  return true;
-}
-
-namespace {
 
 // Conventions of loads and stores: in.a = address slot, in.imm = offset, in.c = Where | wide << 8, in.n = elements;
 // in.d (load) or in.b (store) = slot of the only element, or, from two elements on, in.e = aux list of slots.
@@ -112,17 +19,88 @@ struct AccessMode {
   explicit AccessMode(uint32_t c) : where(static_cast<Where>(c & 0xff)), wide(c >> 8 & 1) {}
 };
 
+// Eight cells of a register or elements of memory at once.
+template <size_t bytes>
+struct EightCells;
+template <>
+struct EightCells<4> {
+  typedef uint32_t Type __attribute__((vector_size(32), aligned(4), may_alias));
+};
+template <>
+struct EightCells<8> {
+  typedef uint64_t Type __attribute__((vector_size(64), aligned(8), may_alias));
+};
+
+template <class T>
+struct Eight {
+  using Cells = typename EightCells<sizeof(Cell<T>)>::Type;
+  static void load(uint64_t from, uint8_t* d) {
+    if constexpr (sizeof(T) >= 4) {
+      *reinterpret_cast<Cells*>(d) = *reinterpret_cast<const Cells*>(from);
+    } else {
+      SG_IVDEP
+      for (uint32_t i = 0; i < 8; ++i) put<T>(d, i, load_from<T>(from + i * sizeof(T)));
+    }
+  }
+  static void load_same(uint64_t from, uint8_t* d) {
+    *reinterpret_cast<Cells*>(d) = Cells{} + static_cast<Cell<T>>(bits_as<Bits<T>>(load_from<T>(from)));
+  }
+  static void store(uint64_t to, const uint8_t* from) {
+    if constexpr (sizeof(T) >= 4) {
+      *reinterpret_cast<Cells*>(to) = *reinterpret_cast<const Cells*>(from);
+    } else {
+      SG_IVDEP
+      for (uint32_t i = 0; i < 8; ++i) store_to<T>(to + i * sizeof(T), get<T>(from, i));
+    }
+  }
+  // The highest lane wins.
+  static void store_same(uint64_t to, const uint8_t* from) { store_to<T>(to, get<T>(from, 7)); }
+  static constexpr uint32_t kBytes = sizeof(Cells);
+};
+
+// Rows of eight lanes one after the other, so that of several lanes that store to one address the highest wins.
+template <class T>
+inline void load_planned(const AccessPlan& p, uint64_t imm, uint8_t* d) {
+  using E = Eight<T>;
+  switch (p.shape) {
+    case AccessPlan::dense:
+      for (uint32_t g = 0; g < 4; ++g) E::load(p.base[0] + imm + g * 8 * sizeof(T), d + g * E::kBytes);
+      return;
+    case AccessPlan::rows:
+      for (uint32_t g = 0; g < 4; ++g) E::load(p.base[g] + imm, d + g * E::kBytes);
+      return;
+    case AccessPlan::all_same:
+      for (uint32_t g = 0; g < 4; ++g) E::load_same(p.base[g] + imm, d + g * E::kBytes);
+      return;
+    default:
+      for (uint32_t g = 0; g < 4; ++g) {
+        (p.same[g] ? E::load_same : E::load)(p.base[g] + imm, d + g * E::kBytes);
+      }
+  }
+}
+template <class T>
+inline void store_planned(const AccessPlan& p, uint64_t imm, const uint8_t* from) {
+  using E = Eight<T>;
+  if (p.shape == AccessPlan::dense) {
+    for (uint32_t g = 0; g < 4; ++g) E::store(p.base[0] + imm + g * 8 * sizeof(T), from + g * E::kBytes);
+    return;
+  }
+  for (uint32_t g = 0; g < 4; ++g) {
+    (p.same[g] ? E::store_same : E::store)(p.base[g] + imm, from + g * E::kBytes);
+  }
+}
+
 template <class T>
 void h_ld(Warp& w, const Insn& in, uint32_t mask) {
   AccessMode mode(in.c);
-  uint64_t a[kLanes];
-  addresses(w, in.a, mode.wide, in.imm, a);
-  if constexpr (sizeof(T) == 4 || sizeof(T) == 8) {
-    if (is_dense<T>(w, a, mask, mode.where)) {
-      std::memcpy(w.regs + in.d, reinterpret_cast<const void*>(a[0]), kLanes * sizeof(T));
-      return;
+  if constexpr (sizeof(T) <= 8) {
+    AccessPlan own;
+    if (const AccessPlan* p = plan_access<T>(w, in, mode.wide, mode.where, mask, &own)) {
+      return load_planned<T>(*p, static_cast<uint64_t>(in.imm), w.regs + in.d);
     }
   }
+  uint64_t a[kLanes];
+  addresses(w, in.a, mode.wide, in.imm, a);
   if (!check(w, a, mask, sizeof(T), sizeof(T), mode.where)) return;
   if constexpr (sizeof(T) == 16) {
     for_lanes(mask, [&](uint32_t l) { w.reg<T>(in.d)[l] = load_from<T>(a[l]); });
@@ -149,14 +127,14 @@ void h_ld_vector(Warp& w, const Insn& in, uint32_t mask) {
 template <class T>
 void h_st(Warp& w, const Insn& in, uint32_t mask) {
   AccessMode mode(in.c);
-  uint64_t a[kLanes];
-  addresses(w, in.a, mode.wide, in.imm, a);
-  if constexpr (sizeof(T) == 4 || sizeof(T) == 8) {
-    if (is_dense<T>(w, a, mask, mode.where)) {
-      std::memcpy(reinterpret_cast<void*>(a[0]), w.regs + in.b, kLanes * sizeof(T));
-      return;
+  if constexpr (sizeof(T) <= 8) {
+    AccessPlan own;
+    if (const AccessPlan* p = plan_access<T>(w, in, mode.wide, mode.where, mask, &own)) {
+      return store_planned<T>(*p, static_cast<uint64_t>(in.imm), w.regs + in.b);
     }
   }
+  uint64_t a[kLanes];
+  addresses(w, in.a, mode.wide, in.imm, a);
   if (!check(w, a, mask, sizeof(T), sizeof(T), mode.where)) return;
   // Lanes may store to the same address: one lane after the other, the highest wins.
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
@@ -215,6 +193,24 @@ void h_st_frame(Warp& w, const Insn& in, uint32_t mask) {
     for_lanes(mask, [&](uint32_t l) { store_to<T>(base + l * stride, get<T>(w.regs + in.b, l)); });
   }
 }
+
+// A load whose plan has been made before: little else, since kernels have many of them.
+template <class T, Where where>
+void h_ld_again(Warp& w, const Insn& in, uint32_t mask) {
+  const AccessPlan& p = w.plans[in.plan - 1];
+  uint64_t imm = static_cast<uint64_t>(in.imm);
+  if (mask == kFullMask && p.usable() && ((p.base[0] + imm) & (sizeof(T) - 1)) == 0 &&
+      known_range(*w.block, p.low + imm, p.span, where).end) {
+    return load_planned<T>(p, imm, w.regs + in.d);
+  }
+  return h_ld<T>(w, in, mask);
+}
+#define SG_LOAD_AGAIN(where)                                                                                          \
+  {h_ld_again<uint8_t, where>, h_ld_again<uint16_t, where>, h_ld_again<uint32_t, where>, h_ld_again<uint64_t, where>, \
+   nullptr}
+// By Where, then as kLoad.
+constexpr Handler kLoadAgain[][5] = {SG_LOAD_AGAIN(Where::generic), SG_LOAD_AGAIN(Where::global),
+                                     SG_LOAD_AGAIN(Where::shared)};
 
 // By log2 of the size of an element.
 constexpr Handler kLoad[] = {h_ld<uint8_t>, h_ld<uint16_t>, h_ld<uint32_t>, h_ld<uint64_t>, h_ld<Wide>};
@@ -278,6 +274,7 @@ void ld(Decoder& d) {
   std::vector<uint32_t> to;
   for (const Operand* o : element_operands(d, d.op(0), n)) to.push_back(d.wide_dst(*o, t));
   if (a.in_params || a.in_frame) {
+    if (a.in_params) d.reads_only_parameters();
     for (uint32_t i = 0; i < n; ++i) {
       Insn& x = d.emit(a.in_params ? kLoadParam[log] : kLoadFrame[log]);
       x.d = to[i];
@@ -285,6 +282,7 @@ void ld(Decoder& d) {
     }
   } else if (n == 1) {
     Insn& x = d.emit(kLoad[log]);
+    d.plan_access(x, a, bytes, kLoadAgain[mode_bits(space, a.wide) & 0xff][log]);
     x.d = to[0];
     x.a = a.slot;
     x.imm = a.imm;
@@ -321,6 +319,7 @@ void st(Decoder& d) {
     }
   } else if (n == 1) {
     Insn& x = d.emit(kStore[log]);
+    d.plan_access(x, a, bytes, nullptr);
     x.a = a.slot;
     x.b = from[0];
     x.imm = a.imm;
@@ -467,4 +466,5 @@ constexpr OpRow kRows[] = {
 
 OpRows mem_rows() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
+}  // namespace SG_ISA
 }  // namespace sg::vm

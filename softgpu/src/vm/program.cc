@@ -14,6 +14,7 @@ namespace {
 constexpr int kOutOfMemory = 2, kInvalidPtx = 218, kNotFound = 500;
 // Warp instructions before the next block of a cooperative grid has its turn: blocks spin for each other.
 constexpr uint64_t kSliceOfBlock = 4096;
+constexpr uint64_t kBlocksAtATime = 16;  // that a thread takes of a large grid
 constexpr uint64_t kEndless = ~uint64_t{0} / 2;
 constexpr size_t kSharedAlign = 16;
 constexpr size_t kMaxShared = 227 * 1024;
@@ -216,6 +217,7 @@ class ProgramImpl : public Program {
     state.image = image;
     state.launch = &launch;
     state.memory = &memory_;
+    state.epoch = memory_.epoch_counter();
     state.heap = &heap_;
     state.cancel = cancel;
     state.print = &print;
@@ -302,13 +304,22 @@ class ProgramImpl : public Program {
   void run_blocks(KernelImage* image, LaunchState* state, size_t shared, RunResult* result) {
     std::unique_ptr<Block> b = take_block(image, shared, state, result);
     if (!b) return;
-    for (;;) {
-      uint64_t index = state->next_block.fetch_add(1, std::memory_order_relaxed);
-      if (index >= state->blocks || state->stop.load(std::memory_order_relaxed)) break;
-      begin_block(*b, *state, index);
-      Warp* culprit = nullptr;
-      if (!run_block(*b, kEndless, &culprit)) report(state, *b, *culprit, result);
+    // Few blocks are handed out one by one: programs may rely on some of them running at the same time.
+    uint64_t share = state->blocks / (thread_limit() * 2 * kBlocksAtATime);
+    uint64_t count = std::clamp<uint64_t>(share, 1, kBlocksAtATime);
+    for (bool more = true; more;) {
+      uint64_t index = state->next_block.fetch_add(count, std::memory_order_relaxed);
+      uint64_t end = std::min(index + count, state->blocks);
+      more = index < state->blocks;
+      for (; more && index < end; ++index) {
+        more = !state->stop.load(std::memory_order_relaxed);
+        if (!more) break;
+        begin_block(*b, *state, index);
+        Warp* culprit = nullptr;
+        if (!run_block(*b, kEndless, &culprit)) report(state, *b, *culprit, result);
+      }
     }
+    report_steps(*b);
     give_block(image, std::move(b));
   }
 
@@ -332,7 +343,9 @@ class ProgramImpl : public Program {
           ready.pop_front();
         }
         Warp* culprit = nullptr;
-        if (!run_block(*b, kSliceOfBlock, &culprit)) {
+        bool whole = run_block(*b, kSliceOfBlock, &culprit);
+        report_steps(*b);
+        if (!whole) {
           report(state, *b, *culprit, result);
         } else if (!b->done) {
           std::lock_guard<std::mutex> lock(mutex);

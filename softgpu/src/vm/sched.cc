@@ -137,12 +137,6 @@ void split_current(Warp& w) {
   }
 }
 
-uint32_t live_threads(const Block& b) {
-  uint32_t n = 0;
-  for (const Warp& w : b.warps) n += static_cast<uint32_t>(__builtin_popcount(w.alive));
-  return n;
-}
-
 /// Lets the waiting threads go if enough have arrived.
 void try_release(Block& b, uint32_t id) {
   Barrier& bar = b.barriers[id];
@@ -153,9 +147,10 @@ void try_release(Block& b, uint32_t id) {
       if (w.arrived[id]) here += static_cast<uint32_t>(__builtin_popcount(w.arrived[id] | ~w.alive));
     }
     if (here < bar.expected) return;
-  } else if (bar.arrived == 0 || bar.arrived < live_threads(b)) {
+  } else if (bar.arrived == 0 || bar.arrived < b.live_threads) {
     return;
   }
+  b.arrivals -= bar.arrivals;
   for (Warp& w : b.warps) {
     w.arrived[id] = 0;
     for (Group& g : w.groups) {
@@ -177,6 +172,7 @@ void try_release(Block& b, uint32_t id) {
 }
 
 void release_all(Block& b) {
+  if (b.arrivals == 0) return;
   for (uint32_t id = 0; id < kBarriers; ++id) try_release(b, id);
 }
 
@@ -241,6 +237,7 @@ void leave_behind(Warp& w, uint32_t mask) {
 
 void exit_lanes(Warp& w, uint32_t mask) {
   Group& g = w.groups[w.current];
+  w.block->live_threads -= static_cast<uint32_t>(__builtin_popcount(w.alive & mask));
   w.alive &= ~mask;
   for (Frame* f = g.frame; f;) {
     Frame* parent = f->parent;
@@ -297,6 +294,12 @@ class Runner {
       at_ = &in;
       if (in.leader && !fresh && (w_.groups.size() > 1 || w_.steps >= end_)) break;
       fresh = false;
+      if (in.run) {
+        w_.steps += in.run;
+        if (!run_plain(&in)) break;
+        pc += in.run;
+        continue;
+      }
       ++w_.steps;
       uint32_t mask = guarded(w_, in, w_.mask);
       if (in.kind == Kind::data) {
@@ -331,6 +334,20 @@ class Runner {
     Group& g = w_.groups[w_.current];
     g.pc = pc;
     g.last_run = w_.steps;
+  }
+
+  /// The instructions of one run, without a look at anything but faults. False after one.
+  bool run_plain(const Insn* in) {
+    Warp& w = w_;
+    uint32_t mask = w.mask;
+    for (const Insn* end = in + in->run; in != end; ++in) {
+      in->fn(w, *in, mask);
+      if (__builtin_expect(w.fault != Fault::none, 0)) {
+        at_ = in;
+        return false;
+      }
+    }
+    return true;
   }
 
   /// True if all living lanes that the instruction's member mask names are in `mask`, or need not be waited for.
@@ -493,6 +510,8 @@ class Runner {
     } else {
       bar.arrived += static_cast<uint32_t>(__builtin_popcount(mask));
     }
+    ++bar.arrivals;
+    ++w_.block->arrivals;
     g.pc += 1;
     if (in.n != 1) {
       g.state = GroupState::barrier;
@@ -542,8 +561,15 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
   uint32_t depth = parent ? parent->depth + 1 : 0;
   uint64_t bytes = uint64_t{code.register_bytes} + uint64_t{kLanes} * code.local_bytes + 64 + code.local_align;
   std::unique_ptr<Frame> f;
+  // Local memory has an address that no other thread of the block has had.
+  bool passed_on = !parent && code.local_bytes == 0;
+  std::vector<std::unique_ptr<Frame>>& entries = w.block->entry_frames;
+  if (passed_on && !entries.empty()) {
+    f = std::move(entries.back());
+    entries.pop_back();
+  }
   for (auto& [owner, frames] : w.free_frames) {
-    if (owner == &code && !frames.empty()) {
+    if (!passed_on && owner == &code && !frames.empty()) {
       f = std::move(frames.back());
       frames.pop_back();
       break;
@@ -561,7 +587,7 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
     f->regs = reinterpret_cast<uint8_t*>(at);
     at = (at + code.register_bytes + code.local_align - 1) / code.local_align * code.local_align;
     f->local = code.local_bytes ? reinterpret_cast<uint8_t*>(at) : nullptr;
-    w.frame_bytes += bytes;
+    if (!passed_on) w.frame_bytes += bytes;
   }
   f->code = &code;
   f->parent = parent;
@@ -571,7 +597,17 @@ Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent) {
     f->stack.reset();
     std::memset(f->stack_used, 0, sizeof f->stack_used);
   }
+  bool first = f->filled_launch != w.block->launch->id;
   fill_slots(w, f.get(), fresh);
+  if (first && !code.prologue.empty()) {
+    Frame* frame = w.frame;
+    uint8_t* regs = w.regs;
+    w.frame = f.get();
+    w.regs = f->regs;
+    for (const Insn& in : code.prologue) in.fn(w, in, kFullMask);
+    w.frame = frame;
+    w.regs = regs;
+  }
   w.live_frames.push_back(std::move(f));
   return w.live_frames.back().get();
 }
@@ -582,6 +618,7 @@ void release_frame(Warp& w, Frame* frame) {
     std::unique_ptr<Frame> f = std::move(w.live_frames[i]);
     w.live_frames[i] = std::move(w.live_frames.back());
     w.live_frames.pop_back();
+    if (!f->parent && f->code->local_bytes == 0) return w.block->entry_frames.push_back(std::move(f));
     for (auto& [owner, frames] : w.free_frames) {
       if (owner == f->code) return frames.push_back(std::move(f));
     }
@@ -616,7 +653,8 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
   b.index[0] = static_cast<uint32_t>(linear_index % l.grid[0]);
   b.index[1] = static_cast<uint32_t>(linear_index / l.grid[0] % l.grid[1]);
   b.index[2] = static_cast<uint32_t>(linear_index / l.grid[0] / l.grid[1]);
-  b.threads = l.block[0] * l.block[1] * l.block[2];
+  b.threads = b.live_threads = l.block[0] * l.block[1] * l.block[2];
+  b.arrivals = 0;
   b.shared_bytes = uint64_t{launch.image->static_shared_bytes} + l.dynamic_shared_bytes;
   std::memset(b.shared, 0, b.shared_bytes);
   for (Barrier& bar : b.barriers) bar = {};
@@ -625,9 +663,9 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
   b.done = false;
   for (uint32_t i = 0; i < warps; ++i) {
     Warp& w = b.warps[i];
+    w.block = &b;
     while (!w.live_frames.empty()) release_frame(w, w.live_frames.back().get());
     uint32_t left = b.threads - i * kLanes;
-    w.block = &b;
     w.index = i;
     w.lanes = w.alive = left >= kLanes ? kFullMask : (1u << left) - 1;
     w.steps = w.switched_at = w.turn_until = 0;
@@ -637,12 +675,26 @@ void begin_block(Block& b, LaunchState& launch, uint64_t linear_index) {
     w.current = 0;
     w.fault = Fault::none;
     w.groups.clear();
-    Group g;
-    g.mask = w.alive;
-    g.frame = make_frame(w, *launch.image->entry, w.alive, nullptr);
-    if (!g.frame) return;
-    w.groups.push_back(g);
+    w.started = false;
   }
+}
+
+namespace {
+
+void start_warp(Warp& w) {
+  w.started = true;
+  Group g;
+  g.mask = w.alive;
+  g.frame = make_frame(w, *w.block->image->entry, w.alive, nullptr);
+  if (g.frame) w.groups.push_back(g);
+}
+
+}  // namespace
+
+void report_steps(Block& b) {
+  if (!b.unreported) return;  // b.launch may be an earlier one
+  b.launch->steps.fetch_add(b.unreported, std::memory_order_relaxed);
+  b.unreported = 0;
 }
 
 bool run_block(Block& b, uint64_t budget, Warp** culprit) {
@@ -653,27 +705,25 @@ bool run_block(Block& b, uint64_t budget, Warp** culprit) {
       return false;
     }
   }
-  uint64_t used = 0, unreported = 0;
+  uint64_t used = 0;
   while (used < budget) {
-    bool progress = false, alive = false;
+    bool progress = false;
     for (Warp& w : b.warps) {
       if (!w.alive) continue;
-      alive = true;
       uint64_t before = w.steps;
+      if (!w.started) start_warp(w);
       if (w.parked != w.alive) Runner(w, kSliceSteps).run();
       uint64_t ran = w.steps - before;
       used += ran;
-      unreported += ran;
+      b.unreported += ran;
       progress |= ran != 0;
       if (w.fault != Fault::none) {
-        launch.steps.fetch_add(unreported, std::memory_order_relaxed);
         *culprit = &w;
         return false;
       }
     }
-    uint64_t total = launch.steps.fetch_add(unreported, std::memory_order_relaxed) + unreported;
-    unreported = 0;
-    if (!alive) {
+    if (launch.step_limit) report_steps(b);
+    if (b.live_threads == 0) {
       b.done = true;
       return true;
     }
@@ -683,7 +733,7 @@ bool run_block(Block& b, uint64_t budget, Warp** culprit) {
     }
     if (first && !progress) {
       first->raise(Fault::launch_failed, 0, "barrier that not all threads of the block reach");
-    } else if (first && launch.step_limit && total >= launch.step_limit) {
+    } else if (first && launch.step_limit && launch.steps.load(std::memory_order_relaxed) >= launch.step_limit) {
       first->raise(Fault::launch_timeout, 0, "step limit of " + std::to_string(launch.step_limit) + " reached");
     } else if (first && launch.cancel && launch.cancel->load(std::memory_order_relaxed)) {
       first->raise(Fault::launch_failed, 0, "cancelled");

@@ -1,11 +1,38 @@
 // Finding the row of ops.def that an instruction matches.
 #include <algorithm>
+#include <cstdlib>
 #include <unordered_map>
 
 #include "decode.h"
 
 namespace sg::vm {
+
+#ifdef SG_HAVE_AVX2
+namespace avx2 {
+OpRows int_rows();
+OpRows logic_rows();
+OpRows float_rows();
+OpRows half_rows();
+OpRows cvt_rows();
+OpRows mem_rows();
+}  // namespace avx2
+#endif
+
 namespace {
+
+#ifdef SG_HAVE_AVX2
+/// SOFTGPU_ISA=baseline asks for the build for any processor.
+bool use_avx2() {
+  static const bool use = [] {
+    const char* wanted = std::getenv("SOFTGPU_ISA");
+    if (wanted && std::string_view(wanted) == "baseline") return false;
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+           __builtin_cpu_supports("bmi2");
+  }();
+  return use;
+}
+#endif
 
 // A pattern is a list of groups, separated by spaces; a group is a list of words, separated by '|', one of which must
 // stand at that place. "?" at the end makes a group optional, "~" in front marks words that have no effect here
@@ -51,9 +78,19 @@ std::vector<PatternGroup> split(std::string_view pattern) {
 
 Table make_table() {
   Table table;
-  for (OpRows rows :
-       {int_rows(), logic_rows(), float_rows(), half_rows(), cvt_rows(), mem_rows(), tex_rows(), atom_rows(),
-        warp_rows(), mma_rows(), wmma_rows(), mbarrier_rows(), stack_rows(), control_rows()}) {
+  std::vector<OpRows> all = {tex_rows(),  atom_rows(),     warp_rows(),  mma_rows(),
+                             wmma_rows(), mbarrier_rows(), stack_rows(), control_rows()};
+  auto add = [&](std::initializer_list<OpRows> more) { all.insert(all.end(), more); };
+#ifdef SG_HAVE_AVX2
+  if (use_avx2()) {
+    add({avx2::int_rows(), avx2::logic_rows(), avx2::float_rows(), avx2::half_rows(), avx2::cvt_rows(),
+         avx2::mem_rows()});
+  } else
+#endif
+  {
+    add({int_rows(), logic_rows(), float_rows(), half_rows(), cvt_rows(), mem_rows()});
+  }
+  for (OpRows rows : all) {
     for (size_t i = 0; i < rows.count; ++i) {
       table[rows.rows[i].opcode].push_back(Row{&rows.rows[i], split(rows.rows[i].pattern)});
     }
@@ -139,3 +176,14 @@ const OpRow& match_row(const ptx::Instruction& i, Modifiers* mods) {
 }
 
 }  // namespace sg::vm
+
+namespace sg {
+
+const char* instruction_set() {
+#ifdef SG_HAVE_AVX2
+  if (vm::use_avx2()) return "avx2";
+#endif
+  return "baseline";
+}
+
+}  // namespace sg

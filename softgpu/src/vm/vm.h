@@ -16,7 +16,15 @@
 
 #include "sg.h"
 
+// Files of handlers are built once for any processor and once for AVX2. What they hold, and the inline functions that
+// they share, lie in a namespace of the build, so that the linker never gives the one build's function to the other.
+#ifndef SG_ISA
+#define SG_ISA baseline
+#endif
+
 namespace sg::vm {
+
+inline namespace SG_ISA {}
 
 constexpr uint32_t kLanes = 32;
 constexpr uint32_t kFullMask = 0xffffffffu;
@@ -54,11 +62,26 @@ struct Insn {
   uint32_t guard = kNoGuard;
   int64_t imm = 0;
   uint32_t line = 0;
+  uint32_t run = 0;  // so many instructions from here on are plain data ones: no guard, no leader after the first
   Kind kind = Kind::data;
   bool guard_negated = false;
   bool leader = false;  // groups of lanes can meet here
   uint8_t n = 0;
+  uint8_t plan = 0;        // loads and stores: 0, or 1 + the warp's plan that is made here, or used here if
+  bool plan_made = false;  // an instruction before, which ran for at least the same lanes, has made it
 };
+
+/// How the addresses in a register lie when all lanes run: for each eight lanes either next to each other or the same.
+/// Without the offset that an instruction adds. What lies otherwise has no shape.
+struct AccessPlan {
+  uint64_t base[4];  // of lanes 0, 8, 16, 24
+  uint64_t low;      // the lowest address
+  uint64_t span;     // bytes from there to the end of the highest element
+  bool same[4];
+  enum Shape : uint8_t { none, dense /* all 32 lanes */, rows, all_same, mixed } shape;
+  bool usable() const { return shape != none; }
+};
+constexpr uint32_t kPlans = 4;
 
 /// A value that a slot gets when a frame is made.
 enum class Fill : uint8_t {
@@ -125,7 +148,9 @@ struct Code {
   std::vector<Insn> insns;
   std::vector<uint32_t> aux;  // operand lists
   std::vector<CallSite> calls;
-  std::vector<Slot> slots;
+  std::vector<Slot> slots;  // constants, then what changes with the launch or the frame, the warp, the block
+  uint32_t launch_slots = 0, warp_slots = 0, block_slots = 0;  // where these begin
+  std::vector<Insn> prologue;  // what has one value for a launch: runs for all lanes when a frame is first used in it
   std::vector<Formal> formals, results;
   uint32_t register_bytes = 0;
   uint32_t local_bytes = 0;  // per lane, a multiple of local_align
@@ -145,7 +170,9 @@ struct Frame {
   const CallSite* site = nullptr;
   uint32_t return_pc = 0;
   uint32_t depth = 0;
-  uint32_t lanes = 0;  // that have not yet returned
+  uint32_t lanes = 0;          // that have not yet returned
+  uint64_t filled_launch = 0;  // id of the launch whose values the slots hold; 0: none
+  uint32_t filled_warp = 0;    // of which warp
   uint8_t* regs = nullptr;
   uint8_t* local = nullptr;  // lane i at i * code->local_bytes
   std::unique_ptr<uint8_t[]> memory;
@@ -181,6 +208,8 @@ struct Warp {
   uint32_t last_lane = 0;            // to have a turn, where each lane runs by itself
   uint32_t parked = 0;               // lanes at a block barrier
   uint32_t arrived[kBarriers] = {};  // lanes that have come to a barrier with a count of threads
+  bool started = false;
+  AccessPlan plans[kPlans];
   std::vector<Group> groups;
   Fault fault = Fault::none;
   uint64_t fault_address = 0;
@@ -206,6 +235,7 @@ struct Warp {
 
 struct Barrier {
   uint32_t arrived = 0;   // threads; where a count is expected, only of warps that came once more (see Warp::arrived)
+  uint32_t arrivals = 0;  // calls, of which the block counts the sum
   uint32_t expected = 0;  // 0: all threads of the block
   uint32_t votes_and = 1, votes_or = 0, votes_count = 0;
 };
@@ -218,6 +248,9 @@ struct Block {
   const KernelImage* image = nullptr;
   uint32_t index[3] = {0, 0, 0};
   uint32_t threads = 0;
+  uint32_t live_threads = 0;
+  uint32_t arrivals = 0;      // at barriers that have not yet let go
+  uint64_t unreported = 0;    // steps that launch->steps does not have yet
   uint8_t* shared = nullptr;  // below 4 GiB
   size_t shared_bytes = 0;    // in use by this launch
   size_t shared_capacity = 0;
@@ -227,6 +260,9 @@ struct Block {
   Range ranges[4];
   uint64_t epoch = ~uint64_t{0};
   std::vector<Warp> warps;
+  // Frames of the kernel itself that no warp uses. A warp that ends leaves its frame, still in the processor's cache,
+  // to the next one.
+  std::vector<std::unique_ptr<Frame>> entry_frames;
   bool done = false;
 
   Block() = default;
@@ -259,10 +295,11 @@ struct LaunchState {
   const KernelImage* image = nullptr;
   const Launch* launch = nullptr;
   AddressSpace* memory = nullptr;
+  const std::atomic<uint64_t>* epoch = nullptr;  // of the memory; null: ask it
   Heap* heap = nullptr;
   const std::atomic<bool>* cancel = nullptr;
   const std::function<void(std::string_view)>* print = nullptr;
-  uint64_t id = 0;
+  uint64_t id = 0;  // never 0
   Range params;
   uint64_t grid_workspace = 0;  // %envreg1:%envreg2, where grid-wide barriers of cooperative groups live
   uint64_t step_limit = 0;
@@ -289,10 +326,14 @@ void run_builtin(Warp& w, const CallSite& site, uint32_t mask);
 
 /// Frames. make_frame returns null after raising a fault.
 void fill_slots(const Warp& w, Frame* frame, bool constants_too);
+/// How often a slot has to be filled anew. 0: never, 1: with the launch, 2: with the warp, 3: with the block.
+uint32_t rank_of(Fill fill);
 Frame* make_frame(Warp& w, const Code& code, uint32_t lanes, Frame* parent);
 void release_frame(Warp& w, Frame* frame);
 
 void begin_block(Block& b, LaunchState& launch, uint64_t linear_index);
+/// Adds the block's steps to the launch's.
+void report_steps(Block& b);
 /// Runs until the block ends or about `budget` warp instructions have run. Sets b.done at the end.
 /// Returns false when a fault ended it; *culprit is then the warp.
 bool run_block(Block& b, uint64_t budget, Warp** culprit);
