@@ -26,6 +26,7 @@ KEY = Path("/tmp/client-key")
 CONFIG = Path("/tmp/server.conf")
 SCRIPTED = OURS / "tests" / "programs" / "scripted.py"
 CARRIERS = "rc_verbs,self"
+WANTED = set(os.environ.get("checks", "").split(",")) - {""}  # from the kernel's command line; empty: all
 # Each goes there and back. Two are of the whole 256 MiB, as in the table of native digests.
 COPY_ROWS = ("copy_h2d_pinned", "copy_d2h_pageable")
 SMALL_BYTES = 8 << 20
@@ -33,15 +34,33 @@ SMALL_COPY_ROWS = (f"copy_d2h_pinned@{SMALL_BYTES}", f"copy_h2d_pageable@{SMALL_
 
 
 def check(name: str, what: Callable[[], None]) -> None:
+    if WANTED and name not in WANTED:
+        return
+    started_s = time.monotonic()
     try:
-        what()
+        for _ in range(int(os.environ.get("again", "1"))):
+            what()
     except Exception as error:
         print(f"CHECK {name} FAIL {type(error).__name__}: {str(error)[:3000]!r}", flush=True)
         traceback.print_exc(file=sys.stdout)
         if LOG.exists():
             print("--- the end of the server's log\n" + LOG.read_text(errors="replace")[-3000:], flush=True)
+        print_threads()
     else:
         print(f"CHECK {name} ok", flush=True)
+    print(f"TOOK {name} {time.monotonic() - started_s:.0f} s", flush=True)
+
+
+def print_threads() -> None:
+    """What every thread of every process here is at."""
+    for task in sorted(Path("/proc").glob("[0-9]*/task/[0-9]*")):
+        try:
+            words = (task / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+            if words:
+                print(f"--- {task.parent.parent.name}/{task.name} {(task / 'comm').read_text().strip()} ({words})")
+                print((task / "syscall").read_text() + (task / "stack").read_text())
+        except OSError:
+            continue
 
 
 def await_line(text: str, timeout_s: float = 240.0) -> str:
@@ -70,6 +89,14 @@ class Machine:
         environment = {**os.environ, "UCX_TLS": CARRIERS}
         with LOG.open("w") as log:
             self.process = subprocess.Popen([*server, *options], stdout=log, stderr=log, env=environment)
+
+    def end(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            print_threads()
+            raise
 
     def environment(self, transport: str = "auto", **more: str) -> dict[str, str]:
         libraries = OURS / "build" / "shim"
@@ -164,16 +191,17 @@ def in_mid_copy(machine: Machine) -> subprocess.Popen[str]:
     return client
 
 
-def serving_worker(machine: Machine) -> int:
+def last_session() -> tuple[str, int]:
+    """The session that attached last, and the process of its worker."""
     line = [text for text in LOG.read_text().splitlines() if ": attached pid" in text][-1]
-    found = re.search(r"worker (\d+)", line)
+    found = re.search(r"session (\w+): .* worker (\d+)", line)
     assert found, line
-    return int(found[1])
+    return found[1], int(found[2])
 
 
 def worker_vanishes(machine: Machine) -> None:
     client = in_mid_copy(machine)
-    os.kill(serving_worker(machine), signal.SIGKILL)
+    os.kill(last_session()[1], signal.SIGKILL)
     assert client.stdout is not None
     assert int(client.stdout.readline()) == 46
     client.kill()
@@ -182,9 +210,10 @@ def worker_vanishes(machine: Machine) -> None:
 
 def client_vanishes(machine: Machine) -> None:
     client = in_mid_copy(machine)
+    session, _ = last_session()
     client.kill()
     client.wait()
-    await_line("ended: the client is gone: the client closed a lane")
+    print(await_line(f"session {session}: ended: the client is gone: the client closed a lane"))
 
 
 def perftest(test: str, *options: str) -> None:
@@ -218,8 +247,7 @@ def main() -> None:
     check("worker_vanishes_in_mid_copy", lambda: worker_vanishes(machine))
     check("client_vanishes_in_mid_copy", lambda: client_vanishes(machine))
     check("copies", lambda: rows(machine, *COPY_ROWS))
-    machine.process.terminate()
-    machine.process.wait(20)
+    check("server_ends", machine.end)
     print("--- server's log\n" + LOG.read_text(errors="replace")[-8000:])
     print("DONE", flush=True)
 
