@@ -3,10 +3,12 @@ losses."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -294,15 +296,21 @@ def test_frames_that_no_client_sends_end_the_session(
     own_server.await_line("ended: the client broke the protocol: malformed frame")
 
 
-def test_a_client_may_come_over_tcp_after_all(own_server: Server, by_hand: Control) -> None:
+@pytest.mark.parametrize("stripes", [0, 3])
+def test_a_client_may_come_over_tcp_after_all(
+    own_server: Server, by_hand: Control, nothing_left: Callable[[str], None], stripes: int
+) -> None:
+    """Its other lanes before lane 0, so that their threads run while UCX is still offered."""
     attached = by_hand.open()
     host, _, port = attached.tcp_ops.removeprefix("raw://").rpartition(":")
-    with socket.create_connection((host, int(port))) as lane:
-        head = (1).to_bytes(2, "little") + bytes(2) + (32).to_bytes(4, "little") + bytes(24)
-        lane.sendall(head + attached.token)
-        assert len(lane.recv(32)) == 32
+    with contextlib.ExitStack() as lanes:
+        for number in (*range(1, stripes + 1), 0):
+            lane = lanes.enter_context(socket.create_connection((host, int(port))))
+            lane.sendall(struct.pack("<HHIQQQ", 1, 0, 32, 0, number, stripes) + attached.token)
+            assert len(lane.recv(32)) == 32
         own_server.await_line("the client does not come over UCX and uses tcp")
         own_server.await_line("the client uses tcp, although it asked for RDMA")
+    nothing_left(own_server.address)
 
 
 # ---------------------------------------------------------------------------------------------- losses
