@@ -17,9 +17,8 @@ from image import Image, boot
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BOOT_LIMIT_S = 800
 CHECKS = (
-    "soft_roce", "perftest_am_lat", "perftest_am_bw", "server", "says_its_device", "rows", "server_says_it",
-    "small_copies", "copies", "falls_back_to_tcp", "insists_on_ucx",
-    "worker_vanishes_in_mid_copy", "client_vanishes_in_mid_copy",
+    "soft_roce", "server", "says_its_device", "rows", "server_says_it", "small_copies", "copies", "falls_back_to_tcp",
+    "insists_on_ucx", "worker_vanishes_in_mid_copy", "client_vanishes_in_mid_copy", "server_ends", "measure",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ typedef struct tcp_moves {
   /// Whether what the lane has next must wait for others: its descriptor is readable and that is no news. NULL: never.
   bool (*is_held)(const struct tcp_state* state);
   /// Whether all that the program has left behind has arrived.
-  bool (*is_drained)(const struct tcp_state* state);
+  bool (*is_drained)(struct tcp_state* state);
 } tcp_moves;
 
 typedef struct tcp_mover {

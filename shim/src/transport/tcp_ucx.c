@@ -2,16 +2,11 @@
 #define _GNU_SOURCE
 #include "tcp_ucx.h"
 
-#include <errno.h>
-#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "../session/futex.h"
 #include "../session/internal.h"
 
 enum { IDLE_NS = 100000000, PROGRESS_MOST = 64 };
