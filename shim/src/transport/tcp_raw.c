@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../session/futex.h"
 #include "../session/internal.h"
 
 enum { DELAYED_MOST_BYTES = 64 << 20, SILENT_MS = 10000 };

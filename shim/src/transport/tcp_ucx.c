@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../session/futex.h"
 #include "../session/internal.h"
 
 enum { IDLE_NS = 100000000, PROGRESS_MOST = 64 };
