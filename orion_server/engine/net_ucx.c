@@ -627,17 +627,25 @@ static void close_lanes(orion_engine* e) {
     if (u->eps[i]) requests[i] = orion_ucx_close_ep(&u->link, u->eps[i], u->lost);
   }
   u->lost = true;
+  bool all = true;
+  const uint64_t closed_until_ns = engine_now_ns() + CLOSE_LIMIT_NS;
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     while (requests[i] && u->link.api.request_check_status(requests[i]) == ORION_UCS_INPROGRESS &&
-           engine_now_ns() < until_ns) {
+           engine_now_ns() < closed_until_ns) {
       (void)u->link.api.worker_progress(u->link.worker);
     }
-    if (requests[i]) u->link.api.request_free(requests[i]);
+    if (!requests[i]) continue;
+    all &= u->link.api.request_check_status(requests[i]) != ORION_UCS_INPROGRESS;
+    u->link.api.request_free(requests[i]);
   }
   close_listener(u);
   close_raw(e);
-  orion_ucx_close(&u->link);
-  free_lanes(u);
+  // UCX ends the process that destroys a worker whose endpoints have something left to do, and may send from this
+  // memory still. The process ends soon.
+  if (all) {
+    orion_ucx_close(&u->link);
+    free_lanes(u);
+  }
   e->net->state = NULL;
 }
 

@@ -369,6 +369,33 @@ def test_a_client_that_vanishes_in_mid_copy(
     nothing_left(own_server.address)
 
 
+def test_a_program_that_exits_while_its_copy_is_not_taken(
+    own_server: Server, start: Callable[..., subprocess.Popen[str]], nothing_left: Callable[[str], None]
+) -> None:
+    """Soon and in good order, although its endpoints cannot be closed: the other end does nothing."""
+    program = (
+        "import ctypes, sys\n"
+        "cuda = ctypes.CDLL('libcuda.so.1'); context, pinned = ctypes.c_void_p(), ctypes.c_void_p()\n"
+        "pointer, size = ctypes.c_uint64(), ctypes.c_size_t(16 << 20)\n"
+        "assert cuda.cuInit(0) == 0 and cuda.cuCtxCreate_v2(ctypes.byref(context), 0, 0) == 0\n"
+        "assert cuda.cuMemAlloc_v2(ctypes.byref(pointer), size) == 0\n"
+        "assert cuda.cuMemHostAlloc(ctypes.byref(pinned), size, 0) == 0\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "assert cuda.cuMemcpyHtoDAsync_v2(pointer, pinned, size, None) == 0\n"
+    )
+    client = start(own_server.address, "ucx", sys.executable, "-c", program)
+    assert client.stdin is not None and client.stdout is not None and client.stderr is not None
+    assert client.stdout.readline() == "ready\n"
+    worker = worker_of(own_server)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        client.stdin.close()
+        assert client.wait(60) == 0, client.stderr.read()
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    nothing_left(own_server.address)
+
+
 def test_a_forked_child_does_not_keep_the_connection(
     own_server: Server, run: Callable[..., subprocess.CompletedProcess[str]], nothing_left: Callable[[str], None]
 ) -> None:

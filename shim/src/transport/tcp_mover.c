@@ -177,9 +177,10 @@ static void pause_briefly(void) {
   nanosleep(&pause, NULL);
 }
 
-// Keeps `moving`: true when it has it.
-static bool run_to_the_end(tcp_state* state, uint64_t until_ns) {
+// What the program has left behind goes out, for a bounded time. Keeps `moving`: true when it has it.
+static bool run_to_the_end(tcp_state* state) {
   tcp_mover* m = &state->mover;
+  const uint64_t until_ns = orion_now_ns() + TCP_CLOSE_LIMIT_MS * 1000000ull;
   bool moving = false;
   while (orion_now_ns() < until_ns && !atomic_load(&state->session->lost)) {
     moving = moving || try_move(m);
@@ -190,7 +191,7 @@ static bool run_to_the_end(tcp_state* state, uint64_t until_ns) {
   return moving;
 }
 
-bool orion_mover_run(tcp_state* state, uint64_t* until_ns) {
+bool orion_mover_run(tcp_state* state) {
   tcp_mover* m = &state->mover;
   const uint64_t spin_ns = orion_impl(state->session)->spin_us * 1000ull;
   uint64_t busy_at_ns = orion_now_ns();
@@ -226,8 +227,7 @@ bool orion_mover_run(tcp_state* state, uint64_t* until_ns) {
       sleep_until_needed(state);
     }
   }
-  *until_ns = orion_now_ns() + TCP_CLOSE_LIMIT_MS * 1000000ull;
-  return run_to_the_end(state, *until_ns);
+  return run_to_the_end(state);
 }
 
 // ------------------------------------------------------------------------------------------------- life

@@ -45,9 +45,9 @@ typedef struct tcp_mover {
 bool orion_mover_open(struct tcp_state* state, const tcp_moves* moves, int lane_fd);
 /// Closes them. Threads that wait may still look at the rest.
 void orion_mover_close(const struct tcp_state* state);
-/// The I/O thread, until the session stops or is lost; then what is left is sent, for a bounded time, until
-/// `*until_ns`. True when nobody else moves the bytes any more; false: another thread is at it still.
-bool orion_mover_run(struct tcp_state* state, uint64_t* until_ns);
+/// The I/O thread, until the session stops or is lost; then what is left is sent, for a bounded time. True when nobody
+/// else moves the bytes any more; false: another thread is at it still.
+bool orion_mover_run(struct tcp_state* state);
 /// orion_transport.help: moves bytes until `ready`.
 enum orion_help orion_mover_help(orion_session* session, bool (*ready)(void* argument), void* argument,
                                  uint32_t context, uint64_t spin_until_ns, uint64_t until_ns);

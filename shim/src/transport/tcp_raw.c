@@ -353,10 +353,7 @@ static const tcp_moves moves = {
     .is_drained = is_drained,
 };
 
-static void run(tcp_state* state) {
-  uint64_t until_ns = 0;
-  (void)orion_mover_run(state, &until_ns);
-}
+static void run(tcp_state* state) { (void)orion_mover_run(state); }
 
 // ------------------------------------------------------------------------------------------------- life
 

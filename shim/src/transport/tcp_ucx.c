@@ -10,7 +10,7 @@
 #include "../session/futex.h"
 #include "../session/internal.h"
 
-enum { IDLE_NS = 100000000, PROGRESS_MOST = 64 };
+enum { IDLE_NS = 100000000, CLOSE_LIMIT_NS = 250000000, PROGRESS_MOST = 64 };
 
 // ------------------------------------------------------------------------------------------------- one round
 
@@ -64,8 +64,11 @@ static void pause_briefly(void) {
   nanosleep(&pause, NULL);
 }
 
-// Closes the endpoints. Not by force, what was sent arrives first, until `until_ns`.
-static void close_eps(ucx_lanes* ucx, bool force, uint64_t until_ns) {
+// Closes the endpoints. Not by force, what was sent arrives first. False: UCX has not let go of all of them in time,
+// and must be left as it is: it ends the process that destroys a worker whose endpoints have something left to do.
+static bool close_eps(ucx_lanes* ucx, bool force) {
+  const uint64_t until_ns = orion_now_ns() + CLOSE_LIMIT_NS;
+  bool all = true;
   void* requests[1 + ORION_STRIPES_MAX] = {NULL};
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     if (ucx->eps[i]) requests[i] = orion_ucx_close_ep(&ucx->link, ucx->eps[i], force);
@@ -76,17 +79,17 @@ static void close_eps(ucx_lanes* ucx, bool force, uint64_t until_ns) {
     while (requests[i] && ucx->link.api.request_check_status(requests[i]) == ORION_UCS_INPROGRESS &&
            orion_now_ns() < until_ns)
       if (!ucx->link.api.worker_progress(ucx->link.worker)) pause_briefly();
-    if (requests[i]) ucx->link.api.request_free(requests[i]);
+    if (!requests[i]) continue;
+    all &= ucx->link.api.request_check_status(requests[i]) != ORION_UCS_INPROGRESS;
+    ucx->link.api.request_free(requests[i]);
   }
+  return all;
 }
 
 static void run(tcp_state* state) {
   ucx_lanes* ucx = orion_ucx_of(state);
-  uint64_t until_ns = 0;
-  if (orion_mover_run(state, &until_ns))
-    close_eps(ucx, ucx->mover->broken, until_ns);
-  else
-    ucx->link.worker = NULL;  // somebody is inside UCX still: it is left as it is
+  // Where somebody is inside UCX still it is left as it is, too.
+  if (!orion_mover_run(state) || !close_eps(ucx, ucx->mover->broken)) ucx->link.worker = NULL;
 }
 
 // ------------------------------------------------------------------------------------------------- life
@@ -98,13 +101,11 @@ static void close_lanes(tcp_state* state) {
   pthread_mutex_lock(&state->lock);
   pthread_cond_broadcast(&state->in_place_ended);
   pthread_mutex_unlock(&state->lock);
-  if (ucx->link.worker) {
-    close_eps(ucx, true, orion_now_ns() + TCP_CLOSE_LIMIT_MS * 1000000ull);
-    orion_ucx_close(&ucx->link);
-  }
+  const bool is_left = ucx->link.worker && !close_eps(ucx, true);
+  if (ucx->link.worker && !is_left) orion_ucx_close(&ucx->link);
   orion_mover_close(state);
   // Threads that wait may still look at the memory of a session that was open.
-  if (state->has_thread) return;
+  if (state->has_thread || is_left) return;
   orion_ucx_free_frames(ucx);
   free(ucx);
   state->lanes_state = NULL;
