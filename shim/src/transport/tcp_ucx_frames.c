@@ -272,13 +272,16 @@ static void received(void* request, orion_ucs_status status, size_t bytes, void*
   if (request) ucx->link.api.request_free(request);
 }
 
-// Marks the place as being written. False: it is not plain memory, or too many are.
-static bool take_place(ucx_receive* receive) {
+enum place { PLACE_TAKEN, PLACE_LATER, PLACE_BOUNCE };
+
+// Marks the place as being written. LATER: as many as may be are already; BOUNCE: it is not plain memory.
+static enum place take_place(ucx_receive* receive) {
   tcp_state* state = receive->ucx->state;
   const uint64_t first = receive->frame.a, end = first + receive->frame.bytes;
   receive->in_place = -1;
   pthread_mutex_lock(&state->lock);
-  if (orion_tcp_is_plain(state, first, end)) {
+  const bool is_plain = orion_tcp_is_plain(state, first, end);
+  if (is_plain) {
     for (uint32_t i = 0; i < ORION_STRIPES_MAX && receive->in_place < 0; i++)
       if (state->in_place[i].end == 0) receive->in_place = (int)i;
     if (receive->in_place >= 0) {
@@ -287,15 +290,19 @@ static bool take_place(ucx_receive* receive) {
     }
   }
   pthread_mutex_unlock(&state->lock);
-  if (receive->in_place >= 0) receive->ucx->in_place_count++;
-  return receive->in_place >= 0;
+  if (!is_plain) return PLACE_BOUNCE;
+  if (receive->in_place < 0) return PLACE_LATER;
+  receive->ucx->in_place_count++;
+  return PLACE_TAKEN;
 }
 
 static void start_receive(ucx_receive* receive) {
   ucx_lanes* ucx = receive->ucx;
   uint8_t* to = ucx->state->session->host_base + receive->frame.a;
+  const enum place place = take_place(receive);
+  if (place == PLACE_LATER) return;
   receive->state = UCX_RUNNING;
-  if (!take_place(receive)) {
+  if (place == PLACE_BOUNCE) {
     to = receive->bounce = malloc(receive->frame.bytes);
     if (!to) {
       lose_memory(ucx);
