@@ -626,8 +626,8 @@ static void close_lanes(orion_engine* e) {
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     if (u->eps[i]) requests[i] = orion_ucx_close_ep(&u->link, u->eps[i], u->lost);
   }
+  bool all = !u->lost;
   u->lost = true;
-  bool all = true;
   const uint64_t closed_until_ns = engine_now_ns() + CLOSE_LIMIT_NS;
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     while (requests[i] && u->link.api.request_check_status(requests[i]) == ORION_UCS_INPROGRESS &&
@@ -640,9 +640,9 @@ static void close_lanes(orion_engine* e) {
   }
   close_listener(u);
   close_raw(e);
-  // UCX ends the process that destroys a worker whose endpoints have something left to do, and may send from this
-  // memory still. The process ends soon.
-  if (all) {
+  // UCX ends the process that destroys a worker whose endpoints have something left to do (1.13, also after an endpoint
+  // was lost and closed), and may send from this memory still. The process ends soon.
+  if (all && !u->sends_busy && !u->pieces_busy && !u->receive_count) {
     orion_ucx_close(&u->link);
     free_lanes(u);
   }

@@ -68,7 +68,7 @@ static void pause_briefly(void) {
 // and must be left as it is: it ends the process that destroys a worker whose endpoints have something left to do.
 static bool close_eps(ucx_lanes* ucx, bool force) {
   const uint64_t until_ns = orion_now_ns() + CLOSE_LIMIT_NS;
-  bool all = true;
+  bool all = !force || !ucx->state->has_thread;
   void* requests[1 + ORION_STRIPES_MAX] = {NULL};
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     if (ucx->eps[i]) requests[i] = orion_ucx_close_ep(&ucx->link, ucx->eps[i], force);
@@ -83,7 +83,7 @@ static bool close_eps(ucx_lanes* ucx, bool force) {
     all &= ucx->link.api.request_check_status(requests[i]) != ORION_UCS_INPROGRESS;
     ucx->link.api.request_free(requests[i]);
   }
-  return all;
+  return all && ucx->slots_busy == 0 && ucx->pieces_busy == 0 && ucx->receive_count == 0;
 }
 
 static void run(tcp_state* state) {
@@ -101,7 +101,8 @@ static void close_lanes(tcp_state* state) {
   pthread_mutex_lock(&state->lock);
   pthread_cond_broadcast(&state->in_place_ended);
   pthread_mutex_unlock(&state->lock);
-  const bool is_left = ucx->link.worker && !close_eps(ucx, true);
+  // The I/O thread has closed them where there was one.
+  const bool is_left = ucx->link.worker && !state->has_thread && !close_eps(ucx, true);
   if (ucx->link.worker && !is_left) orion_ucx_close(&ucx->link);
   orion_mover_close(state);
   // Threads that wait may still look at the memory of a session that was open.
