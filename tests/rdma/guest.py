@@ -244,7 +244,7 @@ def main() -> None:
     check("server", lambda: print(await_line("orion-server 0")))
     check("says_its_device", lambda: print(await_line("RDMA is enabled on rxe0:1; what travels over it is not")))
     check("rows", lambda: rows(machine, "reply", "launch_and_sync", "launch_pipelined", "copy_d2h_4b",
-                               "copy_bounce_pinned", "event_query", "stream_query"))  # fmt: skip
+                               "copy_bounce_pinned", "event_query", "stream_query", timed=True))  # fmt: skip
     check("server_says_it", lambda: print(await_line("lanes over UCX")))
     check("small_copies", lambda: rows(machine, *SMALL_COPY_ROWS, timed=True))
     check("falls_back_to_tcp", lambda: falls_back(machine))
