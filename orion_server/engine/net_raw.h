@@ -27,8 +27,12 @@ typedef struct raw_piece {
   uint64_t offset, bytes, sequence, after, due_ns;
 } raw_piece;
 
+struct raw_lanes;
+
+// `lanes`: what its threads use. While UCX is offered beside (net_ucx.c) the engine's own pointer is UCX's.
 typedef struct raw_stripe {
   orion_engine* engine;
+  struct raw_lanes* lanes;
   int fd;
   bool is_open;
   pthread_t receiver, sender;

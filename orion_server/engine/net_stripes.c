@@ -15,16 +15,16 @@ bool net_stripes_init(raw_lanes* r) {
   return pthread_mutex_init(&r->lock, NULL) == 0 && pthread_cond_init(&r->has_piece, NULL) == 0;
 }
 
-static void wake_engine(orion_engine* e) {
+static void wake_engine(const raw_stripe* s) {
   atomic_thread_fence(memory_order_seq_cst);
-  if (atomic_load(&net_raw_of(e)->sleeping)) net_wake(e);
+  if (atomic_load(&s->lanes->sleeping)) net_wake(s->engine);
 }
 
-static void fail(orion_engine* e, int fault) {
-  raw_lanes* r = net_raw_of(e);
+static void fail(const raw_stripe* s, int fault) {
+  raw_lanes* r = s->lanes;
   int none = 0;
   if (!atomic_load(&r->stop)) atomic_compare_exchange_strong(&r->fault, &none, fault);
-  wake_engine(e);
+  wake_engine(s);
 }
 
 // ------------------------------------------------------------------------------------------------ from the client
@@ -45,34 +45,34 @@ static bool await_turn(raw_lanes* r, const orion_frame* head) {
 
 static void* receive_stripe(void* argument) {
   raw_stripe* s = argument;
-  orion_engine* e = s->engine;
-  raw_lanes* r = net_raw_of(e);
+  const orion_engine* e = s->engine;
+  raw_lanes* r = s->lanes;
   for (;;) {
     orion_frame head;
     int state = orion_read_lane(s->fd, s->in, &head, sizeof head);
     if (state <= 0) {
-      if (state < 0) fail(e, state == ORION_READ_FORGED ? RAW_FORGED : RAW_LOST);
+      if (state < 0) fail(s, state == ORION_READ_FORGED ? RAW_FORGED : RAW_LOST);
       return NULL;  // closed in good order: lane 0 tells the client's end
     }
     if (!orion_stripe_frame_ok(&head, e->arena_bytes) || head.sequence <= atomic_load(&r->arrived)) {
-      fail(e, RAW_MALFORMED);
+      fail(s, RAW_MALFORMED);
       return NULL;
     }
     if (!await_turn(r, &head)) return NULL;
     net_stored* slot = &r->order.window[head.sequence % ORION_WINDOW];
     if (atomic_load_explicit(&slot->sequence, memory_order_relaxed)) {
-      fail(e, RAW_MALFORMED);
+      fail(s, RAW_MALFORMED);
       return NULL;
     }
     state = orion_read_lane(s->fd, s->in, e->arena + head.a, head.bytes);
     if (state <= 0) {
-      fail(e, state == ORION_READ_FORGED ? RAW_FORGED : RAW_LOST);
+      fail(s, state == ORION_READ_FORGED ? RAW_FORGED : RAW_LOST);
       return NULL;
     }
     slot->offset = head.a;
     slot->bytes = head.bytes;
     atomic_store_explicit(&slot->sequence, head.sequence, memory_order_release);
-    wake_engine(e);
+    wake_engine(s);
   }
 }
 
@@ -108,7 +108,7 @@ void net_stripes_send(raw_lanes* r, raw_piece piece) {
 }
 
 static bool next_piece(raw_stripe* s, raw_piece* piece) {
-  raw_lanes* r = net_raw_of(s->engine);
+  raw_lanes* r = s->lanes;
   pthread_mutex_lock(&r->lock);
   while (!r->piece_count && !atomic_load(&r->stop)) pthread_cond_wait(&r->has_piece, &r->lock);
   const bool any = !atomic_load(&r->stop);
@@ -139,9 +139,9 @@ static void* send_stripe(void* argument) {
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   raw_piece piece;
   while (next_piece(s, &piece)) {
-    if (piece.due_ns) orion_sleep_until(piece.due_ns, &net_raw_of(s->engine)->stop);
+    if (piece.due_ns) orion_sleep_until(piece.due_ns, &s->lanes->stop);
     if (send_piece(s, &piece)) continue;
-    fail(s->engine, RAW_LOST);
+    fail(s, RAW_LOST);
     return NULL;
   }
   return NULL;
@@ -170,8 +170,10 @@ static void free_seals(raw_stripe* s) {
 }
 
 bool net_stripe_start(orion_engine* e, uint32_t index, int fd, const orion_seal* in, const orion_seal* out) {
-  raw_stripe* s = &net_raw_of(e)->stripes[index];
+  raw_lanes* r = net_raw_of(e);
+  raw_stripe* s = &r->stripes[index];
   s->engine = e;
+  s->lanes = r;
   s->fd = fd;
   s->in = in ? new_seal(in) : NULL;
   s->out = out ? new_seal(out) : NULL;

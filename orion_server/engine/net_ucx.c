@@ -626,18 +626,26 @@ static void close_lanes(orion_engine* e) {
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     if (u->eps[i]) requests[i] = orion_ucx_close_ep(&u->link, u->eps[i], u->lost);
   }
+  bool all = !u->lost;
   u->lost = true;
+  const uint64_t closed_until_ns = engine_now_ns() + CLOSE_LIMIT_NS;
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     while (requests[i] && u->link.api.request_check_status(requests[i]) == ORION_UCS_INPROGRESS &&
-           engine_now_ns() < until_ns) {
+           engine_now_ns() < closed_until_ns) {
       (void)u->link.api.worker_progress(u->link.worker);
     }
-    if (requests[i]) u->link.api.request_free(requests[i]);
+    if (!requests[i]) continue;
+    all &= u->link.api.request_check_status(requests[i]) != ORION_UCS_INPROGRESS;
+    u->link.api.request_free(requests[i]);
   }
   close_listener(u);
   close_raw(e);
-  orion_ucx_close(&u->link);
-  free_lanes(u);
+  // UCX ends the process that destroys a worker whose endpoints have something left to do (1.13, also after an endpoint
+  // was lost and closed), and may send from this memory still. The process ends soon.
+  if (all && !u->sends_busy && !u->pieces_busy && !u->receive_count) {
+    orion_ucx_close(&u->link);
+    free_lanes(u);
+  }
   e->net->state = NULL;
 }
 

@@ -3,10 +3,12 @@ losses."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -294,15 +296,21 @@ def test_frames_that_no_client_sends_end_the_session(
     own_server.await_line("ended: the client broke the protocol: malformed frame")
 
 
-def test_a_client_may_come_over_tcp_after_all(own_server: Server, by_hand: Control) -> None:
+@pytest.mark.parametrize("stripes", [0, 3])
+def test_a_client_may_come_over_tcp_after_all(
+    own_server: Server, by_hand: Control, nothing_left: Callable[[str], None], stripes: int
+) -> None:
+    """Its other lanes before lane 0, so that their threads run while UCX is still offered."""
     attached = by_hand.open()
     host, _, port = attached.tcp_ops.removeprefix("raw://").rpartition(":")
-    with socket.create_connection((host, int(port))) as lane:
-        head = (1).to_bytes(2, "little") + bytes(2) + (32).to_bytes(4, "little") + bytes(24)
-        lane.sendall(head + attached.token)
-        assert len(lane.recv(32)) == 32
+    with contextlib.ExitStack() as lanes:
+        for number in (*range(1, stripes + 1), 0):
+            lane = lanes.enter_context(socket.create_connection((host, int(port))))
+            lane.sendall(struct.pack("<HHIQQQ", 1, 0, 32, 0, number, stripes) + attached.token)
+            assert len(lane.recv(32)) == 32
         own_server.await_line("the client does not come over UCX and uses tcp")
         own_server.await_line("the client uses tcp, although it asked for RDMA")
+    nothing_left(own_server.address)
 
 
 # ---------------------------------------------------------------------------------------------- losses
@@ -358,6 +366,33 @@ def test_a_client_that_vanishes_in_mid_copy(
     client.kill()
     client.wait(10)
     own_server.await_line("the client closed a lane")
+    nothing_left(own_server.address)
+
+
+def test_a_program_that_exits_while_its_copy_is_not_taken(
+    own_server: Server, start: Callable[..., subprocess.Popen[str]], nothing_left: Callable[[str], None]
+) -> None:
+    """Soon and in good order, although its endpoints cannot be closed: the other end does nothing."""
+    program = (
+        "import ctypes, sys\n"
+        "cuda = ctypes.CDLL('libcuda.so.1'); context, pinned = ctypes.c_void_p(), ctypes.c_void_p()\n"
+        "pointer, size = ctypes.c_uint64(), ctypes.c_size_t(16 << 20)\n"
+        "assert cuda.cuInit(0) == 0 and cuda.cuCtxCreate_v2(ctypes.byref(context), 0, 0) == 0\n"
+        "assert cuda.cuMemAlloc_v2(ctypes.byref(pointer), size) == 0\n"
+        "assert cuda.cuMemHostAlloc(ctypes.byref(pinned), size, 0) == 0\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "assert cuda.cuMemcpyHtoDAsync_v2(pointer, pinned, size, None) == 0\n"
+    )
+    client = start(own_server.address, "ucx", sys.executable, "-c", program)
+    assert client.stdin is not None and client.stdout is not None and client.stderr is not None
+    assert client.stdout.readline() == "ready\n"
+    worker = worker_of(own_server)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        client.stdin.close()
+        assert client.wait(60) == 0, client.stderr.read()
+    finally:
+        os.kill(worker, signal.SIGCONT)
     nothing_left(own_server.address)
 
 

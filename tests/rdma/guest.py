@@ -26,22 +26,46 @@ KEY = Path("/tmp/client-key")
 CONFIG = Path("/tmp/server.conf")
 SCRIPTED = OURS / "tests" / "programs" / "scripted.py"
 CARRIERS = "rc_verbs,self"
-# Each goes there and back. Two are of the whole 256 MiB, as in the table of native digests.
-COPY_ROWS = ("copy_h2d_pinned", "copy_d2h_pageable")
+WANTED = set(os.environ.get("checks", "").split(",")) - {""}  # from the kernel's command line; empty: all
+CHECK_LIMIT_S = 240  # of one check: the slowest takes about a minute
+# Each goes there and back. One is of the whole 256 MiB, as in the table of native digests.
+COPY_ROWS = ("copy_d2h_pageable",)
 SMALL_BYTES = 8 << 20
 SMALL_COPY_ROWS = (f"copy_d2h_pinned@{SMALL_BYTES}", f"copy_h2d_pageable@{SMALL_BYTES}")
 
 
 def check(name: str, what: Callable[[], None]) -> None:
+    if WANTED and name not in WANTED:
+        return
+    started_s = time.monotonic()
+    signal.alarm(CHECK_LIMIT_S)
     try:
         what()
     except Exception as error:
         print(f"CHECK {name} FAIL {type(error).__name__}: {str(error)[:3000]!r}", flush=True)
         traceback.print_exc(file=sys.stdout)
-        if LOG.exists():
-            print("--- the end of the server's log\n" + LOG.read_text(errors="replace")[-3000:], flush=True)
+        print_threads()
     else:
         print(f"CHECK {name} ok", flush=True)
+    finally:
+        signal.alarm(0)
+    print(f"TOOK {name} {time.monotonic() - started_s:.0f} s", flush=True)
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError(f"no end in {CHECK_LIMIT_S} s")
+
+
+def print_threads() -> None:
+    """What every thread of every process here is at."""
+    for task in sorted(Path("/proc").glob("[0-9]*/task/[0-9]*")):
+        try:
+            words = (task / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+            if words:
+                print(f"--- {task.parent.parent.name}/{task.name} {(task / 'comm').read_text().strip()} ({words})")
+                print((task / "syscall").read_text() + (task / "stack").read_text())
+        except OSError:
+            continue
 
 
 def await_line(text: str, timeout_s: float = 240.0) -> str:
@@ -70,6 +94,13 @@ class Machine:
         environment = {**os.environ, "UCX_TLS": CARRIERS}
         with LOG.open("w") as log:
             self.process = subprocess.Popen([*server, *options], stdout=log, stderr=log, env=environment)
+
+    def end(self) -> None:
+        """No session is left of all the clients that there were."""
+        for session in re.findall(r"session (\w+): attached pid", LOG.read_text()):
+            await_line(f"session {session}: ended", 30)
+        self.process.terminate()
+        self.process.wait(60)
 
     def environment(self, transport: str = "auto", **more: str) -> dict[str, str]:
         libraries = OURS / "build" / "shim"
@@ -108,8 +139,8 @@ def soft_roce() -> None:
     raise AssertionError(f"rxe0 is not active: {told}")
 
 
-def rows(machine: Machine, *names: str) -> None:
-    done = machine.run("-m", "tests.rdma.few_rows", *names)
+def rows(machine: Machine, *names: str, timed: bool = False) -> None:
+    done = machine.run("-m", "tests.rdma.few_rows", *(["--timed"] if timed else []), *names)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "over ucx (rc_verbs/rxe0:1), not encrypted" in done.stderr, done.stderr
     from benchmarks.rows import NATIVE_DIGESTS, crc, fill_pattern
@@ -164,16 +195,17 @@ def in_mid_copy(machine: Machine) -> subprocess.Popen[str]:
     return client
 
 
-def serving_worker(machine: Machine) -> int:
+def last_session() -> tuple[str, int]:
+    """The session that attached last, and the process of its worker."""
     line = [text for text in LOG.read_text().splitlines() if ": attached pid" in text][-1]
-    found = re.search(r"worker (\d+)", line)
+    found = re.search(r"session (\w+): .* worker (\d+)", line)
     assert found, line
-    return int(found[1])
+    return found[1], int(found[2])
 
 
 def worker_vanishes(machine: Machine) -> None:
     client = in_mid_copy(machine)
-    os.kill(serving_worker(machine), signal.SIGKILL)
+    os.kill(last_session()[1], signal.SIGKILL)
     assert client.stdout is not None
     assert int(client.stdout.readline()) == 46
     client.kill()
@@ -182,9 +214,10 @@ def worker_vanishes(machine: Machine) -> None:
 
 def client_vanishes(machine: Machine) -> None:
     client = in_mid_copy(machine)
+    session, _ = last_session()
     client.kill()
     client.wait()
-    await_line("ended: the client is gone: the client closed a lane")
+    print(await_line(f"session {session}: ended: the client is gone: the client closed a lane"))
 
 
 def perftest(test: str, *options: str) -> None:
@@ -203,6 +236,7 @@ def perftest(test: str, *options: str) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGALRM, too_long)
     check("soft_roce", soft_roce)
     check("perftest_am_lat", lambda: perftest("am_lat", "-s", "64", "-n", "2000"))
     check("perftest_am_bw", lambda: perftest("am_bw", "-s", "8192", "-n", "2000", "-D", "zcopy"))
@@ -210,16 +244,15 @@ def main() -> None:
     check("server", lambda: print(await_line("orion-server 0")))
     check("says_its_device", lambda: print(await_line("RDMA is enabled on rxe0:1; what travels over it is not")))
     check("rows", lambda: rows(machine, "reply", "launch_and_sync", "launch_pipelined", "copy_d2h_4b",
-                               "copy_bounce_pinned", "event_query", "stream_query"))  # fmt: skip
+                               "copy_bounce_pinned", "event_query", "stream_query", timed=True))  # fmt: skip
     check("server_says_it", lambda: print(await_line("lanes over UCX")))
-    check("small_copies", lambda: rows(machine, *SMALL_COPY_ROWS))
+    check("small_copies", lambda: rows(machine, *SMALL_COPY_ROWS, timed=True))
     check("falls_back_to_tcp", lambda: falls_back(machine))
     check("insists_on_ucx", lambda: insists(machine))
     check("worker_vanishes_in_mid_copy", lambda: worker_vanishes(machine))
     check("client_vanishes_in_mid_copy", lambda: client_vanishes(machine))
     check("copies", lambda: rows(machine, *COPY_ROWS))
-    machine.process.terminate()
-    machine.process.wait(20)
+    check("server_ends", machine.end)
     print("--- server's log\n" + LOG.read_text(errors="replace")[-8000:])
     print("DONE", flush=True)
 

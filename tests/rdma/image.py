@@ -228,15 +228,16 @@ def write_entry(out: IO[bytes], number: int, name: bytes, mode: int, body: bytes
     out.write(head + bytes(-len(head) % 4) + body + bytes(-len(body) % 4))
 
 
-def boot(kernel: Path, archive: Path, log: Path, timeout_s: float, memory_mib: int = 3072) -> str:
-    """Runs the machine until it powers itself off; what it printed. Its network ends at QEMU."""
+def boot(kernel: Path, archive: Path, log: Path, timeout_s: float, checks: str = "", memory_mib: int = 3072) -> str:
+    """Runs the machine until it powers itself off; what it printed. Its network ends at QEMU. `checks`: names of
+    guest.py with commas between them; empty: all."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise MissingError("QEMU is missing: apt-get install qemu-system-x86")
     command = [qemu, "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", str(memory_mib)]
     command += ["-kernel", str(kernel), "-initrd", str(archive), "-nographic", "-no-reboot", "-nodefaults"]
     command += ["-serial", "stdio", "-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0,romfile="]
-    command += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]
+    command += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off" + (f" checks={checks}" if checks else "")]
     with log.open("wb") as out:
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, timeout=timeout_s,
                        check=True)  # fmt: skip

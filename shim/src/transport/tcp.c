@@ -5,6 +5,7 @@
 #include "tcp.h"
 
 #include <errno.h>
+#include <netdb.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -187,8 +188,8 @@ static const struct tcp_kind {
   orion_transport transport;
   const tcp_lanes* lanes;
 } kinds[] = {
-    {"raw://", TCP_TRANSPORT("tcp", orion_tcp_raw_help), &orion_tcp_raw_lanes},
-    {"ucx://", TCP_TRANSPORT("ucx", orion_tcp_ucx_help), &orion_tcp_ucx_lanes},
+    {"raw://", TCP_TRANSPORT("tcp", orion_mover_help), &orion_tcp_raw_lanes},
+    {"ucx://", TCP_TRANSPORT("ucx", orion_mover_help), &orion_tcp_ucx_lanes},
     {"tcp://", TCP_TRANSPORT("tcp", NULL), &orion_tcp_zmq_lanes},
 };
 
@@ -212,6 +213,23 @@ void orion_tcp_resolve(const tcp_state* state, const char* scheme, const char* e
     return;
   }
   snprintf(out, 320, "%s", endpoint);
+}
+
+const char* orion_tcp_address(const tcp_state* state, const char* scheme, const char* endpoint,
+                              struct sockaddr_in* address) {
+  char text[320];
+  orion_tcp_resolve(state, scheme, endpoint, text);
+  char* colon = strrchr(text, ':');
+  const size_t skip = strlen(scheme) + 3;
+  if (strlen(text) <= skip || colon < text + skip) return "its endpoint is malformed";
+  *colon = 0;
+  const struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM};
+  struct addrinfo* found = NULL;
+  const int error = getaddrinfo(text + skip, colon + 1, &hints, &found);
+  if (error || !found) return gai_strerror(error);
+  memcpy(address, found->ai_addr, sizeof *address);
+  freeaddrinfo(found);
+  return NULL;
 }
 
 static const char* make_memory(orion_session* session) {
@@ -269,6 +287,7 @@ bool orion_tcp_open(orion_session* session, const orion_config* config, const ch
   }
   state->session = session;
   state->wake_fd = -1;
+  state->mover = (tcp_mover){.lane_fd = -1, .all_fd = -1, .io_fd = -1, .due_ns = UINT64_MAX};
   state->lanes = kind->lanes;
   state->cipher = raw ? cipher : ORION_CIPHER_NONE;
   state->stripe_count = raw || (ucx && config->tcp_stripes) ? config->tcp_stripes : ucx;

@@ -1,14 +1,17 @@
-// The network transport: tcp.c (what all kinds of lanes share), tcp_raw.c and tcp_stripes.c (plain TCP sockets),
-// tcp_zmq.c (ZeroMQ's), tcp_ucx.c and tcp_ucx_frames.c (UCX's: RDMA), tcp_frames.c (what arrives), tcp_bulk.c (which
-// arena bytes are sent), tcp_coherent.c and tcp_adopt.c (memory that kernels use, memory of the program).
+// The network transport: tcp.c (what all kinds of lanes share), tcp_mover.c (which thread moves the bytes), tcp_raw.c
+// and tcp_stripes.c (plain TCP sockets), tcp_zmq.c (ZeroMQ's), tcp_ucx.c and tcp_ucx_frames.c (UCX's: RDMA),
+// tcp_frames.c (what arrives), tcp_bulk.c (which arena bytes are sent), tcp_coherent.c and tcp_adopt.c (memory that
+// kernels use, memory of the program).
 #ifndef ORION_SHIM_TCP_H
 #define ORION_SHIM_TCP_H
 
+#include <netinet/in.h>
 #include <pthread.h>
 
 #include "../session/config.h"
 #include "orion_lanes.h"
 #include "orion_seal.h"
+#include "tcp_mover.h"
 #include "transport.h"
 
 enum {
@@ -142,6 +145,7 @@ typedef struct tcp_state {
   // Client words to send.
   _Atomic uint64_t client_words_dirty[ORION_CLIENT_WORDS / 64];
   _Atomic bool has_client_words;
+  tcp_mover mover;  // of lanes whose bytes any thread may move
   // Owned by the thread that moves the bytes.
   uint64_t main_position, express_position;
   tcp_batch main_batch, express_batch;
@@ -170,12 +174,9 @@ void orion_tcp_lose_malformed(tcp_state* state, const char* lane);
 void orion_tcp_lose_forged(tcp_state* state, const char* lane);
 /// The address that an endpoint of the worker names; one that names no host is on the host that we attached to.
 void orion_tcp_resolve(const tcp_state* state, const char* scheme, const char* endpoint, char out[320]);
-// tcp_ucx.c
-enum orion_help orion_tcp_ucx_help(orion_session* session, bool (*ready)(void* argument), void* argument,
-                                   uint32_t context, uint64_t spin_until_ns, uint64_t until_ns);
-// tcp_raw.c
-enum orion_help orion_tcp_raw_help(orion_session* session, bool (*ready)(void* argument), void* argument,
-                                   uint32_t context, uint64_t spin_until_ns, uint64_t until_ns);
+/// The same as an IPv4 address. NULL, or why there is none.
+const char* orion_tcp_address(const tcp_state* state, const char* scheme, const char* endpoint,
+                              struct sockaddr_in* address);
 
 enum tcp_frame_result { TCP_FRAME_OK, TCP_FRAME_HOLD, TCP_FRAME_BAD };
 /// One message of lane 0. HOLD: the bulk that must be stored before it has not come; nothing after it may be applied.

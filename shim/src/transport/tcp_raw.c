@@ -1,6 +1,5 @@
-// Lane 0 over a plain TCP socket: operations, replies, words and small bulk. Whoever holds `moving` moves its bytes: a
-// thread that waits for something moves them itself, so that a round trip wakes the worker and this thread, nobody
-// else; the I/O thread does it for programs that do not wait.
+// Lane 0 over a plain TCP socket: operations, replies, words and small bulk. All but its life is of whoever moves the
+// bytes (tcp_mover.h).
 #define _GNU_SOURCE
 #include "tcp_raw.h"
 
@@ -8,15 +7,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sockios.h>
-#include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,14 +20,7 @@
 #include "../session/futex.h"
 #include "../session/internal.h"
 
-enum { IDLE_NS = 100000000, DELAYED_MOST_BYTES = 64 << 20, DELAY_SPIN_NS = 100000, SPIN_LOOKS = 32, SILENT_MS = 10000 };
-
-static bool try_move(raw_lanes* raw) {
-  return atomic_load_explicit(&raw->moving, memory_order_relaxed) == 0 &&
-         atomic_exchange_explicit(&raw->moving, 1, memory_order_acquire) == 0;
-}
-
-static void end_move(raw_lanes* raw) { atomic_store_explicit(&raw->moving, 0, memory_order_release); }
+enum { DELAYED_MOST_BYTES = 64 << 20, SILENT_MS = 10000 };
 
 // ------------------------------------------------------------------------------------------------- sending
 
@@ -84,12 +73,12 @@ static void fill(raw_lanes* raw) {
 
 // Bytes that the socket took; sets what keeps it from taking more.
 static size_t send_some(raw_lanes* raw, const uint8_t* from, size_t bytes) {
-  raw->blocked = false;
+  raw->mover->blocked = false;
   const ssize_t sent = send(raw->ops, from, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (sent >= 0) return (size_t)sent;
-  raw->blocked = errno == EAGAIN || errno == EINTR;
+  raw->mover->blocked = errno == EAGAIN || errno == EINTR;
   // The worker's last words may still lie in the socket: the end is told by whoever has read all of them.
-  if (!raw->blocked) raw->broken = true;
+  if (!raw->mover->blocked) raw->mover->broken = true;
   return 0;
 }
 
@@ -112,7 +101,8 @@ static bool delay(raw_lanes* raw) {
 
 static bool send_delayed(raw_lanes* raw) {
   bool any = false;
-  while (raw->delayed_first && !raw->at_end && !raw->broken && raw->delayed_first->due_ns <= orion_now_ns()) {
+  while (raw->delayed_first && !raw->mover->at_end && !raw->mover->broken &&
+         raw->delayed_first->due_ns <= orion_now_ns()) {
     raw_delayed* first = raw->delayed_first;
     const size_t sent = send_some(raw, first->data + first->sent, first->bytes - first->sent);
     any |= sent != 0;
@@ -146,7 +136,7 @@ static bool send_sealed(raw_lanes* raw) {
 }
 
 static bool send_out(raw_lanes* raw) {
-  if (raw->at_end || raw->broken) return false;
+  if (raw->mover->at_end || raw->mover->broken) return false;
   if (orion_link_on(&raw->link)) {
     bool any = false;
     if (raw->delayed_bytes < DELAYED_MOST_BYTES) {
@@ -215,14 +205,14 @@ static bool parse(raw_lanes* raw) {
       if (atomic_load(&state->sequence_received) >= wanted(&header)) continue;
       if (ended) {  // the worker's end lies behind a frame that nothing will release
         atomic_store(&raw->held_for, 0);
-        raw->at_end = true;
+        raw->mover->at_end = true;
         orion_tcp_connection_lost(state);
       }
       break;
     }
     if (result == TCP_FRAME_BAD) {
       orion_tcp_lose_malformed(state, "operations");
-      raw->at_end = true;
+      raw->mover->at_end = true;
       break;
     }
     atomic_store_explicit(&raw->held_for, 0, memory_order_relaxed);
@@ -249,14 +239,14 @@ static bool is_held(const raw_lanes* raw) {
 static bool open_records(raw_lanes* raw) {
   raw_sealed* s = raw->sealed;
   bool any = false;
-  while (!raw->at_end && !is_held(raw) && s->in_end - s->in_first >= ORION_RECORD_HEAD) {
+  while (!raw->mover->at_end && !is_held(raw) && s->in_end - s->in_first >= ORION_RECORD_HEAD) {
     const uint8_t* record = s->in + s->in_first;
     const size_t bytes = orion_record_bytes(record);
     if (bytes && s->in_end - s->in_first < bytes + ORION_RECORD_EXTRA) break;
     if (!bytes || bytes > RAW_IN_BYTES - raw->in_end ||
         !orion_seal_open(&s->in_seal, record, bytes, raw->in + raw->in_end)) {
       orion_tcp_lose_forged(raw->state, "operations");
-      raw->at_end = true;
+      raw->mover->at_end = true;
       break;
     }
     s->in_first += bytes + ORION_RECORD_EXTRA;
@@ -269,7 +259,7 @@ static bool open_records(raw_lanes* raw) {
 static bool receive_sealed(raw_lanes* raw) {
   raw_sealed* s = raw->sealed;
   bool any = open_records(raw);
-  while (!raw->at_end && !is_held(raw)) {
+  while (!raw->mover->at_end && !is_held(raw)) {
     if (s->in_first) {
       memmove(s->in, s->in + s->in_first, s->in_end - s->in_first);
       s->in_end -= s->in_first;
@@ -279,7 +269,7 @@ static bool receive_sealed(raw_lanes* raw) {
     const ssize_t got = recv(raw->ops, s->in + s->in_end, room, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) break;
     if (got <= 0) {
-      raw->at_end = true;
+      raw->mover->at_end = true;
       orion_tcp_connection_lost(raw->state);
       break;
     }
@@ -294,12 +284,12 @@ static bool receive(raw_lanes* raw) {
   if (is_held(raw)) return false;
   bool any = atomic_load_explicit(&raw->held_for, memory_order_relaxed) != 0 && parse(raw);
   if (raw->sealed) any |= receive_sealed(raw);
-  while (!raw->sealed && !raw->at_end && !is_held(raw)) {
+  while (!raw->sealed && !raw->mover->at_end && !is_held(raw)) {
     const size_t room = RAW_IN_BYTES - raw->in_end;
     const ssize_t got = recv(raw->ops, raw->in + raw->in_end, room, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) break;
     if (got <= 0) {
-      raw->at_end = true;
+      raw->mover->at_end = true;
       orion_tcp_connection_lost(raw->state);
       break;
     }
@@ -313,148 +303,25 @@ static bool receive(raw_lanes* raw) {
 
 // ------------------------------------------------------------------------------------------------- one round
 
-static bool move_once(raw_lanes* raw) {
+static bool move_once(tcp_state* state) {
+  raw_lanes* raw = orion_raw_of(state);
+  tcp_mover* m = raw->mover;
   bool any = send_out(raw);
   any |= receive(raw);
+  const raw_delayed* first = raw->delayed_first;
+  m->due_ns = first && !m->blocked && !m->broken ? first->due_ns : UINT64_MAX;
   return any;
 }
 
-static bool has_work(const raw_lanes* raw) {
-  const tcp_state* state = raw->state;
-  const bool out_waits = raw->blocked || raw->at_end || raw->broken || raw->delayed_bytes >= DELAYED_MOST_BYTES;
+static bool has_work(const tcp_state* state) {
+  const raw_lanes* raw = orion_raw_of(state);
+  const tcp_mover* m = raw->mover;
+  const bool out_waits = m->blocked || m->at_end || m->broken || raw->delayed_bytes >= DELAYED_MOST_BYTES;
   if (!out_waits && (has_unsent(raw) || orion_tcp_has_bulk_work(state) || orion_tcp_has_operations(state))) return true;
   return atomic_load_explicit(&raw->held_for, memory_order_relaxed) != 0 && !is_held(raw);
 }
 
-static void set_word(_Atomic uint32_t* word, uint32_t value) {
-  // Producers read it at every push: it is written only where it changes.
-  if (atomic_load_explicit(word, memory_order_relaxed) != value)
-    atomic_store_explicit(word, value, memory_order_relaxed);
-}
-
-static void set_parked(const raw_lanes* raw, uint32_t parked) {
-  const orion_session* session = raw->state->session;
-  set_word(&session->main_ring.control->consumer_parked, parked);
-  set_word(&session->express_ring.control->consumer_parked, parked);
-  if (parked) atomic_thread_fence(memory_order_seq_cst);
-}
-
-// When something that has been sent to an emulated network is due; `otherwise` if nothing is earlier.
-static uint64_t next_due_ns(const raw_lanes* raw, uint64_t otherwise) {
-  const raw_delayed* first = raw->delayed_first;
-  return first && !raw->blocked && !raw->broken && first->due_ns < otherwise ? first->due_ns : otherwise;
-}
-
-static void drain_wakes(const raw_lanes* raw) {
-  uint64_t count = 0;
-  if (read(raw->state->wake_fd, &count, sizeof count) < 0) return;  // nothing there
-}
-
-static struct timespec time_left(uint64_t until_ns) {
-  const uint64_t now_ns = orion_now_ns();
-  const uint64_t left_ns = until_ns > now_ns ? until_ns - now_ns : 0;
-  return (struct timespec){(time_t)(left_ns / 1000000000ull), (long)(left_ns % 1000000000ull)};
-}
-
-// Sleeps until something can be moved, or until_ns.
-static void sleep_moving(raw_lanes* raw, uint64_t until_ns) {
-  const uint64_t due_ns = next_due_ns(raw, until_ns);
-  if (due_ns < until_ns && due_ns < orion_now_ns() + DELAY_SPIN_NS) return;  // a sleep would oversleep
-  set_parked(raw, 1);
-  if (!has_work(raw)) {
-    const short events = (short)((is_held(raw) || raw->at_end ? 0 : POLLIN) | (raw->blocked ? POLLOUT : 0));
-    struct pollfd fds[] = {{raw->state->wake_fd, POLLIN, 0}, {raw->ops, events, 0}};
-    const struct timespec timeout = time_left(due_ns);
-    if (ppoll(fds, raw->at_end ? 1 : 2, &timeout, NULL) > 0 && fds[0].revents) drain_wakes(raw);
-  }
-  set_parked(raw, 0);
-}
-
-// ------------------------------------------------------------------------------------------------- those who wait
-
-static void watch_lane(raw_lanes* raw, bool io_thread_does) {
-  struct epoll_event event = {.events = io_thread_does ? EPOLLIN : 0};
-  epoll_ctl(raw->io_fd, EPOLL_CTL_MOD, raw->all_fd, &event);
-}
-
-// Whoever has moved bytes for itself leaves them to the I/O thread. Where that sleeps, a producer wakes it from here
-// on, and what came meanwhile does so at once.
-static void hand_over(raw_lanes* raw) {
-  if (atomic_load(&raw->io_awake)) {
-    // Pairs with sleep_beside: either it sees that nobody moves, or this sees that it sleeps.
-    atomic_store(&raw->moving, 0);
-    if (atomic_load(&raw->io_awake) || !try_move(raw)) return;
-  }
-  set_parked(raw, 1);
-  const bool work = has_work(raw) || raw->delayed_first || raw->blocked || raw->broken;
-  end_move(raw);
-  const uint64_t one = 1;
-  if (work && write(raw->state->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
-}
-
-enum orion_help orion_tcp_raw_help(orion_session* session, bool (*ready)(void* argument), void* argument,
-                                   uint32_t context, uint64_t spin_until_ns, uint64_t until_ns) {
-  tcp_state* state = session->transport_state;
-  raw_lanes* raw = orion_raw_of(state);
-  if (atomic_load(&state->stop) || !try_move(raw)) return ORION_HELP_BUSY;
-  // A cancelled thread would take `moving` with it.
-  int cancel_state = 0;
-  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
-  bool watched = true;
-  set_parked(raw, 0);
-  enum orion_help result = ORION_HELP_LATER;
-  for (;;) {
-    const bool moved = move_once(raw);
-    if (ready(argument)) {
-      result = ORION_HELP_READY;
-      break;
-    }
-    if (moved && orion_context_error(session, context) != CUDA_SUCCESS) break;
-    if (raw->at_end || atomic_load(&state->stop)) break;
-    if (moved) continue;
-    const uint64_t now_ns = orion_now_ns();
-    if (now_ns >= until_ns) break;
-    if (now_ns < spin_until_ns) {
-      orion_cpu_relax();
-      continue;
-    }
-    if (watched) {
-      watch_lane(raw, false);
-      watched = false;
-    }
-    sleep_moving(raw, until_ns);
-  }
-  if (!watched) watch_lane(raw, true);
-  hand_over(raw);
-  pthread_setcancelstate(cancel_state, NULL);
-  return result;
-}
-
-// ------------------------------------------------------------------------------------------------- the I/O thread
-
-static void sleep_until_needed(raw_lanes* raw) {
-  if (raw->blocked != raw->watches_room) {
-    struct epoll_event event = {.events = EPOLLIN | (raw->blocked ? EPOLLOUT : 0)};
-    epoll_ctl(raw->all_fd, EPOLL_CTL_MOD, raw->ops, &event);
-    raw->watches_room = raw->blocked;
-  }
-  if (is_held(raw)) {  // lane 0 stays readable: only a stripe or a producer ends this
-    sleep_moving(raw, orion_now_ns() + IDLE_NS);
-    end_move(raw);
-    return;
-  }
-  const uint64_t until_ns = next_due_ns(raw, orion_now_ns() + IDLE_NS);
-  set_parked(raw, 1);
-  const bool work = has_work(raw) || atomic_load(&raw->state->stop);
-  atomic_store(&raw->io_awake, work);
-  end_move(raw);
-  if (!work) {
-    struct pollfd fd = {raw->io_fd, POLLIN, 0};
-    const struct timespec timeout = time_left(until_ns);
-    if (ppoll(&fd, 1, &timeout, NULL) > 0) drain_wakes(raw);
-  }
-  atomic_store(&raw->io_awake, true);
-}
+static bool lane_is_held(const tcp_state* state) { return is_held(orion_raw_of(state)); }
 
 // Whether they may be sent or not.
 static bool has_ring_work(const tcp_state* state) {
@@ -469,80 +336,24 @@ static bool is_acknowledged(int fd) {
 
 // A socket that is closed while something lies unread in it is reset, and what it had still to send is gone. Something
 // always may: the worker tells words at any time. So all must have arrived before that.
-static bool is_drained(const raw_lanes* raw) {
-  if (has_unsent(raw) || raw->delayed_first || has_ring_work(raw->state) ||
-      atomic_load(&raw->state->has_client_words) || !orion_tcp_all_sent(raw->state))
+static bool is_drained(tcp_state* state) {
+  const raw_lanes* raw = orion_raw_of(state);
+  if (has_unsent(raw) || raw->delayed_first || has_ring_work(state) || atomic_load(&state->has_client_words) ||
+      !orion_tcp_all_sent(state))
     return false;
-  for (uint32_t i = 0; i < raw->state->stripe_count; i++)
+  for (uint32_t i = 0; i < state->stripe_count; i++)
     if (!is_acknowledged(raw->stripes[i].fd)) return false;
   return is_acknowledged(raw->ops);
 }
 
-// What the program has left behind goes out, for a bounded time. Keeps `moving`.
-static void run_to_the_end(raw_lanes* raw) {
-  tcp_state* state = raw->state;
-  const uint64_t until_ns = orion_now_ns() + TCP_CLOSE_LIMIT_MS * 1000000ull;
-  bool moving = false;
-  while (orion_now_ns() < until_ns && !atomic_load(&state->session->lost)) {
-    moving = moving || try_move(raw);
-    if (!moving || (!move_once(raw) && !is_drained(raw))) {
-      const struct timespec pause = {0, 100000};
-      nanosleep(&pause, NULL);
-      continue;
-    }
-    if (raw->at_end || raw->broken || is_drained(raw)) break;
-  }
-  while (!moving && orion_now_ns() < until_ns) moving = try_move(raw);
-}
+static const tcp_moves moves = {
+    .once = move_once,
+    .has_work = has_work,
+    .is_held = lane_is_held,
+    .is_drained = is_drained,
+};
 
-// Another thread moves the bytes: the I/O thread sleeps until that one hands over, or wakes it.
-static void sleep_beside(raw_lanes* raw) {
-  atomic_store(&raw->io_awake, false);
-  if (atomic_load(&raw->moving)) {
-    struct pollfd fd = {raw->io_fd, POLLIN, 0};
-    (void)poll(&fd, 1, IDLE_NS / 1000000);
-  }
-  atomic_store(&raw->io_awake, true);
-}
-
-static void run(tcp_state* state) {
-  raw_lanes* raw = orion_raw_of(state);
-  const uint64_t spin_ns = orion_impl(state->session)->spin_us * 1000ull;
-  uint64_t busy_at_ns = orion_now_ns();
-  bool was_beside = false;
-  atomic_store(&raw->io_awake, true);
-  prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
-  while (!atomic_load(&state->stop) && !atomic_load(&state->session->lost)) {
-    if (!try_move(raw)) {
-      // Somebody who waits moves the bytes. Programs that wait often are served best by a thread that is awake when
-      // they go on.
-      const bool soon = spin_ns && orion_now_ns() - busy_at_ns < spin_ns;
-      if (soon)
-        orion_cpu_relax();
-      else
-        sleep_beside(raw);
-      was_beside = true;
-      continue;
-    }
-    if (was_beside) busy_at_ns = orion_now_ns();
-    was_beside = false;
-    set_parked(raw, 0);
-    if (move_once(raw)) {
-      busy_at_ns = orion_now_ns();
-      end_move(raw);
-    } else if (spin_ns && orion_now_ns() - busy_at_ns < spin_ns) {
-      // Looks at the rings alone: asking the socket is a system call.
-      for (int i = 0; i < SPIN_LOOKS && !has_work(raw); i++) orion_cpu_relax();
-      end_move(raw);
-      orion_cpu_relax();
-    } else if (next_due_ns(raw, UINT64_MAX) < orion_now_ns() + DELAY_SPIN_NS) {
-      end_move(raw);
-    } else {
-      sleep_until_needed(raw);
-    }
-  }
-  run_to_the_end(raw);
-}
+static void run(tcp_state* state) { (void)orion_mover_run(state); }
 
 // ------------------------------------------------------------------------------------------------- life
 
@@ -552,9 +363,8 @@ static void close_lanes(tcp_state* state) {
   if (raw->ops >= 0) shutdown(raw->ops, SHUT_RDWR);
   orion_stripes_close(raw);
   // Threads that wait may still look at the memory of a session that was open: only its descriptors go.
-  const int fds[] = {raw->ops, raw->io_fd, raw->all_fd};
-  for (int i = 0; i < 3; i++)
-    if (fds[i] >= 0) close(fds[i]);
+  if (raw->ops >= 0) close(raw->ops);
+  orion_mover_close(state);
   if (state->has_thread) return;
   if (raw->sealed) sodium_memzero(raw->sealed, sizeof *raw->sealed);
   free(raw->sealed);
@@ -566,8 +376,8 @@ static void close_lanes(tcp_state* state) {
 
 static void after_fork(tcp_state* state) {
   raw_lanes* raw = orion_raw_of(state);
-  const int fds[] = {raw->ops, raw->io_fd, raw->all_fd};
-  for (int i = 0; i < 3; i++) close(fds[i]);
+  close(raw->ops);
+  orion_mover_close(state);
   for (uint32_t i = 0; i < state->stripe_count; i++) close(raw->stripes[i].fd);
 }
 
@@ -591,7 +401,7 @@ static int start_connection(const struct sockaddr_in* address) {
 static const char* await(int fd, short events, uint64_t deadline_ns) {
   struct pollfd item = {fd, events, 0};
   for (;;) {
-    const struct timespec timeout = time_left(deadline_ns);
+    const struct timespec timeout = orion_time_left(deadline_ns);
     const int count = ppoll(&item, 1, &timeout, NULL);
     if (count > 0) return NULL;
     if (count == 0) return "it did not answer in time";
@@ -670,30 +480,6 @@ static const char* await_welcome(int fd, orion_seal* seal, uint64_t deadline_ns)
   return header.type == ORION_FRAME_CONTROL && header.bytes == 0 ? NULL : "its answer to the token is malformed";
 }
 
-static const char* read_address(const tcp_state* state, const char* endpoint, struct sockaddr_in* address) {
-  char text[320];
-  orion_tcp_resolve(state, "raw", endpoint, text);
-  char* colon = strrchr(text, ':');
-  if (strlen(text) < 7 || colon < text + 6) return "its endpoint is malformed";
-  *colon = 0;
-  const struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM};
-  struct addrinfo* found = NULL;
-  const int error = getaddrinfo(text + 6, colon + 1, &hints, &found);
-  if (error || !found) return gai_strerror(error);
-  memcpy(address, found->ai_addr, sizeof *address);
-  freeaddrinfo(found);
-  return NULL;
-}
-
-static bool make_watches(raw_lanes* raw) {
-  raw->all_fd = epoll_create1(EPOLL_CLOEXEC);
-  raw->io_fd = epoll_create1(EPOLL_CLOEXEC);
-  struct epoll_event event = {.events = EPOLLIN};
-  return raw->all_fd >= 0 && raw->io_fd >= 0 && epoll_ctl(raw->all_fd, EPOLL_CTL_ADD, raw->ops, &event) == 0 &&
-         epoll_ctl(raw->all_fd, EPOLL_CTL_ADD, raw->state->wake_fd, &event) == 0 &&
-         epoll_ctl(raw->io_fd, EPOLL_CTL_ADD, raw->all_fd, &event) == 0;
-}
-
 // Room for the seals of all lanes; they are in use from the greeting on.
 static bool make_seals(raw_lanes* raw, const uint8_t token[32]) {
   const enum orion_cipher cipher = raw->state->cipher;
@@ -728,7 +514,8 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   state->lanes_state = raw;
   state->credit_bytes = ORION_OPS_CREDIT_BYTES;
   raw->state = state;
-  raw->ops = raw->all_fd = raw->io_fd = -1;
+  raw->mover = &state->mover;
+  raw->ops = -1;
   raw->delayed_last = &raw->delayed_first;
   pthread_mutex_init(&raw->arrival_lock, NULL);
   orion_link_set(&raw->link, &state->link_wish);
@@ -738,7 +525,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   if (!raw->in || !raw->out) return "out of memory";
   if (state->cipher != ORION_CIPHER_NONE && !make_seals(raw, token)) return "out of memory";
   struct sockaddr_in address;
-  const char* why = read_address(state, endpoints[0], &address);
+  const char* why = orion_tcp_address(state, "raw", endpoints[0], &address);
   if (why) return why;
   int* fds[1 + ORION_STRIPES_MAX] = {&raw->ops};
   const uint32_t count = 1 + state->stripe_count;
@@ -753,7 +540,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
     const int flags = fcntl(raw->stripes[i].fd, F_GETFL);
     if (flags < 0 || fcntl(raw->stripes[i].fd, F_SETFL, flags & ~O_NONBLOCK) < 0) return strerror(errno);
   }
-  if (!make_watches(raw)) return strerror(errno);
+  if (!orion_mover_open(state, &moves, raw->ops)) return strerror(errno);
   return orion_stripes_start(raw);
 }
 

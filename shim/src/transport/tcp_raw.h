@@ -30,7 +30,7 @@ typedef struct raw_stripe {
   orion_stripe_seal *in, *out;  // NULL: not encrypted
 } raw_stripe;
 
-// Lane 0 where it is encrypted: records as they come, and records for the socket. Under `moving`.
+// Lane 0 where it is encrypted: records as they come, and records for the socket. Of whoever moves the bytes.
 enum { RAW_RECORDS = 4 };
 typedef struct raw_sealed {
   orion_seal in_seal, out_seal;
@@ -40,21 +40,12 @@ typedef struct raw_sealed {
 
 typedef struct raw_lanes {
   tcp_state* state;
+  tcp_mover* mover;  // of `state`
   int ops;
-  // One thread at a time moves bytes: the I/O thread, or one that waits anyway. While the latter does, the I/O thread's
-  // descriptor tells it nothing.
-  _Atomic uint32_t moving;
-  _Atomic bool io_awake;  // the I/O thread will look by itself
-  int all_fd;             // epoll: lane 0 and wake_fd
-  int io_fd;              // epoll: all_fd
-  bool watches_room;      // all_fd also waits for room in lane 0
-  // Under `moving`.
+  // Of whoever moves the bytes.
   uint8_t *out, *in;
   size_t out_first, out_end, in_first, in_end;
   raw_sealed* sealed;  // NULL: not encrypted
-  bool blocked;        // the socket takes no more at present
-  bool broken;         // it takes nothing any more; what it has received is still read
-  bool at_end;         // nothing more is read
   raw_delayed *delayed_first, **delayed_last;
   size_t delayed_bytes;
   orion_link link;

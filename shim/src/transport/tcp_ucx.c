@@ -1,29 +1,16 @@
-// Lanes over UCX (RDMA where the machine has it): life, and who moves the bytes. As over plain sockets, whoever holds
-// `moving` does: a thread that waits for something moves them itself, the I/O thread does it for programs that do not
-// wait. UCX is called under `moving` alone.
+// Lanes over UCX (RDMA where the machine has it): life. UCX is called by whoever moves the bytes alone (tcp_mover.h).
 #define _GNU_SOURCE
 #include "tcp_ucx.h"
 
-#include <errno.h>
-#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "../session/futex.h"
 #include "../session/internal.h"
 
-enum { IDLE_NS = 100000000, SPIN_LOOKS = 32, PROGRESS_MOST = 64 };
-
-static bool try_move(ucx_lanes* ucx) {
-  return atomic_load_explicit(&ucx->moving, memory_order_relaxed) == 0 &&
-         atomic_exchange_explicit(&ucx->moving, 1, memory_order_acquire) == 0;
-}
-
-static void end_move(ucx_lanes* ucx) { atomic_store_explicit(&ucx->moving, 0, memory_order_release); }
+enum { IDLE_NS = 100000000, CLOSE_LIMIT_NS = 250000000, PROGRESS_MOST = 64 };
 
 // ------------------------------------------------------------------------------------------------- one round
 
@@ -36,214 +23,73 @@ static bool progress(ucx_lanes* ucx) {
 }
 
 static void tell_loss(ucx_lanes* ucx) {
-  if (!ucx->broken || ucx->at_end) return;
-  ucx->at_end = true;
+  if (!ucx->mover->broken || ucx->mover->at_end) return;
+  ucx->mover->at_end = true;
   orion_tcp_connection_lost_since(ucx->state, ucx->link.api.status_string(ucx->fault));
 }
 
-static bool move_once(ucx_lanes* ucx) {
+static bool move_once(tcp_state* state) {
+  ucx_lanes* ucx = orion_ucx_of(state);
   bool any = orion_ucx_send_out(ucx);
   const bool moved = progress(ucx);
   tell_loss(ucx);
-  if (moved) orion_wake_clients(ucx->state->session);
+  if (moved) orion_wake_clients(state->session);
   return any || moved;
 }
 
-static void set_word(_Atomic uint32_t* word, uint32_t value) {
-  // Producers read it at every push: it is written only where it changes.
-  if (atomic_load_explicit(word, memory_order_relaxed) != value)
-    atomic_store_explicit(word, value, memory_order_relaxed);
-}
+static bool has_work(const tcp_state* state) { return orion_ucx_can_send(orion_ucx_of(state)); }
 
-static void set_parked(const ucx_lanes* ucx, uint32_t parked) {
-  const orion_session* session = ucx->state->session;
-  set_word(&session->main_ring.control->consumer_parked, parked);
-  set_word(&session->express_ring.control->consumer_parked, parked);
-  if (parked) atomic_thread_fence(memory_order_seq_cst);
-}
-
-static void drain_wakes(const ucx_lanes* ucx) {
-  uint64_t count = 0;
-  if (read(ucx->state->wake_fd, &count, sizeof count) < 0) return;  // nothing there
-}
-
-static struct timespec time_left(uint64_t until_ns) {
-  const uint64_t now_ns = orion_now_ns();
-  const uint64_t left_ns = until_ns > now_ns ? until_ns - now_ns : 0;
-  return (struct timespec){(time_t)(left_ns / 1000000000ull), (long)(left_ns % 1000000000ull)};
-}
-
-// Sleeps until something can be moved, or until_ns.
-static void sleep_moving(ucx_lanes* ucx, uint64_t until_ns) {
-  set_parked(ucx, 1);
-  if (!orion_ucx_can_send(ucx) && !orion_ucx_busy(&ucx->link, &ucx->events)) {
-    struct pollfd fds[] = {{ucx->state->wake_fd, POLLIN, 0}, {ucx->link.efd, POLLIN, 0}};
-    const struct timespec timeout = time_left(until_ns);
-    if (ppoll(fds, 2, &timeout, NULL) > 0 && fds[0].revents) drain_wakes(ucx);
-  }
-  set_parked(ucx, 0);
-}
-
-// ------------------------------------------------------------------------------------------------- those who wait
-
-static void watch_lane(ucx_lanes* ucx, bool io_thread_does) {
-  struct epoll_event event = {.events = io_thread_does ? EPOLLIN : 0};
-  epoll_ctl(ucx->io_fd, EPOLL_CTL_MOD, ucx->all_fd, &event);
-}
-
-// Whoever has moved bytes for itself leaves them to the I/O thread. Where that sleeps, a producer or UCX wakes it from
-// here on, and what came meanwhile does so at once.
-static void hand_over(ucx_lanes* ucx) {
-  if (atomic_load(&ucx->io_awake)) {
-    // Pairs with sleep_beside: either it sees that nobody moves, or this sees that it sleeps.
-    atomic_store(&ucx->moving, 0);
-    if (atomic_load(&ucx->io_awake) || !try_move(ucx)) return;
-  }
-  set_parked(ucx, 1);
-  const bool work = orion_ucx_can_send(ucx) || orion_ucx_busy(&ucx->link, &ucx->events) || ucx->broken;
-  end_move(ucx);
-  const uint64_t one = 1;
-  if (work && write(ucx->state->wake_fd, &one, sizeof one) < 0) return;  // full: it is awake anyway
-}
-
-enum orion_help orion_tcp_ucx_help(orion_session* session, bool (*ready)(void* argument), void* argument,
-                                   uint32_t context, uint64_t spin_until_ns, uint64_t until_ns) {
-  tcp_state* state = session->transport_state;
+static bool may_sleep(tcp_state* state) {
   ucx_lanes* ucx = orion_ucx_of(state);
-  if (atomic_load(&state->stop) || !try_move(ucx)) return ORION_HELP_BUSY;
-  // A cancelled thread would take `moving` with it.
-  int cancel_state = 0;
-  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
-  bool watched = true;
-  set_parked(ucx, 0);
-  enum orion_help result = ORION_HELP_LATER;
-  for (;;) {
-    const bool moved = move_once(ucx);
-    if (ready(argument)) {
-      result = ORION_HELP_READY;
-      break;
-    }
-    if (moved && orion_context_error(session, context) != CUDA_SUCCESS) break;
-    if (ucx->at_end || atomic_load(&state->stop)) break;
-    if (moved) continue;
-    const uint64_t now_ns = orion_now_ns();
-    if (now_ns >= until_ns) break;
-    if (now_ns < spin_until_ns) {
-      orion_cpu_relax();
-      continue;
-    }
-    if (watched) {
-      watch_lane(ucx, false);
-      watched = false;
-    }
-    sleep_moving(ucx, until_ns);
-  }
-  if (!watched) watch_lane(ucx, true);
-  hand_over(ucx);
-  pthread_setcancelstate(cancel_state, NULL);
-  return result;
+  return !orion_ucx_busy(&ucx->link, &ucx->events);
 }
 
-// ------------------------------------------------------------------------------------------------- the I/O thread
-
-static void sleep_until_needed(ucx_lanes* ucx) {
-  set_parked(ucx, 1);
-  const bool work =
-      orion_ucx_can_send(ucx) || atomic_load(&ucx->state->stop) || orion_ucx_busy(&ucx->link, &ucx->events);
-  atomic_store(&ucx->io_awake, work);
-  end_move(ucx);
-  if (!work) {
-    struct pollfd fd = {ucx->io_fd, POLLIN, 0};
-    if (poll(&fd, 1, IDLE_NS / 1000000) > 0) drain_wakes(ucx);
-  }
-  atomic_store(&ucx->io_awake, true);
-}
-
-// Another thread moves the bytes: the I/O thread sleeps until that one hands over, or wakes it.
-static void sleep_beside(ucx_lanes* ucx) {
-  atomic_store(&ucx->io_awake, false);
-  if (atomic_load(&ucx->moving)) {
-    struct pollfd fd = {ucx->io_fd, POLLIN, 0};
-    (void)poll(&fd, 1, IDLE_NS / 1000000);
-  }
-  atomic_store(&ucx->io_awake, true);
-}
-
-static bool is_drained(const ucx_lanes* ucx) {
-  tcp_state* state = ucx->state;
+static bool is_drained(tcp_state* state) {
+  const ucx_lanes* ucx = orion_ucx_of(state);
   return ucx->slots_busy == 0 && ucx->pieces_busy == 0 && !state->main_batch.bytes && !state->express_batch.bytes &&
          !orion_ring_ready(state->session->main_ring, state->main_position) &&
          !orion_ring_ready(state->session->express_ring, state->express_position) &&
          !atomic_load(&state->has_client_words) && orion_tcp_all_sent(state);
 }
 
+static const tcp_moves moves = {
+    .once = move_once,
+    .has_work = has_work,
+    .may_sleep = may_sleep,
+    .is_drained = is_drained,
+};
+
 static void pause_briefly(void) {
   const struct timespec pause = {0, 100000};
   nanosleep(&pause, NULL);
 }
 
-// Closes the endpoints. Not by force, what was sent arrives first, until `until_ns`.
-static void close_eps(ucx_lanes* ucx, bool force, uint64_t until_ns) {
+// Closes the endpoints. Not by force, what was sent arrives first. False: UCX has not let go of all of them in time,
+// and must be left as it is: it ends the process that destroys a worker whose endpoints have something left to do.
+static bool close_eps(ucx_lanes* ucx, bool force) {
+  const uint64_t until_ns = orion_now_ns() + CLOSE_LIMIT_NS;
+  bool all = !force || !ucx->state->has_thread;
   void* requests[1 + ORION_STRIPES_MAX] = {NULL};
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     if (ucx->eps[i]) requests[i] = orion_ucx_close_ep(&ucx->link, ucx->eps[i], force);
     ucx->eps[i] = NULL;
   }
-  ucx->broken = true;
+  ucx->mover->broken = true;
   for (uint32_t i = 0; i <= ORION_STRIPES_MAX; i++) {
     while (requests[i] && ucx->link.api.request_check_status(requests[i]) == ORION_UCS_INPROGRESS &&
            orion_now_ns() < until_ns)
       if (!ucx->link.api.worker_progress(ucx->link.worker)) pause_briefly();
-    if (requests[i]) ucx->link.api.request_free(requests[i]);
+    if (!requests[i]) continue;
+    all &= ucx->link.api.request_check_status(requests[i]) != ORION_UCS_INPROGRESS;
+    ucx->link.api.request_free(requests[i]);
   }
-}
-
-// What the program has left behind goes out, for a bounded time. Keeps `moving`: true when it has it.
-static bool run_to_the_end(ucx_lanes* ucx) {
-  const uint64_t until_ns = orion_now_ns() + TCP_CLOSE_LIMIT_MS * 1000000ull;
-  bool moving = false;
-  while (orion_now_ns() < until_ns && !atomic_load(&ucx->state->session->lost)) {
-    moving = moving || try_move(ucx);
-    if (moving && (ucx->broken || ucx->at_end || is_drained(ucx))) break;
-    if (!moving || !move_once(ucx)) pause_briefly();
-  }
-  while (!moving && orion_now_ns() < until_ns) moving = try_move(ucx);
-  if (moving) close_eps(ucx, ucx->broken, until_ns);
-  return moving;
+  return all && ucx->slots_busy == 0 && ucx->pieces_busy == 0 && ucx->receive_count == 0;
 }
 
 static void run(tcp_state* state) {
   ucx_lanes* ucx = orion_ucx_of(state);
-  const uint64_t spin_ns = orion_impl(state->session)->spin_us * 1000ull;
-  uint64_t busy_at_ns = orion_now_ns();
-  bool was_beside = false;
-  atomic_store(&ucx->io_awake, true);
-  prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
-  while (!atomic_load(&state->stop) && !atomic_load(&state->session->lost)) {
-    if (!try_move(ucx)) {
-      const bool soon = spin_ns && orion_now_ns() - busy_at_ns < spin_ns;
-      if (soon)
-        orion_cpu_relax();
-      else
-        sleep_beside(ucx);
-      was_beside = true;
-      continue;
-    }
-    if (was_beside) busy_at_ns = orion_now_ns();
-    was_beside = false;
-    set_parked(ucx, 0);
-    if (move_once(ucx)) {
-      busy_at_ns = orion_now_ns();
-      end_move(ucx);
-    } else if (spin_ns && orion_now_ns() - busy_at_ns < spin_ns) {
-      for (int i = 0; i < SPIN_LOOKS && !orion_ucx_can_send(ucx); i++) orion_cpu_relax();
-      end_move(ucx);
-      orion_cpu_relax();
-    } else {
-      sleep_until_needed(ucx);
-    }
-  }
-  if (!run_to_the_end(ucx)) ucx->link.worker = NULL;  // somebody is inside UCX still: it is left as it is
+  // Where somebody is inside UCX still it is left as it is, too.
+  if (!orion_mover_run(state) || !close_eps(ucx, ucx->mover->broken)) ucx->link.worker = NULL;
 }
 
 // ------------------------------------------------------------------------------------------------- life
@@ -255,14 +101,12 @@ static void close_lanes(tcp_state* state) {
   pthread_mutex_lock(&state->lock);
   pthread_cond_broadcast(&state->in_place_ended);
   pthread_mutex_unlock(&state->lock);
-  if (ucx->link.worker) {
-    close_eps(ucx, true, orion_now_ns() + TCP_CLOSE_LIMIT_MS * 1000000ull);
-    orion_ucx_close(&ucx->link);
-  }
-  if (ucx->io_fd >= 0) close(ucx->io_fd);
-  if (ucx->all_fd >= 0) close(ucx->all_fd);
+  // The I/O thread has closed them where there was one.
+  const bool is_left = ucx->link.worker && !state->has_thread && !close_eps(ucx, true);
+  if (ucx->link.worker && !is_left) orion_ucx_close(&ucx->link);
+  orion_mover_close(state);
   // Threads that wait may still look at the memory of a session that was open.
-  if (state->has_thread) return;
+  if (state->has_thread || is_left) return;
   orion_ucx_free_frames(ucx);
   free(ucx);
   state->lanes_state = NULL;
@@ -271,8 +115,7 @@ static void close_lanes(tcp_state* state) {
 static void after_fork(tcp_state* state) {
   ucx_lanes* ucx = orion_ucx_of(state);
   for (uint32_t i = 0; i < ucx->fd_count; i++) close(ucx->fds[i]);
-  close(ucx->io_fd);
-  close(ucx->all_fd);
+  orion_mover_close(state);
 }
 
 // Connections to the worker's host and RDMA devices that this process has: (count, at most UCX_FDS).
@@ -311,28 +154,13 @@ static void note_fds(ucx_lanes* ucx, const struct sockaddr_in* server, const int
 static void on_error(void* argument, void* ep, orion_ucs_status status) {
   ucx_lanes* ucx = argument;
   (void)ep;
-  ucx->broken = true;
+  ucx->mover->broken = true;
   if (ucx->fault == ORION_UCS_OK) ucx->fault = status;
   ucx->events++;
 }
 
 static void on_log(int level, const char* line) {
   orion_log(level == ORION_UCS_LOG_ERROR ? ORION_LOG_INFO : ORION_LOG_DEBUG, "UCX: %s", line);
-}
-
-static const char* read_address(const tcp_state* state, const char* endpoint, struct sockaddr_in* address) {
-  char text[320];
-  orion_tcp_resolve(state, "ucx", endpoint, text);
-  char* colon = strrchr(text, ':');
-  if (strlen(text) < 7 || colon < text + 6) return "its endpoint is malformed";
-  *colon = 0;
-  const struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM};
-  struct addrinfo* found = NULL;
-  const int error = getaddrinfo(text + 6, colon + 1, &hints, &found);
-  if (error || !found) return gai_strerror(error);
-  memcpy(address, found->ai_addr, sizeof *address);
-  freeaddrinfo(found);
-  return NULL;
 }
 
 static const char* connect_lane(ucx_lanes* ucx, uint32_t lane, const struct sockaddr_in* address) {
@@ -366,24 +194,16 @@ static const char* connect_lane(ucx_lanes* ucx, uint32_t lane, const struct sock
 static const char* await_welcome(ucx_lanes* ucx, uint64_t deadline_ns) {
   const uint32_t all = (2u << ucx->state->stripe_count) - 1;
   while ((ucx->greeted & all) != all) {
-    if (ucx->broken) return orion_ucx_why(&ucx->link, "the worker cannot be reached, or refused the token", ucx->fault);
+    if (ucx->mover->broken)
+      return orion_ucx_why(&ucx->link, "the worker cannot be reached, or refused the token", ucx->fault);
     const uint64_t now_ns = orion_now_ns();
     if (now_ns >= deadline_ns) return "the worker did not answer the token in time";
     if (ucx->link.api.worker_progress(ucx->link.worker) || orion_ucx_busy(&ucx->link, &ucx->events)) continue;
     struct pollfd fd = {ucx->link.efd, POLLIN, 0};
-    const struct timespec timeout = time_left(deadline_ns < now_ns + IDLE_NS ? deadline_ns : now_ns + IDLE_NS);
+    const struct timespec timeout = orion_time_left(deadline_ns < now_ns + IDLE_NS ? deadline_ns : now_ns + IDLE_NS);
     (void)ppoll(&fd, 1, &timeout, NULL);
   }
   return NULL;
-}
-
-static bool make_watches(ucx_lanes* ucx) {
-  ucx->all_fd = epoll_create1(EPOLL_CLOEXEC);
-  ucx->io_fd = epoll_create1(EPOLL_CLOEXEC);
-  struct epoll_event event = {.events = EPOLLIN};
-  return ucx->all_fd >= 0 && ucx->io_fd >= 0 && epoll_ctl(ucx->all_fd, EPOLL_CTL_ADD, ucx->link.efd, &event) == 0 &&
-         epoll_ctl(ucx->all_fd, EPOLL_CTL_ADD, ucx->state->wake_fd, &event) == 0 &&
-         epoll_ctl(ucx->io_fd, EPOLL_CTL_ADD, ucx->all_fd, &event) == 0;
 }
 
 static const char* open_lanes(tcp_state* state, const char* const endpoints[2], const uint8_t token[32],
@@ -394,7 +214,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   state->credit_bytes = ORION_OPS_CREDIT_BYTES;
   state->mover_stripes = true;
   ucx->state = state;
-  ucx->all_fd = ucx->io_fd = -1;
+  ucx->mover = &state->mover;
   orion_ucx_token(token, ucx->token);
   ucx->cookie = orion_ucx_cookie(ucx->token);
   for (uint32_t i = 0; i < ORION_UCX_IN_FLIGHT; i++) ucx->pieces[i].ucx = ucx;
@@ -405,7 +225,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
     ucx->slots[i]->busy = false;
   }
   struct sockaddr_in address;
-  const char* why = read_address(state, endpoints[0], &address);
+  const char* why = orion_tcp_address(state, "ucx", endpoints[0], &address);
   if (why) return why;
   char text[INET_ADDRSTRLEN] = "";
   (void)inet_ntop(AF_INET, &address.sin_addr, text, sizeof text);
@@ -419,7 +239,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   for (uint32_t i = 0; i <= state->stripe_count && !why; i++) why = connect_lane(ucx, i, &address);
   if (!why) why = await_welcome(ucx, deadline_ns);
   if (!why) orion_ucx_confirm(ucx);
-  if (!why && !make_watches(ucx)) why = "out of descriptors";
+  if (!why && !orion_mover_open(state, &moves, ucx->link.efd)) why = "out of descriptors";
   if (why) return why;
   note_fds(ucx, &address, before, before_count);
   orion_ucx_describe(&ucx->link, ucx->eps[0], ucx->carriers, sizeof ucx->carriers);

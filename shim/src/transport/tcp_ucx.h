@@ -1,4 +1,4 @@
-// Lanes that are UCX endpoints: what tcp_ucx.c (life, and who moves the bytes) and tcp_ucx_frames.c (frames) share.
+// Lanes that are UCX endpoints: what tcp_ucx.c (life) and tcp_ucx_frames.c (frames) share.
 #ifndef ORION_SHIM_TCP_UCX_H
 #define ORION_SHIM_TCP_UCX_H
 
@@ -50,20 +50,16 @@ typedef struct ucx_held {
 
 typedef struct ucx_lanes {
   tcp_state* state;
+  tcp_mover* mover;  // of `state`
   orion_ucx_link link;
   uint64_t cookie;
   uint8_t token[32];
   orion_ucx_head greetings[1 + ORION_STRIPES_MAX];
   void* eps[1 + ORION_STRIPES_MAX];
   char carriers[160];  // what UCX has chosen for lane 0
-  // As in tcp_raw.h.
-  _Atomic uint32_t moving;
-  _Atomic bool io_awake;
-  int all_fd, io_fd;
-  // Under `moving`. `events`: calls of UCX into here that changed something.
+  // Of whoever moves the bytes. `events`: calls of UCX into here that changed something.
   uint64_t events;
   uint32_t greeted;  // bits: lanes that the worker has welcomed
-  bool broken, at_end;
   orion_ucs_status fault;
   uint64_t order_out, order_in;
   ucx_slot* slots[UCX_SLOTS];

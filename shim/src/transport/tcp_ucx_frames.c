@@ -1,5 +1,5 @@
 // Frames over UCX: lane 0 in the order in which the worker sent it, large pieces by rendezvous from and to the arena.
-// All of it under `moving`.
+// All of it is of whoever moves the bytes.
 #define _GNU_SOURCE
 #include <string.h>
 
@@ -7,17 +7,17 @@
 #include "tcp_ucx.h"
 
 static void fail(ucx_lanes* ucx, orion_ucs_status status) {
-  ucx->broken = true;
+  ucx->mover->broken = true;
   if (ucx->fault == ORION_UCS_OK) ucx->fault = status;
 }
 
 static void lose_malformed(ucx_lanes* ucx, const char* lane) {
-  ucx->at_end = true;
+  ucx->mover->at_end = true;
   orion_tcp_lose_malformed(ucx->state, lane);
 }
 
 static void lose_memory(ucx_lanes* ucx) {
-  ucx->at_end = true;
+  ucx->mover->at_end = true;
   orion_session_lose(ucx->state->session, CUDA_ERROR_OUT_OF_MEMORY, "this process is out of memory");
 }
 
@@ -101,7 +101,7 @@ static bool send_bulk(ucx_lanes* ucx) {
   tcp_state* state = ucx->state;
   bool any = false;
   tcp_range piece;
-  while (!ucx->broken && !ucx->at_end && atomic_load(&state->has_bulk)) {
+  while (!ucx->mover->broken && !ucx->mover->at_end && atomic_load(&state->has_bulk)) {
     if (ucx->pieces_busy < ORION_UCX_IN_FLIGHT && send_piece(ucx)) {
       any = true;
       continue;
@@ -119,7 +119,7 @@ static bool send_bulk(ucx_lanes* ucx) {
 
 static bool send_batch(ucx_lanes* ucx, tcp_batch* batch, uint16_t type) {
   ucx_slot* slot = batch->bytes ? free_slot(ucx) : NULL;
-  if (!slot || ucx->broken) return false;
+  if (!slot || ucx->mover->broken) return false;
   const orion_frame frame = {.type = type, .bytes = batch->bytes};
   memcpy(slot->body, batch->body, batch->bytes);
   batch->bytes = 0;
@@ -140,7 +140,7 @@ static bool send_client_words(ucx_lanes* ucx) {
   orion_word_update updates[64];
   uint32_t count = 0, group = 0;
   bool any = false;
-  while (!ucx->broken && (count = orion_tcp_take_client_words(ucx->state, &group, updates)) != 0) {
+  while (!ucx->mover->broken && (count = orion_tcp_take_client_words(ucx->state, &group, updates)) != 0) {
     ucx_slot* slot = free_slot(ucx);
     if (!slot) {
       orion_tcp_return_client_words(ucx->state, updates, count);
@@ -155,7 +155,7 @@ static bool send_client_words(ucx_lanes* ucx) {
 }
 
 bool orion_ucx_send_out(ucx_lanes* ucx) {
-  if (ucx->broken || ucx->at_end) return false;
+  if (ucx->mover->broken || ucx->mover->at_end) return false;
   bool any = send_bulk(ucx);
   any |= send_operations(ucx);
   if (atomic_load(&ucx->state->has_client_words)) any |= send_client_words(ucx);
@@ -164,7 +164,7 @@ bool orion_ucx_send_out(ucx_lanes* ucx) {
 
 bool orion_ucx_can_send(const ucx_lanes* ucx) {
   const tcp_state* state = ucx->state;
-  if (ucx->broken || ucx->at_end || ucx->slots_busy == UCX_SLOTS) return false;
+  if (ucx->mover->broken || ucx->mover->at_end || ucx->slots_busy == UCX_SLOTS) return false;
   if (state->main_batch.bytes || state->express_batch.bytes || orion_tcp_has_operations(state)) return true;
   // While pieces are on their way, the end of one of them is what makes room.
   return atomic_load(&state->has_client_words) ||
@@ -225,7 +225,7 @@ static void take_lane_0(ucx_lanes* ucx, const orion_ucx_head* head, const uint8_
 }
 
 static void take_held(ucx_lanes* ucx) {
-  while (ucx->held && ucx->held->order == ucx->order_in + 1 && !ucx->at_end) {
+  while (ucx->held && ucx->held->order == ucx->order_in + 1 && !ucx->mover->at_end) {
     ucx_held* first = ucx->held;
     const enum tcp_frame_result result = take_frame(ucx, &first->frame, first->body);
     if (result == TCP_FRAME_HOLD) return;
@@ -236,7 +236,7 @@ static void take_held(ucx_lanes* ucx) {
     ucx->held_bytes -= first->frame.bytes;
     free(first);
   }
-  if (ucx->held && ucx->held->order <= ucx->order_in && !ucx->at_end) lose_malformed(ucx, "operations");
+  if (ucx->held && ucx->held->order <= ucx->order_in && !ucx->mover->at_end) lose_malformed(ucx, "operations");
 }
 
 // ------------------------------------------------------------------------------------------------- large pieces
@@ -272,13 +272,16 @@ static void received(void* request, orion_ucs_status status, size_t bytes, void*
   if (request) ucx->link.api.request_free(request);
 }
 
-// Marks the place as being written. False: it is not plain memory, or too many are.
-static bool take_place(ucx_receive* receive) {
+enum place { PLACE_TAKEN, PLACE_LATER, PLACE_BOUNCE };
+
+// Marks the place as being written. LATER: as many as may be are already; BOUNCE: it is not plain memory.
+static enum place take_place(ucx_receive* receive) {
   tcp_state* state = receive->ucx->state;
   const uint64_t first = receive->frame.a, end = first + receive->frame.bytes;
   receive->in_place = -1;
   pthread_mutex_lock(&state->lock);
-  if (orion_tcp_is_plain(state, first, end)) {
+  const bool is_plain = orion_tcp_is_plain(state, first, end);
+  if (is_plain) {
     for (uint32_t i = 0; i < ORION_STRIPES_MAX && receive->in_place < 0; i++)
       if (state->in_place[i].end == 0) receive->in_place = (int)i;
     if (receive->in_place >= 0) {
@@ -287,15 +290,19 @@ static bool take_place(ucx_receive* receive) {
     }
   }
   pthread_mutex_unlock(&state->lock);
-  if (receive->in_place >= 0) receive->ucx->in_place_count++;
-  return receive->in_place >= 0;
+  if (!is_plain) return PLACE_BOUNCE;
+  if (receive->in_place < 0) return PLACE_LATER;
+  receive->ucx->in_place_count++;
+  return PLACE_TAKEN;
 }
 
 static void start_receive(ucx_receive* receive) {
   ucx_lanes* ucx = receive->ucx;
   uint8_t* to = ucx->state->session->host_base + receive->frame.a;
+  const enum place place = take_place(receive);
+  if (place == PLACE_LATER) return;
   receive->state = UCX_RUNNING;
-  if (!take_place(receive)) {
+  if (place == PLACE_BOUNCE) {
     to = receive->bounce = malloc(receive->frame.bytes);
     if (!to) {
       lose_memory(ucx);
@@ -313,9 +320,10 @@ static bool is_turn(const ucx_receive* receive, uint64_t sequence_received) {
 }
 
 static orion_ucs_status take_offer(ucx_lanes* ucx, const orion_frame* frame, void* descriptor) {
-  if (ucx->at_end || ucx->receive_count == UCX_RECEIVES || !orion_stripe_frame_ok(frame, ORION_HOST_ARENA_BYTES) ||
+  if (ucx->mover->at_end || ucx->receive_count == UCX_RECEIVES ||
+      !orion_stripe_frame_ok(frame, ORION_HOST_ARENA_BYTES) ||
       frame->sequence <= atomic_load(&ucx->state->sequence_received)) {
-    if (!ucx->at_end) lose_malformed(ucx, "bulk");
+    if (!ucx->mover->at_end) lose_malformed(ucx, "bulk");
     return ORION_UCS_OK;
   }
   ucx_receive* receive = ucx->receives;
@@ -332,9 +340,9 @@ void orion_ucx_take_due(ucx_lanes* ucx) {
     if (ucx->held) take_held(ucx);
     if (!ucx->receive_count) continue;
     const uint64_t sequence_received = atomic_load(&ucx->state->sequence_received);
-    for (uint32_t i = 0; i < UCX_RECEIVES && !ucx->broken && !ucx->at_end; i++)
+    for (uint32_t i = 0; i < UCX_RECEIVES && !ucx->mover->broken && !ucx->mover->at_end; i++)
       if (is_turn(&ucx->receives[i], sequence_received)) start_receive(&ucx->receives[i]);
-  } while (ucx->events != before && !ucx->at_end);
+  } while (ucx->events != before && !ucx->mover->at_end);
 }
 
 // ------------------------------------------------------------------------------------------------- messages
@@ -349,7 +357,7 @@ orion_ucs_status orion_ucx_take(void* argument, const void* header, size_t heade
   if (param->attr & ORION_UCP_AM_RECV_RNDV) return take_offer(ucx, &head.frame, data);
   if (head.frame.type == ORION_FRAME_CONTROL) {
     if (lane <= ucx->state->stripe_count) ucx->greeted |= 1u << lane;
-  } else if (lane == 0 && !ucx->at_end) {
+  } else if (lane == 0 && !ucx->mover->at_end) {
     take_lane_0(ucx, &head, data);
   }
   return ORION_UCS_OK;
