@@ -149,7 +149,8 @@ class Asker:
             return ""
         scores = await self._post("prioritize", body)
         self.took_s.append(time.perf_counter() - began_s)
-        return str(max(scores, key=lambda entry: entry["Score"])["Host"])
+        # 0 for nodes that are not named, as for kube-scheduler.
+        return str(max(scores, key=lambda entry: entry["Score"])["Host"] if scores else told["NodeNames"][0])
 
     async def bind(self, pod: dict[str, Any], node: str) -> bool:
         told = pod["metadata"]

@@ -152,7 +152,7 @@ def test_whole_nodes_where_the_cache_is_off(tmp_path: Path) -> None:
         status, told = await w.post("filter", {"Pod": item, "Nodes": nodes, "NodeNames": None})
         assert status == 200 and told == {"Nodes": nodes}
         status, told = await w.post("prioritize", {"pod": item, "nodes": nodes, "nodenames": None})
-        assert status == 200 and {entry["Host"]: entry["Score"] for entry in told} == {"gpu-1": 10, "cpu-1": 0}
+        assert status == 200 and {entry["Host"]: entry["Score"] for entry in told} == {"gpu-1": 10}
 
     go(tmp_path, TWO, body, runs=False)
 
