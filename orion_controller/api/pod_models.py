@@ -41,7 +41,8 @@ class PodContainer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class PodWish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All of a pod's vGPUs, or none. Asked for again it stays as it is, and `ttl_s` begins anew (0: until released).
     `candidates`: nodes that it may run on, its vGPUs go near one of them where there is room; `node`: where it will
-    run, they move there if they can. `cluster`: which one the pod is in, for who compares them with its pods later. `check`: nothing is reserved, only whether it could ever be."""
+    run, they move there if they can. `cluster`: which one the pod is in, for who compares them with its pods later.
+    `check`: nothing is reserved, only whether it could ever be."""
 
     uid: Name
     namespace: Name

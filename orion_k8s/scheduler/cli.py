@@ -79,8 +79,12 @@ def main_options(
         str, typer.Option(metavar="NAME", help="Of the token that the webhook adds to pods; empty: it adds none.")
     ] = AUDIENCE,
     cluster_id: Annotated[
-        str, typer.Option(envvar="ORION_CLUSTER_ID", metavar="NAME", help="Tells this cluster from the controller's "
-                          "others; empty: the uid of its namespace kube-system.")
+        str,
+        typer.Option(
+            envvar="ORION_CLUSTER_ID",
+            metavar="NAME",
+            help="Tells this cluster from the controller's others; empty: the uid of its namespace kube-system.",
+        ),
     ] = "",
     reserve_s: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, max=3600, help="vGPUs wait so long for their pod to be bound.")

@@ -59,8 +59,8 @@ def mutate(pod: Object, options: Options | None = None) -> Verdict:
     spec = pod["spec"]
     if options.audience:
         _add_token_volume(patch, spec, options)
-    for path, container in with_claims:
-        _add_token(patch, container, path)
+    for path, claiming in with_claims:
+        _add_token(patch, claiming, path)
     if verdict.ask is None:
         return verdict
     name = spec.get("schedulerName") or "default-scheduler"

@@ -43,7 +43,7 @@ def test_another_clusters_pods_stay_and_the_own_ones_that_are_gone_go(tmp_path: 
                     assert not reconciler._gone  # each knows one of the two only
                 assert set(w.held()) == {"mine", "theirs"}
                 # A pod that was deleted while nobody watched is found by comparing, in its own cluster.
-                other.reconciler._ends = lambda uid, reason: other.reconciler.seen.pop(uid, None)  # type: ignore[method-assign]
+                other.reconciler._ends = lambda uid, reason: other.reconciler.seen.pop(uid, None)  # type: ignore[method-assign, assignment]
                 other_api.remove(PODS, "default/theirs")
                 await w.until(lambda: set(w.held()) == {"mine"})
             finally:

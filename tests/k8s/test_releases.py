@@ -9,7 +9,6 @@ from orion_server.pool_link import Command
 from tests.k8s.scheduler_world import PODS, World, go, vgpu_pod
 from wire import pool as wire
 
-
 STUCK = [f"stuck-{number}" for number in range(6)]  # one after the other they would take the controller 30 s
 
 
@@ -32,7 +31,7 @@ def test_programs_that_do_not_end_keep_no_other_pods_vgpus(tmp_path: Path) -> No
                 await lets_go.wait()
             await ends(order)
 
-        server.command = command  # type: ignore[method-assign]
+        server.command = command  # type: ignore[method-assign, assignment]
         for name in (*STUCK, "last"):
             w.api.remove(PODS, f"default/{name}")
         await w.until(lambda: set(w.held()) == set(STUCK))
