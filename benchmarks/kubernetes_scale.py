@@ -149,6 +149,7 @@ class Asker:
             return ""
         scores = await self._post("prioritize", body)
         self.took_s.append(time.perf_counter() - began_s)
+        # 0 for nodes that are not named, as for kube-scheduler.
         return str(max(scores, key=lambda entry: entry["Score"])["Host"] if scores else told["NodeNames"][0])
 
     async def bind(self, pod: dict[str, Any], node: str) -> bool:

@@ -132,6 +132,8 @@ class Allocator:
         self._open = np.zeros(0, np.bool_)  # takes new vGPUs
         self._order = np.zeros(0, np.int64)  # rank by node name and ordinal, once it is needed
         self._node_order = np.zeros(0, np.int64)  # rank of node numbers by name, made with it
+        self._node_free_mib = np.zeros(0, np.int64)  # sums over a node's GPUs, by node number: true while it is ranked
+        self._node_free_ratio = np.zeros(0, np.int64)
         self._is_ranked = True
         self._placements: dict[int, Placement] = {}
         self._usage: dict[str, _Usage] = {}
@@ -350,7 +352,12 @@ class Allocator:
         self._node_order[sorted(range(len(self._node_names)), key=self._node_names.__getitem__)] = np.arange(
             len(self._node_names)
         )
+        self._node_free_mib, self._node_free_ratio = self._sums(self._free_mib), self._sums(self._free_ratio)
         self._is_ranked = True
+
+    def _sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of each node's GPUs, by node number."""
+        return np.bincount(self._node_of, weights=values, minlength=len(self._node_names)).astype(np.int64)
 
     def _room_of(self, request: Request) -> NDArray[np.int64]:
         """How many vGPUs of this size each GPU has room for."""
@@ -364,7 +371,7 @@ class Allocator:
         room = np.where(self._open, self._room_of(request), 0)
         if int(room.sum()) < request.vgpus:
             raise self._no_room(request)
-        of_node = np.bincount(self._node_of, weights=room, minlength=len(self._node_names)).astype(np.int64)
+        of_node = self._sums(room)
         local = self._node_numbers.get(request.node, -1) if request.node in self._nodes else -1
         if local >= 0 and of_node[local] >= request.vgpus:
             return self._on_node(request, room, local, request.vgpus)
@@ -407,9 +414,9 @@ class Allocator:
 
     def _best_node(self, request: Request, numbers: NDArray[np.int64]) -> int:
         """The fullest (or emptiest) of some nodes, by what is left of memory and time."""
-        free = np.bincount(self._node_of, weights=self._free_mib, minlength=len(self._node_names))[numbers]
-        time = np.bincount(self._node_of, weights=self._free_ratio, minlength=len(self._node_names))[numbers]
-        sign = 1.0 if request.rule is Rule.BINPACK else -1.0
+        free = self._node_free_mib[numbers]
+        time = self._node_free_ratio[numbers]
+        sign = 1 if request.rule is Rule.BINPACK else -1
         least = np.flatnonzero(sign * time == (sign * time).min())
         least = least[sign * free[least] == (sign * free[least]).min()]
         best = numbers[least]
@@ -417,7 +424,8 @@ class Allocator:
 
     def _on_node(self, request: Request, room: NDArray[np.int64], number: int, count: int) -> NDArray[np.int64]:
         """`count` vGPUs on the GPUs of one node: on different ones as far as they reach."""
-        indices = np.flatnonzero((self._node_of == number) & (room > 0))
+        of_node = np.fromiter(self._nodes[self._node_names[number]].gpus.values(), np.int64)
+        indices = of_node[room[of_node] > 0]
         order = np.lexsort((self._order[indices], -self._fullness(request, indices)))
         ranked = indices[order]
         left = room[ranked].copy()
@@ -440,6 +448,10 @@ class Allocator:
         np.subtract.at(self._free_mib, indices, sign * request.gmem_mib)
         np.subtract.at(self._free_ratio, indices, sign * request.ratio_percent)
         np.subtract.at(self._free_slots, indices, sign)
+        if self._is_ranked:  # else they are made anew before they are looked at
+            nodes = self._node_of[indices]
+            np.subtract.at(self._node_free_mib, nodes, sign * request.gmem_mib)
+            np.subtract.at(self._node_free_ratio, nodes, sign * request.ratio_percent)
         usage = self._usage.setdefault(request.group, _Usage())
         usage.add(request, sign)
         if not usage.vgpus:

@@ -43,6 +43,7 @@ class AllocationRecord(msgspec.Struct, kw_only=True):
     since_s: float
     expires_s: float | None = None
     slot: str = ""  # CONTAINER/NUMBER: a part of a pod, whose uid is the group
+    cluster: str = ""  # of such a part: the cluster that its pod is in
     asked: tuple[int, int, int] = (0, 0, 0)  # of such a part: vGPUs, MiB and percent as its environment says them
 
 

@@ -373,6 +373,14 @@ class KubeApi:
 
     # ------------------------------------------------------------------------------------------------ verbs
 
+    async def cluster_id(self) -> str:
+        """What tells clusters apart for as long as they live: the uid of the namespace kube-system. KubeError."""
+        found = await self.get(path_of("namespaces", name="kube-system"))
+        uid = (found.get("metadata") or {}).get("uid")
+        if not isinstance(uid, str) or not uid:
+            raise KubeError(0, "BadAnswer", "the namespace kube-system has no uid")
+        return uid
+
     async def bind_pod(self, namespace: str, name: str, uid: str, node: str) -> None:
         """KubeError: 404 it is gone, 409 it has a node already or is another pod of that name."""
         await self.create(path_of("pods", namespace, name, "binding"), {

@@ -120,7 +120,7 @@ def view(pool: Pool, uid: str) -> models.Pod | None:
         parts=told, vgpus=sum(len(part.nodes) for part in told),
         nodes=list(dict.fromkeys(node for part in told for node in part.nodes)),
         sessions=sum(part.sessions for part in told), since_s=first.since_s, expires_s=first.expires_s,
-        lost=not all(pool.is_whole(a) for a in allocations),
+        lost=not all(pool.is_whole(a) for a in allocations), cluster=first.cluster,
     )  # fmt: skip
 
 
@@ -202,6 +202,7 @@ def _claim(allocation: Allocation, part: _Part, wish: models.PodWish) -> None:
     record.slot, record.asked = part.slot, part.asked
     record.shared = record.reserved = True
     record.owner = f"{wish.namespace}/{wish.name}"
+    record.cluster = wish.cluster or record.cluster
     if record.was_used:
         record.expires_s = allocation.gone_at_s = None
 
@@ -231,6 +232,7 @@ def _place_all(pool: Pool, wish: models.PodWish, missing: list[_Part], replaced:
     for part, placement in placed:
         allocation = pool.placed(placement, part.wish, now_s, wall_s)
         allocation.record.slot, allocation.record.asked = part.slot, part.asked
+        allocation.record.cluster = wish.cluster
         allocation.tickets_until_s = 0.0
         made.append(allocation)
     return made

@@ -38,6 +38,8 @@ CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 TICK_S = 0.5
 HOLD_ANSWER_S = 1.0  # how long a waiting client's question may stay open
 SETTLE_LEASES = 6  # after a start, servers have this many leases to come back with what they hold
+RELEASE_WITHIN_S = 2.5  # who releases pods is answered; schedulers give the controller 4 s
+_ENDINGS_AT_ONCE = 256
 _ANSWERS_AT_ONCE = 4096  # clients that wait for the store
 _GIVEN_TO_MOST = 64  # connections of one allocation that may still give it up
 _Limits = tuple[int, int, Literal["", "hard", "elastic"]]  # MiB, percent, policy
@@ -95,6 +97,8 @@ class Controller:
         self._queued_at: weakref.WeakKeyDictionary[Waiting, bytes] = weakref.WeakKeyDictionary()
         self._given_to: weakref.WeakKeyDictionary[Allocation, collections.deque[bytes]] = weakref.WeakKeyDictionary()
         self._changing: weakref.WeakKeyDictionary[Allocation, asyncio.Lock] = weakref.WeakKeyDictionary()
+        self._releasing: dict[str, asyncio.Task[None]] = {}  # pods whose programs are being ended, by uid
+        self._endings = asyncio.Semaphore(_ENDINGS_AT_ONCE)
         self._ticker: asyncio.TimerHandle | None = None
         self._observe_allocation = observe_allocation
         self._answering = 0
@@ -728,24 +732,46 @@ class Controller:
         """Ends what still runs of them, then gives their vGPUs back."""
         assert self.link is not None
         told = pod_models.PodsReleased(released=[], kept=[])
+        under_way: list[str] = []
         for uid in dict.fromkeys(gone.uids):
             allocations = pods.parts_of(self.pool, uid)
-            if gone.unless_used and any(a.session_count for a in allocations):
-                told.kept.append(uid)
-                continue
-            try:
+            if not any(a.session_count for a in allocations):
                 for allocation in allocations:
+                    self._apply(self.pool.end(allocation.id, gone.reason, self._clock(), self._wall_clock()))
+                told.released.append(uid)
+            elif gone.unless_used:
+                told.kept.append(uid)
+            else:
+                under_way.append(uid)
+        # Servers take seconds to end a program that is stuck. All at once, and who asks does not wait for the slowest:
+        # that one goes on, and whoever asks again finds it done.
+        tasks: list[asyncio.Task[None]] = []
+        for uid in under_way:
+            if uid not in self._releasing:
+                task = asyncio.get_running_loop().create_task(self._release_pod(uid, gone.reason))
+                self._releasing[uid] = task
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+                task.add_done_callback(lambda _, uid=uid: self._releasing.pop(uid, None))  # type: ignore[misc]
+            tasks.append(self._releasing[uid])
+        if tasks:
+            await asyncio.wait(tasks, timeout=RELEASE_WITHIN_S)
+        for uid in under_way:
+            (told.kept if pods.parts_of(self.pool, uid) else told.released).append(uid)
+        return told
+
+    async def _release_pod(self, uid: str, reason: str) -> None:
+        assert self.link is not None
+        async with self._endings:
+            try:
+                for allocation in pods.parts_of(self.pool, uid):
                     for server in list(allocation.sessions):
-                        await self.link.ask(server, wire.EndSessions(id=0, allocation=allocation.id,
-                                                                     reason=gone.reason))  # fmt: skip
-                    if allocation.id in self.pool.allocations:
-                        self._apply(self.pool.end(allocation.id, gone.reason, self._clock(), self._wall_clock()))
+                        request = wire.EndSessions(id=0, allocation=allocation.id, reason=reason)
+                        await self.link.ask(server, request)
+                    if self.pool.allocations.get(allocation.id) is allocation:
+                        self._apply(self.pool.end(allocation.id, reason, self._clock(), self._wall_clock()))
             except AskError as error:
                 log.warning("pod %s keeps its vGPUs for now: %s", uid, error)
-                told.kept.append(uid)
-                continue
-            told.released.append(uid)
-        return told
 
     async def set_limits(self, group: str, limits: models.LimitsBody | None, user: str) -> models.Limits | None:
         """Of a group's name; None takes them away."""

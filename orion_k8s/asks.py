@@ -89,6 +89,11 @@ def asks_for_vgpus(pod: Object, resource: str = RESOURCE) -> bool:
     return False
 
 
+def has_claims(container: Object) -> bool:
+    """Whether it uses a ResourceClaim, of whatever driver."""
+    return bool(_list(_dict(container.get("resources")).get("claims")))
+
+
 def environment(container: Object) -> dict[str, Object]:
     """Entries by name; of two with one name the later one counts, as for the kubelet."""
     found = {}

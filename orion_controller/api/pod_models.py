@@ -41,8 +41,9 @@ class PodContainer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class PodWish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All of a pod's vGPUs, or none. Asked for again it stays as it is, and `ttl_s` begins anew (0: until released).
     `candidates`: nodes that it may run on, its vGPUs go near one of them where there is room; `node`: where it will
-    run, they move there if they can. `check`: nothing is reserved, only whether it could ever be. `provisional`: only
-    who asks again keeps it; it is not stored, and a controller that starts does not know of it."""
+    run, they move there if they can. `cluster`: which one the pod is in, for who compares them with its pods later.
+    `check`: nothing is reserved, only whether it could ever be. `provisional`: only who asks again keeps it; it is not
+    stored, and a controller that starts does not know of it."""
 
     uid: Name
     namespace: Name
@@ -52,6 +53,7 @@ class PodWish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cross_node: bool = True
     node: MaybeName = ""
     candidates: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=CANDIDATES_MOST)] = []
+    cluster: MaybeName = ""
     ttl_s: Annotated[float, Meta(ge=0, le=86400)] = 60.0
     check: bool = False
     provisional: bool = False
@@ -106,7 +108,7 @@ class PodsReleased(msgspec.Struct, kw_only=True):
 
 class Pod(msgspec.Struct, kw_only=True):
     """A pod that has vGPUs. `expires_s`: unless it is bound or a program comes before. `lost`: some of its vGPUs are on
-    a server that is away."""
+    a server that is away. `cluster`: as whoever reserved them has named it; empty: not at all."""
 
     uid: str
     namespace: str
@@ -119,3 +121,4 @@ class Pod(msgspec.Struct, kw_only=True):
     since_s: float
     expires_s: float | None = None
     lost: bool = False
+    cluster: str = ""

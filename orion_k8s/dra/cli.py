@@ -88,6 +88,9 @@ def node(
                                                 f"as {cdi.SOCKETS} where it is there.")] = Path(cdi.SOCKETS),
     env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="For every container, for instance "
                                                   "ORION_CONTROLLER_KEY=...")] = None,
+    cluster_id: Annotated[str, typer.Option(envvar="ORION_CLUSTER_ID", metavar="NAME", help="Tells this cluster from "
+                                            "the controller's others; empty: the uid of its namespace kube-system.")
+                          ] = "",
     cdi_folder: Annotated[Path, typer.Option(help="Where the container runtime reads CDI files.")] = CDI,
     plugins_folder: Annotated[Path, typer.Option(help="The kubelet's.")] = PLUGINS,
     registry_folder: Annotated[Path, typer.Option(help="The kubelet's.")] = REGISTRY,
@@ -102,7 +105,7 @@ def node(
             PoolApi(controller_url, controller_token_file, controller_ca_file) as api,
         ):
             claims = Claims(kube, api, driver=driver, prefix=pool, state=plugins_folder / driver / "claims",
-                            cdi_folder=cdi_folder, contents=contents)  # fmt: skip
+                            cdi_folder=cdi_folder, contents=contents, cluster=cluster_id)  # fmt: skip
             plugin = Plugin(driver, claims, plugins_folder, registry_folder)
             claims.load()
             async with asyncio.TaskGroup() as tasks:

@@ -53,8 +53,10 @@ class Claims:
     """Belongs to one event loop."""
 
     def __init__(self, kube: KubeApi, pool: PoolApi, *, driver: str, prefix: str, state: Path, cdi_folder: Path,
-                 contents: cdi.Contents) -> None:  # fmt: skip
+                 contents: cdi.Contents, cluster: str = "") -> None:  # fmt: skip
+        """`cluster`: this one's id in reservations; empty: the uid of its namespace kube-system."""
         self._kube = kube
+        self._cluster = cluster
         self._pool = pool
         self._driver = driver
         self._prefix = prefix
@@ -170,8 +172,10 @@ class Claims:
         """This and all that the pod has besides; the pod's lock is held."""
         known = [r for r in self.prepared.values() if r.pod_uid == record.pod_uid and not r.is_ending]
         records = {r.uid: r for r in [*known, record]}
+        self._cluster = self._cluster or await self._kube.cluster_id()
         await self._pool.reserve(pod_models.PodWish(
             uid=record.pod_uid, namespace=record.namespace, name=record.pod_name, ttl_s=0.0,
+            cluster=self._cluster,
             containers=[_part(records[uid]) for uid in sorted(records)],
         ))  # fmt: skip
 

@@ -78,6 +78,14 @@ def main_options(
     token_audience: Annotated[
         str, typer.Option(metavar="NAME", help="Of the token that the webhook adds to pods; empty: it adds none.")
     ] = AUDIENCE,
+    cluster_id: Annotated[
+        str,
+        typer.Option(
+            envvar="ORION_CLUSTER_ID",
+            metavar="NAME",
+            help="Tells this cluster from the controller's others; empty: the uid of its namespace kube-system.",
+        ),
+    ] = "",
     reserve_s: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, max=3600, help="vGPUs wait so long for their pod to be bound.")
     ] = 60.0,
@@ -104,7 +112,7 @@ def main_options(
         credentials=Credentials(controller_token_file, controller_user, controller_password_file),
         controller_ca=controller_ca, kubeconfig=kubeconfig, host=host, port=port, webhook_host=webhook_host,
         webhook_port=webhook_port, tls_cert=tls_cert, tls_key=tls_key,
-        extender=ExtenderOptions(resource=resource, reserve_s=reserve_s),
+        extender=ExtenderOptions(resource=resource, reserve_s=reserve_s, cluster=cluster_id),
         webhook=WebhookOptions(resource=resource, scheduler=scheduler_name, audience=token_audience),
         reconcile_s=reconcile_s, ready_file=ready_file,
     )  # fmt: skip

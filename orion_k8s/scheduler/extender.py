@@ -8,6 +8,7 @@ waits: kube-scheduler asks again, and the controller answers with what it has re
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -43,6 +44,7 @@ class Options:
     resource: str = asks.RESOURCE
     reserve_s: float = 60.0
     bind_s: float = 600.0
+    cluster: str = ""  # this cluster's id; empty: the uid of its namespace kube-system
 
 
 @dataclass
@@ -80,13 +82,13 @@ class Counts:
         return "\n".join(lines) + "\n"
 
 
-def wish_of(ask: Asks, ttl_s: float, *, node: str = "", candidates: list[str] | None = None,
+def wish_of(ask: Asks, ttl_s: float, cluster: str, *, node: str = "", candidates: list[str] | None = None,
             check: bool = False, provisional: bool = False) -> PodWish:  # fmt: skip
     """What the controller is asked for a pod."""
     return PodWish(
         uid=ask.uid, namespace=ask.namespace or "default", name=ask.name or ask.uid, containers=list(ask.containers),
         rule=ask.rule, cross_node=ask.cross_node, node=node, candidates=candidates or [], ttl_s=ttl_s, check=check,
-        provisional=provisional,
+        provisional=provisional, cluster=cluster,
     )  # fmt: skip
 
 
@@ -106,6 +108,8 @@ class Extender:
         self.options = options or Options()
         self.refusals = Refusals()
         self.counts = Counts()
+        self._cluster = self.options.cluster
+        self._learning = asyncio.Lock()
         self.servers: frozenset[str] | None = None  # names of the pool's nodes; None: not known yet
         self._clock = clock
         self._reserved: OrderedDict[str, tuple[Asks, PodOutcome]] = OrderedDict()
@@ -150,7 +154,13 @@ class Extender:
 
     async def _arguments(self, request: web.Request) -> tuple[Object, list[str] | Object]:
         """The pod, and node names or (without nodeCacheCapable) the list of nodes as it came."""
-        pod, names, nodes = _case_free(await _body(request), "Pod", "NodeNames", "Nodes")
+        raw = await _read(request)
+        try:  # as kube-scheduler writes it: names are checked while they are read, not one by one afterwards
+            quick = _arguments.decode(raw)
+            return quick.Pod, quick.NodeNames
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+        pod, names, nodes = _case_free(_object(raw), "Pod", "NodeNames", "Nodes")
         if not isinstance(pod, dict):
             raise BadRequest("ExtenderArgs: Pod is missing")
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
@@ -183,9 +193,13 @@ class Extender:
         if not names:
             return _all(nodes)
         try:
+            cluster = await self.cluster()
             outcome = await self.controller.reserve(
-                wish_of(ask, self.options.reserve_s, candidates=self._candidates(ask, names), provisional=True)
+                wish_of(ask, self.options.reserve_s, cluster, candidates=self._candidates(ask, names), provisional=True)
             )
+        except KubeError as error:
+            self.counts.add("filter", "no_api_server")
+            return {"Error": f"orion: the pod waits, since it is not known which cluster this is: {error}"}
         except ControllerError as error:
             self.counts.add("filter", "no_controller")
             return {"Error": f"orion: the pod waits, since the controller does not help: {error}"}
@@ -201,19 +215,27 @@ class Extender:
         self._remember(ask, outcome)
         return _all(nodes)
 
+    async def cluster(self) -> str:
+        """Which cluster this is, as its reservations say it: one controller may serve several. KubeError."""
+        if not self._cluster:
+            async with self._learning:
+                self._cluster = self._cluster or await self.api.cluster_id()
+        return self._cluster
+
     def _candidates(self, ask: Asks, names: list[str]) -> list[str]:
         """Those with a server. The rules binpack and spread look at the whole pool, wherever the pod will run."""
         if ask.rule not in ("", "local-first"):
             return []
         if self.servers is None:
             return names[:CANDIDATES_MOST]
-        found = [name for name in names if name in self.servers]
-        # Near any of all: nothing to say.
-        return [] if len(found) == len(self.servers) else found[:CANDIDATES_MOST]
+        found = self.servers.intersection(names)
+        if len(found) == len(self.servers):
+            return []  # near any server is near none in particular: that need not be sent, nor looked at
+        return sorted(found)[:CANDIDATES_MOST]
 
     def prioritize(self, pod: Object, names: list[str]) -> list[Object]:
-        """A HostPriorityList: SCORE_MOST where all of the pod's vGPUs are, in proportion where some are. Nodes without
-        any are left out, which kube-scheduler takes for 0."""
+        """A HostPriorityList: SCORE_MOST where all of the pod's vGPUs are, in proportion where some are. kube-scheduler
+        takes 0 for nodes that are not named, so only those with vGPUs are."""
         uid = asks.metadata(pod).get("uid")
         known = self._reserved.get(uid) if isinstance(uid, str) else None
         on: dict[str, int] = {}
@@ -221,9 +243,9 @@ class Extender:
             for node in part.nodes:
                 on[node] = on.get(node, 0) + 1
         total = sum(on.values())
-        scores = [{"Host": name, "Score": SCORE_MOST * on[name] // total} for name in names if name in on]
-        self.counts.add("prioritize", "local" if scores else "remote")
-        return scores
+        here = on.keys() & set(names) if on else set()
+        self.counts.add("prioritize", "local" if here else "remote")
+        return [{"Host": name, "Score": SCORE_MOST * on[name] // total} for name in sorted(here)]
 
     async def bind(self, namespace: str, name: str, uid: str, node: str) -> str:
         """Binds a pod whose vGPUs are reserved; empty, or why not. Asked twice for the same node it is done once."""
@@ -237,7 +259,10 @@ class Extender:
             return f"orion: pod {namespace}/{name} is gone"
         if ask.containers:
             try:
-                outcome = await self.controller.reserve(wish_of(ask, self.options.bind_s, node=node))
+                cluster = await self.cluster()
+                outcome = await self.controller.reserve(wish_of(ask, self.options.bind_s, cluster, node=node))
+            except KubeError as error:
+                return f"orion: {error}"
             except ControllerError as error:
                 return f"orion: the pod waits, since the controller does not help: {error}"
             if outcome.refusal:
@@ -314,15 +339,33 @@ def _none(names: list[str], reason: str) -> Object:
     return {"NodeNames": [], "FailedNodes": failed, "FailedAndUnresolvableNodes": failed}
 
 
-async def _body(request: web.Request) -> Object:
+class _Arguments(msgspec.Struct):
+    """ExtenderArgs with nodeCacheCapable, named as Go names them."""
+
+    Pod: Object
+    NodeNames: list[str]
+
+
+_arguments = msgspec.json.Decoder(_Arguments)
+
+
+async def _read(request: web.Request) -> bytes:
     parts, size = [], 0
     async for chunk in request.content.iter_any():
         size += len(chunk)
         if size > BODY_MAX_BYTES:
             raise BadRequest(f"a request of more than {BODY_MAX_BYTES} bytes")
         parts.append(chunk)
+    return b"".join(parts)
+
+
+async def _body(request: web.Request) -> Object:
+    return _object(await _read(request))
+
+
+def _object(raw: bytes) -> Object:
     try:
-        value = msgspec.json.decode(b"".join(parts))
+        value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the request is no JSON: {error}") from None
     if not isinstance(value, dict):

@@ -178,7 +178,8 @@ class Reconciler:
             await self._tell(seen, "Warning", "OrionResizeRefused", seen.problem)
             return True
         try:
-            outcome = await self._controller.reserve(wish_of(seen.ask, 0.0, node=seen.ask.node))
+            cluster = await self._extender.cluster()
+            outcome = await self._controller.reserve(wish_of(seen.ask, 0.0, cluster, node=seen.ask.node))
             if uid not in self.seen:  # it has ended meanwhile: what was reserved now must not stay
                 self._gone.setdefault(uid, "its pod has ended")
                 self._wake.set()
@@ -194,7 +195,7 @@ class Reconciler:
             seen.confirmed = True
             if seen.applied != seen.sizes:
                 await self._resize(seen, outcome.parts)
-        except ControllerError as error:
+        except (ControllerError, KubeError) as error:
             log.warning("pod %s/%s is settled later: %s", seen.ask.namespace, seen.ask.name, error)
             self._dirty[uid] = None
             return False
@@ -265,11 +266,16 @@ class Reconciler:
         room = sum(node.memory_mib - node.memory_given_mib for node in nodes if node.state == "ready")
         has_grown, self._room = room > self._room, room
         held = {pod.uid: pod for pod in await self._controller.pods()}
+        cluster = await self._extender.cluster()
         if self.is_listed:
-            await self._release_strangers([pod for uid, pod in held.items() if uid not in self.seen])
+            # Another cluster's pods are not known here, and run all the same. Of those that name no cluster (they were
+            # reserved by an older release) nobody knows; the ones of this cluster are claimed below.
+            mine = (pod for uid, pod in held.items() if uid not in self.seen and pod.cluster == cluster)
+            await self._release_strangers(list(mine))
         for uid, seen in self.seen.items():
             pod = held.get(uid)
-            if seen.ask.node and (pod is None or pod.expires_s is not None or (pod.lost and not pod.sessions)):
+            if seen.ask.node and (pod is None or pod.expires_s is not None or pod.cluster != cluster
+                                  or (pod.lost and not pod.sessions)):  # fmt: skip
                 seen.confirmed = False
                 self._dirty[uid] = None
             elif seen.refused:
@@ -279,7 +285,7 @@ class Reconciler:
         self._wake.set()
 
     async def _release_strangers(self, pods: list[Pod]) -> None:
-        """Those whose pods are not there any more, as the API server itself says."""
+        """Those of this cluster whose pods are not there any more, as the API server itself says."""
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def is_gone(pod: Pod) -> bool:

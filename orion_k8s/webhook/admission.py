@@ -1,6 +1,7 @@
 """What the webhook says of a pod: a JSON patch, or a refusal. Pure.
 
-Pods that ask for no vGPU are let through as they are.
+Pods that ask for no vGPU are let through as they are. Of a ResourceClaim a pod tells the name, not the driver: all
+containers with claims get the pod's token, which is of no use to them where the claim is another driver's.
 """
 
 from __future__ import annotations
@@ -47,28 +48,50 @@ def mutate(pod: Object, options: Options | None = None) -> Verdict:
     """For a pod that is being made."""
     options = options or Options()
     verdict = validate(pod, options, is_final=False)
-    if verdict.refusal or verdict.ask is None:
+    if verdict.refusal:
         return verdict
     patch = verdict.patch
+    with_claims = [(f"/spec/{kind}/{index}", dict(container)) for kind, index, container in asks.containers(pod)
+                   if options.audience and asks.has_claims(container)
+                   and (verdict.ask is None or not asks.count_of(container, options.resource))]  # fmt: skip
+    if verdict.ask is None and not with_claims:
+        return verdict
     spec = pod["spec"]
+    if options.audience:
+        _add_token_volume(patch, spec, options)
+    for path, claiming in with_claims:
+        _add_token(patch, claiming, path)
+    if verdict.ask is None:
+        return verdict
     name = spec.get("schedulerName") or "default-scheduler"
     if name == "default-scheduler":
         patch.append({"op": "add", "path": "/spec/schedulerName", "value": options.scheduler})
     elif name != options.scheduler:
         verdict.warnings.append(f"schedulerName is {name}: vGPUs are reserved only after that scheduler has bound the "
                                 f"pod; {options.scheduler} reserves them before")  # fmt: skip
-    has_volume = any(isinstance(v, dict) and v.get("name") == TOKEN_VOLUME for v in spec.get("volumes") or [])
-    if options.audience and not has_volume:
-        _append(patch, spec, "/spec", "volumes", {
-            "name": TOKEN_VOLUME,
-            "projected": {"defaultMode": 0o444, "sources": [{"serviceAccountToken": {
-                "audience": options.audience, "expirationSeconds": options.token_s, "path": "token"}}]},
-        })  # fmt: skip
     for kind, index, container in asks.containers(pod):
         count = asks.count_of(container, options.resource)
         if count:
             _mutate_container(patch, dict(container), f"/spec/{kind}/{index}", count, pod, options)
     return verdict
+
+
+def _add_token_volume(patch: list[Object], spec: Object, options: Options) -> None:
+    if not any(isinstance(v, dict) and v.get("name") == TOKEN_VOLUME for v in spec.get("volumes") or []):
+        _append(patch, spec, "/spec", "volumes", {
+            "name": TOKEN_VOLUME,
+            "projected": {"defaultMode": 0o444, "sources": [{"serviceAccountToken": {
+                "audience": options.audience, "expirationSeconds": options.token_s, "path": "token"}}]},
+        })  # fmt: skip
+
+
+def _add_token(patch: list[Object], container: Object, path: str) -> None:
+    if "ORION_TOKEN_FILE" not in asks.environment(container):
+        _append(patch, container, path, "env", {"name": "ORION_TOKEN_FILE", "value": TOKEN_FILE})
+    mounts = container.get("volumeMounts") or []
+    if not any(isinstance(m, dict) and m.get("mountPath") in (TOKEN_FOLDER, TOKEN_FILE) for m in mounts):
+        _append(patch, container, path, "volumeMounts",
+                {"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": True})  # fmt: skip
 
 
 def _mutate_container(patch: list[Object], container: Object, path: str, count: int, pod: Object,
@@ -83,15 +106,10 @@ def _mutate_container(patch: list[Object], container: Object, path: str, count: 
     for name, value in (("ORION_VGPU", count), ("ORION_GMEM", annotated_mib), ("ORION_RATIO", annotated_percent)):
         if value and name not in known:
             adds.append({"name": name, "value": str(value)})
-    if options.audience and "ORION_TOKEN_FILE" not in known:
-        adds.append({"name": "ORION_TOKEN_FILE", "value": TOKEN_FILE})
     for entry in adds:
         _append(patch, container, path, "env", entry)
-    mounts = container.get("volumeMounts") or []
-    has_mount = any(isinstance(m, dict) and m.get("mountPath") in (TOKEN_FOLDER, TOKEN_FILE) for m in mounts)
-    if options.audience and not has_mount:
-        _append(patch, container, path, "volumeMounts",
-                {"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": True})  # fmt: skip
+    if options.audience:
+        _add_token(patch, container, path)
 
 
 def _append(patch: list[Object], owner: Object, path: str, name: str, value: Object) -> None:

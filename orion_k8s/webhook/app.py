@@ -68,7 +68,7 @@ class Webhook:
         """Refuses what no GPU of the pool could ever hold."""
         if verdict.ask is None or verdict.refusal or self._controller is None:
             return
-        wish = wish_of(verdict.ask, 1.0, check=True)
+        wish = wish_of(verdict.ask, 1.0, "", check=True)
         wish.uid = wish.uid or "admission"
         try:
             outcome = await self._controller.reserve(wish)

@@ -30,6 +30,7 @@ _VERBS = {
 # Methods that make their path themselves.
 _WHOLE = {
     "bind_pod": Right("", "pods/binding", "create"), "create_event": Right("", "events", "create"),
+    "cluster_id": Right("", "namespaces", "get"),
     "token_review": Right("authentication.k8s.io", "tokenreviews", "create"),
 }  # fmt: skip
 # Sources that run with a service account, and the objects of the chart that give it its rights.

@@ -54,7 +54,9 @@ class ApiServer:
     """`objects` by collection ("/api/v1/pods") and "namespace/name". `calls`: (method, path) in order."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Object]] = {}
+        self.objects: dict[str, dict[str, Object]] = {"/api/v1/namespaces": {"/kube-system": {
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "kube-system", "uid": str(uuid.uuid4()), "resourceVersion": "1"}}}}  # fmt: skip
         self.version = 1
         self.oldest = 0  # a watch from before this version is 410
         self.history: list[tuple[int, str, str, Object]] = []

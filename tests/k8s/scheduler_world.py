@@ -64,9 +64,10 @@ class World:
         return told
 
     async def prioritize(self, item: Object, nodes: list[str]) -> dict[str, int]:
+        """As kube-scheduler reads the answer: 0 for nodes that it does not name."""
         status, told = await self.post("prioritize", {"Pod": item, "Nodes": None, "NodeNames": nodes})
         assert status == 200
-        return {entry["Host"]: entry["Score"] for entry in told}
+        return dict.fromkeys(nodes, 0) | {entry["Host"]: entry["Score"] for entry in told}
 
     async def bind(self, item: Object, node: str) -> str:
         told = item["metadata"]

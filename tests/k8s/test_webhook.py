@@ -232,3 +232,20 @@ def test_the_resources_name_is_a_setting() -> None:
     named = pod({"name": "m", "resources": {"limits": {"example.com/vgpu": "2"}}})
     verdict = admission.mutate(named, options)
     assert verdict.ask is not None and verdict.ask.vgpus == 2 and asks.RESOURCE == "virtaitech.com/gpu"
+
+
+def test_containers_with_resource_claims_get_the_token_and_nothing_else() -> None:
+    claims = {"claims": [{"name": "vgpu"}]}
+    before = pod(container(resources=claims), container("side", resources={}),
+                 resourceClaims=[{"name": "vgpu", "resourceClaimTemplateName": "small-vgpu"}])  # fmt: skip
+    after = mutated(before)
+    main, side = after["spec"]["containers"]
+    assert main["env"] == [{"name": "ORION_TOKEN_FILE", "value": TOKEN_FILE}]
+    assert main["volumeMounts"] == [{"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": True}]
+    assert [volume["name"] for volume in after["spec"]["volumes"]] == [TOKEN_VOLUME]
+    assert side == container("side", resources={}) and "schedulerName" not in after["spec"]
+    assert mutated(after) == after  # and once only
+    assert mutated(before, Options(audience="")) == before
+    beside = mutated(pod(container(), container("claims", resources=claims)))
+    assert all(any(m["mountPath"] == TOKEN_FOLDER for m in c["volumeMounts"]) for c in beside["spec"]["containers"])
+    assert len(beside["spec"]["volumes"]) == 1

@@ -41,6 +41,9 @@ extenders:
 - --tls-cert=/etc/orion/tls/tls.crt
 - --tls-key=/etc/orion/tls/tls.key
 {{- end }}
+{{- with .Values.kubernetes.clusterId }}
+- --cluster-id={{ . }}
+{{- end }}
 - --resource={{ .Values.resources.name }}
 - --scheduler-name={{ .Values.schedulerName }}
 - --token-audience={{ ternary .Values.controller.identity.audience "" .Values.controller.identity.enabled }}

@@ -37,7 +37,11 @@
   objectSelector:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- if .conditions }}
+  {{- if .claims }}
+  matchConditions:
+    - name: has-resource-claims
+      expression: has(object.spec.resourceClaims) && object.spec.resourceClaims.size() > 0
+  {{- else if .conditions }}
   matchConditions:
     - name: asks-for-vgpus
       expression: >-
