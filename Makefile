@@ -24,7 +24,7 @@ test: build ## the tests, without the slow ones
 	$(PYTHON_IN_VENV) -m pytest -q -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: build ## the slow tests
-	$(PYTHON_IN_VENV) -m pytest -q -m "slow and not cluster" --ignore=tests/rdma $(PYTEST_ARGS)
+	$(PYTHON_IN_VENV) -m pytest -q -n 2 --dist loadfile -m "slow and not cluster" --ignore=tests/rdma $(PYTEST_ARGS)
 
 cluster: setup ## the tests on a real Kubernetes (root; the first run builds it, 6 to 15 minutes)
 	$(PYTHON_IN_VENV) -m pytest -q -s -m cluster tests/cluster $(PYTEST_ARGS)

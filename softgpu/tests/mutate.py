@@ -227,9 +227,13 @@ def build(folder: Path, mutants: list[Mutant], library: Path) -> list[Mutant]:
     sources = [str(HERE / "vm_harness.cc"), "hit.cc", *[f"{s}.o" for s in compile_these]]
     from softgpu.tests import vm  # builds what the mutants are linked with
 
-    archive = vm.BUILD / "libsoftgpu_vm.a"
+    objects = [
+        *(o for o in (vm.BUILD / "CMakeFiles/softgpu_vm_baseline.dir").rglob("*.o") if o.stem not in compile_these),
+        *(vm.BUILD / "CMakeFiles/softgpu_vm_avx2.dir").rglob("*.o"),  # last, as in softgpu's own build
+    ]
     subprocess.run(
-        ["g++", *FLAGS, "-shared", f"-I{folder}/include", *sources, str(archive), "-lpthread", "-o", str(library)],
+        ["g++", *FLAGS, "-shared", f"-I{folder}/include", *sources, *map(str, objects), "-lpthread",
+         "-o", str(library)],
         cwd=folder, check=True,
     )  # fmt: skip
     return mutants
@@ -332,7 +336,8 @@ def check(files: list[str], most: int, seed: int, seconds: float) -> tuple[dict[
         mutants = build(folder, mutants, library)
         (folder / "mutants.json").write_text(json.dumps([asdict(m) for m in mutants]))
         command = [sys.executable, "-m", "softgpu.tests.mutate", "--run", str(folder / "mutants.json")]
-        environment = {**os.environ, "SOFTGPU_VM_TEST": str(library), "SOFTGPU_STEP_LIMIT": "1000000"}
+        environment = {**os.environ, "SOFTGPU_VM_TEST": str(library), "SOFTGPU_STEP_LIMIT": "1000000",
+                       "SOFTGPU_ISA": "baseline"}  # fmt: skip
         result = subprocess.run(
             [*command, "--seconds", str(seconds)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True
         )

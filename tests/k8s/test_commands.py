@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,22 +93,29 @@ def started(folder: Path, name: str) -> list[str]:
     }[name]  # fmt: skip
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """pytest's own folders have names that are too long for sockets."""
+    with tempfile.TemporaryDirectory(prefix="orion-k8s-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize(("name", "part", "says"), [
     ("orion-scheduler", "orion-scheduler", "could not be compared"),
     ("orion-device-plugin", "orion-device-plugin", "no list of vGPUs"),
     ("orion-dra-driver", "publish", "is not followed"),
     ("orion-dra-driver", "node", "(it says nothing: it has registered)"),
 ])  # fmt: skip
-def test_it_waits_for_who_is_away_and_ends_well_when_told(tmp_path: Path, name: str, part: str, says: str) -> None:
+def test_it_waits_for_who_is_away_and_ends_well_when_told(short_path: Path, name: str, part: str, says: str) -> None:
     for folder in ("plugins", "registry", "cdi"):
-        (tmp_path / folder).mkdir()
-    process = subprocess.Popen([*command(name), *started(tmp_path, part)], cwd=ROOT, env=environment(),
+        (short_path / folder).mkdir()
+    process = subprocess.Popen([*command(name), *started(short_path, part)], cwd=ROOT, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     assert process.stdout is not None
     told = b""
     try:
         until_s = time.monotonic() + WAIT_S
-        registered = tmp_path / "registry" / f"{DRIVER}-reg.sock"
+        registered = short_path / "registry" / f"{DRIVER}-reg.sock"
         while says.encode() not in told and not (part == "node" and registered.exists()):
             assert process.poll() is None and time.monotonic() < until_s, told.decode()
             if select.select([process.stdout], [], [], 0.1)[0]:

@@ -21,7 +21,7 @@ def test_a_pod_is_placed_beside_its_vgpus_and_attaches(tmp_path: Path) -> None:
         item = w.api.add_pod(vgpu_pod("p", ORION_GMEM="4096", ORION_RATIO="50"))
         told = await w.filter(item, NODES)
         assert told == {"NodeNames": NODES}
-        assert await w.prioritize(item, NODES) == {"gpu-1": 10}
+        assert await w.prioritize(item, NODES) == {"cpu-1": 0, "cpu-2": 0, "gpu-1": 10, "gpu-2": 0}
         assert await w.bind(item, "gpu-1") == ""
         assert w.api.objects[PODS]["default/p"]["spec"]["nodeName"] == "gpu-1"
         await w.until(lambda: w.held()["p"].expires_s is None)
@@ -43,7 +43,7 @@ def test_a_node_without_gpu_hosts_a_pod_whose_vgpus_are_elsewhere(tmp_path: Path
         item = w.api.add_pod(vgpu_pod("p", count=2, ORION_GMEM="16000"))
         told = await w.filter(item, ["cpu-1", "cpu-2"])
         assert told["NodeNames"] == ["cpu-1", "cpu-2"]
-        assert await w.prioritize(item, ["cpu-1", "gpu-2"]) == {"gpu-2": 5}
+        assert await w.prioritize(item, ["cpu-1", "gpu-2"]) == {"cpu-1": 0, "gpu-2": 5}
         assert await w.bind(item, "cpu-2") == ""
         assert sorted(w.held()["p"].nodes) == ["gpu-1", "gpu-2"]
 
