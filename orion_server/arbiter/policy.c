@@ -127,10 +127,28 @@ static bool waits(const policy_seat* s) { return s->is_used && s->wants && !s->h
 /// Whether the slice has a seat that waits and may have a turn now, by its account.
 static bool may_come(const policy* p, uint32_t slice) { return p->slices[slice].is_elastic || available(p, slice) > 0; }
 
+/// a/b > c/d without division: credits of seconds times microseconds of a second fit.
+static bool is_better(int64_t credit_ns, uint64_t rate, int64_t than_ns, uint64_t than_rate) {
+  return credit_ns * (int64_t)than_rate > than_ns * (int64_t)rate;
+}
+
+/// Whether an elastic slice without credit comes after another, which would have the next turn too.
+static bool is_behind(const policy* p, uint32_t slice, uint32_t other) {
+  const int64_t ns = available(p, slice), other_ns = available(p, other);
+  if (ns > 0) return false;
+  if (other_ns > 0) return true;
+  const shares sums = shares_of(p);
+  return is_better(other_ns, earned_ns(&p->slices[other], true, sums, 1000000), ns,
+                   earned_ns(&p->slices[slice], true, sums, 1000000));
+}
+
 /// Whether a seat of another slice, or another of the same, waits and might have its turn.
 static bool others_want(const policy* p, uint32_t seat) {
+  const uint32_t slice = p->seats[seat].slice;
   for (uint32_t i = 0; i < p->seat_count; i++) {
-    if (i != seat && waits(&p->seats[i]) && may_come(p, p->seats[i].slice)) return true;
+    const policy_seat* s = &p->seats[i];
+    if (i != seat && waits(s) && may_come(p, s->slice) && (s->slice == slice || !is_behind(p, s->slice, slice)))
+      return true;
   }
   return false;
 }
@@ -153,11 +171,6 @@ static bool is_alone(const policy* p, uint32_t slice) {
     if (s->is_used && s->slice != slice && (s->wants || s->holds)) return false;
   }
   return true;
-}
-
-/// a/b > c/d without division: credits of seconds times microseconds of a second fit.
-static bool is_better(int64_t credit_ns, uint64_t rate, int64_t than_ns, uint64_t than_rate) {
-  return credit_ns * (int64_t)than_rate > than_ns * (int64_t)rate;
 }
 
 static uint32_t next_seat(const policy* p, uint32_t slice) {

@@ -110,11 +110,15 @@ def test_a_lone_tenant_at_a_hundred_is_never_asked_to_stop():
     assert machine.policy.turn(0)[1] == NO_LIMIT
 
 
-def test_elastic_takes_idle_time_in_proportion_to_the_ratios():
-    machine = run(Tenant(10, 2, elastic=True), Tenant(30, 2, elastic=True))
-    assert used(machine) > 0.975
-    # A share of 0.25, and of what switches cost the larger one bears more: its turns are as long, and more.
-    assert abs(sum(machine.shares(0, 10)) / len(machine.shares(0, 10)) - 0.25) < 0.12
+@pytest.mark.parametrize(("ratios", "kernels_ms"), [((10, 30), (2, 2)), ((30, 70), (2, 2)), ((20, 60), (0.2, 2)),
+                                                    ((10, 30), (0.2, 10)), ((20, 40), (5, 1))])  # fmt: skip
+def test_elastic_takes_idle_time_in_proportion_to_the_ratios(ratios, kernels_ms):
+    """One that has used up its own waits for the other's credit, as it would between turns."""
+    machine = run(*(Tenant(ratio, ms, elastic=True) for ratio, ms in zip(ratios, kernels_ms, strict=True)))
+    assert used(machine) > 0.98
+    for index, ratio in enumerate(ratios):
+        share = sum(machine.shares(index, 10)) / len(machine.shares(index, 10))
+        assert abs(share - ratio / sum(ratios)) < 0.02
 
 
 def test_elastic_gives_way_to_a_hard_ratio():
