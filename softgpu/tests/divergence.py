@@ -293,6 +293,7 @@ class Place:
 
     mask: str = ""  # register with the lanes that get here; empty: no exchange between lanes
     block: bool = False  # all living threads of the block get here
+    whole: bool = False  # and all of them live: a barrier that counts threads waits for a warp that has ended for ever
     function: int = -1  # inside of which function
     loops: list[int] = field(default_factory=list)  # depths of loops that may be left from here
     depth: int = 0
@@ -316,7 +317,7 @@ class Maker:
         threads = self.threads = r.choice([1, 7, 31, 32, 32, 32, 33, 64, 96, 100])
         self.functions = r.choice([0, 0, 1, 2, 3])
         functions = [self.nodes(Place(function=i, room=2, exits=True), r.randint(2, 5)) for i in range(self.functions)]
-        body = self.nodes(Place(mask="%m0", block=True), r.randint(2, 6))
+        body = self.nodes(Place(mask="%m0", block=True, whole=True), r.randint(2, 6))
         if r.random() < 0.4:
             body.append(Leave(self.test(), -1, word=r.choice(["ret", "exit"]), mask="%m0"))
             body += self.nodes(Place(mask="%m0", block=True), r.randint(1, 4))
@@ -498,7 +499,7 @@ class Maker:
     def barrier(self, place: Place) -> Node:
         r = self.random
         d, a = self.register(), self.register()
-        choice = r.randrange(5 if place.mask and self.threads >= 64 else 4)
+        choice = r.randrange(5 if place.whole and self.threads >= 64 else 4)
         if choice == 4:  # of the first two warps alone
             second = r.choice(["sync", "arrive"])
             lines = ["setp.lt.u32 %q, %tid, 32;", f"@%q bar.{r.choice(['sync', 'arrive'])} 4, 64;"]
