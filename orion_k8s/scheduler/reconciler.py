@@ -321,7 +321,10 @@ class Reconciler:
         self._told_at_s = now_s
         self._retries += 1
         for uid in list(waiting)[:TOLD_AT_ONCE]:
-            namespace, name, _ = waiting.pop(uid)
+            refused = waiting.pop(uid, None)
+            if refused is None:  # placed or deleted while another was told
+                continue
+            namespace, name, _ = refused
             change = {"metadata": {"uid": uid, "annotations": {RETRY: str(self._retries)}}}
             try:
                 await self._api.patch(path_of("pods", namespace, name), change)

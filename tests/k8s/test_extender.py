@@ -112,6 +112,27 @@ def test_a_pod_that_found_no_room_is_looked_at_again_when_there_is_some(tmp_path
     go(tmp_path, {"gpu-1": {}}, body)
 
 
+def test_a_pod_that_is_placed_while_others_are_told_of_room(tmp_path: Path) -> None:
+    async def body(w: World) -> None:
+        refusals, reconciler = w.scheduler.extender.refusals.pods, w.scheduler.reconciler
+        await w.place(w.api.add_pod(vgpu_pod("first", ORION_GMEM="16000")), NODES)
+        for name in ("a", "b", "c"):
+            item = w.api.add_pod(vgpu_pod(name, ORION_GMEM="16000"))
+            assert (await w.filter(item, NODES))["NodeNames"] == []
+        patch, told = reconciler._api.patch, []
+
+        async def patch_and_place(path: str, change: dict[str, object]) -> object:
+            told.append(path)
+            refusals.pop(w.api.objects[PODS]["default/b"]["metadata"]["uid"], None)
+            return await patch(path, change)
+
+        reconciler._api.patch = patch_and_place  # type: ignore[method-assign]
+        await reconciler._tell_waiting()
+        assert [path.rpartition("/")[2] for path in told] == ["a", "c"] and not refusals
+
+    go(tmp_path, {"gpu-1": {}}, body, runs=False)
+
+
 def test_what_a_pod_may_not_ask_for(tmp_path: Path) -> None:
     async def body(w: World) -> None:
         for item, reason in (
