@@ -1,7 +1,7 @@
 """softgpu against numpy in the same run: a vector addition and a tiled product of 512 x 512 matrices.
 
     cmake -S softgpu -B build/softgpu && cmake --build build/softgpu -j2
-    python -m benchmarks.softgpu_speed [--out benchmarks/results/softgpu_speed.json]
+    python -m benchmarks.softgpu_speed [--out OUT.json]
 
 Rates are of this machine's processor; they say nothing about a GPU. Each figure is the best of some runs, those of
 softgpu and of numpy in turns. softgpu uses one thread for each processor, numpy one for the addition and the threads of
