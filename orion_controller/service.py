@@ -328,8 +328,8 @@ class Controller:
         self._spawn(self._hand_out(envelope, wish.id, allocation, now_s))
 
     async def _save(self, allocation: Allocation) -> None:
-        allocation.is_stored = True
         await self._store.save(allocation.record)
+        allocation.is_stored = True
 
     async def _hand_out(self, envelope: Envelope, request_id: int, allocation: Allocation, began_s: float) -> None:
         """Tickets, once the store has the allocation."""

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -158,7 +159,13 @@ def build(folder: Path, mutants: list[Mutant], library: Path) -> list[Mutant]:
     # A header's mutants need everyone who includes it; one source is enough to run them.
     users = {"float_bits.h": ["half.cc", "cvt.cc"], "matrix.h": ["mma.cc", "wmma.cc"]}
     compile_these = sorted({s for f in files for s in users.get(f, [f])})
-    done: set[str] = set()
+
+    def compiled(source: str) -> str:
+        """What the compiler says."""
+        command = ["g++", *FLAGS, "-fmax-errors=200", f"-I{folder}/include", "-c", source]
+        command += ["-o", str(folder / f"{source}.o")]
+        return subprocess.run(command, cwd=folder / "src/vm", stderr=subprocess.PIPE, text=True).stderr
+
     for _ in range(8):
         for i, m in enumerate(mutants):
             m.number = i
@@ -172,55 +179,16 @@ def build(folder: Path, mutants: list[Mutant], library: Path) -> list[Mutant]:
             if tail.startswith("#pragma once\n"):
                 tail = tail.replace("#pragma once\n", "#pragma once\n#line 1\n", 1)
             (folder / "src/vm" / file).write_text(f'#include "switch.h"\n#line 1 "{file}"\n' + head + tail)
-        running = (
-            [
-                (
-                    s,
-                    subprocess.Popen(
-                        [
-                            "g++",
-                            *FLAGS,
-                            "-fmax-errors=200",
-                            f"-I{folder}/include",
-                            "-c",
-                            s,
-                            "-o",
-                            str(folder / f"{s}.o"),
-                        ],
-                        cwd=folder / "src/vm",
-                        stderr=subprocess.PIPE,
-                        text=True,
-                    ),
-                )
-                for s in compile_these
-            ]
-            if len(compile_these) <= 2
-            else []
-        )
         errors: set[tuple[str, int]] = set()
-        for s in compile_these:
-            if running:
-                stderr = next(p for n, p in running if n == s).communicate()[1]
-            else:
-                command = [
-                    "g++",
-                    *FLAGS,
-                    "-fmax-errors=200",
-                    f"-I{folder}/include",
-                    "-c",
-                    s,
-                    "-o",
-                    str(folder / f"{s}.o"),
-                ]
-                stderr = subprocess.run(command, cwd=folder / "src/vm", stderr=subprocess.PIPE, text=True).stderr
+        with ThreadPoolExecutor(2) as pool:
+            told = list(pool.map(compiled, compile_these))
+        for stderr in told:
             known = {(m.file, m.line + 1) for m in mutants}
             for name, line in re.findall(r"([\w.]+):(\d+):(?:\d+:)? ", stderr):
                 if (name, int(line)) in known:
                     errors.add((name, int(line)))
             if "error" in stderr and not errors:
                 raise RuntimeError(stderr[:4000])
-            if "error" not in stderr:
-                done.add(s)
         if not errors:
             break
         mutants = [m for m in mutants if (m.file, m.line + 1) not in errors]
