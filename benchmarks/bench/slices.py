@@ -1,7 +1,8 @@
 """`orion-bench slices`: what share of a GPU tenants get, beside what they were configured to get.
 
 Every share is measured with one ruler: items calibrated alone and natively in the same run (slices_tenants). What is
-configured is a hard share: a tenant that is alone gets no more than its ratio.
+configured is a hard share, a tenant that is alone gets no more than its ratio, but in the rows named elastic: there all
+that others leave is shared out on top, and what tenants are to get is told instead of the ratio.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.bench.slices_tenants import (
     Told,
     calibrate,
     calibration_cell,
+    elastic,
     group_name,
     native,
     ruler,
@@ -85,7 +87,7 @@ def tenant_record(told: Told) -> Row:
     record: Row = {"item": tenant.item.name, "item_ms": told.ruler.alone_ms, "items": len(told.done_s)}
     if tenant.load:
         return record | {"load": 100 * tenant.load, "configured": tenant.ratio}
-    return record | record_of(told.work(), tenant.ratio)
+    return record | record_of(told.work(), tenant.promised)
 
 
 def shares_row(tenants: list[Told], what: str) -> Row:
@@ -97,7 +99,7 @@ def shares_row(tenants: list[Told], what: str) -> Row:
     shares = [100 * work.share(begin_s, end_s - begin_s) for work in works]
     row: Row = {"unit": "%", "better": "higher", "what": what, "value": sum(shares),
                 "tenants": [tenant_record(told) for told in tenants], **digests(tenants)}  # fmt: skip
-    ratios = [told.tenant.ratio for told in tenants if told.tenant.ratio is not None]
+    ratios = [told.tenant.promised for told in tenants if told.tenant.promised is not None]
     if len(tenants) > 1:
         # What a plot shows; of a tenant alone the windows tell enough.
         row["series"] = [series(work) for work in works]
@@ -201,7 +203,8 @@ def scenarios(ground: Ground) -> list[Scenario]:
 
     def shares(name: str, place: str, what: str, *tenants: Tenant) -> None:
         def measure() -> Row:
-            places = native(ground) if place == NATIVE else sliced(ground)
+            shared = elastic if any(tenant.elastic is not None for tenant in tenants) else sliced
+            places = native(ground) if place == NATIVE else shared(ground)
             return shares_row(run_tenants(ground, places, place, tenants, seconds), what)
 
         items = tuple(dict.fromkeys(tenant.item for tenant in tenants))
@@ -241,6 +244,13 @@ def scenarios(ground: Ground) -> list[Scenario]:
         for kernel_ms in (0.2, 10.0):
             group("pair", ("shm",), Tenant(Item(kernel_ms), 30), Tenant(Item(kernel_ms), 70))
         group("three", ("shm",), Tenant(Item(0.2), 20), Tenant(Item(2.0), 30), Tenant(Item(10.0), 40))
+
+    # Idle time on top, in proportion to the ratios.
+    shares("elastic_30_2ms", "shm", "one elastic tenant, nobody else", Tenant(BATCH, 30, elastic=100))
+    for ratios in ((10, 30), (30, 70)) if full or not soft else ((10, 30),):
+        name = "_".join(map(str, ratios))
+        shares(f"elastic_{name}_2ms", "shm", "elastic tenants together, each with its own ratio",
+               *(Tenant(BATCH, ratio, elastic=100 * ratio / sum(ratios)) for ratio in ratios))  # fmt: skip
 
     inference = Tenant(REQUEST, 50, load=REQUEST_LOAD * 0.5)
     name = f"inference_50_{REQUEST.name}"

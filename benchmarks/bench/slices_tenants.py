@@ -62,12 +62,18 @@ class Ruler:
 @dataclass(frozen=True)
 class Tenant:
     """One client process. `ratio` in percent; None asks for none. `load`: its requests' share of the GPU, 0 to 1; 0: it
-    saturates."""
+    saturates. `elastic`: the percent of the GPU that it is to get where idle time is shared out on top of the ratio."""
 
     item: Item
     ratio: int | None = None
     load: float = 0.0
     group: str = ""
+    elastic: float | None = None
+
+    @property
+    def promised(self) -> float | None:
+        """Percent of the GPU that it is to get."""
+        return self.ratio if self.elastic is None else self.elastic
 
     def environment(self) -> dict[str, str]:
         extra = {"ORION_ATTACH_TIMEOUT_MS": ATTACH_TIMEOUT_MS}
@@ -97,6 +103,12 @@ class Told:
 def sliced(ground: Ground) -> Places:
     """The server whose GPU is shared by vGPUs."""
     return ground.places("server-slices", ("--vgpu-count", "4"), softgpu_environment(ground))
+
+
+def elastic(ground: Ground) -> Places:
+    """The same, and who has work gets what others leave."""
+    options = ("--vgpu-count", "4", "--ratio-policy", "elastic")
+    return ground.places("server-elastic", options, softgpu_environment(ground))
 
 
 def whole(ground: Ground) -> Places:
