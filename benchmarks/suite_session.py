@@ -167,7 +167,7 @@ class Session:
         self.result: dict[str, Any] = {"machine": describe("benchmarks.suite_session"), "rows": {}}
 
     def save(self, names: list[str]) -> str:
-        """Called after every row: whatever stops the session, what was measured is there."""
+        """Called after every run: whatever stops the session, what was measured is there."""
         text = text_of(table(self.result["rows"], names))
         self.result["good"] = judge(self.result["rows"], names)
         self.result["table"] = text.splitlines()
@@ -175,8 +175,8 @@ class Session:
         (self.out / "suite.txt").write_text(text)
         return text
 
-    def measure(self, places: Places, where: tuple[str, ...], name: str, repeats: int) -> None:
-        """One row in all places, by turns, so that a machine that changes changes all of them."""
+    def measure(self, places: Places, where: tuple[str, ...], name: str, names: list[str], repeats: int) -> None:
+        """One row of `names` in all places, by turns, so that a machine that changes changes all of them."""
         runs: Runs = self.result["rows"]
         kept: dict[str, list[Row]] = {place: [] for place in where}
         for repeat in range(repeats + (repeats > 1)):
@@ -190,6 +190,7 @@ class Session:
                 said = f"{row['value']:.4g} {row['unit']}" if "value" in row else f"FAILED: {row['error']}"
                 base = None if place == NATIVE else runs.get(NATIVE, {}).get(name)
                 say(f"{name} {place}: {said} {verdict(base, row) if place != NATIVE else ''} ({row['seconds']} s)")
+                self.save(names)
 
     def go(self, names: list[str], where: tuple[str, ...], native: dict[str, Row] | None, repeats: int) -> int:
         started = time.monotonic()
@@ -200,8 +201,7 @@ class Session:
             runs.setdefault(place, {})
         with Places(self.device, where, self.out / "server.log") as places:
             for name in names:
-                self.measure(places, where, name, repeats)
-                self.save(names)
+                self.measure(places, where, name, names, repeats)
             self.result["server_restarts"] = places.restarts
         self.result["seconds"] = round(time.monotonic() - started, 1)
         print(self.save(names))
