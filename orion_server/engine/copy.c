@@ -27,6 +27,11 @@ void copy_linear(orion_engine* e, const orion_op* op) {
   stream_state* s = use_stream(e, op);
   if (!s) return;
   CUresult code = CUDA_ERROR_INVALID_VALUE;
+  const enum direct_outcome direct = e->direct ? direct_finish(e, op, s->handle, &code) : DIRECT_NOTHING;
+  if (direct == DIRECT_ALL) answer_result(e, op, 0);
+  if (direct == DIRECT_REST) finish(e, op, s, code);
+  if (direct != DIRECT_NOTHING) return;
+  code = CUDA_ERROR_INVALID_VALUE;
   switch (op->code) {
     case ORION_OP_COPY_H2D: {
       const orion_op_copy_h2d* o = (const orion_op_copy_h2d*)op;
