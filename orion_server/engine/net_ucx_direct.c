@@ -348,10 +348,13 @@ static enum verdict look(orion_engine* e, direct_copy* c) {
   const context_state* context = &e->contexts[c->op->context];
   if ((!context->alive || context->sticky) && c->running == 0) return COPY_ELSEWHERE;
   if (c->state == DIRECT_WAITS) {
-    const enum place place = place_of(e, c);
+    // The rest of one that it has to wait for may still be issued to the GPU: what was marked before says nothing.
+    const bool is_free = !conflicts(e, c);
+    if (!is_free) c->track = 0;
+    const enum place place = is_free ? place_of(e, c) : PLACE_NOT_YET;
     const bool late = !c->out && engine_now_ns() >= c->deadline_ns;
     if (place == PLACE_UNKNOWN || (place == PLACE_NOT_YET && late)) return COPY_ELSEWHERE;
-    if (place == PLACE_REACHED && !conflicts(e, c) && !go(e, c)) return COPY_ELSEWHERE;
+    if (place == PLACE_REACHED && !go(e, c)) return COPY_ELSEWHERE;
     if (c->state == DIRECT_WAITS) {
       if (c->track) park_cause(e, CAUSE_WORD, c->track, c->value, NULL);
       if (!c->out) park_cause(e, CAUSE_TIME, 0, c->deadline_ns, NULL);
