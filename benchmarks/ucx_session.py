@@ -5,8 +5,8 @@
 FOLDER holds a UCX with CUDA support (lib/libucp.so.0, lib/ucx/libuct_cuda.so.0). The driver-API rows run natively, over
 plain TCP lanes, ZeroMQ's, and UCX's without and with ORION_UCX_DIRECT, each with its digest; large copies in several
 sizes, in turns. DIR gets ucx.json and the servers' logs. Exit status 0: every row ran everywhere with the native
-digest, and the worker said what it should of where copies go. What it cannot show is RDMA: over tcp UCX itself copies between
-device memory and buffers of its own.
+digest, and the worker said what it should of where copies go. What it cannot show is RDMA: over tcp UCX itself copies
+between device memory and buffers of its own.
 """
 
 from __future__ import annotations

@@ -383,6 +383,7 @@ static void complete(orion_engine* e) {
   close_listener(u);
   close_raw(e);
   orion_ucx_describe(&u->link, u->eps[0], carriers, sizeof carriers);
+  u->link.tells_all = orion_ucx_is_tcp(carriers);
   direct_open(e, carriers, copies);
   engine_log(e, ENGINE_LOG_INFO, "lanes over UCX %u.%u.%u (%s), not encrypted; copies go %s", u->link.api.major,
              u->link.api.minor, u->link.api.release, carriers, copies);
@@ -408,10 +409,13 @@ static bool prepare(orion_engine* e) {
   return false;
 }
 
+static void flush(orion_engine* e);
+
 static bool receive(orion_engine* e) {
   ucx_lanes* u = lanes_of(e);
   if (!u->prepared && !prepare(e)) return true;
   const uint64_t events = u->events, arrived = e->bulk_arrived;
+  if (e->net->first_frame) flush(e);  // what somebody waits for, before a look at the network
   for (int i = 0; i < PROGRESS_MOST && !e->end && u->link.api.worker_progress(u->link.worker); i++) continue;
   if (!u->complete) {
     if (u->stranger_count) drop_strangers(e, false);

@@ -7,7 +7,7 @@
 #include "net_raw.h"
 #include "orion_ucx_link.h"
 
-#define DIRECT_HOLD_NS 200000ull  // an offer waits for its operation, at most
+#define DIRECT_HOLD_NS 1000000ull  // an offer waits for its operation, at most
 #define UCX_STRANGERS 16u
 #define UCX_SENDS 64u
 #define UCX_RECEIVES (2u * ORION_UCX_IN_FLIGHT)

@@ -54,6 +54,7 @@ typedef struct orion_ucx_link {
   void* memory;  // staging, registered; NULL: nothing
   int efd;       // readable after an event that orion_ucx_armed has asked for
   bool has_cuda;
+  bool tells_all;  // efd stays readable while there is anything (orion_ucx_is_tcp): nothing has to be looked for
   char why[256];
 } orion_ucx_link;
 
@@ -84,12 +85,13 @@ static inline bool orion_rdma_device(const char* wanted, char* name) {
 
 /// Whether anything here has to move: false after which efd becomes readable at the next event. A completion queue of
 /// verbs tells only what comes after it was armed (soft-RoCE, and the interface promises no more): what came between
-/// the last look and that is looked for here. `events` counts what UCX has called back for: its own count leaves some
-/// out.
+/// the last look and that is looked for here; sockets tell it (`tells_all`), and each look is a call of the system.
+/// `events` counts what UCX has called back for: its own count leaves some out. Call it when the last look found
+/// nothing.
 static inline bool orion_ucx_busy(const orion_ucx_link* link, const uint64_t* events) {
   const uint64_t before = *events;
-  return link->api.worker_arm(link->worker) != ORION_UCS_OK || link->api.worker_progress(link->worker) != 0 ||
-         *events != before;
+  if (link->api.worker_arm(link->worker) != ORION_UCS_OK) return true;
+  return !link->tells_all && (link->api.worker_progress(link->worker) != 0 || *events != before);
 }
 
 static inline const char* orion_ucx_why(orion_ucx_link* link, const char* what, orion_ucs_status status) {
@@ -233,6 +235,13 @@ static inline void orion_ucx_describe(const orion_ucx_link* link, void* ep, char
       used += (size_t)snprintf(out + used, capacity - used, "%s%s", used ? " " : "", item);
   }
   free(text);
+}
+
+/// Of what orion_ucx_describe told: whether nothing but sockets carries it.
+static inline bool orion_ucx_is_tcp(const char* carriers) {
+  for (const char* at = carriers; *at; at += strcspn(at, " "), at += strspn(at, " "))
+    if (strncmp(at, "tcp/", 4) != 0) return false;
+  return carriers[0] != 0;
 }
 
 #endif
