@@ -44,6 +44,7 @@ _ENVIRONMENT = frozenset(
         "LD_PRELOAD",
         "ORION_ENGINE_LAUNCHERS",
         "ORION_ENGINE_LAUNCHERS_ALWAYS",
+        "ORION_UCX_DIRECT",
         "ORION_UCX_SPIN_US",
         "PATH",
         "TZ",

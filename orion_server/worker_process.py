@@ -28,7 +28,9 @@ log = logging.getLogger("orion.worker")
 # dead client's memory is gone within a second.
 KILL_AFTER_S = 0.7
 # Of the server's own settings, what its workers look at.
-_WORKER_SETTINGS = frozenset({"ORION_ENGINE_LAUNCHERS", "ORION_ENGINE_LAUNCHERS_ALWAYS"})
+_WORKER_SETTINGS = frozenset(
+    {"ORION_ENGINE_LAUNCHERS", "ORION_ENGINE_LAUNCHERS_ALWAYS", "ORION_UCX_DIRECT", "ORION_UCX_SPIN_US"}
+)
 
 
 class State(enum.Enum):

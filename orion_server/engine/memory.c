@@ -83,7 +83,13 @@ int32_t memory_back(orion_engine* e, range* r) {
                                     .location = {CU_MEM_LOCATION_TYPE_DEVICE, (int)d->ordinal}};
   // Whether the program will share an allocation is not known when it is made.
   if (!e->memory_stays_here) properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+  properties.allocFlags.gpuDirectRDMACapable = e->memory_for_rdma;
   int32_t result = (int32_t)e->driver.memory_create(&r->handle, r->bytes, &properties, 0);
+  if (e->memory_for_rdma && (result == CUDA_ERROR_NOT_SUPPORTED || result == CUDA_ERROR_INVALID_VALUE)) {
+    e->memory_for_rdma = false;
+    properties.allocFlags.gpuDirectRDMACapable = 0;
+    result = (int32_t)e->driver.memory_create(&r->handle, r->bytes, &properties, 0);
+  }
   if (result == CUDA_ERROR_NOT_SUPPORTED && !e->memory_stays_here) {
     e->memory_stays_here = true;
     properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
@@ -128,6 +134,7 @@ static void unmap_range(orion_engine* e, uint32_t index) {
   device_state* d = memory_device_at(e, r->base);
   share_withdraw(e, &r->token);
   if (!r->is_out) {
+    if (e->direct) direct_forget(e, r->serial);
     (void)e->driver.memory_unmap(r->base, r->bytes);
     (void)e->driver.memory_release(r->handle);
   }

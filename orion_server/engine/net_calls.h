@@ -34,4 +34,22 @@ void net_free(orion_engine* e);
 /// True when a frame's header agrees with its size.
 bool net_frame_ok(const uint8_t* data, size_t bytes, orion_frame* head);
 
+// ---- net_ucx_direct.c (only while e->direct is not NULL)
+/// Whether an operation may run, as far as its bytes are concerned that go past the arena; false: with a cause.
+bool direct_ready(orion_engine* e, const orion_op* op, const parked_op* node);
+/// A parked operation that stands behind others: it may be such a copy behind such copies, and then begins.
+void direct_follow(orion_engine* e, const orion_op* op);
+/// An operation stays parked.
+void direct_blocked(orion_engine* e, const orion_op* op);
+/// The parked operation is done.
+void direct_end(orion_engine* e, const orion_op* op);
+/// What of a copy that runs now has been done. REST: the parts that were missing have been issued.
+enum direct_outcome { DIRECT_NOTHING, DIRECT_REST, DIRECT_ALL };
+enum direct_outcome direct_finish(orion_engine* e, const orion_op* op, CUstream stream, CUresult* code);
+/// Whether bytes are on their way to or from device memory. e->direct may be NULL.
+bool direct_is_going(const orion_engine* e);
+/// Before the memory of a range goes.
+void direct_forget(orion_engine* e, uint64_t serial);
+void direct_free(orion_engine* e);
+
 #endif

@@ -3,87 +3,19 @@
 //
 // UCX itself parses what arrives before anything here sees it, and whoever reaches its ports may send it something.
 // What comes here is believed where it carries the session's cookie (orion_ucx_link.h).
+#include "net_ucx.h"
+
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "net_order.h"
-#include "net_raw.h"
-#include "orion_ucx_link.h"
-
-#define UCX_STRANGERS 16u
-#define UCX_SENDS 64u
-#define UCX_RECEIVES (2u * ORION_UCX_IN_FLIGHT)
 #define GREETING_LIMIT_NS 5000000000ull
 #define PROGRESS_MOST 64
 #define INLINE_QUEUE_BYTES (4u << 20)  // copies wait while more than this waits for lane 0
 #define CLOSE_LIMIT_NS 200000000ull
 #define BOTH_WAIT_NS 10000000ull  // while plain lanes are open too, which UCX's descriptor does not tell
-
-// A connection that has not shown the token yet.
-typedef struct ucx_stranger {
-  void* ep;
-  uint64_t until_ns;
-} ucx_stranger;
-
-// A frame of lane 0 on its way into UCX.
-typedef struct ucx_send {
-  orion_engine* engine;
-  out_frame* frame;  // NULL: free
-  orion_ucx_head head;
-} ucx_send;
-
-// A piece of a large copy, sent from where it lies.
-typedef struct ucx_piece {
-  orion_engine* engine;
-  bool busy;
-  orion_ucx_head head;
-} ucx_piece;
-
-// A piece that the client offers.
-typedef struct ucx_receive {
-  orion_engine* engine;
-  enum { UCX_FREE, UCX_OFFERED, UCX_RUNNING } state;
-  orion_frame frame;
-  void* descriptor;
-} ucx_receive;
-
-// A frame of lane 0 that came before its turn, or that cannot be taken yet.
-typedef struct ucx_held {
-  struct ucx_held* next;
-  uint64_t order;
-  held_frame* frame;
-} ucx_held;
-
-typedef struct ucx_lanes {
-  orion_ucx_link link;
-  void* listener;
-  uint8_t token[32];
-  uint64_t cookie;
-  void* raw;  // state of the plain lanes that are offered beside; NULL: no more
-  int isolate, tells;
-  ucx_stranger strangers[UCX_STRANGERS];
-  uint32_t stranger_count, lanes_in, stripe_count;
-  void* eps[1 + ORION_STRIPES_MAX];
-  orion_ucx_head welcomes[1 + ORION_STRIPES_MAX];
-  void* flushes[1 + ORION_STRIPES_MAX];
-  bool prepared, all_in, flushing, complete, lost;
-  orion_ucs_status fault;
-  uint64_t events;
-  uint64_t order_out, order_in;
-  ucx_held* held;  // by `order`
-  size_t held_bytes;
-  ucx_send sends[UCX_SENDS];
-  uint32_t sends_busy;
-  ucx_piece pieces[ORION_UCX_IN_FLIGHT];
-  uint32_t pieces_busy, next_lane;
-  ucx_receive receives[UCX_RECEIVES];
-  uint32_t receive_count;
-  net_order order;
-  orion_group group;
-} ucx_lanes;
 
 static ucx_lanes* lanes_of(const orion_engine* e) { return e->net->state; }
 
@@ -270,14 +202,16 @@ static void received(void* request, orion_ucs_status status, size_t bytes, void*
     slot->bytes = receive->frame.bytes;
     atomic_store_explicit(&slot->sequence, receive->frame.sequence, memory_order_release);
   }
+  if (receive->direct) direct_received(e, receive->direct, &receive->frame);
   receive->state = UCX_FREE;
   u->receive_count--;
   u->events++;
   if (request) u->link.api.request_free(request);
 }
 
-static void start_receives(orion_engine* e) {
+void ucx_start_receives(orion_engine* e) {
   ucx_lanes* u = lanes_of(e);
+  u->holds_offers = false;
   for (uint32_t i = 0; i < UCX_RECEIVES && u->receive_count && !u->lost && !e->end; i++) {
     ucx_receive* receive = &u->receives[i];
     const orion_frame* head = &receive->frame;
@@ -288,9 +222,16 @@ static void start_receives(orion_engine* e) {
       net_malformed(e, "bulk comes twice");
       return;
     }
+    void* to = e->arena + head->a;
+    if (e->direct) {
+      const enum direct_place place = direct_place_of(e, receive, &to);
+      u->holds_offers |= place == DIRECT_LATER;
+      if (place == DIRECT_LATER) continue;
+    }
     receive->state = UCX_RUNNING;
-    void* request =
-        orion_ucx_receive(&u->link, receive->descriptor, e->arena + head->a, head->bytes, received, receive);
+    void* request = orion_ucx_receive(&u->link, receive->descriptor, to, head->bytes,
+                                      receive->direct ? direct_memory_type(receive->direct) : ORION_UCS_MEMORY_HOST,
+                                      receive->direct ? direct_registration(receive->direct) : NULL, received, receive);
     if (!request || orion_ucs_is_error(request)) received(NULL, orion_ucs_error(request), 0, receive);
   }
 }
@@ -305,7 +246,11 @@ static orion_ucs_status take_offer(orion_engine* e, const orion_frame* head, voi
   }
   ucx_receive* receive = u->receives;
   while (receive->state != UCX_FREE) receive++;
-  *receive = (ucx_receive){e, UCX_OFFERED, *head, descriptor};
+  *receive = (ucx_receive){.engine = e,
+                           .state = UCX_OFFERED,
+                           .frame = *head,
+                           .descriptor = descriptor,
+                           .offered_ns = e->direct ? engine_now_ns() : 0};
   u->receive_count++;
   return ORION_UCS_INPROGRESS;
 }
@@ -432,15 +377,16 @@ static bool is_flushed(ucx_lanes* u) {
 
 static void complete(orion_engine* e) {
   ucx_lanes* u = lanes_of(e);
-  char carriers[160];
+  char carriers[160], copies[160];
   u->complete = true;
   drop_strangers(e, true);
   close_listener(u);
   close_raw(e);
   orion_ucx_describe(&u->link, u->eps[0], carriers, sizeof carriers);
-  engine_log(e, ENGINE_LOG_INFO, "lanes over UCX %u.%u.%u (%s), not encrypted; copies go through pinned host memory%s",
-             u->link.api.major, u->link.api.minor, u->link.api.release, carriers,
-             u->link.has_cuda ? ", although this UCX knows CUDA memory" : "");
+  u->link.tells_all = orion_ucx_is_tcp(carriers);
+  direct_open(e, carriers, copies);
+  engine_log(e, ENGINE_LOG_INFO, "lanes over UCX %u.%u.%u (%s), not encrypted; copies go %s", u->link.api.major,
+             u->link.api.minor, u->link.api.release, carriers, copies);
   isolate(e, u->isolate, u->tells);
   if (e->config.ucx_spin_us >= 0) {
     e->spin_ns = (uint64_t)e->config.ucx_spin_us * 1000;
@@ -463,10 +409,13 @@ static bool prepare(orion_engine* e) {
   return false;
 }
 
+static void flush(orion_engine* e);
+
 static bool receive(orion_engine* e) {
   ucx_lanes* u = lanes_of(e);
   if (!u->prepared && !prepare(e)) return true;
   const uint64_t events = u->events, arrived = e->bulk_arrived;
+  if (e->net->first_frame) flush(e);  // what somebody waits for, before a look at the network
   for (int i = 0; i < PROGRESS_MOST && !e->end && u->link.api.worker_progress(u->link.worker); i++) continue;
   if (!u->complete) {
     if (u->stranger_count) drop_strangers(e, false);
@@ -487,7 +436,7 @@ static bool receive(orion_engine* e) {
   bool moved = take_held(e);
   moved |= net_order_take_due(e, &u->order);
   if (u->receive_count) {
-    start_receives(e);
+    ucx_start_receives(e);
     moved |= net_order_take_due(e, &u->order);
   }
   return moved || u->events != events || e->bulk_arrived != arrived;
@@ -515,6 +464,7 @@ static void frame_sent(void* request, orion_ucs_status status, void* user_data) 
 static void flush(orion_engine* e) {
   struct orion_net* n = e->net;
   ucx_lanes* u = n->state;
+  if (e->direct && !u->lost) (void)direct_send(e);
   while (u->complete && !u->lost && n->first_frame && u->sends_busy < UCX_SENDS) {
     ucx_send* send = u->sends;
     while (send->frame) send++;
@@ -524,7 +474,7 @@ static void flush(orion_engine* e) {
     send->head.order = ++u->order_out;
     send->head.cookie = u->cookie;
     void* request = orion_ucx_send(&u->link, u->eps[0], &send->head, f->data + sizeof(orion_frame), ORION_UCP_AM_EAGER,
-                                   frame_sent, send);
+                                   ORION_UCS_MEMORY_HOST, NULL, frame_sent, send);
     if (request && !orion_ucs_is_error(request)) {
       send->frame = f;
       u->sends_busy++;
@@ -551,6 +501,7 @@ static bool has_room(orion_engine* e, const out_copy* copy) {
 static void piece_sent(void* request, orion_ucs_status status, void* user_data) {
   ucx_piece* piece = user_data;
   ucx_lanes* u = lanes_of(piece->engine);
+  if (piece->direct) direct_sent(piece->engine, piece->direct);
   piece->busy = false;
   u->pieces_busy--;
   u->events++;
@@ -558,17 +509,20 @@ static void piece_sent(void* request, orion_ucs_status status, void* user_data) 
   if (request) u->link.api.request_free(request);
 }
 
-static void send_piece(orion_engine* e, const orion_frame* head, const uint8_t* body) {
+void ucx_send_piece(orion_engine* e, const orion_frame* head, const void* body, struct direct_copy* direct) {
   ucx_lanes* u = lanes_of(e);
   ucx_piece* piece = u->pieces;
   while (piece->busy) piece++;
   const uint32_t lane = 1 + u->next_lane++ % u->stripe_count;
   piece->engine = e;
   piece->busy = true;
+  piece->direct = direct;
   piece->head = (orion_ucx_head){*head, 0, u->cookie};
   piece->head.frame.flags = (uint16_t)lane;
   u->pieces_busy++;
-  void* request = orion_ucx_send(&u->link, u->eps[lane], &piece->head, body, ORION_UCP_AM_RNDV, piece_sent, piece);
+  void* request = orion_ucx_send(&u->link, u->eps[lane], &piece->head, body, ORION_UCP_AM_RNDV,
+                                 direct ? direct_memory_type(direct) : ORION_UCS_MEMORY_HOST,
+                                 direct ? direct_registration(direct) : NULL, piece_sent, piece);
   if (!request || orion_ucs_is_error(request)) piece_sent(NULL, orion_ucs_error(request), piece);
 }
 
@@ -583,7 +537,7 @@ static bool send_numbered(orion_engine* e, const out_copy* copy, uint16_t type, 
     }
     const orion_frame head = {
         .type = ORION_FRAME_BULK, .bytes = (uint32_t)bytes, .sequence = sequence, .a = a, .b = u->group.after};
-    send_piece(e, &head, body);
+    ucx_send_piece(e, &head, body, NULL);
   } else {
     orion_group_close(&u->group, sequence);
     net_queue_frame(e, type, sequence, a, 0, body, (uint32_t)bytes);
@@ -603,6 +557,7 @@ static void wait_for_work(orion_engine* e, uint64_t timeout_ns) {
   const struct orion_net* n = e->net;
   const ucx_lanes* u = n->state;
   if (u->raw && timeout_ns > BOTH_WAIT_NS) timeout_ns = BOTH_WAIT_NS;
+  if (u->holds_offers && timeout_ns > DIRECT_HOLD_NS / 2) timeout_ns = DIRECT_HOLD_NS / 2;
   struct pollfd fds[2] = {{.fd = n->wake_fd, .events = POLLIN}, {.fd = u->link.efd, .events = POLLIN}};
   if (orion_ucx_busy(&u->link, &u->events)) return;
   const struct timespec timeout = {(time_t)(timeout_ns / 1000000000ull), (long)(timeout_ns % 1000000000ull)};
@@ -616,6 +571,7 @@ static void wait_for_work(orion_engine* e, uint64_t timeout_ns) {
 // What has been queued goes out and arrives, for a bounded time.
 static void close_lanes(orion_engine* e) {
   ucx_lanes* u = lanes_of(e);
+  direct_tell(e);
   const uint64_t until_ns = engine_now_ns() + CLOSE_LIMIT_NS;
   while (u->complete && !u->lost && (e->net->first_frame || u->sends_busy) && engine_now_ns() < until_ns) {
     flush(e);
@@ -643,6 +599,7 @@ static void close_lanes(orion_engine* e) {
   // UCX ends the process that destroys a worker whose endpoints have something left to do (1.13, also after an endpoint
   // was lost and closed), and may send from this memory still. The process ends soon.
   if (all && !u->sends_busy && !u->pieces_busy && !u->receive_count) {
+    direct_close(e);
     orion_ucx_close(&u->link);
     free_lanes(u);
   }

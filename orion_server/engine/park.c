@@ -183,6 +183,7 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
     park_cause(e, CAUSE_RESIDENCY, 0, 0, NULL);
     return false;
   }
+  if (e->direct && !direct_ready(e, op, node)) return false;
   if (e->net && op->bulk_seq > e->bulk_arrived) {
     park_cause(e, CAUSE_BULK, 0, op->bulk_seq, NULL);
     return false;
@@ -205,6 +206,7 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
       for (uint32_t i = e->first_dirty; i && idle; i = e->tracks[i].next_dirty) {
         idle = context && e->tracks[i].context != context;
       }
+      idle &= !direct_is_going(e);
       if (!idle) park_cause(e, CAUSE_TIME, 0, 0, NULL);
       return idle;
     }
@@ -217,6 +219,10 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
     }
     if (!order_ticket_reached(e, &node->ticket)) {
       park_cause(e, CAUSE_TICKET, 0, 0, &node->ticket);
+      return false;
+    }
+    if (direct_is_going(e)) {
+      park_cause(e, CAUSE_DIRECT, 0, e->direct_events, NULL);
       return false;
     }
   }
@@ -235,8 +241,13 @@ bool park_try(orion_engine* e, const orion_op* op, parked_op* node) {
     answer_result(e, op, CUDA_ERROR_INVALID_HANDLE);
     return true;
   }
-  if (!behind_parked(e, op, node) && ready(e, op, node) && run(e, op, node) == STEP_DONE) return true;
+  if (behind_parked(e, op, node)) {
+    if (e->direct && node) direct_follow(e, op);
+  } else if (ready(e, op, node) && run(e, op, node) == STEP_DONE) {
+    return true;
+  }
   block(e, op);
+  if (e->direct) direct_blocked(e, op);
   return false;
 }
 
@@ -290,6 +301,8 @@ static bool cause_holds(const orion_engine* e, const cause* c) {
       return turns_may_go_on(e, c->index);
     case CAUSE_WORD:
       return order_track_done(e, c->index) >= c->value;
+    case CAUSE_DIRECT:
+      return e->direct_events != c->value;
   }
   return true;
 }
@@ -319,6 +332,7 @@ uint32_t park_pass(orion_engine* e) {
       continue;
     }
     *link = node->next;
+    if (e->direct) direct_end(e, &node->op);
     e->parked_bytes -= node_bytes(&node->op);
     e->parked_count--;
     if (gives_memory_back(&node->op)) e->parked_frees--;

@@ -389,6 +389,7 @@ void orion_engine_free(orion_engine* e) {
   free(e->coherent);
   free(e->variables);
   if (e->net) net_free(e);
+  direct_free(e);
   turns_free(e);
   seat_close(e);
   pthread_mutex_destroy(&e->reason_lock);

@@ -119,6 +119,7 @@ static void end_batch(orion_engine* e, swap_device* w, _Atomic uint64_t* bytes, 
 static void finish_out(orion_engine* e, orion_seat_device* seat, swap_device* w, int32_t failed) {
   for (uint32_t i = 0; i < w->batch_count && !failed; i++) {
     range* r = &e->ranges[w->batch[i]];
+    if (e->direct) direct_forget(e, r->serial);
     (void)e->driver.memory_unmap(r->base, r->bytes);
     (void)e->driver.memory_release(r->handle);
     r->is_out = true;
@@ -264,7 +265,9 @@ static bool step(orion_engine* e, uint32_t device, orion_seat_device* seat, uint
         return true;
       }
       if (!e->swap.has_ticket) e->swap.has_ticket = order_take_ticket(e, 0, &e->swap.ticket);
-      if (!e->swap.has_ticket || !order_ticket_reached(e, &e->swap.ticket)) return false;
+      if (!e->swap.has_ticket || !order_ticket_reached(e, &e->swap.ticket) || direct_is_going(e)) {
+        return false;
+      }
       e->swap.has_ticket = false;
       w->phase = SWAP_LEAVING;
       return true;

@@ -81,7 +81,7 @@ def await_line(text: str, timeout_s: float = 240.0) -> str:
 class Machine:
     """A server on all of it, and what its clients are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, **more: str) -> None:
         KEY.write_text(secrets.token_hex(16))
         KEY.chmod(0o644)
         CONFIG.write_text(
@@ -91,7 +91,7 @@ class Machine:
         server = [sys.executable, "-P", "-m", "orion_server", "--config", str(CONFIG)]
         self.key = subprocess.run([*server[:4], "key"], check=True, capture_output=True, text=True).stdout.strip()
         options = ["--listen", f"{ADDRESS}:9960", "--client-key-file", str(KEY), "--device", "softgpu"]
-        environment = {**os.environ, "UCX_TLS": CARRIERS}
+        environment = {**os.environ, "UCX_TLS": CARRIERS, **more}
         with LOG.open("w") as log:
             self.process = subprocess.Popen([*server, *options], stdout=log, stderr=log, env=environment)
 
@@ -220,6 +220,18 @@ def client_vanishes(machine: Machine) -> None:
     print(await_line(f"session {session}: ended: the client is gone: the client closed a lane"))
 
 
+def direct(machine: Machine) -> None:
+    """The device of the network itself writes and reads device memory: softgpu's, which the worker registers."""
+    rows(machine, *SMALL_COPY_ROWS)
+    done = machine.run(str(SCRIPTED.with_name("direct.py")), "order", "two_streams", "freed_and_made_again")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert json.loads(done.stdout) == {"order": "", "two_streams": "", "freed_and_made_again": ""}
+    print(await_line("copies go straight to and from device memory"))
+    print(await_line("bytes that went straight: "))
+    said = re.findall(r"went straight: (\d+) to device memory, (\d+) from it", LOG.read_text())
+    assert sum(int(to) for to, _ in said) > 0 and sum(int(back) for _, back in said) > 0, said
+
+
 def perftest(test: str, *options: str) -> None:
     """UCX's own measurement over the same device and protocol, between two processes, both of which poll."""
     line = ["ucx_perftest", "-t", test, "-d", "rxe0:1", "-x", "rc_verbs", "-p", "13339", *options]
@@ -253,6 +265,12 @@ def main() -> None:
     check("client_vanishes_in_mid_copy", lambda: client_vanishes(machine))
     check("copies", lambda: rows(machine, *COPY_ROWS))
     check("server_ends", machine.end)
+    if not WANTED or "direct" in WANTED:
+        print("--- server's log\n" + LOG.read_text(errors="replace")[-4000:])
+        second = Machine(ORION_UCX_DIRECT="on")
+        await_line("orion-server 0")
+        check("direct", lambda: direct(second))
+        second.end()
     print("--- server's log\n" + LOG.read_text(errors="replace")[-8000:])
     print("DONE", flush=True)
 

@@ -171,7 +171,8 @@ class Image:
         shutil.copytree(ROOT / "tests" / "rdma", base / "orion" / "tests" / "rdma", ignore=LEFT_OUT)
         programs = base / "orion" / "tests" / "programs"
         programs.mkdir()
-        shutil.copy2(ROOT / "tests" / "programs" / "scripted.py", programs)
+        for program in ("scripted.py", "direct.py"):
+            shutil.copy2(ROOT / "tests" / "programs" / program, programs)
         # Compiled here: there it would take minutes. Whether the sources are newer is not looked at.
         subprocess.run([sys.executable, "-m", "compileall", "-q", "-j", "2", "--invalidation-mode", "unchecked-hash",
                         str(base)], stdout=subprocess.DEVNULL, check=False)  # fmt: skip

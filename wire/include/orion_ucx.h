@@ -129,6 +129,7 @@ typedef struct orion_ucp_ep_params {
 #define ORION_UCP_OP_USER_DATA (1u << 2)
 #define ORION_UCP_OP_FLAGS (1u << 4)
 #define ORION_UCP_OP_MEMORY_TYPE (1u << 6)
+#define ORION_UCP_OP_MEMORY (1u << 8)
 #define ORION_UCP_AM_REPLY 1u
 #define ORION_UCP_AM_EAGER 2u
 #define ORION_UCP_AM_RNDV 4u

@@ -54,6 +54,7 @@ typedef struct orion_ucx_link {
   void* memory;  // staging, registered; NULL: nothing
   int efd;       // readable after an event that orion_ucx_armed has asked for
   bool has_cuda;
+  bool tells_all;  // efd stays readable while there is anything (orion_ucx_is_tcp): nothing has to be looked for
   char why[256];
 } orion_ucx_link;
 
@@ -84,12 +85,13 @@ static inline bool orion_rdma_device(const char* wanted, char* name) {
 
 /// Whether anything here has to move: false after which efd becomes readable at the next event. A completion queue of
 /// verbs tells only what comes after it was armed (soft-RoCE, and the interface promises no more): what came between
-/// the last look and that is looked for here. `events` counts what UCX has called back for: its own count leaves some
-/// out.
+/// the last look and that is looked for here; sockets tell it (`tells_all`), and each look is a call of the system.
+/// `events` counts what UCX has called back for: its own count leaves some out. Call it when the last look found
+/// nothing.
 static inline bool orion_ucx_busy(const orion_ucx_link* link, const uint64_t* events) {
   const uint64_t before = *events;
-  return link->api.worker_arm(link->worker) != ORION_UCS_OK || link->api.worker_progress(link->worker) != 0 ||
-         *events != before;
+  if (link->api.worker_arm(link->worker) != ORION_UCS_OK) return true;
+  return !link->tells_all && (link->api.worker_progress(link->worker) != 0 || *events != before);
 }
 
 static inline const char* orion_ucx_why(orion_ucx_link* link, const char* what, orion_ucs_status status) {
@@ -151,13 +153,18 @@ static inline const char* orion_ucx_open(orion_ucx_link* link, const char* devic
   return status ? orion_ucx_why(link, "UCX cannot wait for events", status) : NULL;
 }
 
-/// Registers memory that is there for the whole session, so that no copy through it has to. NULL, or why not.
-static inline const char* orion_ucx_register(orion_ucx_link* link, void* address, size_t bytes) {
+static inline orion_ucs_status orion_ucx_map(const orion_ucx_link* link, void* address, size_t bytes, int memory_type,
+                                             void** memory) {
   const orion_ucp_mem_map_params params = {.mask = ORION_UCP_MEM_ADDRESS | ORION_UCP_MEM_LENGTH | ORION_UCP_MEM_TYPE,
                                            .address = address,
                                            .length = bytes,
-                                           .memory_type = ORION_UCS_MEMORY_HOST};
-  const orion_ucs_status status = link->api.mem_map(link->context, &params, &link->memory);
+                                           .memory_type = memory_type};
+  return link->api.mem_map(link->context, &params, memory);
+}
+
+/// Registers memory that is there for the whole session, so that no copy through it has to. NULL, or why not.
+static inline const char* orion_ucx_register(orion_ucx_link* link, void* address, size_t bytes) {
+  const orion_ucs_status status = orion_ucx_map(link, address, bytes, ORION_UCS_MEMORY_HOST, &link->memory);
   if (!status) return NULL;
   link->memory = NULL;
   return orion_ucx_why(link, "memory cannot be registered with the RDMA device (see `ulimit -l`)", status);
@@ -171,26 +178,29 @@ static inline void orion_ucx_close(orion_ucx_link* link) {
 }
 
 /// Sends one frame. `head` and `body` stay as they are until `sent` is called, if this does not return NULL (done) or
-/// an error. `how`: ORION_UCP_AM_...
+/// an error. `how`: ORION_UCP_AM_...; `memory_type`: ORION_UCS_MEMORY_..., of the body; `memory`: its registration,
+/// NULL: UCX finds or makes one.
 static inline void* orion_ucx_send(const orion_ucx_link* link, void* ep, const orion_ucx_head* head, const void* body,
-                                   uint32_t how, orion_ucp_sent sent, void* user_data) {
-  const orion_ucp_request_param param = {
-      .mask = ORION_UCP_OP_CALLBACK | ORION_UCP_OP_USER_DATA | ORION_UCP_OP_FLAGS | ORION_UCP_OP_MEMORY_TYPE,
-      .flags = how,
-      .callback.sent = sent,
-      .user_data = user_data,
-      .memory_type = ORION_UCS_MEMORY_HOST};
+                                   uint32_t how, int memory_type, void* memory, orion_ucp_sent sent, void* user_data) {
+  const orion_ucp_request_param param = {.mask = ORION_UCP_OP_CALLBACK | ORION_UCP_OP_USER_DATA | ORION_UCP_OP_FLAGS |
+                                                 ORION_UCP_OP_MEMORY_TYPE | (memory ? ORION_UCP_OP_MEMORY : 0),
+                                         .flags = how,
+                                         .callback.sent = sent,
+                                         .user_data = user_data,
+                                         .memory_type = memory_type,
+                                         .memh = memory};
   return link->api.am_send_nbx(ep, ORION_UCX_AM, head, sizeof *head, body, head->frame.bytes, &param);
 }
 
 /// Receives the body of a rendezvous into `to`; as above.
 static inline void* orion_ucx_receive(const orion_ucx_link* link, void* descriptor, void* to, size_t bytes,
-                                      orion_ucp_received received, void* user_data) {
-  const orion_ucp_request_param param = {
-      .mask = ORION_UCP_OP_CALLBACK | ORION_UCP_OP_USER_DATA | ORION_UCP_OP_MEMORY_TYPE,
-      .callback.received = received,
-      .user_data = user_data,
-      .memory_type = ORION_UCS_MEMORY_HOST};
+                                      int memory_type, void* memory, orion_ucp_received received, void* user_data) {
+  const orion_ucp_request_param param = {.mask = ORION_UCP_OP_CALLBACK | ORION_UCP_OP_USER_DATA |
+                                                 ORION_UCP_OP_MEMORY_TYPE | (memory ? ORION_UCP_OP_MEMORY : 0),
+                                         .callback.received = received,
+                                         .user_data = user_data,
+                                         .memory_type = memory_type,
+                                         .memh = memory};
   return link->api.am_recv_data_nbx(link->worker, descriptor, to, bytes, &param);
 }
 
@@ -225,6 +235,13 @@ static inline void orion_ucx_describe(const orion_ucx_link* link, void* ep, char
       used += (size_t)snprintf(out + used, capacity - used, "%s%s", used ? " " : "", item);
   }
   free(text);
+}
+
+/// Of what orion_ucx_describe told: whether nothing but sockets carries it.
+static inline bool orion_ucx_is_tcp(const char* carriers) {
+  for (const char* at = carriers; *at; at += strcspn(at, " "), at += strspn(at, " "))
+    if (strncmp(at, "tcp/", 4) != 0) return false;
+  return carriers[0] != 0;
 }
 
 #endif

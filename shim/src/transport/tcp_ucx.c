@@ -30,8 +30,13 @@ static void tell_loss(ucx_lanes* ucx) {
 
 static bool move_once(tcp_state* state) {
   ucx_lanes* ucx = orion_ucx_of(state);
-  bool any = orion_ucx_send_out(ucx);
+  const bool any = orion_ucx_send_out(ucx);
+  // Nothing came right behind what was sent just now: whoever sleeps is woken by what comes.
+  const bool has_looked = ucx->has_looked && !any;
+  ucx->has_looked = false;
+  if (has_looked) return false;
   const bool moved = progress(ucx);
+  ucx->has_looked = any && !moved && ucx->link.tells_all;
   tell_loss(ucx);
   if (moved) orion_wake_clients(state->session);
   return any || moved;
@@ -243,6 +248,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   if (why) return why;
   note_fds(ucx, &address, before, before_count);
   orion_ucx_describe(&ucx->link, ucx->eps[0], ucx->carriers, sizeof ucx->carriers);
+  ucx->link.tells_all = orion_ucx_is_tcp(ucx->carriers);
   return NULL;
 }
 

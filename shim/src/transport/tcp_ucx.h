@@ -59,6 +59,7 @@ typedef struct ucx_lanes {
   char carriers[160];  // what UCX has chosen for lane 0
   // Of whoever moves the bytes. `events`: calls of UCX into here that changed something.
   uint64_t events;
+  bool has_looked;   // nothing came right behind the last thing sent
   uint32_t greeted;  // bits: lanes that the worker has welcomed
   orion_ucs_status fault;
   uint64_t order_out, order_in;

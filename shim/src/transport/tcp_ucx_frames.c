@@ -41,7 +41,8 @@ static ucx_slot* free_slot(ucx_lanes* ucx) {
 // Sends the frame whose body has been written to the slot.
 static void send_slot(ucx_lanes* ucx, ucx_slot* slot, const orion_frame* frame) {
   slot->head = (orion_ucx_head){*frame, ++ucx->order_out, ucx->cookie};
-  void* request = orion_ucx_send(&ucx->link, ucx->eps[0], &slot->head, slot->body, ORION_UCP_AM_EAGER, slot_sent, slot);
+  void* request = orion_ucx_send(&ucx->link, ucx->eps[0], &slot->head, slot->body, ORION_UCP_AM_EAGER,
+                                 ORION_UCS_MEMORY_HOST, NULL, slot_sent, slot);
   if (orion_ucs_is_error(request)) {
     fail(ucx, orion_ucs_error(request));
   } else if (request) {
@@ -92,7 +93,8 @@ static bool send_piece(ucx_lanes* ucx) {
     orion_tcp_load(state, frame.a, piece->bounce, frame.bytes);
     from = piece->bounce;
   }
-  void* request = orion_ucx_send(&ucx->link, ucx->eps[lane], &piece->head, from, ORION_UCP_AM_RNDV, piece_sent, piece);
+  void* request = orion_ucx_send(&ucx->link, ucx->eps[lane], &piece->head, from, ORION_UCP_AM_RNDV,
+                                 ORION_UCS_MEMORY_HOST, NULL, piece_sent, piece);
   if (!request || orion_ucs_is_error(request)) piece_sent(NULL, orion_ucs_error(request), piece);
   return true;
 }
@@ -310,7 +312,8 @@ static void start_receive(ucx_receive* receive) {
       return;
     }
   }
-  void* request = orion_ucx_receive(&ucx->link, receive->descriptor, to, receive->frame.bytes, received, receive);
+  void* request = orion_ucx_receive(&ucx->link, receive->descriptor, to, receive->frame.bytes, ORION_UCS_MEMORY_HOST,
+                                    NULL, received, receive);
   if (!request || orion_ucs_is_error(request)) received(NULL, orion_ucs_error(request), 0, receive);
 }
 
