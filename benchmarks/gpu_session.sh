@@ -6,7 +6,7 @@
 #   rows        facts, null engine, driver-API rows (benchmarks.session); without a MODE
 #   bench       latency, launch, copy, scale, attach, network (benchmarks.measure_all, 500 s): rows.jsonl, tables.txt
 #   slices      configured against achieved shares, alone, in company and changed live (560 s): rows.jsonl, tables.txt
-#   suite       the workloads (benchmarks.suite_session): suite.json
+#   suite       the workloads, three times (benchmarks.suite_session; over ten minutes: choose with `--only`): suite.json
 #   areas       every tests/programs/*_api.c (benchmarks.area_session): areas.json
 #   runtime     programs of the CUDA runtime (benchmarks.runtime_session): runtime.json
 #   frameworks  tests/programs/frameworks (benchmarks.framework_session): frameworks.json
@@ -64,6 +64,7 @@ mode=${1:-}
 case "$mode" in --* | "") ;; *) shift ;; esac
 if [ "$mode" = slices ]; then set -- slices --budget 560 "$@"; fi
 # Below the ten minutes that such machines give a command; `--budget` behind the mode says otherwise.
+if [ "$mode" = suite ]; then set -- --repeats 3 "$@"; fi
 if [ "$mode" = bench ]; then set -- --budget 500 "$@"; fi
 if [ "$program" = session ]; then
   gcc -O1 -std=gnu11 -Iwire/include tests/programs/driver_api.c -o build/tests/driver_api -ldl -lpthread

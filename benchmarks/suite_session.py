@@ -8,12 +8,18 @@ DIR gets suite.json (every row, and the end of the error output of those that fa
 row stops nothing. Exit status 0: every row ran everywhere, with the native digest, in clients that saw no driver.
 `waits` is how often a step of the measured loop had to wait for the server, `engine` the part of that loop in which the
 engine's thread was busy: a row with a small one is not held up by the engine.
+
+Each row runs in all places before the next one does. With `--repeats` over 1 it does so that often, the median counts,
+and waits are counted in a further run of their own: counting costs time in rows that Python bounds. `python` is how
+fast the interpreter was beside the native runs, outside the row: on a machine that others use too it may be half as
+fast for seconds, in any place, and a row that Python bounds is then as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -31,10 +37,10 @@ Row = dict[str, Any]
 Runs = dict[str, dict[str, Row]]
 
 
-def run_row(places: Places, place: str, name: str, timeout_s: float, out: Path) -> Row:
-    """One workload in one place. Statistics of the client library are kept beside the row when it writes them."""
-    statistics = out / f"stats.{name}.{place}.json"
-    extra = {} if place == NATIVE else {"ORION_STATS": f"json:{statistics.resolve()}"}
+def run_row(places: Places, place: str, name: str, timeout_s: float, out: Path, count: bool = True) -> Row:
+    """One workload in one place. With `count` the client library's statistics are kept beside the row."""
+    counted = out / f"stats.{name}.{place}.json"
+    extra = {"ORION_STATS": f"json:{counted.resolve()}"} if count and place != NATIVE else {}
     command = [sys.executable, "-m", "benchmarks.workloads", "--in-process", name]
     outcome = places.run(place, command, timeout_s, extra)
     lines = [line for line in outcome.stdout.splitlines() if line.startswith('{"name"')]
@@ -46,13 +52,41 @@ def run_row(places: Places, place: str, name: str, timeout_s: float, out: Path) 
         row.pop("value", None)
         row.update(outcome.record())
         row.setdefault("error", "no row on standard output")
-    if statistics.exists():
+    if counted.exists():
         try:
-            row.update(waits_of(json.loads(statistics.read_text()), row.get("counted_steps", 0)))
+            row.update(waits_of(json.loads(counted.read_text()), row.get("counted_steps", 0)))
         except (ValueError, KeyError) as error:
             row["waits_error"] = f"{type(error).__name__}: {error}"
-        statistics.unlink()
+        counted.unlink()
     return row
+
+
+COUNTED = ("counted_steps", "waits", "calls", "waits_per_step", "waits_error", "engine")
+
+
+def merged(repeats: list[Row]) -> Row:
+    """One row of several runs: the median, all values, and what was counted in one of them. A run that failed, that saw
+    a driver where the first did not, or whose result is another one, is the row."""
+    first = repeats[0]
+    for row in repeats:
+        if "value" not in row or row.get("clean", True) != first.get("clean", True) or not agree(first, row):
+            return row
+    timed = [row for row in repeats if "counted_steps" not in row] or repeats
+    values = [row["value"] for row in timed]
+    out = {**timed[0], "value": statistics.median(values), "seconds": round(sum(row["seconds"] for row in repeats), 2),
+           "interpreter_ns": [ns for row in timed for ns in row["interpreter_ns"]]}  # fmt: skip
+    if len(values) > 1:
+        out["values"] = values
+    for row in repeats:
+        out.update({name: row[name] for name in COUNTED if name in row})
+    return out
+
+
+def interpreter_part(base: Row | None, row: Row) -> str:
+    """How fast the interpreter was outside the row, of what it was in the native one."""
+    if not base or not base.get("interpreter_ns") or not row.get("interpreter_ns"):
+        return "-"
+    return f"{statistics.median(base['interpreter_ns']) / statistics.median(row['interpreter_ns']):.2f}"
 
 
 def waits_of(told: dict[str, Any], steps: int) -> Row:
@@ -99,6 +133,7 @@ def table(runs: Runs, names: list[str]) -> Table:
         shown.add_column("digest")
         shown.add_column("waits", justify="right")
         shown.add_column("engine", justify="right")
+        shown.add_column("python", justify="right")
     for name in names:
         base = runs.get(NATIVE, {}).get(name)
         native_value = f"{base['value']:.4g}" if base and "value" in base else "failed" if base else "-"
@@ -108,12 +143,12 @@ def table(runs: Runs, names: list[str]) -> Table:
             row = runs[place].get(name, {})
             said = verdict(base, row)
             if "value" not in row:
-                cells += [row.get("error", "-"), "-", said, "-", "-"]
+                cells += [row.get("error", "-"), "-", said, "-", "-", "-"]
                 continue
             ratio = f"{fraction(base, row):.2f}" if base and "value" in base else "-"
             waits = f"{row['waits_per_step']:.2f}" if "waits_per_step" in row else "-"
             busy = f"{row['engine']['busy']:.0%}" if "engine" in row else "-"
-            cells += [f"{row['value']:.4g}", ratio, said, waits, busy]
+            cells += [f"{row['value']:.4g}", ratio, said, waits, busy, interpreter_part(base, row)]
         shown.add_row(*cells)
     return shown
 
@@ -121,7 +156,7 @@ def table(runs: Runs, names: list[str]) -> Table:
 def text_of(shown: Table) -> str:
     from rich.console import Console
 
-    console = Console(width=40 + 52 * (len(shown.columns) // 5 + 1), record=True, file=open("/dev/null", "w"))
+    console = Console(width=40 + 60 * (len(shown.columns) // 6 + 1), record=True, file=open("/dev/null", "w"))
     console.print(shown)
     return console.export_text()
 
@@ -132,7 +167,7 @@ class Session:
         self.result: dict[str, Any] = {"machine": describe("benchmarks.suite_session"), "rows": {}}
 
     def save(self, names: list[str]) -> str:
-        """Called after every row: whatever stops the session, what was measured is there."""
+        """Called after every run: whatever stops the session, what was measured is there."""
         text = text_of(table(self.result["rows"], names))
         self.result["good"] = judge(self.result["rows"], names)
         self.result["table"] = text.splitlines()
@@ -140,7 +175,24 @@ class Session:
         (self.out / "suite.txt").write_text(text)
         return text
 
-    def go(self, names: list[str], where: tuple[str, ...], native: dict[str, Row] | None) -> int:
+    def measure(self, places: Places, where: tuple[str, ...], name: str, names: list[str], repeats: int) -> None:
+        """One row of `names` in all places, by turns, so that a machine that changes changes all of them."""
+        runs: Runs = self.result["rows"]
+        kept: dict[str, list[Row]] = {place: [] for place in where}
+        for repeat in range(repeats + (repeats > 1)):
+            for place in where:
+                counts = repeat == repeats or repeats == 1
+                if place == NATIVE and repeat == repeats:
+                    continue
+                row = run_row(places, place, name, self.timeout_s, self.out, counts)
+                kept[place].append(row)
+                runs[place][name] = merged(kept[place])
+                said = f"{row['value']:.4g} {row['unit']}" if "value" in row else f"FAILED: {row['error']}"
+                base = None if place == NATIVE else runs.get(NATIVE, {}).get(name)
+                say(f"{name} {place}: {said} {verdict(base, row) if place != NATIVE else ''} ({row['seconds']} s)")
+                self.save(names)
+
+    def go(self, names: list[str], where: tuple[str, ...], native: dict[str, Row] | None, repeats: int) -> int:
         started = time.monotonic()
         runs: Runs = self.result["rows"]
         if native is not None:
@@ -148,14 +200,8 @@ class Session:
         for place in where:
             runs.setdefault(place, {})
         with Places(self.device, where, self.out / "server.log") as places:
-            for place in where:
-                for name in names:
-                    row = run_row(places, place, name, self.timeout_s, self.out)
-                    runs[place][name] = row
-                    said = f"{row['value']:.4g} {row['unit']}" if "value" in row else f"FAILED: {row['error']}"
-                    base = None if place == NATIVE else runs.get(NATIVE, {}).get(name)
-                    say(f"{place} {name}: {said} {verdict(base, row) if place != NATIVE else ''} ({row['seconds']} s)")
-                    self.save(names)
+            for name in names:
+                self.measure(places, where, name, names, repeats)
             self.result["server_restarts"] = places.restarts
         self.result["seconds"] = round(time.monotonic() - started, 1)
         print(self.save(names))
@@ -168,6 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for suite.json, suite.txt and server logs")
     parser.add_argument("--only", "--rows", default="", help="comma-separated rows (default: all)")
     parser.add_argument("--transports", default="shm,tcp", help="comma-separated, default shm,tcp")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each row in each place (default 1)")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for each row (default 120)")
     parser.add_argument("--skip-native", action="store_true", help="no native run")
     parser.add_argument("--native-from", type=Path, metavar="FILE", help="native rows from an older suite.json")
@@ -176,6 +223,8 @@ def main(argv: list[str] | None = None) -> int:
     unknown = sorted(set(names) - set(ORDER))
     if unknown:
         parser.error(f"no such row: {' '.join(unknown)}")
+    if arguments.repeats < 1:
+        parser.error("--repeats takes 1 or more")
     where = parse_places(arguments.transports) if arguments.transports else ()
     if not set(where) <= set(TRANSPORTS):
         parser.error("--transports takes shm and tcp")
@@ -185,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.skip_native and native is None:
         where = (NATIVE, *where)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    return Session(arguments.device, arguments.out, arguments.timeout).go(names, where, native)
+    return Session(arguments.device, arguments.out, arguments.timeout).go(names, where, native, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure import Counted
+from benchmarks.measure import Counted, interpreter_ns
 
 Result = tuple[float, float]
 Body = Callable[[], Result]
@@ -60,6 +60,7 @@ def fraction(base: dict[str, Any], other: dict[str, Any]) -> float:
 def run_here(name: str) -> dict[str, Any]:
     """Runs one workload in this process."""
     chosen = WORKLOADS[name]
+    before_ns = interpreter_ns()
     value, digest = chosen.body()
     row: dict[str, Any] = {
         "name": name,
@@ -70,6 +71,7 @@ def run_here(name: str) -> dict[str, Any]:
         "digest": digest,
         "exact": chosen.exact,
         "rtol": chosen.rtol,
+        "interpreter_ns": [round(before_ns, 2), round(interpreter_ns(), 2)],
     }
     if Counted.steps:
         row["counted_steps"] = Counted.steps

@@ -164,11 +164,18 @@ def test_the_quick_grid_is_what_decides(tmp_path: Path) -> None:
     found = {(one.name, one.place) for one in scenarios(tmp_path, "nvidia")}
     wanted = {f"alone_{ratio}_{kernel}ms" for ratio in (30, 50, 90) for kernel in ("0.2", "2", "10")}
     wanted |= {"alone_50_graph_10x0.2ms", "pair_30_70_2ms", "pair_50_50_2ms", "four_25_2ms", "change_30_70_2ms",
+               "elastic_30_2ms", "elastic_10_30_2ms", "elastic_30_70_2ms",
                "inference_50_1ms", "inference_50_1ms_beside_2ms", "overhead_saturated",
                "overhead_launch_rate"}  # fmt: skip
     assert {name for name, place in found if place == "shm"} == wanted
     assert ("pair_30_70_2ms", "tcp") in found and ("native_pair_2ms", NATIVE) in found
     assert len(found) == len(scenarios(tmp_path, "nvidia"))
+
+
+def test_elastic_tenants_are_to_have_what_others_leave() -> None:
+    assert Tenant(Item(2.0), 30).promised == 30
+    assert Tenant(Item(2.0), 30, elastic=75).promised == 75
+    assert Tenant(Item(2.0)).promised is None
 
 
 def test_the_quick_grid_fits_eight_minutes(tmp_path: Path) -> None:

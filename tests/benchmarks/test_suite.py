@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.measure import engine_share
 from benchmarks.rows import NATIVE_DIGESTS
-from benchmarks.suite_session import judge, main, table, text_of, verdict
+from benchmarks.suite_session import judge, main, merged, table, text_of, verdict
 from benchmarks.workloads.__main__ import ORDER, compare
 from benchmarks.workloads.driver_rows import LEFT_OUT
 from benchmarks.workloads.registry import WORKLOADS, agree, fraction
@@ -109,6 +109,36 @@ def test_a_whole_session(tmp_path: Path) -> None:
     assert main(["--device", "softgpu", "--out", str(again), "--only", f"copy_bounce_pinned,{rows}", *older]) == 1
     shown = (again / "suite.txt").read_text()
     assert shown.count("same") == 3 and "no native" in shown
+
+
+def test_repeats_are_timed_by_turns_and_counted_apart(tmp_path: Path) -> None:
+    wanted = ["--only", "event_query", "--transports", "shm", "--repeats", "2"]
+    assert main(["--device", "softgpu", "--out", str(tmp_path), *wanted]) == 0
+    kept = json.loads((tmp_path / "suite.json").read_text())["rows"]
+    for place in ("native", "shm"):
+        found = kept[place]["event_query"]
+        assert len(found["values"]) == 2 and sum(found["values"]) / 2 == pytest.approx(found["value"])
+        assert len(found["interpreter_ns"]) == 4 and all(ns > 0 for ns in found["interpreter_ns"])
+    assert kept["shm"]["event_query"]["calls"] >= 2000 and "calls" not in kept["native"]["event_query"]
+
+
+def test_several_runs_become_one_row() -> None:
+    timed = [row(value, interpreter_ns=[20, 30], seconds=1) for value in (3.0, 1.0, 2.0)]
+    counted = row(9.0, interpreter_ns=[20, 20], seconds=1, counted_steps=500, waits_per_step=0.5)
+    found = merged([*timed, counted])
+    assert (found["value"], found["values"], found["waits_per_step"], found["seconds"]) == (
+        2.0,
+        [3.0, 1.0, 2.0],
+        0.5,
+        4,
+    )
+    assert found["interpreter_ns"] == [20, 30] * 3
+    other = row(1.0, digest=8, interpreter_ns=[20, 20], seconds=1)
+    assert merged([*timed, other, counted]) is other
+    seen = row(1.0, clean=False, interpreter_ns=[20, 20], seconds=1)
+    assert merged([*timed, seen]) is seen
+    failed = {"name": "r", "error": "exit 1", "seconds": 1}
+    assert merged([timed[0], failed]) is failed
 
 
 def test_a_row_that_fails_says_why_and_stops_nothing(tmp_path: Path) -> None:
