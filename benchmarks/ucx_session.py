@@ -31,7 +31,7 @@ MIB = 1 << 20
 KINDS = ("copy_h2d_pageable", "copy_d2h_pageable", "copy_h2d_pinned", "copy_d2h_pinned")
 OTHERS = tuple(name for name in NATIVE_DIGESTS if name not in KINDS)
 SIZES = (MIB, 16 * MIB, 256 * MIB)
-LIMIT_S = 40.0
+LIMIT_S = 28.0
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def main(argv: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     found: list[str] = []
+    skipped: list[str] = []
     rows: dict[str, dict[str, Any]] = {}
     lines: dict[str, str] = {}
-    record: dict[str, Any] = {"rows": rows, "lines": lines, "wrong": found}
+    record: dict[str, Any] = {"rows": rows, "lines": lines, "wrong": found, "skipped": skipped}
     if not (Path(arguments.ucx) / "lib" / "libucp.so.0").exists():
         parser.error(f"{arguments.ucx} has no lib/libucp.so.0: name a folder with --ucx or ORION_UCX_FOLDER")
     with contextlib.ExitStack() as stack:
@@ -129,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
         for number, names in enumerate(jobs):
             for way, places in running.values():
                 if time.monotonic() - began > arguments.budget:
-                    found.append(f"no time for {way.name}, part {number}")
+                    skipped.append(f"{way.name}, part {number}")
+                    if number < 2:  # the repeats may be missing
+                        found.append(f"no time for {way.name}, part {number}")
                     continue
                 told = run_rows(places, way, names, LIMIT_S)
                 say(f"{way.name}: {sum('error' not in row for row in told.values())} of {len(names)} rows")

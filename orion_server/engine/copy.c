@@ -5,10 +5,6 @@
 #include "internal.h"
 
 #define INLINE_MAX_BYTES 4096u
-// Over a network a large copy to the host is issued in parts: one travels while the device copies the next. The stream's
-// depth bounds their number.
-#define PART_BYTES (8ull << 20)
-#define PARTS_MAX 16u
 
 static void finish(orion_engine* e, const orion_op* op, stream_state* s, CUresult code) {
   const int32_t result = answer_check(e, op->context, (int32_t)code);
@@ -18,26 +14,6 @@ static void finish(orion_engine* e, const orion_op* op, stream_state* s, CUresul
 
 static void copied_out(orion_engine* e, const stream_state* s, uint64_t offset, uint64_t bytes) {
   if (e->net) net_copy_out(e, offset, bytes, s->track, e->tracks[s->track].issued);
-}
-
-static void copy_out(orion_engine* e, const orion_op_copy_d2h* o, stream_state* s) {
-  uint64_t part = o->size_bytes;
-  if (e->net && part >= 2 * PART_BYTES) {
-    part = (part + PARTS_MAX * PART_BYTES - 1) / (PARTS_MAX * PART_BYTES) * PART_BYTES;
-  }
-  int32_t result = 0;
-  uint64_t at = 0;
-  do {
-    const uint64_t left = o->size_bytes - at, bytes = left < part ? left : part;
-    const CUresult code = e->driver.copy_d2h(e->arena + o->dst_off + at, o->src + at, bytes, s->handle);
-    result = answer_check(e, o->op.context, (int32_t)code);
-    if (!result) {
-      order_issued(e, s);
-      copied_out(e, s, o->dst_off + at, bytes);
-    }
-    at += bytes;
-  } while (at < o->size_bytes && !result);
-  answer_result(e, &o->op, result);
 }
 
 static CUresult peer_copy(orion_engine* e, const orion_op_copy_peer* o, const stream_state* s) {
@@ -67,7 +43,9 @@ void copy_linear(orion_engine* e, const orion_op* op) {
     case ORION_OP_COPY_D2H: {
       const orion_op_copy_d2h* o = (const orion_op_copy_d2h*)op;
       if (memory_host_ok(e, o->dst_off, o->size_bytes) && memory_device_ok(e, o->src, o->size_bytes)) {
-        copy_out(e, o, s);
+        code = e->driver.copy_d2h(e->arena + o->dst_off, o->src, o->size_bytes, s->handle);
+        finish(e, op, s, code);
+        if (!code) copied_out(e, s, o->dst_off, o->size_bytes);
         return;
       }
       break;

@@ -111,6 +111,7 @@
   X(copy_3d, "cuMemcpy3DAsync_v2", 1, (const CUDA_MEMCPY3D* copy, CUstream stream))                                    \
   X(copy_3d_peer, "cuMemcpy3DPeerAsync", 0, (const CUDA_MEMCPY3D_PEER* copy, CUstream stream))                         \
   X(pointer_attribute, "cuPointerGetAttribute", 0, (void* data, int attribute, CUdeviceptr address))                   \
+  X(flush_rdma_writes, "cuFlushGPUDirectRDMAWrites", 0, (int target, int scope))                                       \
   X(device_attribute, "cuDeviceGetAttribute", 0, (int* value, int attribute, CUdevice device))                         \
   X(launch_host_function, "cuLaunchHostFunc", 0, (CUstream stream, CUhostFn function, void* data))                     \
   X(set_d8, "cuMemsetD8Async", 1, (CUdeviceptr to, unsigned char value, size_t count, CUstream stream))                \

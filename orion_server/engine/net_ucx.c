@@ -639,6 +639,8 @@ int orion_engine_ucx_listen(orion_engine* e, const char* devices, int isolate_mo
   u->cookie = orion_ucx_cookie(u->token);
   u->isolate = isolate_mode;
   u->tells = tells;
+  // A UCX with CUDA support looks for devices in the context that is current.
+  if (e->device_count && e->devices[0].primary) (void)e->driver.context_set_current(e->devices[0].primary);
   const char* reason = orion_ucx_open(&u->link, devices, "", orion_ucx_managers(n->address), take_message, e, on_log);
   if (!reason) reason = open_listener(e, u, endpoint);
   if (!reason) {

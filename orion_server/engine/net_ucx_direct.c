@@ -18,7 +18,9 @@
 #define COPIES 32u
 #define MEMORIES 64u
 #define PATIENCE_NS 300000ull  // for the stream to reach a copy to the device: less than DIRECT_HOLD_NS
-#define CUDA_SINCE_MINOR 16u   // UCX takes registrations that it is given, and caches none of its own, since 1.16
+#define FLUSH_CURRENT_CONTEXT 0
+#define FLUSH_TO_OWNER 100
+#define CUDA_SINCE_MINOR 16u  // UCX takes registrations that it is given, and caches none of its own, since 1.16
 
 // Device memory that UCX knows: one range of the engine's, as a whole.
 typedef struct direct_memory {
@@ -77,6 +79,10 @@ static const char* why_not(const orion_engine* e, const char* carriers) {
 
 void direct_open(orion_engine* e, const char* carriers, char words[160]) {
   const orion_ucx_link* link = &lanes_of(e)->link;
+  const char* wish = getenv("ORION_UCX_DIRECT");
+  if (wish && wish[0] && strcmp(wish, "auto") != 0 && strcmp(wish, "on") != 0 && strcmp(wish, "off") != 0) {
+    engine_log(e, ENGINE_LOG_WARN, "ORION_UCX_DIRECT is %.32s, which is none of auto, on and off: auto is taken", wish);
+  }
   const char* why = why_not(e, carriers);
   direct_table* t = why ? NULL : calloc(1, sizeof *t);
   if (!why && !t) why = "out of memory";
@@ -411,6 +417,9 @@ enum direct_outcome direct_finish(orion_engine* e, const orion_op* op, CUstream 
   *code = CUDA_SUCCESS;
   if (!c || c->state != DIRECT_GOES) return DIRECT_NOTHING;
   if (c->out) return DIRECT_ALL;
+  // What the network's device has written is seen by whatever is issued from here on.
+  if (c->memory->type == ORION_UCS_MEMORY_CUDA)
+    (void)e->driver.flush_rdma_writes(FLUSH_CURRENT_CONTEXT, FLUSH_TO_OWNER);
   // What has come to the arena instead.
   bool any = false;
   for (uint64_t i = 0, count = c->last - c->first + 1; i < count && !*code; i++) {
@@ -429,13 +438,20 @@ enum direct_outcome direct_finish(orion_engine* e, const orion_op* op, CUstream 
 enum direct_place direct_place_of(orion_engine* e, ucx_receive* receive, void** where) {
   const direct_table* t = e->direct;
   const orion_frame* head = &receive->frame;
+  // Where parts of a copy's bytes are not sent, the numbers before its own are another's: then the places differ.
+  bool is_claimed = false, waits = false;
   for (uint32_t i = 0; t->used && i < COPIES; i++) {
     direct_copy* c = &e->direct->copies[i];
     if (!c->op || c->out || head->sequence < c->first || head->sequence > c->last) continue;
-    if (c->state == DIRECT_WAITS) return DIRECT_LATER;
     const uint64_t at = (head->sequence - c->first) * ORION_BULK_BYTES, left = c->bytes - at;
     if (head->a != c->arena + at || head->bytes != (left < ORION_BULK_BYTES ? left : ORION_BULK_BYTES)) {
-      return DIRECT_ARENA;
+      is_claimed = true;
+      continue;
+    }
+    if (c->state == DIRECT_WAITS) {
+      waits |= engine_now_ns() < c->deadline_ns;
+      is_claimed = true;
+      continue;
     }
     if (!make_current(e, c->op->context)) return DIRECT_ARENA;
     receive->direct = c;
@@ -443,7 +459,9 @@ enum direct_place direct_place_of(orion_engine* e, ucx_receive* receive, void** 
     *where = (void*)(uintptr_t)(c->device + at);
     return DIRECT_DEVICE;
   }
-  if (head->sequence <= t->arena_until || engine_now_ns() - receive->offered_ns >= DIRECT_HOLD_NS) return DIRECT_ARENA;
+  if (waits) return DIRECT_LATER;
+  if (is_claimed || head->sequence <= t->arena_until || engine_now_ns() - receive->offered_ns >= DIRECT_HOLD_NS)
+    return DIRECT_ARENA;
   return DIRECT_LATER;
 }
 
