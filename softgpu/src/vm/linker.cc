@@ -17,8 +17,6 @@ constexpr int kOutOfMemory = 2;
 constexpr int kSymbolNotFound = 302;
 constexpr uint64_t kMaxModuleBytes = uint64_t{1} << 36;
 
-std::string str(std::string_view s) { return std::string(s.substr(0, 200)); }
-
 struct Placed {
   const Variable* variable;
   uint32_t module;

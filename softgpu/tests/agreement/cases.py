@@ -90,6 +90,18 @@ def beside_the_table() -> list[Case]:
     near = scalar.real("fma", ("rn", "bf16"))
     assert isinstance(near, Case)
     out.append(dataclasses.replace(near, name="fma.rn.bf16 near the middle", data=data))
+    # Products on both sides of the smallest normal number, less than the last place of a subnormal from it: whether a
+    # result is flushed before such a place is rounded off it or after.
+    close = [
+        [0x20000000 + i % 8 | (i % 2) << 31 for i in range(THREADS)],
+        [0x20000000 - i // 8 for i in range(THREADS)],
+    ]
+    for opcode, more in (("mul", []), ("fma", [[0] * THREADS])):
+        for mode in ("rn", "rz", "rm", "rp"):
+            small = scalar.real(opcode, (mode, "ftz", "f32"))
+            assert isinstance(small, Case)
+            name = f"{small.name} near the smallest normal"
+            out.append(dataclasses.replace(small, name=name, data=close + more))
     ties = [0x3F800000 | i << 12 | (i % 3 == 0) | i << 31 & 1 << 31 for i in range(THREADS)]
     tie = convert.cvt(("rna", "tf32", "f32"), "cvt_tf32")
     out.append(dataclasses.replace(tie, name="cvt.rna.tf32.f32 of ties", data=[ties]))
