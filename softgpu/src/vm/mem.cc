@@ -353,7 +353,7 @@ void cvta(Decoder& d) {
   n.a = a;
 }
 
-// in.c: the space. Constants lie in device memory and count as global.
+// in.c: the space. Constants lie in device memory and count as global; parameters, says the ISA, are in both.
 void h_isspacep(Warp& w, const Insn& in, uint32_t mask) {
   uint64_t a[kLanes];
   addresses(w, in.a, in.n != 0, in.imm, a);
@@ -372,7 +372,7 @@ void h_isspacep(Warp& w, const Insn& in, uint32_t mask) {
         is = w.block->launch->params.contains(a[l], 1);
         break;
       case Space::global:
-        is = find_device_range(w, a[l], 1, &r);
+        is = w.block->launch->params.contains(a[l], 1) || find_device_range(w, a[l], 1, &r);
         break;
       default:
         break;

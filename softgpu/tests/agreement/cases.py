@@ -13,7 +13,7 @@ ELSEWHERE = {
     "control": "softgpu/tests/test_vm_control.py",
     "tex": "tests/programs (textures and surfaces need the driver's objects)",
 }
-NO_VALUE = {"nothing", "policy", "fence", "cvta", "isspacep", "cp_async"}
+NO_VALUE = {"nothing", "policy", "fence", "cvta"}
 
 
 def build(row: table.Row, words: tuple[str, ...]) -> Case | str:
@@ -29,6 +29,10 @@ def build(row: table.Row, words: tuple[str, ...]) -> Case | str:
         return scalar.real(row.opcode, words)
     if row.section == "cvt":
         return convert.cvt(words, row.builder)
+    if row.opcode == "isspacep":
+        return memory.is_space(words)
+    if row.builder == "cp_async":
+        return memory.async_copy(words)
     if row.section == "mem":
         return memory.load_store(row.opcode, words)
     if row.section == "atom":
@@ -77,6 +81,13 @@ def beside_the_table() -> list[Case]:
     for name in ("addc", "subc"):
         body = f"add.cc.u32 %t1, %a, %b; {name}.u32 %t2, %a, %a; {name}.u32 %t2, %b, 5; addc.u32 %d, 0, 0;"
         out.append(Case(f"{name}.u32 keeps the carry", body, ["b32", "b32"], ["b32"], carried_twice))
+
+    # A result of 128 bits that the function has stored as a whole.
+    wide = memory.constant_or_parameter("ld.param.b128", "param", "b128", 128)
+    store = "mov.b128 %z, {%y1, %y2}; st.param.b128 [o], %z; ret;"
+    head = wide.head.replace(".reg .b64 %y<3>;", ".reg .b64 %y<3>; .reg .b128 %z;")
+    head = head.replace("st.param.b64 [o], %y1; st.param.b64 [o+8], %y2; ret;", store)
+    out.append(dataclasses.replace(wide, name="ld.param.b128 of a whole", head=head))
 
     # Halves of a register are put into it one by one: what was there before must not stay.
     for t in ("f16", "f32"):

@@ -142,6 +142,52 @@ def read_only(name: str, t: str, count: int, bits: int) -> Case:
     return Case(name, body, ["b64", "b64"], outs, whole=whole, sm=sm)
 
 
+def async_copy(words: Words) -> Case:
+    """cp.async into 32 bytes of shared memory: of all or the first some of 16 bytes of the input, and of 16 bytes or,
+    under a predicate, none; .ca in parts of 16, 8 and 4 bytes."""
+    name = full("cp", words)
+    declare, address = where("shared")
+    body = f"{declare}{address} st.shared.v2.b64 [%x3], {{%a, %a}}; st.shared.v2.b64 [%x3+16], {{%a, %a}}; "
+    body += "rem.u32 %t1, %i0, 17; setp.gt.s64 %p1, %a, 0; mad.wide.u32 %x4, %i0, 16, %x0; "
+    body += f"{name} [%x3], [%x4], 16, %t1; "
+    if "ca" in words:
+        body += "@%p1 mov.u32 %t2, 0; @!%p1 mov.u32 %t2, 8; "
+        body += f"{name} [%x3+16], [%x4], 8, %t2; {name} [%x3+24], [%x4+8], 4; {name} [%x3+28], [%x4+12], 4, 3; "
+    else:
+        body += f"{name} [%x3+16], [%x4], 16, %p1; "
+    body += "cp.async.commit_group; cp.async.wait_group 0; "
+    body += "ld.shared.v2.b64 {%d, %q}, [%x3]; ld.shared.v2.b64 {%r, %s}, [%x3+16];"
+
+    def whole(columns: list[list[int]]) -> list[Sequence[int]]:
+        memory = b"".join(v.to_bytes(8, "little") for v in columns[0] + columns[1])
+        rows: list[Sequence[int]] = []
+        for i in range(THREADS):
+            part = memory[16 * i : 16 * i + 16]
+            ignored = 0 < columns[0][i] < 1 << 63
+            if "ca" in words:
+                second = bytes(8) + part[8:15] + bytes(1) if ignored else part[:15] + bytes(1)
+            else:
+                second = bytes(16) if ignored else part
+            both = part[: i % 17] + bytes(16 - i % 17) + second
+            rows.append(words_of(int.from_bytes(both, "little"), 4, 64))
+        return rows
+
+    return Case(name, body, ["b64", "b64"], ["b64"] * 4, whole=whole)
+
+
+def is_space(words: Words) -> Case:
+    """isspacep of the last byte of a variable in shared and in local memory, of the output, and of a parameter."""
+    name = full("isspacep", words)
+    body = ".shared .align 16 .b8 memory[16]; .local .align 16 .b8 own[16]; mov.u64 %w1, memory; mov.u64 %w2, own; "
+    body += "cvta.shared.u64 %w1, %w1; cvta.local.u64 %w2, %w2; cvta.global.u64 %w3, %x1; "
+    body += "mov.u64 %w4, out; cvta.param.u64 %w4, %w4; st.u8 [%w1], 1; st.u8 [%w2], 1; "
+    for i, last in enumerate((15, 15, 16383, 7)):
+        body += f"add.u64 %w5, %w{i + 1}, {last}; {name} %p{i + 1}, %w5; selp.u32 %{REGISTERS[i]}, 1, 0, %p{i + 1}; "
+    space = words[0].removesuffix("::cta")
+    inside = [space == "shared", space == "local", space == "global", space in ("global", "param")]
+    return Case(name, body, [], ["u32"] * 4, whole=lambda _: [[int(v) for v in inside]] * THREADS)
+
+
 VALUES = (0x8182838485868788, 0xF1F2F3F4F5F6F7F8)
 
 
