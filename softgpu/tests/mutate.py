@@ -7,7 +7,7 @@ A copy of the sources gets all mutants at once, each behind a switch, and is bui
 operator swapped, a comparison off by one, a constant changed, a condition turned round. The cases run first without a
 mutant, which tells who reaches which, running or being decoded; then each mutant runs the cases that reach it, in a
 process of its own, until one differs by the rules of the agreement tests. Survivors are printed, and are an error
-unless mutants.toml accepts them; so is an entry there that a case kills.
+unless mutants.toml accepts them; so is, unless this is a sample, an entry there that a case kills.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ FILES = "int.cc logic.cc float.cc float_bits.h half.cc cvt.cc mem.cc atom.cc war
 ACCEPTED = HERE / "mutants.toml"
 FLAGS = "-std=c++17 -fPIC -O0 -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing -w".split()
 MUTANT_LIMIT_S = 60
+EVERY = 1 << 30
 # Which of two equal values is taken does not show.
 SAME_EITHER_WAY = re.compile(r"([\w()]+) [<>] ([\w()]+) \? (?:\1 : \2|\2 : \1|\2 : .* : \1)\b")
 
@@ -343,7 +344,7 @@ def check(files: list[str], most: int, seed: int, seconds: float) -> tuple[dict[
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", default=FILES, help=f"of {' '.join(FILES)} (default: all)")
-    parser.add_argument("--most", type=int, default=1 << 30, help="a sample of so many mutants")
+    parser.add_argument("--most", type=int, default=EVERY, help="a sample of so many mutants")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="after which no more mutants are run")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
@@ -355,7 +356,8 @@ def main() -> int:
     fates, sentence = check(options.files, options.most, options.seed, options.seconds)
     survived = {(m.file, m.original, m.becomes) for m in fates["accepted"]}
     killed = {(m.file, m.original, m.becomes) for m in fates["killed"]} - survived
-    for_nothing = [key for key in accepted() if key in killed]
+    # In a sample, of several mutants of the same words the one that survives may be missing.
+    for_nothing = [key for key in accepted() if key in killed] if options.most == EVERY else []
     for key in for_nothing:
         print("mutants.toml accepts what a case kills: " + "\n    ".join(key))
     for fate in ("survived", "not reached"):
