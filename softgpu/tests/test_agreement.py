@@ -29,7 +29,7 @@ GROUPS = {
     "comparisons": "setp set testp",
     "reals": "fma rcp sqrt rsqrt sin cos lg2 ex2 tanh copysign",
     "conversions": "cvt",
-    "memory": "ld st atom red alloca stacksave stackrestore mbarrier cp isspacep",
+    "memory": "ld ldu st atom red alloca stacksave stackrestore mbarrier cp isspacep",
     "lanes": "shfl vote match redux activemask elect mma wmma ldmatrix stmatrix movmatrix",
 }
 

@@ -269,7 +269,8 @@ void ld(Decoder& d) {
   uint32_t n = elements(d);
   Type t = d.mods.type();
   uint32_t bytes = ptx::bytes_of(t), log = static_cast<uint32_t>(__builtin_ctz(bytes));
-  if (n > 1 && (bytes == 16 || n * bytes > (space == Space::global ? 32u : 16u))) d.fail("vector is too large");
+  uint32_t most = space == Space::global && d.in().opcode == "ld" ? 32 : 16;
+  if (n > 1 && (bytes == 16 || n * bytes > most)) d.fail("vector is too large");
   Address a = d.address(d.op(1), space, n * bytes);
   std::vector<uint32_t> to;
   for (const Operand* o : element_operands(d, d.op(0), n)) to.push_back(d.wide_dst(*o, t));

@@ -91,7 +91,7 @@ def beside_the_table() -> list[Case]:
         out.append(Case(f"{name}.u32 keeps the carry", body, ["b32", "b32"], ["b32"], carried_twice))
 
     # A result of 128 bits that the function has stored as a whole.
-    wide = memory.constant_or_parameter("ld.param.b128", "param", "b128", 128)
+    wide = memory.constant_or_parameter("ld.param.b128", "param", "b128", 1, 128)
     store = "mov.b128 %z, {%y1, %y2}; st.param.b128 [o], %z; ret;"
     head = wide.head.replace(".reg .b64 %y<3>;", ".reg .b64 %y<3>; .reg .b128 %z;")
     head = head.replace("st.param.b64 [o], %y1; st.param.b64 [o+8], %y2; ret;", store)

@@ -37,18 +37,16 @@ def load_store(opcode: str, words: Words) -> Case | str:
     t = words[-1]
     vector = next((w for w in words if w in ("v2", "v4", "v8")), "v1")
     count, bits = int(vector[1]), type_bits(t)
-    space = next((w for w in words if w in ("global", "local", "shared", "shared::cta", "const", "param")), "")
-    if (
-        any(w.startswith("param::") for w in words)
-        or opcode == "ldu"
-        or (opcode == "st" and space == "param")
-        or (space in ("const", "param") and count > 1)
-    ):
-        return "covered by softgpu/tests/test_vm_control.py and the kernels of compilers"
+    spaces = ("global", "local", "shared", "shared::cta", "const", "param", "param::func")
+    space = next((w for w in words if w in spaces), "")
+    if "param::entry" in words:
+        return "a kernel's own parameters, which every kernel here reads"
     name = full(opcode, words)
-    refused = count * bits > (256 if space == "global" else 128) or (count > 1 and bits == 128)
-    if "nc" in words and not refused:
+    refused = count * bits > (256 if space == "global" and opcode != "ldu" else 128) or (count > 1 and bits == 128)
+    if ("nc" in words or opcode == "ldu") and not refused:
         return read_only(name, t, count, bits)
+    if not refused and (space == "param::func" or (space == "param" and (opcode == "st" or count > 1))):
+        return through_call(opcode, name, vector, t, count, bits)
     if count * bits > 128 and not refused:
         # 256-bit accesses: global memory of sm_100 only.
         sm = 100
@@ -58,8 +56,8 @@ def load_store(opcode: str, words: Words) -> Case | str:
     reg = {8: "h", 16: "h", 32: "t", 64: "w", 128: "v"}[bits]
     names = [f"%{reg}{i + 1}" for i in range(count)]
     group = names[0] if count == 1 else "{" + ", ".join(names) + "}"
-    if space in ("const", "param"):
-        return constant_or_parameter(name, space, t, bits)
+    if space in ("const", "param") and not refused:
+        return constant_or_parameter(name, space, t, count, bits)
     declare, address = where(space)
     plain = space if space != "" else ""
     dot = f".{plain}" if plain else ""
@@ -116,7 +114,7 @@ def load_store(opcode: str, words: Words) -> Case | str:
 
 
 def read_only(name: str, t: str, count: int, bits: int) -> Case:
-    """ld.global.nc: of what nobody writes while the kernel runs, so of the input: a column of %a and one of %b."""
+    """ld.global.nc, ldu: of what nobody writes while the kernel runs, so of the input: columns of %a and of %b."""
     bytes_each = 32 if count * bits > 128 else 16
     reg = {8: "h", 16: "h", 32: "t", 64: "w", 128: "v"}[bits]
     names = [f"%{reg}{i + 1}" for i in range(count)]
@@ -191,8 +189,46 @@ def is_space(words: Words) -> Case:
 VALUES = (0x8182838485868788, 0xF1F2F3F4F5F6F7F8)
 
 
-def constant_or_parameter(name: str, space: str, t: str, bits: int) -> Case:
-    """The same value for every thread."""
+def through_call(opcode: str, name: str, vector: str, t: str, count: int, bits: int) -> Case:
+    """A parameter and a result of a function that gives back what it gets, all loads and stores of one shape."""
+    shape = f"{'' if vector == 'v1' else vector + '.'}{t}"
+    load = name if opcode == "ld" else f"ld.param.{shape}"
+    store = name if opcode == "st" else f"st.param.{shape}"
+    kind, first, source = {
+        8: ("h", 5, "mov.b64 {%h1, %h2, %h3, %h4}, %a;"),
+        16: ("h", 5, "mov.b64 {%h1, %h2, %h3, %h4}, %a;"),
+        32: ("t", 5, "mov.b64 {%t1, %t2}, %a; mov.b64 {%t3, %t4}, %b;"),
+        64: ("w", 5, "mov.b64 %w1, %a; mov.b64 %w2, %b;"),
+        128: ("v", 2, "mov.b128 %v1, {%a, %b};"),
+    }[bits]
+
+    def group(register: str, start: int) -> str:
+        names = [f"%{register}{start + i}" for i in range(count)]
+        return names[0] if count == 1 else "{" + ", ".join(names) + "}"
+
+    inside = group("y", 1)
+    head = (
+        f".func (.param .align 16 .b8 o[16]) ENTRY_f(.param .align 16 .b8 i[16]) {{ .reg .b{max(bits, 16)} %y<9>; "
+        f"ld.param.{shape} {inside}, [i]; st.param.{shape} [o], {inside}; ret; }}"
+    )
+    body = (
+        f"{source} {{ .param .align 16 .b8 i[16]; .param .align 16 .b8 o[16]; {store} [i], {group(kind, 1)}; "
+        f"call (o), ENTRY_f, (i); {load} {group(kind, first)}, [o]; }}"
+    )
+    if bits == 128:
+        body += " mov.b128 {%d, %q}, %v2;"
+        return Case(name, body, ["b64"] * 2, ["b64"] * 2, lambda a, b: (a, b), head=head, sm=90)
+    body += "".join(f" mov.b{max(bits, 16)} %{REGISTERS[i]}, %{kind}{first + i};" for i in range(count))
+
+    def reference(a: int, b: int) -> Sequence[int]:
+        values = [v & (1 << bits) - 1 for v in words_of(a | b << 64, count, max(bits, 16))]
+        return [signed(v, bits) for v in values] if t[0] == "s" else values
+
+    return Case(name, body, ["b64"] * 2, [f"b{max(bits, 16)}"] * count, reference, head=head)
+
+
+def constant_or_parameter(name: str, space: str, t: str, count: int, bits: int) -> Case:
+    """The same values for every thread."""
     memory = VALUES[0] | VALUES[1] << 64
     if space == "const":
         data = ", ".join(str(b) for b in memory.to_bytes(16, "little"))
@@ -200,7 +236,8 @@ def constant_or_parameter(name: str, space: str, t: str, bits: int) -> Case:
         if bits == 128:
             body = f"{name} %v1, [ENTRY_c]; mov.b128 {{%d, %q}}, %v1;"
             return Case(name, body, ["b32"], ["b64", "b64"], lambda _: VALUES, head=head, sm=90)
-        body = f"{name} %d, [ENTRY_c];"
+        registers = ", ".join(f"%{r}" for r in REGISTERS[:count])
+        body = f"{name} {registers if count == 1 else '{' + registers + '}'}, [ENTRY_c];"
     else:
         # The kernel's own parameters are addresses: pass a value through a call.
         head = (
@@ -223,9 +260,9 @@ def constant_or_parameter(name: str, space: str, t: str, bits: int) -> Case:
                 sm=90,
             )
         body += "%d, [o]; }"
-    value = memory & ((1 << bits) - 1)
-    out = signed(value, bits) if t[0] == "s" else value
-    return Case(name, body, ["b32"], [f"b{max(bits, 16)}"], lambda _: (out,), head=head)
+    values = words_of(memory, count, bits)
+    out = [signed(v, bits) for v in values] if t[0] == "s" else values
+    return Case(name, body, ["b32"], [f"b{max(bits, 16)}"] * count, lambda _: out, head=head)
 
 
 def half_add(f: sf.Format) -> Callable[[int, int], int]:
