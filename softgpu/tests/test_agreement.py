@@ -7,11 +7,14 @@ The quick test looks at an eighth of the threads of each case, the slow one at a
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +23,7 @@ import pytest
 
 from softgpu.tests import vm
 from softgpu.tests.agreement import cases, run, table
-from softgpu.tests.agreement.case import THREADS, Case
+from softgpu.tests.agreement.case import THREADS, Case, generate
 
 BUILT, REASONS = cases.everything()
 GROUPS = {
@@ -90,6 +93,23 @@ def test_agrees(group: str) -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_agrees_in_every_thread(group: str) -> None:
     check(of_group(group), 1)
+
+
+def with_other_inputs(case: Case, seed: int) -> Case:
+    return dataclasses.replace(case, data=[generate(k, f"{case.name}#{seed}", i) for i, k in enumerate(case.inputs)])
+
+
+@pytest.mark.slow
+def test_agrees_with_other_inputs() -> None:
+    """Others each day, where a case does not choose its own; golden files have nothing to do with these."""
+    day = int(time.time()) // 86400
+    free = [c for c in BUILT.values() if not c.refused and c.inputs and c.data is None]
+    assert len(free) > 5000
+    for seed in range(day, day + int(os.environ.get("AGREEMENT_ROUNDS", "1"))):
+        wrong = []
+        for case, raw in answers([with_other_inputs(c, seed) for c in free]):
+            wrong += [f"{case.name}: {d}" for d in run.against_references(case, raw)[:1]]
+        assert not wrong, f"seed {seed}: {len(wrong)} differ: " + "; ".join(wrong[:20])
 
 
 def test_what_the_isa_does_not_have_is_refused() -> None:

@@ -354,7 +354,7 @@ void cvta(Decoder& d) {
   n.a = a;
 }
 
-// in.c: the space. Constants lie in device memory and count as global; parameters, says the ISA, are in both.
+// in.c: the space. Parameters, says the ISA, are in the global one too; constants are not.
 void h_isspacep(Warp& w, const Insn& in, uint32_t mask) {
   uint64_t a[kLanes];
   addresses(w, in.a, in.n != 0, in.imm, a);
@@ -373,7 +373,11 @@ void h_isspacep(Warp& w, const Insn& in, uint32_t mask) {
         is = w.block->launch->params.contains(a[l], 1);
         break;
       case Space::global:
-        is = w.block->launch->params.contains(a[l], 1) || find_device_range(w, a[l], 1, &r);
+        is = w.block->launch->params.contains(a[l], 1) ||
+             (find_device_range(w, a[l], 1, &r) && !w.block->launch->constants.contains(a[l], 1));
+        break;
+      case Space::constant:
+        is = w.block->launch->constants.contains(a[l], 1);
         break;
       default:
         break;

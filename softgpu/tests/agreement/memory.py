@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from softgpu.tests.agreement import softfloat as sf
-from softgpu.tests.agreement.case import PACKED, THREADS, Case, packed, register_bytes, signed
+from softgpu.tests.agreement.case import OUTPUTS, PACKED, THREADS, Case, packed, register_bytes, signed
 from softgpu.tests.agreement.scalar import Words, extremum, full
 
 REGISTERS = "dqrs"
@@ -174,16 +174,20 @@ def async_copy(words: Words) -> Case:
 
 
 def is_space(words: Words) -> Case:
-    """isspacep of the last byte of a variable in shared and in local memory, of the output, and of a parameter."""
+    """isspacep of the last byte of a variable in shared and in local memory, of the output, of a parameter, and of a
+    constant, of which the ISA leaves open whether its window is a part of the global one."""
     name = full("isspacep", words)
-    body = ".shared .align 16 .b8 memory[16]; .local .align 16 .b8 own[16]; mov.u64 %w1, memory; mov.u64 %w2, own; "
-    body += "cvta.shared.u64 %w1, %w1; cvta.local.u64 %w2, %w2; cvta.global.u64 %w3, %x1; "
-    body += "mov.u64 %w4, out; cvta.param.u64 %w4, %w4; st.u8 [%w1], 1; st.u8 [%w2], 1; "
-    for i, last in enumerate((15, 15, 16383, 7)):
-        body += f"add.u64 %w5, %w{i + 1}, {last}; {name} %p{i + 1}, %w5; selp.u32 %{REGISTERS[i]}, 1, 0, %p{i + 1}; "
     space = words[0].removesuffix("::cta")
-    inside = [space == "shared", space == "local", space == "global", space in ("global", "param")]
-    return Case(name, body, [], ["u32"] * 4, whole=lambda _: [[int(v) for v in inside]] * THREADS)
+    places = [("shared", 15), ("local", 15), ("global", 16383), ("param", 7), ("const", 15)][: 4 + (space != "global")]
+    body = ".shared .align 16 .b8 memory[16]; .local .align 16 .b8 own[16]; mov.u64 %w1, memory; mov.u64 %w2, own; "
+    body += "mov.u64 %w3, %x1; mov.u64 %w4, out; mov.u64 %w5, ENTRY_c; "
+    for i, (of, last) in enumerate(places):
+        body += f"cvta.{of}.u64 %w{i + 1}, %w{i + 1}; add.u64 %w6, %w{i + 1}, {last}; {name} %p{i + 1}, %w6; "
+        body += f"selp.u32 %{OUTPUTS[i]}, 1, 0, %p{i + 1}; "
+    body += "st.u8 [%w1], 1; st.u8 [%w2], 1;"
+    inside = [of == space or (space, of) == ("global", "param") for of, _ in places]
+    head = ".const .align 16 .b8 ENTRY_c[16] = {1};"
+    return Case(name, body, [], ["u32"] * len(places), whole=lambda _: [[int(v) for v in inside]] * THREADS, head=head)
 
 
 VALUES = (0x8182838485868788, 0xF1F2F3F4F5F6F7F8)
