@@ -100,6 +100,7 @@ def with_other_inputs(case: Case, seed: int) -> Case:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_agrees_with_other_inputs() -> None:
     """Others each day, where a case does not choose its own; golden files have nothing to do with these."""
     day = int(time.time()) // 86400
