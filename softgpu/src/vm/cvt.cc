@@ -90,7 +90,8 @@ template <class D, class S>
 D convert(S s, Round r, uint8_t flags) {
   if constexpr (kReal<S>) {
     double v = value_of(s);
-    if constexpr (std::is_same_v<S, float>) {
+    // On the way to f16 a GPU rounds subnormals like any number.
+    if constexpr (std::is_same_v<S, float> && !std::is_same_v<D, Half>) {
       if (flags & kFlush) v = flush(s);
     }
     if constexpr (kReal<D>) {
@@ -231,11 +232,14 @@ void cvt(Decoder& d) {
   Type to = d.mods.type(0), from = d.mods.type(1);
   if (from == Type::none) from = to;
   if (is_real(to) && is_real(from)) {
-    // Which float-to-float conversions need a rounding and which must not have one.
+    // Which float-to-float conversions need a rounding and which must not have one. NVIDIA's compiler is lenient with
+    // bf16, and others rely on it: from and to f16 it takes none for the nearest, and any where nothing is lost.
     bool narrowing = ptx::bytes_of(to) < ptx::bytes_of(from) || (to != from && ptx::bytes_of(to) == 2);
+    bool halves = ptx::bytes_of(to) == 2 && ptx::bytes_of(from) == 2,
+         widened = from == Type::bf16 && ptx::bytes_of(to) > 2;
     if (!to_integer.empty() && to != from) d.fail("rounding to an integer between different types");
-    if (to_integer.empty() && narrowing && r.empty()) d.fail("missing rounding");
-    if (to_integer.empty() && !narrowing && !r.empty()) d.fail("unexpected rounding");
+    if (to_integer.empty() && narrowing && r.empty() && !halves) d.fail("missing rounding");
+    if (to_integer.empty() && !narrowing && !r.empty() && !widened) d.fail("unexpected rounding");
   }
   // What the PTX ISA does not have: modifiers that could have no effect, or that no machine has.
   bool limits = (flags & kFinite) || (flags & kRelu);
@@ -372,12 +376,14 @@ void cvt_pair(Decoder& d) {
   n.imm = static_cast<int64_t>(rounding(r));
 }
 
-// tf32 is an f32 whose lower 13 bits are 0.
+// tf32 is an f32 whose lower 13 bits are 0. Rounding away from 0, a GPU only cuts them off a NaN, even if that leaves
+// an infinity.
 void h_tf32(Warp& w, const Insn& in, uint32_t mask) {
-  map1<float, uint32_t>(w, in, mask, [&in](float v) {
+  Round r = static_cast<Round>(in.imm);
+  map1<float, uint32_t>(w, in, mask, [&in, r](float v) {
     if ((in.n & kRelu) && v <= 0) v = 0;
-    if (v != v) return 0x7fffffffu;
-    uint32_t bits = encode<8, 10>(v, static_cast<Round>(in.imm)) << 13;
+    uint32_t bits = encode<8, 10>(v, r) << 13;
+    if (v != v) bits = (r == Round::away ? bits_as<uint32_t>(v) : 0x7fffffff) & 0xffffe000;
     return (in.n & kFinite) && (bits & 0x7fffffff) == 0x7f800000 ? bits - 0x2000 : bits;
   });
 }

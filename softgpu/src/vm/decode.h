@@ -17,6 +17,11 @@ using ptx::Operand;
 using ptx::Space;
 using ptx::Type;
 
+/// Bytes of one lane of a register for values of so many bytes.
+inline uint32_t cell_bytes(uint32_t bytes) { return bytes <= 4 ? 4 : bytes; }
+/// A name out of a text of a client, for a message.
+inline std::string str(std::string_view s) { return std::string(s.substr(0, 200)); }
+
 class Decoder;
 using Builder = void (*)(Decoder& d);
 

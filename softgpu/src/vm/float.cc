@@ -59,13 +59,16 @@ T after(T v, uint8_t flags) {
   return flags & kSaturate ? saturate(v) : v;
 }
 
-/// Sets the rounding mode of SSE arithmetic while it lives. The arithmetic must be in a function that is not inlined
-/// into the one with the scope, since the compiler does not know that it depends on the mode.
+/// Sets the rounding mode of SSE arithmetic while it lives, and whether it flushes: then, as on a GPU, results that
+/// only the coarser rounding of subnormals would lift to the smallest normal number become 0 too. The arithmetic must
+/// be in a function that is not inlined into the one with the scope, since the compiler does not know that it depends
+/// on this.
 class RoundingScope {
  public:
-  explicit RoundingScope(int64_t round) : saved_(_mm_getcsr()) {
+  RoundingScope(int64_t round, bool is_flushing) : saved_(_mm_getcsr()) {
     static constexpr unsigned kModes[] = {_MM_ROUND_NEAREST, _MM_ROUND_TOWARD_ZERO, _MM_ROUND_DOWN, _MM_ROUND_UP};
-    _mm_setcsr((saved_ & ~static_cast<unsigned>(_MM_ROUND_MASK)) | kModes[round & 3]);
+    constexpr unsigned changed = _MM_ROUND_MASK | _MM_FLUSH_ZERO_MASK;
+    _mm_setcsr((saved_ & ~changed) | kModes[round & 3] | (is_flushing ? _MM_FLUSH_ZERO_ON : _MM_FLUSH_ZERO_OFF));
   }
   ~RoundingScope() { _mm_setcsr(saved_); }
 
@@ -84,7 +87,7 @@ template <class Op, class T>
 }
 template <class Op, class T>
 void h_flagged1(Warp& w, const Insn& in, uint32_t mask) {
-  RoundingScope scope(in.imm);
+  RoundingScope scope(in.imm, sizeof(T) == 4 && (in.n & kFlush));
   flagged1<Op, T>(w, in, mask);
 }
 
@@ -100,7 +103,7 @@ template <class Op, class T>
 }
 template <class Op, class T>
 void h_flagged2(Warp& w, const Insn& in, uint32_t mask) {
-  RoundingScope scope(in.imm);
+  RoundingScope scope(in.imm, sizeof(T) == 4 && (in.n & kFlush));
   flagged2<Op, T>(w, in, mask);
 }
 
@@ -119,7 +122,7 @@ template <class T>
 }
 template <class T>
 void h_flagged_fma(Warp& w, const Insn& in, uint32_t mask) {
-  RoundingScope scope(in.imm);
+  RoundingScope scope(in.imm, sizeof(T) == 4 && (in.n & kFlush));
   flagged_fma<T>(w, in, mask);
 }
 template <class T>
@@ -213,11 +216,11 @@ template <class Op>
 }
 template <class Op>
 void h_packed2(Warp& w, const Insn& in, uint32_t mask) {
-  RoundingScope scope(in.imm);
+  RoundingScope scope(in.imm, in.n & kFlush);
   packed2_lanes<Op>(w, in, mask);
 }
 void h_packed_fma(Warp& w, const Insn& in, uint32_t mask) {
-  RoundingScope scope(in.imm);
+  RoundingScope scope(in.imm, in.n & kFlush);
   packed_fma_lanes(w, in, mask);
 }
 

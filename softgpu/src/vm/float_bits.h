@@ -65,22 +65,6 @@ inline uint32_t encode(double v, Round mode) {
   return sign | static_cast<uint32_t>(magnitude);
 }
 
-template <int E, int M>
-inline double decode_bits(uint32_t v) {
-  constexpr int bias = (1 << (E - 1)) - 1;
-  uint64_t sign = static_cast<uint64_t>(v >> (E + M) & 1) << 63;
-  uint32_t exponent = v >> M & ((1u << E) - 1), fraction = v & ((1u << M) - 1);
-  if (exponent == (1u << E) - 1) {
-    return bits_as<double>(sign | uint64_t{0x7ff} << 52 | static_cast<uint64_t>(fraction) << (52 - M));
-  }
-  if (exponent == 0) {
-    double d = std::ldexp(static_cast<double>(fraction), 1 - bias - M);
-    return sign ? -d : d;
-  }
-  return bits_as<double>(sign | static_cast<uint64_t>(exponent - bias + 1023) << 52 |
-                         static_cast<uint64_t>(fraction) << (52 - M));
-}
-
 inline float half_to_float(uint16_t h) {
   uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
   if (rest >= 0x7c00) return bits_as<float>(sign | 0x7f800000u | (rest & 0x3ff) << 13);

@@ -17,8 +17,6 @@ constexpr int kOutOfMemory = 2;
 constexpr int kSymbolNotFound = 302;
 constexpr uint64_t kMaxModuleBytes = uint64_t{1} << 36;
 
-std::string str(std::string_view s) { return std::string(s.substr(0, 200)); }
-
 struct Placed {
   const Variable* variable;
   uint32_t module;
@@ -80,7 +78,8 @@ class Linker {
       if (v.space == Space::param) throw Error(v.line, ".param variable at module scope");
       if (v.external) continue;
       if (v.unsized) throw Error(v.line, "variable " + str(v.name) + " has no size");
-      uint64_t& bytes = v.managed ? managed_bytes_ : bytes_;
+      uint64_t& bytes = v.managed ? managed_bytes_ : v.space == Space::constant ? const_bytes_ : bytes_;
+      align_ = std::max<uint64_t>(align_, v.alignment());
       uint64_t at = (bytes + v.alignment() - 1) / v.alignment() * v.alignment();
       bytes = at + v.size_bytes();
       if (bytes > kMaxModuleBytes) throw Error(v.line, "variables of the module are too large", kOutOfMemory);
@@ -116,9 +115,12 @@ class Linker {
   }
 
   void place() {
-    if (bytes_) {
-      out_.memory = memory_.allocate_module_memory(bytes_);
+    bytes_begin_ = (const_bytes_ + align_ - 1) / align_ * align_;
+    if (bytes_begin_ + bytes_) {
+      out_.memory = memory_.allocate_module_memory(bytes_begin_ + bytes_);
       if (!out_.memory) throw Error(1, "out of memory for the module's variables", kOutOfMemory);
+      out_.constants.begin = reinterpret_cast<uint64_t>(out_.memory);
+      out_.constants.end = out_.constants.begin + const_bytes_;
     }
     if (managed_bytes_ && !out_.managed) {
       out_.managed = memory_.allocate_managed_memory(managed_bytes_);
@@ -145,7 +147,9 @@ class Linker {
   }
 
   uint8_t* place_of(const Placed& p) const {
-    return static_cast<uint8_t*>(p.variable->managed ? out_.managed : out_.memory) + p.offset;
+    if (p.variable->managed) return static_cast<uint8_t*>(out_.managed) + p.offset;
+    uint64_t begin = p.variable->space == Space::constant ? 0 : bytes_begin_;
+    return static_cast<uint8_t*>(out_.memory) + begin + p.offset;
   }
 
   uint64_t address_of(uint32_t m, const Initializer& e) {
@@ -195,7 +199,9 @@ class Linker {
   Linked& out_;
   std::unordered_map<std::string_view, Visible> visible_;
   std::vector<Placed> placed_;
-  uint64_t bytes_ = 0, managed_bytes_ = 0;
+  // Constants lie in front of the rest, so that they are one range.
+  uint64_t const_bytes_ = 0, bytes_ = 0, managed_bytes_ = 0;
+  uint64_t align_ = 1, bytes_begin_ = 0;
 };
 
 }  // namespace

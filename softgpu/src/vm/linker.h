@@ -24,6 +24,7 @@ struct Linked {
   std::vector<Global> globals;
   uint32_t const_bytes = 0;
   void* memory = nullptr;
+  Range constants;            // in memory
   void* managed = nullptr;    // where the managed variables lie
   bool owns_managed = false;  // they are this program's, and not another's
 };

@@ -62,8 +62,6 @@ inline int64_t integer_element(Type t, uint64_t raw) {
       return static_cast<int64_t>(raw & 15);
     case Type::s4:
       return static_cast<int64_t>(raw & 15) - (raw & 8 ? 16 : 0);
-    case Type::b1:
-      return static_cast<int64_t>(raw & 1);
     default:
       return static_cast<int32_t>(raw);
   }

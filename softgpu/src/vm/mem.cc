@@ -269,7 +269,8 @@ void ld(Decoder& d) {
   uint32_t n = elements(d);
   Type t = d.mods.type();
   uint32_t bytes = ptx::bytes_of(t), log = static_cast<uint32_t>(__builtin_ctz(bytes));
-  if (n > 1 && (bytes == 16 || n * bytes > (space == Space::global ? 32u : 16u))) d.fail("vector is too large");
+  uint32_t most = space == Space::global && d.in().opcode == "ld" ? 32 : 16;
+  if (n > 1 && (bytes == 16 || n * bytes > most)) d.fail("vector is too large");
   Address a = d.address(d.op(1), space, n * bytes);
   std::vector<uint32_t> to;
   for (const Operand* o : element_operands(d, d.op(0), n)) to.push_back(d.wide_dst(*o, t));
@@ -353,7 +354,7 @@ void cvta(Decoder& d) {
   n.a = a;
 }
 
-// in.c: the space. Constants lie in device memory and count as global.
+// in.c: the space. Parameters, says the ISA, are in the global one too; constants are not.
 void h_isspacep(Warp& w, const Insn& in, uint32_t mask) {
   uint64_t a[kLanes];
   addresses(w, in.a, in.n != 0, in.imm, a);
@@ -372,7 +373,11 @@ void h_isspacep(Warp& w, const Insn& in, uint32_t mask) {
         is = w.block->launch->params.contains(a[l], 1);
         break;
       case Space::global:
-        is = find_device_range(w, a[l], 1, &r);
+        is = w.block->launch->params.contains(a[l], 1) ||
+             (find_device_range(w, a[l], 1, &r) && !w.block->launch->constants.contains(a[l], 1));
+        break;
+      case Space::constant:
+        is = w.block->launch->constants.contains(a[l], 1);
         break;
       default:
         break;

@@ -222,6 +222,7 @@ class ProgramImpl : public Program {
     state.cancel = cancel;
     state.print = &print;
     state.id = next_id_.fetch_add(1, std::memory_order_relaxed);
+    state.constants = linked_.constants;
     state.params = {reinterpret_cast<uint64_t>(params), reinterpret_cast<uint64_t>(params) + kernel.param_bytes};
     state.step_limit = step_limit_;
     state.one_lane = one_lane_;

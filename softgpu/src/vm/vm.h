@@ -300,7 +300,7 @@ struct LaunchState {
   const std::atomic<bool>* cancel = nullptr;
   const std::function<void(std::string_view)>* print = nullptr;
   uint64_t id = 0;  // never 0
-  Range params;
+  Range params, constants;
   uint64_t grid_workspace = 0;  // %envreg1:%envreg2, where grid-wide barriers of cooperative groups live
   uint64_t step_limit = 0;
   bool one_lane = false;  // each lane runs by itself between the instructions where lanes meet (SOFTGPU_ONE_LANE)

@@ -21,8 +21,7 @@ uint32_t registers(const MatrixProduct& p, Part part, Type t) {
   extent(p, part, &rows, &columns);
   uint32_t bits = element_bits(t);
   if (part < Part::c && t == Type::f16) return 8;
-  uint32_t count = rows * columns * bits / (kLanes * (bits == 64 ? 64 : 32));
-  return count ? count : 1;
+  return rows * columns * bits / (kLanes * (bits == 64 ? 64 : 32));
 }
 
 // Aux list of load and store: rows, columns, by columns, bits of an element, registers, offset of the address, slots.

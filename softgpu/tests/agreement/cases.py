@@ -13,7 +13,7 @@ ELSEWHERE = {
     "control": "softgpu/tests/test_vm_control.py",
     "tex": "tests/programs (textures and surfaces need the driver's objects)",
 }
-NO_VALUE = {"nothing", "policy", "fence", "cvta", "isspacep", "cp_async"}
+NO_VALUE = {"nothing", "policy", "fence", "cvta"}
 
 
 def build(row: table.Row, words: tuple[str, ...]) -> Case | str:
@@ -29,6 +29,10 @@ def build(row: table.Row, words: tuple[str, ...]) -> Case | str:
         return scalar.real(row.opcode, words)
     if row.section == "cvt":
         return convert.cvt(words, row.builder)
+    if row.opcode == "isspacep":
+        return memory.is_space(words)
+    if row.builder == "cp_async":
+        return memory.async_copy(words)
     if row.section == "mem":
         return memory.load_store(row.opcode, words)
     if row.section == "atom":
@@ -63,6 +67,14 @@ def beside_the_table() -> list[Case]:
 
     out.append(Case("fns.b32 of nothing", "fns.b32 %d, %a, %b, 0;", ["b32", "small_b32"], ["b32"], nth_is_zero))
 
+    # PTX leaves this open; a GPU's code gives all ones and the dividend.
+    for t in ("u16", "u32", "u64", "s16", "s32", "s64"):
+        for opcode, by_zero in (("div", lambda a, b: (-1,)), ("rem", lambda a, b: (a,))):
+            divided = scalar.integer(opcode, (t,))
+            assert isinstance(divided, Case)
+            name, data = f"{divided.name} by zero", [divided.values()[0], [0] * THREADS]
+            out.append(dataclasses.replace(divided, name=name, data=data, reference=by_zero))
+
     def no_bits(a: int, b: int) -> tuple[int, int]:
         return a & b, int(a & b != 0)
 
@@ -78,6 +90,13 @@ def beside_the_table() -> list[Case]:
         body = f"add.cc.u32 %t1, %a, %b; {name}.u32 %t2, %a, %a; {name}.u32 %t2, %b, 5; addc.u32 %d, 0, 0;"
         out.append(Case(f"{name}.u32 keeps the carry", body, ["b32", "b32"], ["b32"], carried_twice))
 
+    # A result of 128 bits that the function has stored as a whole.
+    wide = memory.constant_or_parameter("ld.param.b128", "param", "b128", 1, 128)
+    store = "mov.b128 %z, {%y1, %y2}; st.param.b128 [o], %z; ret;"
+    head = wide.head.replace(".reg .b64 %y<3>;", ".reg .b64 %y<3>; .reg .b128 %z;")
+    head = head.replace("st.param.b64 [o], %y1; st.param.b64 [o+8], %y2; ret;", store)
+    out.append(dataclasses.replace(wide, name="ld.param.b128 of a whole", head=head))
+
     # Halves of a register are put into it one by one: what was there before must not stay.
     for t in ("f16", "f32"):
         used = matrix.mma(("sync", "aligned", "m16n8k8", "row", "col", t, "f16", "f16", t))
@@ -90,6 +109,18 @@ def beside_the_table() -> list[Case]:
     near = scalar.real("fma", ("rn", "bf16"))
     assert isinstance(near, Case)
     out.append(dataclasses.replace(near, name="fma.rn.bf16 near the middle", data=data))
+    # Products on both sides of the smallest normal number, less than the last place of a subnormal from it: whether a
+    # result is flushed before such a place is rounded off it or after.
+    close = [
+        [0x20000000 + i % 8 | (i % 2) << 31 for i in range(THREADS)],
+        [0x20000000 - i // 8 for i in range(THREADS)],
+    ]
+    for opcode, more in (("mul", []), ("fma", [[0] * THREADS])):
+        for mode in ("rn", "rz", "rm", "rp"):
+            small = scalar.real(opcode, (mode, "ftz", "f32"))
+            assert isinstance(small, Case)
+            name = f"{small.name} near the smallest normal"
+            out.append(dataclasses.replace(small, name=name, data=close + more))
     ties = [0x3F800000 | i << 12 | (i % 3 == 0) | i << 31 & 1 << 31 for i in range(THREADS)]
     tie = convert.cvt(("rna", "tf32", "f32"), "cvt_tf32")
     out.append(dataclasses.replace(tie, name="cvt.rna.tf32.f32 of ties", data=[ties]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from softgpu.tests.agreement import softfloat as sf
-from softgpu.tests.agreement.case import PACKED, THREADS, Case, packed, register_bytes, signed
+from softgpu.tests.agreement.case import OUTPUTS, PACKED, THREADS, Case, packed, register_bytes, signed
 from softgpu.tests.agreement.scalar import Words, extremum, full
 
 REGISTERS = "dqrs"
@@ -37,18 +37,16 @@ def load_store(opcode: str, words: Words) -> Case | str:
     t = words[-1]
     vector = next((w for w in words if w in ("v2", "v4", "v8")), "v1")
     count, bits = int(vector[1]), type_bits(t)
-    space = next((w for w in words if w in ("global", "local", "shared", "shared::cta", "const", "param")), "")
-    if (
-        any(w.startswith("param::") for w in words)
-        or opcode == "ldu"
-        or (opcode == "st" and space == "param")
-        or (space in ("const", "param") and count > 1)
-    ):
-        return "covered by softgpu/tests/test_vm_control.py and the kernels of compilers"
+    spaces = ("global", "local", "shared", "shared::cta", "const", "param", "param::func")
+    space = next((w for w in words if w in spaces), "")
+    if "param::entry" in words:
+        return "a kernel's own parameters, which every kernel here reads"
     name = full(opcode, words)
-    refused = count * bits > (256 if space == "global" else 128) or (count > 1 and bits == 128)
-    if "nc" in words and not refused:
+    refused = count * bits > (256 if space == "global" and opcode != "ldu" else 128) or (count > 1 and bits == 128)
+    if ("nc" in words or opcode == "ldu") and not refused:
         return read_only(name, t, count, bits)
+    if not refused and (space == "param::func" or (space == "param" and (opcode == "st" or count > 1))):
+        return through_call(opcode, name, vector, t, count, bits)
     if count * bits > 128 and not refused:
         # 256-bit accesses: global memory of sm_100 only.
         sm = 100
@@ -58,8 +56,8 @@ def load_store(opcode: str, words: Words) -> Case | str:
     reg = {8: "h", 16: "h", 32: "t", 64: "w", 128: "v"}[bits]
     names = [f"%{reg}{i + 1}" for i in range(count)]
     group = names[0] if count == 1 else "{" + ", ".join(names) + "}"
-    if space in ("const", "param"):
-        return constant_or_parameter(name, space, t, bits)
+    if space in ("const", "param") and not refused:
+        return constant_or_parameter(name, space, t, count, bits)
     declare, address = where(space)
     plain = space if space != "" else ""
     dot = f".{plain}" if plain else ""
@@ -116,7 +114,7 @@ def load_store(opcode: str, words: Words) -> Case | str:
 
 
 def read_only(name: str, t: str, count: int, bits: int) -> Case:
-    """ld.global.nc: of what nobody writes while the kernel runs, so of the input: a column of %a and one of %b."""
+    """ld.global.nc, ldu: of what nobody writes while the kernel runs, so of the input: columns of %a and of %b."""
     bytes_each = 32 if count * bits > 128 else 16
     reg = {8: "h", 16: "h", 32: "t", 64: "w", 128: "v"}[bits]
     names = [f"%{reg}{i + 1}" for i in range(count)]
@@ -142,11 +140,99 @@ def read_only(name: str, t: str, count: int, bits: int) -> Case:
     return Case(name, body, ["b64", "b64"], outs, whole=whole, sm=sm)
 
 
+def async_copy(words: Words) -> Case:
+    """cp.async into 32 bytes of shared memory: of all or the first some of 16 bytes of the input, and of 16 bytes or,
+    under a predicate, none; .ca in parts of 16, 8 and 4 bytes."""
+    name = full("cp", words)
+    declare, address = where("shared")
+    body = f"{declare}{address} st.shared.v2.b64 [%x3], {{%a, %a}}; st.shared.v2.b64 [%x3+16], {{%a, %a}}; "
+    body += "rem.u32 %t1, %i0, 17; setp.gt.s64 %p1, %a, 0; mad.wide.u32 %x4, %i0, 16, %x0; "
+    body += f"{name} [%x3], [%x4], 16, %t1; "
+    if "ca" in words:
+        body += "@%p1 mov.u32 %t2, 0; @!%p1 mov.u32 %t2, 8; "
+        body += f"{name} [%x3+16], [%x4], 8, %t2; {name} [%x3+24], [%x4+8], 4; {name} [%x3+28], [%x4+12], 4, 3; "
+    else:
+        body += f"{name} [%x3+16], [%x4], 16, %p1; "
+    body += "cp.async.commit_group; cp.async.wait_group 0; "
+    body += "ld.shared.v2.b64 {%d, %q}, [%x3]; ld.shared.v2.b64 {%r, %s}, [%x3+16];"
+
+    def whole(columns: list[list[int]]) -> list[Sequence[int]]:
+        memory = b"".join(v.to_bytes(8, "little") for v in columns[0] + columns[1])
+        rows: list[Sequence[int]] = []
+        for i in range(THREADS):
+            part = memory[16 * i : 16 * i + 16]
+            ignored = 0 < columns[0][i] < 1 << 63
+            if "ca" in words:
+                second = bytes(8) + part[8:15] + bytes(1) if ignored else part[:15] + bytes(1)
+            else:
+                second = bytes(16) if ignored else part
+            both = part[: i % 17] + bytes(16 - i % 17) + second
+            rows.append(words_of(int.from_bytes(both, "little"), 4, 64))
+        return rows
+
+    return Case(name, body, ["b64", "b64"], ["b64"] * 4, whole=whole)
+
+
+def is_space(words: Words) -> Case:
+    """isspacep of the last byte of a variable in shared and in local memory, of the output, of a parameter, and of a
+    constant, of which the ISA leaves open whether its window is a part of the global one."""
+    name = full("isspacep", words)
+    space = words[0].removesuffix("::cta")
+    places = [("shared", 15), ("local", 15), ("global", 16383), ("param", 7), ("const", 15)][: 4 + (space != "global")]
+    body = ".shared .align 16 .b8 memory[16]; .local .align 16 .b8 own[16]; mov.u64 %w1, memory; mov.u64 %w2, own; "
+    body += "mov.u64 %w3, %x1; mov.u64 %w4, out; mov.u64 %w5, ENTRY_c; "
+    for i, (of, last) in enumerate(places):
+        body += f"cvta.{of}.u64 %w{i + 1}, %w{i + 1}; add.u64 %w6, %w{i + 1}, {last}; {name} %p{i + 1}, %w6; "
+        body += f"selp.u32 %{OUTPUTS[i]}, 1, 0, %p{i + 1}; "
+    body += "st.u8 [%w1], 1; st.u8 [%w2], 1;"
+    inside = [of == space or (space, of) == ("global", "param") for of, _ in places]
+    head = ".const .align 16 .b8 ENTRY_c[16] = {1};"
+    return Case(name, body, [], ["u32"] * len(places), whole=lambda _: [[int(v) for v in inside]] * THREADS, head=head)
+
+
 VALUES = (0x8182838485868788, 0xF1F2F3F4F5F6F7F8)
 
 
-def constant_or_parameter(name: str, space: str, t: str, bits: int) -> Case:
-    """The same value for every thread."""
+def through_call(opcode: str, name: str, vector: str, t: str, count: int, bits: int) -> Case:
+    """A parameter and a result of a function that gives back what it gets, all loads and stores of one shape."""
+    shape = f"{'' if vector == 'v1' else vector + '.'}{t}"
+    load = name if opcode == "ld" else f"ld.param.{shape}"
+    store = name if opcode == "st" else f"st.param.{shape}"
+    kind, first, source = {
+        8: ("h", 5, "mov.b64 {%h1, %h2, %h3, %h4}, %a;"),
+        16: ("h", 5, "mov.b64 {%h1, %h2, %h3, %h4}, %a;"),
+        32: ("t", 5, "mov.b64 {%t1, %t2}, %a; mov.b64 {%t3, %t4}, %b;"),
+        64: ("w", 5, "mov.b64 %w1, %a; mov.b64 %w2, %b;"),
+        128: ("v", 2, "mov.b128 %v1, {%a, %b};"),
+    }[bits]
+
+    def group(register: str, start: int) -> str:
+        names = [f"%{register}{start + i}" for i in range(count)]
+        return names[0] if count == 1 else "{" + ", ".join(names) + "}"
+
+    inside = group("y", 1)
+    head = (
+        f".func (.param .align 16 .b8 o[16]) ENTRY_f(.param .align 16 .b8 i[16]) {{ .reg .b{max(bits, 16)} %y<9>; "
+        f"ld.param.{shape} {inside}, [i]; st.param.{shape} [o], {inside}; ret; }}"
+    )
+    body = (
+        f"{source} {{ .param .align 16 .b8 i[16]; .param .align 16 .b8 o[16]; {store} [i], {group(kind, 1)}; "
+        f"call (o), ENTRY_f, (i); {load} {group(kind, first)}, [o]; }}"
+    )
+    if bits == 128:
+        body += " mov.b128 {%d, %q}, %v2;"
+        return Case(name, body, ["b64"] * 2, ["b64"] * 2, lambda a, b: (a, b), head=head, sm=90)
+    body += "".join(f" mov.b{max(bits, 16)} %{REGISTERS[i]}, %{kind}{first + i};" for i in range(count))
+
+    def reference(a: int, b: int) -> Sequence[int]:
+        values = [v & (1 << bits) - 1 for v in words_of(a | b << 64, count, max(bits, 16))]
+        return [signed(v, bits) for v in values] if t[0] == "s" else values
+
+    return Case(name, body, ["b64"] * 2, [f"b{max(bits, 16)}"] * count, reference, head=head)
+
+
+def constant_or_parameter(name: str, space: str, t: str, count: int, bits: int) -> Case:
+    """The same values for every thread."""
     memory = VALUES[0] | VALUES[1] << 64
     if space == "const":
         data = ", ".join(str(b) for b in memory.to_bytes(16, "little"))
@@ -154,7 +240,8 @@ def constant_or_parameter(name: str, space: str, t: str, bits: int) -> Case:
         if bits == 128:
             body = f"{name} %v1, [ENTRY_c]; mov.b128 {{%d, %q}}, %v1;"
             return Case(name, body, ["b32"], ["b64", "b64"], lambda _: VALUES, head=head, sm=90)
-        body = f"{name} %d, [ENTRY_c];"
+        registers = ", ".join(f"%{r}" for r in REGISTERS[:count])
+        body = f"{name} {registers if count == 1 else '{' + registers + '}'}, [ENTRY_c];"
     else:
         # The kernel's own parameters are addresses: pass a value through a call.
         head = (
@@ -177,9 +264,9 @@ def constant_or_parameter(name: str, space: str, t: str, bits: int) -> Case:
                 sm=90,
             )
         body += "%d, [o]; }"
-    value = memory & ((1 << bits) - 1)
-    out = signed(value, bits) if t[0] == "s" else value
-    return Case(name, body, ["b32"], [f"b{max(bits, 16)}"], lambda _: (out,), head=head)
+    values = words_of(memory, count, bits)
+    out = [signed(v, bits) for v in values] if t[0] == "s" else values
+    return Case(name, body, ["b32"], [f"b{max(bits, 16)}"] * count, lambda _: out, head=head)
 
 
 def half_add(f: sf.Format) -> Callable[[int, int], int]:

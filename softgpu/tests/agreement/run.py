@@ -306,6 +306,14 @@ class Golden:
         _, outcome, at, size = entry
         return outcome, self.data[at : at + size]
 
+    def output(self, case: Case) -> bytes | None:
+        """The bytes that it answered, if there are any to compare with: of a form that it took though the references
+        thought that it would not, it was never asked for them."""
+        answer = self.answer(case)
+        if answer is None or answer[0] != RAN or case.kind == "invariant" or len(answer[1]) != case.output_size():
+            return None
+        return answer[1]
+
 
 @functools.cache
 def goldens() -> list[Golden]:
@@ -329,11 +337,11 @@ def report(selected: Sequence[Case], results: Results, known: Sequence[Golden]) 
             if wrong:
                 lists["differs from the reference"].append(f"{case.name}: {len(wrong)} of {THREADS}: {wrong[0]}")
             for golden in known:
-                answer = golden.answer(case)
-                if answer is None or answer[0] != RAN or case.kind == "invariant":
+                known_raw = golden.output(case)
+                if known_raw is None:
                     continue
                 compared += 1
-                wrong = case.differences(case.columns(raw), case.columns(answer[1]), twice=True)
+                wrong = case.differences(case.columns(raw), case.columns(known_raw), twice=True)
                 if wrong:
                     lists["differs from a golden file"].append(f"{case.name}: {len(wrong)}: {wrong[0]}")
     return {"counts": count, "compared with golden files": compared, "lists": lists}

@@ -473,7 +473,10 @@ def exact(opcode: str, words: Words, f: sf.Format) -> Callable[..., int]:
             r = sf.square_root(x[0], f)
         else:
             r = sf.add(sf.multiply(x[0], x[1]), x[2], mode)
-        out = sf.encode(limited(r, words), f, mode)
+        r = limited(r, words)
+        out = sf.encode(r, f, mode)
+        if ftz and f is sf.F32 and sf.is_tiny(r, f, mode):
+            return out & f.sign
         return sf.flush(out, f) if ftz else out
 
     return run

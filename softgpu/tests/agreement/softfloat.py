@@ -72,6 +72,12 @@ def flush(bits: int, f: Format) -> int:
     return bits & f.sign if bits & f.infinity == 0 else bits
 
 
+def is_tiny(x: Real, f: Format, mode: str) -> bool:
+    """Whether x, rounded as if exponents had no bound, is below the smallest normal number: what a GPU flushes."""
+    unbounded = Format(f.exponent_bits + 4, f.mantissa_bits)
+    return x.kind == "num" and abs(decode(encode(x, unbounded, mode), unbounded).value) < Fraction(2) ** (1 - f.bias)
+
+
 def round_integer(value: Fraction, mode: str) -> int:
     """value rounded to an integer: rn to even, rna ties away from zero, rz, rm, rp."""
     low = value.numerator // value.denominator
