@@ -268,7 +268,7 @@ int orion_engine_run(orion_engine* e) {
   if (!e->bound) return ORION_END_FAILED;
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   output_begin(e);
-  if (e->config.launchers > 0 && !launcher_start(e, (uint32_t)e->config.launchers)) {
+  if (e->config.launchers > 0 && !e->direct && !launcher_start(e, (uint32_t)e->config.launchers)) {
     engine_log(e, ENGINE_LOG_WARN, "no launchers could be started");
   }
   e->current_context = 0;  // another thread may have bound; this one has no current context yet

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "launcher.h"
 #include "net_ucx.h"
 
 #define COPIES 32u
@@ -69,7 +70,6 @@ static const char* why_not(const orion_engine* e, const char* carriers) {
   const char* wish = getenv("ORION_UCX_DIRECT");
   if (wish && strcmp(wish, "off") == 0) return "ORION_UCX_DIRECT is off";
   if (e->config.null_engine) return "there is no device";
-  if (e->launchers) return "launchers issue its work";
   if (wish && strcmp(wish, "on") == 0) return NULL;
   if (!link->has_cuda) return "this UCX has no CUDA support";
   if (!is_rdma(carriers)) return "this is no RDMA";
@@ -94,6 +94,8 @@ void direct_open(orion_engine* e, const char* carriers, char words[160]) {
     snprintf(words, 160, "through pinned host memory: %s", why);
     return;
   }
+  // Copies wait for their streams by what this thread has issued: it issues everything then. Nothing has been yet.
+  launcher_stop(e);
   t->gives_registrations = link->api.major > 1 || link->api.minor >= CUDA_SINCE_MINOR;
   e->direct = t;
   e->memory_for_rdma = link->has_cuda;

@@ -28,7 +28,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    wanted = {**UCX, "ORION_UCX_DIRECT": "on"}
+    # Where there are launchers, as on machines with many CPUs, the session does without them.
+    wanted = {**UCX, "ORION_UCX_DIRECT": "on", "ORION_ENGINE_LAUNCHERS": "2"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     yield
