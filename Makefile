@@ -32,9 +32,10 @@ cluster: setup ## the tests on a real Kubernetes (root; the first run builds it,
 numba: build ## numba-cuda's own test suite on softgpu, whole (about an hour on 2 CPUs)
 	$(PYTHON_IN_VENV) tools/numba_suite.py
 
-rdma: build ## RDMA over soft-RoCE in QEMU: server, softgpu and clients with real verbs (minutes)
+rdma: build ## RDMA over soft-RoCE in QEMU: server, softgpu, clients, real verbs; tests/e2e over UCX's tcp (minutes)
 	@tools/setup.sh --rdma
 	$(PYTHON_IN_VENV) -m pytest -q -s -m slow tests/rdma $(PYTEST_ARGS)
+	ORION_E2E_TRANSPORTS=ucx $(PYTHON_IN_VENV) -m pytest -q tests/e2e $(PYTEST_ARGS)
 
 lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
 	@tools/lint.sh

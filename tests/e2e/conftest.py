@@ -8,14 +8,43 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from orion_client.control_client import stats
 from orion_client.private_server import PrivateServer
+from tests.e2e.transports import CHOSEN, TRANSPORTS, UCX
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM_TIMEOUT_S = 120
+NO_CALL = SimpleNamespace(params={})
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With transports of one's own choice: the tests that have one."""
+    if not CHOSEN:
+        return
+    has_one = [isinstance(item, pytest.Function) and "transport" in getattr(item, "callspec", NO_CALL).params
+               for item in items]  # fmt: skip
+    config.hook.pytest_deselected(items=[item for item, has in zip(items, has_one) if not has])
+    items[:] = [item for item, has in zip(items, has_one) if has]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offers_of_servers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if "ucx" in TRANSPORTS:
+            for name, value in UCX.items():
+                patch.setenv(name, value)
+            begin = PrivateServer.__init__
+
+            def with_ucx(self: PrivateServer, *given: Any, extra: tuple[str, ...] = (), **named: Any) -> None:
+                begin(self, *given, extra=(*extra, "--enable-rdma"), **named)
+
+            patch.setattr(PrivateServer, "__init__", with_ucx)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +66,7 @@ def second_server() -> Iterator[PrivateServer]:
         yield running
 
 
-@pytest.fixture(params=["shm", "tcp"])
+@pytest.fixture(params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

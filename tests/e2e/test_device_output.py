@@ -9,6 +9,7 @@ import pytest
 
 from orion_client.libraries import client_folder
 from orion_client.private_server import PrivateServer
+from tests.e2e.transports import TRANSPORTS
 from tests.runtime.tools import run_program
 
 PROGRAM = """
@@ -32,7 +33,7 @@ def server() -> Iterator[PrivateServer]:
         yield running
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("setting", "text"), [({}, TEXT), ({"ORION_DEVICE_PRINTF": "0"}, "")], ids=["on", "off"])
 def test_numba(server: PrivateServer, transport: str, setting: dict[str, str], text: str) -> None:
     done = run_program(client_folder(), server, sys.executable, "-c", PROGRAM, ORION_TRANSPORT=transport, **setting)

@@ -20,7 +20,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 # The section loads images of 31 and 33 KiB, 1 MiB, 4 MiB + 1 and 24 MiB, each one twice. Small ones go with their load.
 SECTION = "large_images"
 SIZES = (31 << 10, 33 << 10, 1 << 20, (4 << 20) + 1, 24 << 20)
-SMALL_BELOW = {"shm": 4 << 20, "tcp": 32 << 10}
+SMALL_BELOW = {"shm": 4 << 20, "tcp": 32 << 10, "ucx": 32 << 10}
 
 
 def offered(transport: str) -> tuple[int, int]:

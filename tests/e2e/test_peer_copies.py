@@ -11,6 +11,7 @@ import pytest
 
 from orion_client.libraries import client_folder
 from orion_client.private_server import PrivateServer
+from tests.e2e.transports import TRANSPORTS
 
 PROGRAM = """
 import ctypes, sys
@@ -52,7 +53,7 @@ def two_devices() -> Iterator[PrivateServer]:
     server.stop()
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("call", ["cuMemcpyPeer", "cuMemcpyDtoD_v2", "cuMemcpy"])
 def test_later_work_sees_what_was_copied(two_devices: PrivateServer, call: str, transport: str) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORION_", "CUDA_"))}

@@ -21,6 +21,7 @@ import zmq
 from orion_client.libraries import client_folder
 from orion_client.private_server import PrivateServer
 from tests.e2e.pool_controller import PoolController, Script, allocated, giving
+from tests.e2e.transports import TRANSPORTS
 from wire import pool
 
 NO_DEVICE, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, MISMATCH = 100, 2, 46, 803
@@ -139,7 +140,7 @@ def queued(request: Any, position: int = 1, reason: str = "no GPU has 4096 MiB f
 # ------------------------------------------------------------------------------------------------- many servers
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_two_devices_on_two_servers_in_the_order_of_the_tickets(serve, servers, nothing_left, transport):
     small, _, large = servers
     controller = serve(giving(large, small))
@@ -163,7 +164,7 @@ def test_four_devices_on_three_servers(serve, servers, nothing_left):
         nothing_left(address)
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_server_twice_is_two_sessions(serve, servers, nothing_left, transport):
     small, _, large = servers
     result = use(serve(giving(small, large, small)), ORION_VGPU="3", ORION_TRANSPORT=transport)

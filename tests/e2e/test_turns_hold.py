@@ -16,6 +16,7 @@ import pytest
 from orion_client import libraries
 from orion_client.control_client import stats
 from orion_client.private_server import PrivateServer
+from tests.e2e.transports import TRANSPORTS
 from wire import control
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +117,7 @@ def server() -> Iterator[PrivateServer]:
         yield running
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_lone_program_is_held_to_its_ratio(server: PrivateServer, start: Start, transport: str):
     program = start(server.address, ORION_RATIO="20", ORION_TRANSPORT=transport)
     assert program.does("k 60") == 60

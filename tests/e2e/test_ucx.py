@@ -21,13 +21,13 @@ import zmq
 from benchmarks.rows import NATIVE_DIGESTS, ROWS
 from orion_client.control_client import stats
 from orion_client.private_server import PrivateServer
+from tests.e2e.transports import UCX
 from wire import control
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAMS = ROOT / "tests" / "programs"
 SCRIPTED = str(PROGRAMS / "scripted.py")
 DEVICE_UNAVAILABLE, NO_DEVICE = 46, 100
-UCX = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}  # loopback alone
 
 
 class Server(PrivateServer):

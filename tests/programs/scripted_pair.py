@@ -20,10 +20,11 @@ memory = [Pointer(), Pointer()]
 streams = [ctypes.c_void_p(), ctypes.c_void_p()]
 events = [ctypes.c_void_p(), ctypes.c_void_p()]
 host = (ctypes.c_ubyte * SIZE)()
-opened = threading.Event()
+opened, begun = threading.Event(), threading.Event()
 
 
 def hold(_: int) -> None:
+    begun.set()
     opened.wait()
 
 
@@ -81,6 +82,8 @@ def count() -> int:
 
 
 def release() -> int:
+    # One that began when the interpreter is on its way out would have none to run in.
+    begun.wait(10)
     opened.set()
     return 0
 
