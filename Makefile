@@ -29,7 +29,7 @@ test-all: build ## the slow tests
 cluster: setup ## the tests on a real Kubernetes (root; the first run builds it, 6 to 15 minutes)
 	$(PYTHON_IN_VENV) -m pytest -q -s -m cluster tests/cluster $(PYTEST_ARGS)
 
-numba: build ## numba-cuda's own test suite on softgpu, whole (about an hour on 2 CPUs)
+numba: build ## numba-cuda's own test suite on softgpu, whole (a quarter of an hour on 2 CPUs)
 	$(PYTHON_IN_VENV) tools/numba_suite.py
 
 rdma: build ## RDMA over soft-RoCE in QEMU: server, softgpu, clients, real verbs; tests/e2e over UCX's tcp (minutes)
