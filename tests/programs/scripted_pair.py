@@ -83,7 +83,7 @@ def count() -> int:
 
 def release() -> int:
     # One that began when the interpreter is on its way out would have none to run in.
-    begun.wait(10)
+    begun.wait(3)
     opened.set()
     return 0
 
