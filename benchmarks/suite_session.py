@@ -52,6 +52,8 @@ def run_row(places: Places, place: str, name: str, timeout_s: float, out: Path, 
         row.pop("value", None)
         row.update(outcome.record())
         row.setdefault("error", "no row on standard output")
+    if extra:
+        row["counted"] = True
     if counted.exists():
         try:
             row.update(waits_of(json.loads(counted.read_text()), row.get("counted_steps", 0)))
@@ -61,7 +63,7 @@ def run_row(places: Places, place: str, name: str, timeout_s: float, out: Path, 
     return row
 
 
-COUNTED = ("counted_steps", "waits", "calls", "waits_per_step", "waits_error", "engine")
+COUNTED = ("counted", "counted_steps", "waits", "calls", "waits_per_step", "waits_error", "engine")
 
 
 def merged(repeats: list[Row]) -> Row:
@@ -71,7 +73,7 @@ def merged(repeats: list[Row]) -> Row:
     for row in repeats:
         if "value" not in row or row.get("clean", True) != first.get("clean", True) or not agree(first, row):
             return row
-    timed = [row for row in repeats if "counted_steps" not in row] or repeats
+    timed = [row for row in repeats if "counted" not in row] or repeats
     values = [row["value"] for row in timed]
     out = {**timed[0], "value": statistics.median(values), "seconds": round(sum(row["seconds"] for row in repeats), 2),
            "interpreter_ns": [ns for row in timed for ns in row["interpreter_ns"]]}  # fmt: skip

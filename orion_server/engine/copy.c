@@ -23,15 +23,19 @@ static CUresult peer_copy(orion_engine* e, const orion_op_copy_peer* o, const st
   return e->driver.copy_peer(o->device_dst, to->handle, o->src, from->handle, o->size_bytes, s->handle);
 }
 
-void copy_linear(orion_engine* e, const orion_op* op) {
-  stream_state* s = use_stream(e, op);
-  if (!s) return;
-  CUresult code = CUDA_ERROR_INVALID_VALUE;
-  const enum direct_outcome direct = e->direct ? direct_finish(e, op, s->handle, &code) : DIRECT_NOTHING;
+// Whether the copy's bytes have gone straight to or from device memory; what came to the arena instead is issued here.
+static bool went_straight(orion_engine* e, const orion_op* op, stream_state* s) {
+  CUresult code;
+  const enum direct_outcome direct = direct_finish(e, op, s->handle, &code);
   if (direct == DIRECT_ALL) answer_result(e, op, 0);
   if (direct == DIRECT_REST) finish(e, op, s, code);
-  if (direct != DIRECT_NOTHING) return;
-  code = CUDA_ERROR_INVALID_VALUE;
+  return direct != DIRECT_NOTHING;
+}
+
+void copy_linear(orion_engine* e, const orion_op* op) {
+  stream_state* s = use_stream(e, op);
+  if (!s || (e->direct && went_straight(e, op, s))) return;
+  CUresult code = CUDA_ERROR_INVALID_VALUE;
   switch (op->code) {
     case ORION_OP_COPY_H2D: {
       const orion_op_copy_h2d* o = (const orion_op_copy_h2d*)op;

@@ -443,7 +443,6 @@ struct orion_engine {
   ledger_state ledger;
   struct orion_net* net;
   struct direct_table* direct;       // net_ucx_direct.c; NULL: all copies go through the arena
-  uint64_t direct_events;            // pieces that have come or gone
   bool memory_for_rdma;              // memory is made so that network devices may reach it
   struct image_table* images;        // image.c; NULL until the first offer
   struct share_table* shares;        // share.c; NULL until the first question

@@ -48,6 +48,8 @@ enum direct_outcome { DIRECT_NOTHING, DIRECT_REST, DIRECT_ALL };
 enum direct_outcome direct_finish(orion_engine* e, const orion_op* op, CUstream stream, CUresult* code);
 /// Whether bytes are on their way to or from device memory. e->direct may be NULL.
 bool direct_is_going(const orion_engine* e);
+/// Pieces that have come or gone, so far.
+uint64_t direct_events(const orion_engine* e);
 /// Before the memory of a range goes.
 void direct_forget(orion_engine* e, uint64_t serial);
 void direct_free(orion_engine* e);

@@ -55,6 +55,7 @@ typedef struct direct_table {
   uint32_t others_epoch;  // == epoch: something else than copies under way is parked
   int probe[2];           // a pipe: what may be written to it is host memory
   bool gives_registrations, has_refused;
+  uint64_t events;               // pieces that have come or gone
   uint64_t in_bytes, out_bytes;  // that went this way
 } direct_table;
 
@@ -369,7 +370,7 @@ static enum verdict look(orion_engine* e, direct_copy* c) {
     }
   }
   if (c->state == DIRECT_GOES && is_done(e, c)) return COPY_DONE;
-  park_cause(e, CAUSE_DIRECT, 0, e->direct_events, NULL);
+  park_cause(e, CAUSE_DIRECT, 0, e->direct->events, NULL);
   if (!c->out) park_cause(e, CAUSE_BULK, 0, c->last, NULL);
   return COPY_GOES;
 }
@@ -413,6 +414,7 @@ void direct_blocked(orion_engine* e, const orion_op* op) {
 }
 
 bool direct_is_going(const orion_engine* e) { return e->direct && e->direct->going; }
+uint64_t direct_events(const orion_engine* e) { return e->direct->events; }
 
 enum direct_outcome direct_finish(orion_engine* e, const orion_op* op, CUstream stream, CUresult* code) {
   const direct_copy* c = find(e, op);
@@ -472,7 +474,7 @@ void direct_received(orion_engine* e, direct_copy* c, const orion_frame* head) {
   c->landed[piece / 64] |= 1ull << (piece % 64);
   e->direct->in_bytes += head->bytes;
   c->running--;
-  e->direct_events++;
+  e->direct->events++;
 }
 
 bool direct_send(orion_engine* e) {
@@ -509,7 +511,7 @@ bool direct_send(orion_engine* e) {
 
 void direct_sent(orion_engine* e, direct_copy* c) {
   c->running--;
-  e->direct_events++;
+  e->direct->events++;
 }
 
 // ------------------------------------------------------------------------------------------------ life

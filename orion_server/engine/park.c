@@ -222,7 +222,7 @@ static bool ready(orion_engine* e, const orion_op* op, parked_op* node) {
       return false;
     }
     if (direct_is_going(e)) {
-      park_cause(e, CAUSE_DIRECT, 0, e->direct_events, NULL);
+      park_cause(e, CAUSE_DIRECT, 0, direct_events(e), NULL);
       return false;
     }
   }
@@ -302,7 +302,7 @@ static bool cause_holds(const orion_engine* e, const cause* c) {
     case CAUSE_WORD:
       return order_track_done(e, c->index) >= c->value;
     case CAUSE_DIRECT:
-      return e->direct_events != c->value;
+      return direct_events(e) != c->value;
   }
   return true;
 }

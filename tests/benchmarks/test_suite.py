@@ -124,7 +124,7 @@ def test_repeats_are_timed_by_turns_and_counted_apart(tmp_path: Path) -> None:
 
 def test_several_runs_become_one_row() -> None:
     timed = [row(value, interpreter_ns=[20, 30], seconds=1) for value in (3.0, 1.0, 2.0)]
-    counted = row(9.0, interpreter_ns=[20, 20], seconds=1, counted_steps=500, waits_per_step=0.5)
+    counted = row(9.0, interpreter_ns=[20, 20], seconds=1, counted=True, waits_per_step=0.5)
     found = merged([*timed, counted])
     assert (found["value"], found["values"], found["waits_per_step"], found["seconds"]) == (
         2.0,

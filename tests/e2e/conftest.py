@@ -15,7 +15,7 @@ import pytest
 
 from orion_client.control_client import stats
 from orion_client.private_server import PrivateServer
-from tests.e2e.transports import CHOSEN, TRANSPORTS, UCX
+from tests.e2e.transports import CHOSEN, TRANSPORTS, UCX, environment_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM_TIMEOUT_S = 120
@@ -34,16 +34,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def offers_of_servers() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        if "ucx" in TRANSPORTS:
-            for name, value in UCX.items():
-                patch.setenv(name, value)
-            begin = PrivateServer.__init__
+    if "ucx" not in TRANSPORTS:
+        yield
+        return
+    begin = PrivateServer.__init__
 
-            def with_ucx(self: PrivateServer, *given: Any, extra: tuple[str, ...] = (), **named: Any) -> None:
-                begin(self, *given, extra=(*extra, "--enable-rdma"), **named)
+    def with_ucx(self: PrivateServer, *given: Any, extra: tuple[str, ...] = (), **named: Any) -> None:
+        begin(self, *given, extra=(*extra, "--enable-rdma"), **named)
 
-            patch.setattr(PrivateServer, "__init__", with_ucx)
+    with environment_of(UCX), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrivateServer, "__init__", with_ucx)
         yield
 
 

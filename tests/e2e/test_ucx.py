@@ -21,7 +21,7 @@ import zmq
 from benchmarks.rows import NATIVE_DIGESTS, ROWS
 from orion_client.control_client import stats
 from orion_client.private_server import PrivateServer
-from tests.e2e.transports import UCX
+from tests.e2e.transports import UCX, environment_of
 from wire import control
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,14 +56,8 @@ class Server(PrivateServer):
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in UCX}
-    os.environ.update(UCX)
-    yield
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name)
-        else:
-            os.environ[name] = value
+    with environment_of(UCX):
+        yield
 
 
 @pytest.fixture(scope="module")

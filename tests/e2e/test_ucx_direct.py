@@ -17,7 +17,8 @@ import pytest
 
 from benchmarks.rows import NATIVE_DIGESTS
 from orion_client.control_client import stats
-from tests.e2e.test_ucx import DEVICE_UNAVAILABLE, PROGRAMS, SCRIPTED, UCX, Server, in_mid_copy, step, worker_of
+from tests.e2e.test_ucx import DEVICE_UNAVAILABLE, PROGRAMS, SCRIPTED, Server, in_mid_copy, step, worker_of
+from tests.e2e.transports import UCX, environment_of
 
 COPIES = str(PROGRAMS / "direct.py")
 STRAIGHT = "copies go straight to and from device memory"
@@ -29,15 +30,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
     # Where there are launchers, as on machines with many CPUs, the session does without them.
-    wanted = {**UCX, "ORION_UCX_DIRECT": "on", "ORION_ENGINE_LAUNCHERS": "2"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    yield
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name)
-        else:
-            os.environ[name] = value
+    with environment_of({**UCX, "ORION_UCX_DIRECT": "on", "ORION_ENGINE_LAUNCHERS": "2"}):
+        yield
 
 
 @pytest.fixture
