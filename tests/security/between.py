@@ -75,6 +75,7 @@ class Between:
     ) -> None:
         self.server, self.server_key, self.change = server, server_key, change
         self.passed = bytearray()  # all bytes of all lanes
+        self.session = ""
         self.token = b""
         self._sealed = True
         self._lanes = ("", 0)
@@ -131,7 +132,7 @@ class Between:
         if answer.get("type") == "attached" and str(answer["tcp_ops"]).startswith("raw://"):
             host, _, port = str(answer["tcp_ops"]).removeprefix("raw://").rpartition(":")
             self._lanes = (host, int(port))
-            self.token, self._sealed = answer["token"], bool(answer["cipher"])
+            self.session, self.token, self._sealed = answer["session"], answer["token"], bool(answer["cipher"])
             answer["tcp_ops"] = f"raw://127.0.0.1:{self._listener.getsockname()[1]}"
         return msgspec.msgpack.encode(answer)
 
