@@ -52,6 +52,15 @@ def copies() -> int:
             return result
 
 
+def round_trip() -> int:
+    """Half of the memory there and back, with its bytes compared."""
+    sent = os.urandom(1 << 20) * (BYTES >> 21)
+    back = ctypes.create_string_buffer(len(sent))
+    size = ctypes.c_size_t(len(sent))
+    result = cuda.cuMemcpyHtoD_v2(pointer, sent, size) or cuda.cuMemcpyDtoH_v2(back, pointer, size)
+    return result if result else (0 if back.raw == sent else -1)
+
+
 def free() -> int:
     return cuda.cuMemFree_v2(pointer)
 
@@ -103,6 +112,7 @@ STEPS = {
     "fill": fill,
     "read": read,
     "copies": copies,
+    "round_trip": round_trip,
     "free": free,
     "fork": fork,
     "sync": cuda.cuCtxSynchronize,

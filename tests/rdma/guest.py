@@ -183,9 +183,13 @@ def step(process: subprocess.Popen[str], *names: str) -> list[int]:
     return results
 
 
-def in_mid_copy(machine: Machine) -> subprocess.Popen[str]:
+def scripted(machine: Machine) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    client = subprocess.Popen([sys.executable, str(SCRIPTED)], env=machine.environment(), text=True, **pipes)
+    return subprocess.Popen([sys.executable, str(SCRIPTED)], env=machine.environment(), text=True, **pipes)
+
+
+def in_mid_copy(machine: Machine) -> subprocess.Popen[str]:
+    client = scripted(machine)
     assert step(client, "attach", "allocate", "fill", "read") == [0, 0, 0, 0]
     assert client.stdin is not None
     client.stdin.write("copies\n")
@@ -232,6 +236,25 @@ def direct(machine: Machine) -> None:
     assert sum(int(to) for to, _ in said) > 0 and sum(int(back) for _, back in said) > 0, said
 
 
+def registration_refused(machine: Machine) -> None:
+    """The worker may lock no more than it has, so device memory cannot be registered: it goes through host memory."""
+    with scripted(machine) as client:
+        assert step(client, "attach") == [0]
+        session, worker = last_session()
+        told = re.search(r"VmPin:\s*(\d+) kB", Path(f"/proc/{worker}/status").read_text())
+        assert told, worker
+        locked = (int(told[1]) << 10) + (16 << 20)  # of the 32 MiB that it allocates
+        resource.prlimit(worker, resource.RLIMIT_MEMLOCK, (locked, locked))
+        assert step(client, "allocate", "fill", "round_trip", "round_trip") == [0, 0, 0, 0]
+        assert client.stdin is not None
+        client.stdin.close()
+        assert client.wait(60) == 0
+    await_line(f"session {session}: ended: the client detached", 60)
+    print(await_line("UCX cannot use device memory, whose copies go through pinned host memory: "))
+    said = [line for line in LOG.read_text().splitlines() if "bytes that went straight: " in line]
+    assert said[-1].endswith("bytes that went straight: 0 to device memory, 0 from it"), said
+
+
 def perftest(test: str, *options: str) -> None:
     """UCX's own measurement over the same device and protocol, between two processes, both of which poll."""
     line = ["ucx_perftest", "-t", test, "-d", "rxe0:1", "-x", "rc_verbs", "-p", "13339", *options]
@@ -265,11 +288,13 @@ def main() -> None:
     check("client_vanishes_in_mid_copy", lambda: client_vanishes(machine))
     check("copies", lambda: rows(machine, *COPY_ROWS))
     check("server_ends", machine.end)
-    if not WANTED or "direct" in WANTED:
+    if not WANTED or {"direct", "registration_refused"} & WANTED:
+        machine.end()  # where `server_ends` was not wanted
         print("--- server's log\n" + LOG.read_text(errors="replace")[-4000:])
         second = Machine(ORION_UCX_DIRECT="on")
         await_line("orion-server 0")
         check("direct", lambda: direct(second))
+        check("registration_refused", lambda: registration_refused(second))
         second.end()
     print("--- server's log\n" + LOG.read_text(errors="replace")[-8000:])
     print("DONE", flush=True)
