@@ -471,9 +471,14 @@ class Pool:
         raise Absent(CUDA_ERROR_INVALID_VALUE, f"there is no group {allocation_id}: it has ended or never was",
                      "orionctl get groups")  # fmt: skip
 
-    def resize(self, allocation: Allocation, gmem_mib: int, ratio_percent: int) -> None:
-        """Room for other sizes, on all its GPUs or on none; Refused."""
+    def resize(self, allocation: Allocation, gmem_mib: int, ratio_percent: int, *, back: bool = False) -> None:
+        """Room for other sizes, on all its GPUs or on none; Refused. `back`: to those it had before, also where a
+        server has gone meanwhile."""
         record = allocation.record
+        if not back and not self.is_whole(allocation):
+            away = next(s for s in allocation.servers if s not in self.servers or self.servers[s].is_lost)
+            raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, f"{away}, where it has vGPUs, is away: what is free there is "
+                          "not known", "try again when it is back: orionctl get nodes")  # fmt: skip
         done: list[int] = []
         try:
             for placement in allocation.placements:

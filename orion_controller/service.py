@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from orion_controller import __version__, pods, views
 from orion_controller.api import models, pod_models
 from orion_controller.backend import ServiceError
-from orion_controller.history import GROUPS_MOST, STEP_S, History
+from orion_controller.history import STEP_S, History
 from orion_controller.identity import Identities
 from orion_controller.link import AskError, Link
 from orion_controller.pool import Absent, Allocation, Later, Never, Outcome, Policies, Pool, Refused, Waiting
@@ -511,49 +511,14 @@ class Controller:
         return await self._store.events(after, limit, audit)
 
     def history(self, scope: str) -> models.History:
-        kind, _, name = scope.partition("/")
-        series: list[models.Series]
-        if kind == "pool" and not name:
-            series = [models.Series(name=n, unit=u, values=v) for n, u, v in self.past.pool_series()]
-        else:
-            table = {"node": self.past.nodes, "gpu": self.past.gpus, "group": self.past.groups}.get(kind)
-            found = table.read(name, self.past.count - 1, self.past.length) if table is not None else None
-            if found is None:
-                raise ServiceError(404, "not_found", f"nothing is known of {scope[:200]!r}",
-                                   "pool, node/NAME, gpu/NODE/ORDINAL or group/ID")  # fmt: skip
-            first = "achieved" if kind == "group" else "utilization"
-            series = [
-                models.Series(name=first, unit="%", values=found[0]),
-                models.Series(name="memory_used", unit="MiB", values=found[1]),
-            ]
-        return models.History(scope=scope, start_s=self.past.start_s, step_s=STEP_S, series=series)
+        shown = views.history(self.past, scope)
+        if shown is None:
+            raise ServiceError(404, "not_found", f"nothing is known of {scope[:200]!r}",
+                               "pool, node/NAME, gpu/NODE/ORDINAL or group/ID")  # fmt: skip
+        return shown
 
     def _sample(self, wall_s: float) -> None:
-        summary = self.summary()
-        nodes = {
-            s.name: (views.utilization(s), sum(g.used_mib for g in s.gpus.values()))
-            for s in self.pool.servers.values()
-            if not s.is_lost
-        }
-        gpus = {
-            f"{s.name}/{o}": (None if g.utilization_percent is None else float(g.utilization_percent), g.used_mib)
-            for s in self.pool.servers.values()
-            for o, g in s.gpus.items()
-        }
-        groups: dict[str, tuple[float | None, int]] = {}
-        # The newest: a sample must not hold up those who ask for vGPUs.
-        for allocation in list(self.pool.allocations.values())[-GROUPS_MOST:]:
-            reports = [r for here in views.allocation_reports(self.pool, allocation).values() for r in here]
-            groups[allocation.id] = (
-                views.mean([r.achieved_percent for r in reports]),
-                sum(r.used_mib for r in reports),
-            )
-        self.past.put(
-            wall_s,
-            (summary.utilization_percent, summary.memory_used_mib, summary.memory_given_mib, summary.vgpus,
-             summary.sessions, summary.queue),
-            nodes, gpus, groups,
-        )  # fmt: skip
+        views.sample(self.pool, self.past, self.summary(), wall_s)
 
     # ------------------------------------------------------------------------------------------------ changes
 
@@ -622,7 +587,7 @@ class Controller:
                 log.error("%s keeps new limits for %s: %s", server, allocation.id, error)
         if allocation.id in self.pool.allocations:
             try:
-                self.pool.resize(allocation, before[0], before[1])
+                self.pool.resize(allocation, before[0], before[1], back=True)
             except Refused:  # others have the room by now: the accounts keep the larger one
                 log.error("%s keeps what it asked for in the accounts: its old size is taken", allocation.id)
                 return
@@ -734,6 +699,9 @@ class Controller:
         told = pod_models.PodsReleased(released=[], kept=[])
         under_way: list[str] = []
         for uid in dict.fromkeys(gone.uids):
+            if self.pool.is_expected(uid):  # it would come back with its server, and nobody would ask for its end again
+                told.kept.append(uid)
+                continue
             allocations = pods.parts_of(self.pool, uid)
             if not any(a.session_count for a in allocations):
                 for allocation in allocations:

@@ -1,10 +1,11 @@
-"""What people see of the pool: the REST API's shapes, made from its state. Reads only."""
+"""What people see of the pool: the REST API's shapes, made from its state and its last hour."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from orion_controller.api import models
+from orion_controller.history import GROUPS_MOST, STEP_S, History
 from orion_controller.pool import Allocation, Pool, Server
 from wire import pool as wire
 
@@ -237,3 +238,45 @@ def summary(pool: Pool, controller: str, leader: bool, version: str, since_s: fl
                 told.append(float(report.utilization_percent))
     total.utilization_percent = mean(told)
     return total
+
+
+def sample(pool: Pool, past: History, now: models.Summary, wall_s: float) -> None:
+    """Puts what is true now into `past`."""
+    nodes = {
+        s.name: (utilization(s), sum(g.used_mib for g in s.gpus.values()))
+        for s in pool.servers.values()
+        if not s.is_lost
+    }
+    gpus = {
+        f"{s.name}/{o}": (None if g.utilization_percent is None else float(g.utilization_percent), g.used_mib)
+        for s in pool.servers.values()
+        for o, g in s.gpus.items()
+    }
+    groups: dict[str, tuple[float | None, int]] = {}
+    # The newest: a sample must not hold up those who ask for vGPUs.
+    for allocation in list(pool.allocations.values())[-GROUPS_MOST:]:
+        reports = [r for here in allocation_reports(pool, allocation).values() for r in here]
+        groups[allocation.id] = (mean([r.achieved_percent for r in reports]), sum(r.used_mib for r in reports))
+    past.put(
+        wall_s,
+        (now.utilization_percent, now.memory_used_mib, now.memory_given_mib, now.vgpus, now.sessions, now.queue),
+        nodes, gpus, groups,
+    )  # fmt: skip
+
+
+def history(past: History, scope: str) -> models.History | None:
+    """Of pool, node/NAME, gpu/NODE/ORDINAL or group/ID; None: nothing is known of it."""
+    kind, _, name = scope.partition("/")
+    if kind == "pool" and not name:
+        series = [models.Series(name=n, unit=u, values=v) for n, u, v in past.pool_series()]
+    else:
+        table = {"node": past.nodes, "gpu": past.gpus, "group": past.groups}.get(kind)
+        found = table.read(name, past.count - 1, past.length) if table is not None else None
+        if found is None:
+            return None
+        first = "achieved" if kind == "group" else "utilization"
+        series = [
+            models.Series(name=first, unit="%", values=found[0]),
+            models.Series(name="memory_used", unit="MiB", values=found[1]),
+        ]
+    return models.History(scope=scope, start_s=past.start_s, step_s=STEP_S, series=series)

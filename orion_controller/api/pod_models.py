@@ -100,7 +100,8 @@ class PodsGone(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PodsReleased(msgspec.Struct, kw_only=True):
-    """`kept`: those whose programs could not be ended yet, or that are in use; ask again."""
+    """`kept`: those whose programs could not be ended yet, that are in use, or whose server has not come back since the
+    controller's start; ask again."""
 
     released: list[str]
     kept: list[str]

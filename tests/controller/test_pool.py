@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -16,6 +18,7 @@ from orion_controller.api.pod_models import PodContainer, PodWish
 from orion_controller.pool import Absent, Allocation, Later, Policies, Pool, Refused
 from orion_controller.views import gpus, group, node, queue, summary, vgpus_of
 from tests.controller.simulated import SimulatedServer, wish
+from wire import pool as wire
 
 
 def pool_of(*servers: SimulatedServer) -> Pool:
@@ -302,6 +305,13 @@ def test_a_resize_fits_everywhere_or_nowhere():
 class AnyHistory(RuleBasedStateMachine):
     """Three servers, clients that come, do not come, go; servers that vanish, restart and return; time that passes."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Names that are the same each time, so that a history can be repeated.
+        numbers = itertools.count(1)
+        self._names = mock.patch("orion_controller.pool.secrets.token_hex", lambda _: f"{next(numbers):012x}")
+        self._names.start()
+
     @initialize()
     def start(self) -> None:
         self.now_s = 0.0
@@ -326,24 +336,27 @@ class AnyHistory(RuleBasedStateMachine):
         comes=st.sampled_from(["all", "first", "none"]),
     )
     def client(self, vgpu: int, gmem: int, ratio: int, group: str, box: bool, reserved: bool, comes: str) -> None:
-        asked = wish(vgpu=vgpu, gmem_mib=gmem, ratio=ratio, group=group, res_group="BOX" if box else "",
-                     reserved=reserved)  # fmt: skip
+        self._client(wish(vgpu=vgpu, gmem_mib=gmem, ratio=ratio, group=group, res_group="BOX" if box else "",
+                          reserved=reserved), comes)  # fmt: skip
+
+    def _client(self, asked: wire.Allocate, comes: str) -> Allocation | None:
         try:
             allocation = self.pool.allocate(asked, self.now_s, self.now_s)
         except Later as later:
-            if vgpu % 2:
+            if asked.vgpu % 2:
                 try:
                     self.pool.join_queue(asked, str(later), self.now_s, self.now_s)
                 except Refused:
                     pass
-            return
+            return None
         except Refused:
-            return
+            return None
         tickets = self.pool.tickets(allocation, self.now_s, self.now_s)
         for ticket in tickets[: {"all": None, "first": 1, "none": 0}[comes]]:
             if ticket.server in self.connected:
                 self.servers[ticket.server].attach(ticket)
         self.beat()
+        return allocation
 
     @rule(
         uid=st.sampled_from(["pod-1", "pod-2", "small"]),
@@ -368,8 +381,8 @@ class AnyHistory(RuleBasedStateMachine):
         # A part that a program uses stays as it is, whatever is asked for now.
         assert all(len(a.record.places) == v or a.session_count for a, v in zip(allocations, vgpus, strict=True))
         if comes:
-            self.client(vgpus[0], gmem, 0, uid, False, False, "all")
-            assert all(a.record.slot or a.session_count for a in self.pool.of_group(uid))
+            given = self._client(wish(vgpu=vgpus[0], gmem_mib=gmem, group=uid), "all")
+            assert given is None or given.record.slot, "a process of a pod got vGPUs of its own"
 
     @rule(uid=st.sampled_from(["pod-1", "pod-2", "small"]))
     def pod_is_gone(self, uid: str) -> None:
@@ -425,6 +438,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def controller_restarts(self) -> None:
         records = [allocation.record for allocation in self.pool.allocations.values()]
+        records += self.pool.forget_absent()  # the store has these still
         draining = set(self.pool.draining)
         self.pool = Pool(Policies(idle_s=8.0))
         self.pool.restore(records, {"small": LimitsBody(vgpus=3)}, draining, self.now_s, self.now_s)
@@ -452,12 +466,14 @@ class AnyHistory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When all programs have ended, only what is reserved is left."""
+        self._names.stop()
         if not hasattr(self, "pool"):
             return
         self.connected = set("abc")
         for server in self.servers.values():
             for session in list(server.sessions):
                 server.end(session)
+        self.beat()  # who waits for what a server holds has it now
         for uid in list(pods.pods(self.pool)):
             self.pod_is_gone(uid)
         self.time_passes(60.0)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from orion_controller.api import models
+from orion_controller.api.pod_models import PodContainer, PodsGone, PodWish
 from orion_controller.backend import ServiceError
 from tests.controller.linked import CommandError, Keys, Policies, TicketError, World, world
 from tests.controller.simulated import wish
@@ -203,6 +204,31 @@ def test_a_controller_that_restarts_is_not_noticed(tmp_path):
         assert pool.controller.gpus() == before
         assert {g.id for g in pool.controller.groups()} == {given.allocation, promised.allocation}
         pool.servers[promised.servers[0].server].attach(promised.servers[0].ticket)  # the same keys
+
+    go(tmp_path, body)
+
+
+def test_a_pod_that_goes_before_its_server_is_back_is_released_when_it_is(tmp_path):
+    async def body(pool: World) -> None:
+        server = pool.server("a")
+        await pool.joined("a")
+        wishes = [PodWish(uid="pod-1", namespace="ns", name="p", containers=[PodContainer(name="c", vgpus=1)])]
+        (outcome,) = await pool.controller.reserve_pods(wishes, "scheduler")
+        assert outcome.parts
+        await pool.stop()
+        server.link.close()
+        await pool.start()
+        gone = PodsGone(uids=["pod-1", "pod-2"])
+        told = await pool.controller.release_pods(gone, "scheduler")
+        assert (told.released, told.kept) == (["pod-2"], ["pod-1"])
+        pool.server("a")
+        await pool.joined("a")
+        assert [pod.uid for pod in pool.controller.pods()] == ["pod-1"]
+        told = await pool.controller.release_pods(gone, "scheduler")
+        assert (told.released, told.kept) == (["pod-1", "pod-2"], [])
+        assert not pool.controller.vgpus()
+        await asyncio.sleep(0.05)
+        assert not (await pool.store.load()).allocations
 
     go(tmp_path, body)
 
