@@ -52,6 +52,13 @@ class Absent(Refused):
     """What was named is not there."""
 
 
+class Away(Refused):
+    """A server that it takes is not connected now."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(CUDA_ERROR_DEVICE_UNAVAILABLE, message, hint)
+
+
 @dataclass(frozen=True)
 class Policies:
     """What an operator can choose."""
@@ -477,8 +484,8 @@ class Pool:
         record = allocation.record
         if not back and not self.is_whole(allocation):
             away = next(s for s in allocation.servers if s not in self.servers or self.servers[s].is_lost)
-            raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, f"{away}, where it has vGPUs, is away: what is free there is "
-                          "not known", "try again when it is back: orionctl get nodes")  # fmt: skip
+            raise Away(f"{away}, where it has vGPUs, is away: what is free there is not known",
+                       "try again when it is back: orionctl get nodes")  # fmt: skip
         done: list[int] = []
         try:
             for placement in allocation.placements:
@@ -610,8 +617,9 @@ class Pool:
         asked = (wish.vgpu or 1, wish.gmem_mib, wish.ratio)
         parts = [a for a in self.of_group(wish.group) if a.record.slot and self.is_whole(a)]
         if not parts:
-            raise Refused(CUDA_ERROR_DEVICE_UNAVAILABLE, "the server of this pod's vGPUs is away",
-                          "start the program again when it is back: orionctl get nodes")  # fmt: skip
+            raise Away(
+                "the server of this pod's vGPUs is away", "start the program again when it is back: orionctl get nodes"
+            )
         part = min(parts, key=lambda a: (
             a.record.asked != asked, a.record.asked[0] != asked[0],
             a.session_count + (a.tickets_until_s > now_s), a.record.slot,

@@ -22,7 +22,7 @@ from orion_controller.backend import ServiceError
 from orion_controller.history import STEP_S, History
 from orion_controller.identity import Identities
 from orion_controller.link import AskError, Link
-from orion_controller.pool import Absent, Allocation, Later, Never, Outcome, Policies, Pool, Refused, Waiting
+from orion_controller.pool import Absent, Allocation, Away, Later, Never, Outcome, Policies, Pool, Refused, Waiting
 from orion_controller.store import Store, StoreError
 from wire import pool as wire
 from wire import ticket
@@ -768,6 +768,8 @@ def _pod_refusal(error: Refused) -> pod_models.Refusal:
 def _as_service_error(error: Refused, otherwise: int = 422) -> ServiceError:
     if isinstance(error, Absent):
         return ServiceError(404, "not_found", str(error), error.hint)
+    if isinstance(error, Away):
+        return ServiceError(409, "away", str(error), error.hint)
     if isinstance(error, Later) or error.code in (2, CUDA_ERROR_DEVICE_UNAVAILABLE):
         return ServiceError(409, "no_room", str(error), error.hint)
     return ServiceError(otherwise, "refused", str(error), error.hint)

@@ -145,6 +145,12 @@ def test_limits_change_while_programs_run_or_not_at_all(tmp_path):
         with pytest.raises(ServiceError, match="no group") as unknown:
             await pool.controller.patch_group("nobody", change, "ann")
         assert unknown.value.status == 404
+        pool.servers.pop("b").link.close()
+        await pool.until(lambda: [node.name for node in pool.controller.nodes()] == ["a"])
+        with pytest.raises(ServiceError, match="b, where it has vGPUs, is away") as away:
+            await pool.controller.patch_group(given.allocation, change, "ann")
+        assert (away.value.status, away.value.code) == (409, "away")
+        assert pool.controller.group(given.allocation).gmem_mib == 2000
 
     go(tmp_path, body)
 
