@@ -155,6 +155,12 @@ class World:
             while not condition():
                 await asyncio.sleep(0.01)
 
+    async def stores_nothing(self, timeout_s: float = 20.0) -> None:
+        """What has ended is taken from the store soon after it has."""
+        async with asyncio.timeout(timeout_s):
+            while (await self.store.load()).allocations:
+                await asyncio.sleep(0.01)
+
     async def joined(self, *names: str) -> None:
         await self.until(lambda: all(
             name in self.controller.pool.servers and not self.controller.pool.servers[name].is_lost for name in names

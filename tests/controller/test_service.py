@@ -52,8 +52,7 @@ def test_a_client_gets_tickets_that_its_servers_take_once(tmp_path):
         for server, session in zip(("a", "b"), sessions, strict=True):
             pool.servers[server].end(session)
         await pool.until(lambda: not pool.controller.groups())
-        await asyncio.sleep(0.05)
-        assert not (await pool.store.load()).allocations
+        await pool.stores_nothing()
         kinds = [event.kind for event in await pool.controller.events()]
         assert kinds == ["node.registered", "node.registered", "group.allocated", "group.ended"]
 
@@ -233,8 +232,7 @@ def test_a_pod_that_goes_before_its_server_is_back_is_released_when_it_is(tmp_pa
         told = await pool.controller.release_pods(gone, "scheduler")
         assert (told.released, told.kept) == (["pod-1", "pod-2"], [])
         assert not pool.controller.vgpus()
-        await asyncio.sleep(0.05)
-        assert not (await pool.store.load()).allocations
+        await pool.stores_nothing()
 
     go(tmp_path, body)
 
