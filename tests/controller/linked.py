@@ -73,6 +73,16 @@ class LinkedServer:
                 if session == asked.session or (asked.allocation and report.allocation == asked.allocation):
                     self.end(session)
 
+    def hang(self) -> None:
+        """Says nothing more, whatever it hears."""
+        self.link._beat = lambda: None  # type: ignore[method-assign]
+        if self.link._timer is not None:
+            self.link._timer.cancel()
+
+    def go_on(self) -> None:
+        del self.link._beat
+        self.link._beat()
+
     def attach(self, data: bytes) -> str:
         """A client comes with a ticket; TicketError."""
         session = self.simulated.attach(self.link.check(data))
