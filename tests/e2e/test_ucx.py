@@ -22,6 +22,7 @@ from benchmarks.rows import NATIVE_DIGESTS, ROWS
 from orion_client.control_client import stats
 from orion_client.private_server import PrivateServer
 from tests.e2e.transports import UCX, environment_of
+from tests.rdma.end_of_client import is_end_of_client
 from wire import control
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -52,6 +53,10 @@ class Server(PrivateServer):
                     return line
             assert time.monotonic() < deadline_s, f"{text!r} is not in the log:\n{self.log.read_text()}"
             time.sleep(0.02)
+
+    def await_end_of_client(self) -> None:
+        line = self.await_line(": ended: ")
+        assert is_end_of_client(line, self.log.read_text()), self.log.read_text()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -359,7 +364,7 @@ def test_a_client_that_vanishes_in_mid_copy(
     client = in_mid_copy(own_server, start)
     client.kill()
     client.wait(10)
-    own_server.await_line("the client closed a lane")
+    own_server.await_end_of_client()
     nothing_left(own_server.address)
 
 

@@ -113,7 +113,7 @@ def test_a_client_that_is_gone_in_mid_copy(
         time.sleep(0.02)
     if harm == "killed":
         client.kill()
-        own_server.await_line("the client closed a lane")
+        own_server.await_end_of_client()
         nothing_left(own_server.address)
     else:
         client.send_signal(signal.SIGSTOP)

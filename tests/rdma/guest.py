@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.rdma.end_of_client import is_end_of_client
+
 ADDRESS = "10.0.2.15"
 OURS = Path("/py/orion")
 LOG = Path("/tmp/server.log")
@@ -221,7 +223,9 @@ def client_vanishes(machine: Machine) -> None:
     session, _ = last_session()
     client.kill()
     client.wait()
-    print(await_line(f"session {session}: ended: the client is gone: the client closed a lane"))
+    line = await_line(f"session {session}: ended: ")
+    assert is_end_of_client(line, LOG.read_text(errors="replace")), line
+    print(line)
 
 
 def direct(machine: Machine) -> None:
