@@ -43,7 +43,7 @@ lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
 format: setup ## rewrite sources in the project's style
 	@tools/format.sh
 
-sanitize: build ## native tests under ASan, UBSan and TSan, and a minute of fuzzing
+sanitize: build ## native tests under ASan, UBSan and TSan, and two minutes of libFuzzer
 	tests/native/run.sh
 
 wheel: setup ## dist/*.whl

@@ -102,6 +102,15 @@ rdma_machine() {
   apt-cache depends linux-image-amd64 2>/dev/null | grep -q 'Depends: linux-image-' || as_root apt-get update -qq
 }
 
+# For tests/native/fuzz.sh: clang with libFuzzer.
+fuzzer() {
+  command -v clang++ >/dev/null || need clang
+  local version
+  version=$(clang++ -dumpversion)
+  compgen -G "$(clang++ -print-resource-dir)/lib/*/libclang_rt.fuzzer*" >/dev/null ||
+    need "libclang-rt-${version%%.*}-dev"
+}
+
 virtual_environment() {
   local python
   if [ -e $VENV/bin/python ] && ! usable_python $VENV/bin/python; then
@@ -130,10 +139,16 @@ quietly() {
   fi
 }
 
-if [ "${1:-}" = --rdma ]; then
-  rdma_machine
-  exit 0
-fi
+case "${1:-}" in
+  --rdma)
+    rdma_machine
+    exit 0
+    ;;
+  --fuzz)
+    fuzzer
+    exit 0
+    ;;
+esac
 if [ -e $STAMP ] && [ $STAMP -nt pyproject.toml ] && [ $STAMP -nt setup.py ] && [ $STAMP -nt tools/setup.sh ] &&
   [ $STAMP -nt tools/build_pycuda.py ] && usable_python $VENV/bin/python; then
   exit 0

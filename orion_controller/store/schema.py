@@ -51,6 +51,8 @@ def upgrade(engine: Engine, target: str = "head") -> tuple[str, str]:
     with engine.begin() as connection:
         if not is_sqlite(engine):
             connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+            # Alembic reads its revisions meanwhile, which takes seconds on a busy machine.
+            connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         before = check(connection)
         if before != (newest() if target == "head" else target):

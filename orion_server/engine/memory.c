@@ -357,8 +357,9 @@ static uint64_t pending_bytes(const orion_engine* e, uint32_t device) {
   uint64_t bytes = 0;
   for (const free_batch* batch = e->first_batch; batch; batch = batch->next) {
     for (const free_entry* entry = batch->first; entry; entry = entry->next) {
+      if (!entry->serial) continue;
       const range* r = &e->ranges[entry->range_index];
-      if (entry->serial && r->serial == entry->serial && e->contexts[r->context].device == device) bytes += r->bytes;
+      if (r->serial == entry->serial && e->contexts[r->context].device == device) bytes += r->bytes;
     }
   }
   for (const parked_op* node = e->first_parked; node; node = node->next) {

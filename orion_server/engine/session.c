@@ -356,6 +356,7 @@ void orion_engine_get_bind_times(const orion_engine* e, orion_engine_bind_times*
 
 void orion_engine_free(orion_engine* e) {
   if (!e) return;
+  if (e->net) net_close(e);  // its threads write into the arena
   watcher_stop(e);
   graph_end(e);
   park_free_all(e);

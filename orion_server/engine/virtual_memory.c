@@ -118,8 +118,9 @@ static int32_t map(orion_engine* e, const orion_op_vmm_map* o) {
 static bool whole_mappings(const orion_engine* e, const device_state* d, uint64_t address, uint64_t bytes) {
   while (bytes) {
     const uint32_t index = d->chunk_range[(address - d->base) / ORION_CHUNK_BYTES];
+    if (!index) return false;
     const range* r = &e->ranges[index];
-    if (!index || !r->memory || r->base != address || r->bytes > bytes) return false;
+    if (!r->memory || r->base != address || r->bytes > bytes) return false;
     address += r->bytes;
     bytes -= r->bytes;
   }

@@ -1,16 +1,14 @@
 // libFuzzer target: arbitrary bytes as a module's image: a fatbin container, a file, an object file or archive, an LZ4
-// block. The first byte says which, and whether machine code is outlined (SOFTGPU_RECORD). With clang:
-//   clang++ -std=c++17 -g -fsanitize=fuzzer,address,undefined -Isoftgpu/include softgpu/tests/fuzz_fatbin.cc
-//     softgpu/src/drv/{fatbin,archive,outline}.cc -o fuzz_fatbin && ./fuzz_fatbin
-// Without libFuzzer (-DSOFTGPU_OWN_MUTATOR): fuzz_fatbin ROUNDS SEED mutates seeds that it makes; a seed repeats.
+// block. The first byte says which, and whether machine code is outlined (SOFTGPU_RECORD). tests/native/fuzz.sh builds
+// and runs it; with ORION_FUZZ_SEEDS=FOLDER it writes there the images that libFuzzer starts from.
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
-#include <random>
 
 #include "../src/drv/archive.h"
 #include "../src/drv/fatbin.h"
@@ -66,7 +64,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   return 0;
 }
 
-#ifdef SOFTGPU_OWN_MUTATOR
 namespace {
 
 using Bytes = std::vector<uint8_t>;
@@ -282,71 +279,15 @@ bool seeds_are_read(const std::vector<Bytes>& all) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc != 3) return 2;
-  const unsigned long rounds = std::strtoul(argv[1], nullptr, 10);
-  std::mt19937_64 random(std::strtoul(argv[2], nullptr, 10));
-  const auto below = [&](size_t n) { return n ? static_cast<size_t>(random() % n) : 0; };
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  const char* folder = std::getenv("ORION_FUZZ_SEEDS");
+  if (!folder) return 0;
   const std::vector<Bytes> all = seeds();
-  if (!seeds_are_read(all)) return 1;
-  const uint64_t telling[] = {0,
-                              1,
-                              7,
-                              8,
-                              15,
-                              16,
-                              24,
-                              63,
-                              64,
-                              80,
-                              255,
-                              0xffff,
-                              0x7fffffff,
-                              0xffffffff,
-                              ~uint64_t{0},
-                              ~uint64_t{0} - 63,
-                              uint64_t{1} << 63,
-                              uint64_t{1} << 28};
-  for (unsigned long round = 0; round < rounds; ++round) {
-    Bytes image = all[below(all.size())];
-    if (below(8) == 0) image[0] = static_cast<uint8_t>(random());
-    for (size_t edits = 1 + below(5); edits-- && image.size() > 2;) {
-      const size_t at = 1 + below(image.size() - 1);
-      switch (below(6)) {
-        case 0:
-          image[at] = static_cast<uint8_t>(random());
-          break;
-        case 1:
-          image[at] ^= static_cast<uint8_t>(1u << below(8));
-          break;
-        case 2: {  // a length or an offset
-          uint64_t value = telling[below(sizeof telling / sizeof *telling)];
-          if (below(3) == 0) value = below(2 * image.size());
-          const size_t bytes = size_t{1} << below(4), place = below(2) ? at : 1 + (at - 1) / 8 * 8;
-          for (size_t i = 0; i < bytes && place + i < image.size(); ++i) {
-            image[place + i] = static_cast<uint8_t>(value >> (8 * i));
-          }
-          break;
-        }
-        case 3:
-          image.resize(at);
-          break;
-        case 4:
-          image.erase(image.begin() + static_cast<ptrdiff_t>(at),
-                      image.begin() + static_cast<ptrdiff_t>(std::min(image.size(), at + 1 + below(32))));
-          break;
-        default: {
-          const Bytes& other = all[below(all.size())];
-          const size_t from = below(other.size()), length = std::min(other.size() - from, 1 + below(64));
-          image.insert(image.begin() + static_cast<ptrdiff_t>(at), other.begin() + static_cast<ptrdiff_t>(from),
-                       other.begin() + static_cast<ptrdiff_t>(from + length));
-          break;
-        }
-      }
-    }
-    LLVMFuzzerTestOneInput(image.data(), image.size());
+  if (!seeds_are_read(all)) std::exit(1);
+  for (size_t i = 0; i < all.size(); ++i) {
+    std::ofstream file(std::string(folder) + "/" + std::to_string(i), std::ios::binary);
+    file.write(reinterpret_cast<const char*>(all[i].data()), static_cast<std::streamsize>(all[i].size()));
+    if (!file.flush()) std::abort();
   }
-  std::printf("fuzz_fatbin: %lu images\n", rounds);
   return 0;
 }
-#endif

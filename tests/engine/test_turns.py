@@ -327,9 +327,10 @@ def test_what_is_measured_grows_with_what_is_done() -> None:
             return server[0, "spent_ns"] - before
 
         spent(1, 400_000)
-        short = spent(4, 400_000)
-        assert spent(40, 400_000) > 2 * short  # ten times as long, on a machine that does nothing else
-        assert spent(4, 4_000_000) > 2 * short
+        # Time on other work of a busy machine counts as well: it makes all longer, so the shortest is compared.
+        short = min(spent(4, 400_000) for _ in range(10))
+        assert spent(40, 400_000) > 4 * short
+        assert spent(4, 4_000_000) > 4 * short
 
 
 @isolated

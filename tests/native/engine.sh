@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the engine's native tests with each sanitizer and runs them. FUZZ_ROUNDS (default 20000) bounds the fuzz stage.
+# Builds the engine's native tests with each sanitizer and runs them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
@@ -12,10 +12,6 @@ engine=()
 for source in orion_server/engine/*.c; do
   case "$(basename "$source")" in _engine*) ;; *) engine+=("$source") ;; esac
 done
-without_included=()
-for source in "${engine[@]}"; do
-  case "$(basename "$source")" in engine.c) ;; *) without_included+=("$source") ;; esac
-done
 for sanitizer in address,undefined thread; do
   name=${sanitizer%%,*}
   wrapped=()
@@ -27,6 +23,3 @@ for sanitizer in address,undefined thread; do
     timeout -k 5 300 "$out/${test}_$name"
   done
 done
-gcc "${flags[@]}" -fsanitize=address,undefined -fno-sanitize-recover=all tests/native/fuzz_frame.c \
-  "${without_included[@]}" "${libraries[@]}" -o "$out/fuzz_frame"
-"$out/fuzz_frame" "${FUZZ_ROUNDS:-20000}" "${FUZZ_SEED:-1}"

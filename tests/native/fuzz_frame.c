@@ -1,8 +1,7 @@
 // Fuzz target of the frame decoders and of operation validation: frames go in as if a client with the right token had
 // sent them, the engine (with the null driver) works on them. Whatever comes, no sanitizer may complain.
 //
-// With libFuzzer: clang -fsanitize=fuzzer,address -DORION_LIBFUZZER. Without, main() mutates by itself:
-//   fuzz_frame [ROUNDS [SEED]]      runs ROUNDS inputs from SEED; a failing seed repeats
+// With ORION_FUZZ_SEEDS=FOLDER it writes there the inputs that libFuzzer (fuzz.sh) starts from.
 //
 // An input is a byte that chooses the lanes (odd: plain sockets), then a row of (u8 lane, u16 bytes, bytes). Over
 // ZeroMQ's lanes the bytes are one frame; over plain sockets they are the next of a stream, of lane 0 or of a stripe.
@@ -14,6 +13,7 @@
 
 #define FUZZ_ARENA_BYTES (64ull << 20)
 #define INPUT_MAX_BYTES 65536u
+#define SEEDS 3000u
 
 #define ARENA_PLACE ORION_HOST_ARENA_CANDIDATE(1)  // the first lies in AddressSanitizer's shadow
 
@@ -23,10 +23,7 @@ enum { LANE_0, STRIPE };
 typedef struct target {
   orion_engine* engine;
   int ends[2];  // plain sockets: the client's
-  uint32_t uses;
 } target;
-
-static target targets[2];
 
 static void require(bool good) {
   if (!good) abort();
@@ -121,9 +118,8 @@ static void give_bytes(target* t, bool stripe, const uint8_t* data, size_t bytes
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!size) return 0;
   const bool raw = data[0] & 1;
-  target* t = &targets[raw];
-  if (targets[!raw].engine) free_engine(&targets[!raw], !raw);  // both would want the same addresses
-  if (!t->engine) make_engine(t, raw);
+  target one = {0}, *t = &one;
+  make_engine(t, raw);
   for (size_t at = 1; at + 3 <= size;) {
     uint16_t bytes = 0;
     memcpy(&bytes, data + at + 1, sizeof bytes);
@@ -136,12 +132,11 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     drop_answers(t, raw);
     if (t->engine->end) break;
   }
-  // An ended session is over; a fresh engine also forgets what earlier inputs made.
-  if (t->engine->end || ++t->uses % 64 == 0) free_engine(t, raw);
+  free_engine(t, raw);  // an input means the same whatever came before it
   return 0;
 }
 
-#ifndef ORION_LIBFUZZER
+// ------------------------------------------------------------------------------------------------ seeds
 static uint64_t state;
 
 static uint64_t draw(void) {  // xorshift: the same everywhere, so that a seed is enough to repeat a failure
@@ -264,9 +259,7 @@ static size_t add_frame(uint8_t* to, bool raw) {
   return used;
 }
 
-int main(int argc, char** argv) {
-  const uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 20000;
-  const uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+static void write_seeds(const char* folder) {
   static uint8_t input[INPUT_MAX_BYTES];
   // Every input opens a context first, so that most operations have something to work on.
   static const struct {
@@ -277,24 +270,25 @@ int main(int argc, char** argv) {
       {.op = {
            .code = ORION_OP_CTX_PRIMARY, .bytes = sizeof opening.primary, .context = 1, .reply_slot = ORION_NO_REPLY}}};
   _Static_assert(sizeof opening == sizeof opening.head + sizeof opening.primary, "no gap");
-  for (uint64_t round = 0; round < rounds; round++) {
-    state = (seed + round) * 0x9e3779b97f4a7c15ull + 1;
-    const bool raw = round / 64 % 2;
+  for (uint64_t round = 0; round < SEEDS; round++) {
+    state = (round + 1) * 0x9e3779b97f4a7c15ull;
+    const bool raw = round % 2;
     input[0] = raw;
-    sequence = targets[raw].engine ? targets[raw].engine->bulk_arrived : 0;
+    sequence = 0;
     size_t size = 1;
     size += add_record(input + size, LANE_0, (const uint8_t*)&opening, sizeof opening);
     const uint64_t frames = 1 + draw() % 60;
     for (uint64_t i = 0; i < frames && size + 8192 < sizeof input; i++) size += add_frame(input + size, raw);
-    if (draw() % 4 == 0) {
-      for (uint64_t flips = 1 + draw() % 4; flips; flips--)
-        input[1 + draw() % (size - 1)] ^= (uint8_t)(1u << draw() % 8);
-    }
-    LLVMFuzzerTestOneInput(input, size);
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%05u", folder, (unsigned)round);
+    FILE* file = fopen(path, "wb");
+    require(file && fwrite(input, 1, size, file) == size && fclose(file) == 0);
   }
-  for (int raw = 0; raw < 2; raw++)
-    if (targets[raw].engine) free_engine(&targets[raw], raw);
-  printf("fuzz_frame: %llu inputs from seed %llu: ok\n", (unsigned long long)rounds, (unsigned long long)seed);
+}
+
+int LLVMFuzzerInitialize(int* argc, char*** argv) {
+  (void)argc, (void)argv;
+  const char* folder = getenv("ORION_FUZZ_SEEDS");
+  if (folder) write_seeds(folder);
   return 0;
 }
-#endif

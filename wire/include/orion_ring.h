@@ -113,10 +113,12 @@ static inline bool orion_ring_push(orion_ring ring, const orion_op* head, uint32
     const uint32_t piece = left < ORION_SLOT_PAYLOAD ? left : ORION_SLOT_PAYLOAD;
     const uint32_t of_head = piece < left_head ? piece : left_head;
     if (of_head) orion_slot_copy(slot->payload, from, of_head);
-    if (piece > of_head) orion_slot_copy(slot->payload + of_head, from_tail, piece - of_head);
     from += of_head;
     left_head -= of_head;
-    from_tail += piece - of_head;
+    if (piece > of_head) {  // the tail may be none, at NULL
+      orion_slot_copy(slot->payload + of_head, from_tail, piece - of_head);
+      from_tail += piece - of_head;
+    }
     left -= piece;
     if (i) {
       atomic_store_explicit(&slot->sequence, position + i + 1, memory_order_relaxed);
