@@ -4,7 +4,7 @@
 #
 #   tests/native/fuzz.sh [frame|ptx|fatbin]...      all when none is named
 #
-# FUZZ_RUNS: inputs of each (default: a quarter of a minute to a minute of each); FUZZ_SEED: another chain of mutations.
+# FUZZ_RUNS: inputs of each (default: about half a minute of each); FUZZ_SEED: another chain of mutations.
 # An input that fails stays in build/fuzz/TARGET: build/fuzz/fuzz_TARGET FILE runs it again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -65,7 +65,7 @@ frame() {
   compile frame -O1 -std=c11 -D_GNU_SOURCE -DSODIUM_STATIC -Iwire/include -Iorion_server/engine "-I$zmq/include" \
     -- "${sources[@]}"
   link frame "$zmq/lib/libzmq.a" "$zmq/lib/libsodium.a" -lpthread -lrt -ldl
-  run frame 10000 -max_len=8192
+  run frame 6000 -max_len=8192
 }
 
 ptx() {
@@ -73,7 +73,7 @@ ptx() {
     -- softgpu/tests/fuzz_ptx.cc softgpu/src/ptx/*.cc softgpu/src/vm/*.cc
   link ptx -lpthread
   "$python" -m softgpu.tests.fuzz_seeds "$out/ptx/seeds"
-  run ptx 60000 -max_len=8192
+  run ptx 30000 -max_len=8192
 }
 
 fatbin() {
