@@ -394,7 +394,7 @@ static bool feed(orion_engine* e, orion_ring ring, const uint8_t* data, size_t t
       return true;
     }
     memcpy(n->op, data + *at, op.bytes);
-    if (!orion_ring_push(ring, (const orion_op*)n->op, op.bytes, NULL)) return false;
+    if (!orion_ring_push(ring, (const orion_op*)n->op, op.bytes, n->op + op.bytes)) return false;  // no tail
     *at += padded;
   }
   return true;
