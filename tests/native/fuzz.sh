@@ -65,7 +65,7 @@ frame() {
   compile frame -O1 -std=c11 -D_GNU_SOURCE -DSODIUM_STATIC -Iwire/include -Iorion_server/engine "-I$zmq/include" \
     -- "${sources[@]}"
   link frame "$zmq/lib/libzmq.a" "$zmq/lib/libsodium.a" -lpthread -lrt -ldl
-  run frame 6000 -max_len=8192
+  run frame 12000 -max_len=8192
 }
 
 ptx() {
@@ -73,7 +73,7 @@ ptx() {
     -- softgpu/tests/fuzz_ptx.cc softgpu/src/ptx/*.cc softgpu/src/vm/*.cc
   link ptx -lpthread
   "$python" -m softgpu.tests.fuzz_seeds "$out/ptx/seeds"
-  run ptx 30000 -max_len=8192
+  run ptx 30000 -max_len=131072  # the longest module is 95 KB
 }
 
 fatbin() {
