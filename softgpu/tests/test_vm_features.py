@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from softgpu.tests.test_vm_control import fault, kernel, refusal, run
@@ -88,3 +90,17 @@ def test_alloca_is_bounded() -> None:
 def test_refused_by_name(body: str) -> None:
     e = refusal(kernel(body))
     assert e.code == 218 and body.split()[0].rstrip(";") in e.text
+
+
+@pytest.mark.parametrize("depth", [1000, 100_000])  # a little too much, and what would use up the stack
+@pytest.mark.parametrize(
+    ("what", "before", "after"),
+    [
+        ("initialiser", ".global .b32 g[2] = ", ";\n.visible .entry k() { ret; }"),
+        ("blocks", ".visible .entry k() ", ""),
+        ("operand", ".visible .entry k() { .reg .b32 %r1; mov.b32 %r1, ", "; ret; }"),
+    ],
+)
+def test_nesting_is_bounded(what: str, before: str, after: str, depth: int) -> None:
+    text = ".version 8.3\n.target sm_90\n.address_size 64\n" + before + "{" * depth + "1" + "}" * depth + after
+    assert re.search(rf"{what} (is|are) nested too deeply", str(refusal(text)))
