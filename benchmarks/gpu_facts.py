@@ -110,6 +110,47 @@ def vmm(cu: Driver, base: int, facts: dict[str, Any]) -> None:
     facts["vmm_2mib_us"] = {k: round(v * 1e6, 1) for k, v in times.items()}
 
 
+# Of CUdevice_attribute.
+GPUDIRECT_ATTRIBUTES = {
+    "vmm_with_rdma": 110,
+    "rdma": 116,
+    "flush_options": 117,
+    "writes_ordering": 118,
+    "dma_buf": 124,
+}
+
+
+def gpudirect(cu: Driver, facts: dict[str, Any]) -> None:
+    """What the driver says of device memory that a network device is to reach. No network device is asked."""
+    told: dict[str, Any] = {}
+    for name, number in GPUDIRECT_ATTRIBUTES.items():
+        value = ctypes.c_int()
+        told[name] = cu.lib.cuDeviceGetAttribute(ctypes.byref(value), number, 0) or value.value
+    bytes_ = ctypes.c_size_t(2 << 20)
+    props = AllocationProperties(type=1, location_type=1, location_id=0)
+    props.flags[1] = 1  # gpuDirectRDMACapable
+    access = AccessDescriptor(1, 0, 3)
+    handle, at, no = ctypes.c_uint64(), ctypes.c_uint64(), ctypes.c_uint64(0)
+    told["create_rc"] = cu.lib.cuMemCreate(ctypes.byref(handle), bytes_, ctypes.byref(props), no)
+    if told["create_rc"] == 0:
+        cu("cuMemAddressReserve", ctypes.byref(at), bytes_, ctypes.c_size_t(0), no, no)
+        cu("cuMemMap", at, bytes_, ctypes.c_size_t(0), handle, no)
+        cu("cuMemSetAccess", at, bytes_, ctypes.byref(access), ctypes.c_size_t(1))
+        cu("cuMemsetD8_v2", at, 7, bytes_)
+        word = ctypes.c_uint32()
+        cu("cuMemcpyDtoH_v2", ctypes.byref(word), at, ctypes.c_size_t(4))
+        told["memory_works"] = word.value == 0x07070707
+        told["flush_rc"] = cu.lib.cuFlushGPUDirectRDMAWrites(0, 100)  # the current context's, to the owner
+        fd = ctypes.c_int(-1)
+        told["dma_buf_rc"] = cu.lib.cuMemGetHandleForAddressRange(ctypes.byref(fd), at, bytes_, 1, no)
+        if fd.value >= 0:
+            os.close(fd.value)
+        cu("cuMemUnmap", at, bytes_)
+        cu("cuMemRelease", handle)
+        cu("cuMemAddressFree", at, bytes_)
+    facts["gpudirect"] = told
+
+
 def arena(cu: Driver, facts: dict[str, Any]) -> int:
     size = 64 << 20
     address = map_memfd(ARENA_ADDRESS, size)
@@ -204,6 +245,7 @@ def main() -> int:
 
     if base:
         step("vmm", vmm, base)
+    step("gpudirect", gpudirect)
     page = step("arena", arena)
     step("markers", markers, page)
     step("payloads", payloads, page, rounds)

@@ -1,12 +1,14 @@
-"""UCX on a GPU machine without an RDMA network: copies straight to device memory, and through staging, over UCX's tcp.
+"""UCX on a GPU machine without an RDMA network: its tcp, in a worker whose UCX has CUDA support and in one whose UCX
+has none, both asked for copies straight to device memory.
 
+    python3 tools/fetch_ucx.py --copy-to FOLDER
     python3 -m benchmarks.ucx_session --device nvidia --ucx FOLDER --out DIR
 
 FOLDER holds a UCX with CUDA support (lib/libucp.so.0, lib/ucx/libuct_cuda.so.0). The driver-API rows run natively, over
-plain TCP lanes, ZeroMQ's, and UCX's without and with ORION_UCX_DIRECT, each with its digest; large copies in several
-sizes, in turns. DIR gets ucx.json and the servers' logs. Exit status 0: every row ran everywhere with the native
-digest, and the worker said what it should of where copies go. What it cannot show is RDMA: over tcp UCX itself copies
-between device memory and buffers of its own.
+plain TCP lanes, ZeroMQ's, and UCX's, each with its digest, large copies in several sizes, in turns; then
+tests/programs/direct.py over UCX, which checks bytes and order. DIR gets ucx.json and the servers' logs. Exit status 0:
+every row ran everywhere with the native digest, the program found nothing, and the worker said what it should of where
+copies go. What it cannot show is RDMA: without it copies go through host memory, for UCX would need CUDA at both ends.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from benchmarks.places import NATIVE, Places, say
+from benchmarks.places import NATIVE, Outcome, Places, say
 from benchmarks.rows import NATIVE_DIGESTS
 
 MIB = 1 << 20
@@ -41,23 +43,27 @@ class Way:
     client: Mapping[str, str] = field(default_factory=dict)
     server: Mapping[str, str] = field(default_factory=dict)
     says: str = ""  # a part of the worker's line
+    warns: str = ""  # on a GPU
 
 
 def ways(folder: Path, out: Path) -> list[Way]:
-    """The client's UCX has no module for CUDA: its libcuda is the client library."""
-    ours, plain = folder.resolve() / "lib", (out / "client-ucx").resolve()
+    """A UCX without its modules has no CUDA, as the client's, whose libcuda is the client library."""
+    whole, plain = folder.resolve() / "lib", (out / "plain-ucx").resolve()
     plain.mkdir(parents=True, exist_ok=True)
-    for library in ours.glob("*.so*"):
+    for library in whole.glob("*.so*"):
         shutil.copy(library, plain)
     client = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo", "ORION_UCX_TEST_LIBRARIES": str(plain)}
+    server = {"UCX_NET_DEVICES": "lo", "ORION_UCX_DIRECT": "on"}
     # UCX looks for its modules beside its libraries.
-    server = {"UCX_TLS": "tcp,self,cuda_copy", "UCX_NET_DEVICES": "lo", "LD_LIBRARY_PATH": joined(str(ours))}
+    cuda = {**server, "UCX_TLS": "tcp,self,cuda_copy", "LD_LIBRARY_PATH": joined(str(whole))}
+    none = {**server, "UCX_TLS": "tcp,self", "LD_LIBRARY_PATH": joined(str(plain))}
+    refused = "UCX cannot use device memory, whose copies go through pinned host memory: it has no CUDA support"
     return [
         Way(NATIVE, NATIVE),
         Way("tcp", "tcp", {"ORION_TCP_LANES": "raw"}),
         Way("zmq", "tcp", {"ORION_TCP_LANES": "zmq"}),
-        Way("ucx_staged", "ucx", client, {**server, "ORION_UCX_DIRECT": "off"}, "through pinned host memory"),
-        Way("ucx_direct", "ucx", client, {**server, "ORION_UCX_DIRECT": "on"}, "straight to and from device memory"),
+        Way("ucx", "ucx", client, cuda, "through pinned host memory: this is no RDMA"),
+        Way("ucx_without_cuda", "ucx", client, none, "straight to and from device memory", refused),
     ]
 
 
@@ -65,15 +71,27 @@ def joined(first: str, *more: str) -> str:
     return ":".join(filter(None, [first, *more, os.environ.get("LD_LIBRARY_PATH", "")]))
 
 
-def run_rows(places: Places, way: Way, names: list[str], timeout_s: float) -> dict[str, Any]:
-    """Rows by name; those that did not come have an error."""
+def run(places: Places, way: Way, command: list[str], timeout_s: float) -> Outcome:
     extra = dict(way.client)
     libraries = extra.pop("ORION_UCX_TEST_LIBRARIES", "")
     if libraries:
         extra["LD_LIBRARY_PATH"] = ":".join(
             filter(None, [places.environment(way.place).get("LD_LIBRARY_PATH", ""), libraries])
         )
-    outcome = places.run(way.place, [sys.executable, "-m", "benchmarks.rows", *names], timeout_s, extra)
+    return places.run(way.place, [sys.executable, *command], timeout_s, extra)
+
+
+def check_bytes_and_order(places: Places, way: Way) -> str:
+    """What tests/programs/direct.py finds wrong."""
+    outcome = run(places, way, ["tests/programs/direct.py"], LIMIT_S)
+    if not outcome.good:
+        return f"{outcome.failure}: {outcome.stderr[-1500:]}"
+    return "; ".join(f"{step}: {found}" for step, found in json.loads(outcome.stdout).items() if found)
+
+
+def run_rows(places: Places, way: Way, names: list[str], timeout_s: float) -> dict[str, Any]:
+    """Rows by name; those that did not come have an error."""
+    outcome = run(places, way, ["-m", "benchmarks.rows", *names], timeout_s)
     rows: dict[str, Any] = {}
     for line in outcome.stdout.splitlines():
         if line.startswith("{"):
@@ -126,6 +144,11 @@ def main(argv: list[str] | None = None) -> int:
             )
             running[way.name] = (way, stack.enter_context(places))
         copies = [f"{kind}@{size}" for size in SIZES for kind in KINDS]
+        for way, places in running.values():
+            if way.place == "ucx":
+                wrong_bytes = check_bytes_and_order(places, way)
+                say(f"{way.name}: bytes and order: {wrong_bytes or 'right'}")
+                found += [f"bytes and order over {way.name}: {wrong_bytes}"] if wrong_bytes else []
         jobs = [list(OTHERS), *[copies] * arguments.repeats]
         for number, names in enumerate(jobs):
             for way, places in running.values():
@@ -146,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
         lines[way.name] = next((line for line in log.splitlines() if "lanes over UCX" in line), "")
         if way.says not in lines[way.name]:
             found.append(f"{way.name}: its worker does not say {way.says!r} but {lines[way.name]!r}")
+        if arguments.device == "nvidia" and way.warns not in log:
+            found.append(f"{way.name}: its worker does not warn: {way.warns}")
     found += wrong(rows)
     record["seconds"] = round(time.monotonic() - began, 1)
     (out / "ucx.json").write_text(json.dumps(record, indent=1) + "\n")

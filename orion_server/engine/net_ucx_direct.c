@@ -55,6 +55,8 @@ typedef struct direct_table {
   uint32_t others_epoch;  // == epoch: something else than copies under way is parked
   int probe[2];           // a pipe: what may be written to it is host memory
   bool gives_registrations, has_refused;
+  uint64_t domains;  // of the RDMA devices that carry the lanes, a bit each; 0: there are none, or nothing is known
+  bool is_rdma;
   uint64_t events;               // pieces that have come or gone
   uint64_t in_bytes, out_bytes;  // that went this way
 } direct_table;
@@ -62,20 +64,25 @@ typedef struct direct_table {
 static ucx_lanes* lanes_of(const orion_engine* e) { return e->net->state; }
 
 // ------------------------------------------------------------------------------------------------ whether at all
-static bool is_rdma(const char* carriers) {
-  return strstr(carriers, "rc_") || strstr(carriers, "dc_") || strstr(carriers, "ud_");
-}
-
 static const char* why_not(const orion_engine* e, const char* carriers) {
   const orion_ucx_link* link = &lanes_of(e)->link;
   const char* wish = getenv("ORION_UCX_DIRECT");
   if (wish && strcmp(wish, "off") == 0) return "ORION_UCX_DIRECT is off";
   if (e->config.null_engine) return "there is no device";
+  // Without RDMA it takes CUDA at both ends, and the client has none.
+  if (link->has_cuda && !orion_ucx_is_rdma(carriers)) return "this is no RDMA";
   if (wish && strcmp(wish, "on") == 0) return NULL;
   if (!link->has_cuda) return "this UCX has no CUDA support";
-  if (!is_rdma(carriers)) return "this is no RDMA";
   if (link->api.major == 1 && link->api.minor < CUDA_SINCE_MINOR) return "that takes UCX 1.16";
   return NULL;
+}
+
+/// Those of the lanes' devices that have staging, which is registered with all of them: so a remote key tells.
+static uint64_t rdma_domains(const orion_engine* e) {
+  const ucx_lanes* u = lanes_of(e);
+  if (!u->link.memory) return 0;
+  return orion_ucx_rdma_domains(&u->link, u->eps[u->stripe_count ? 1 : 0]) &
+         orion_ucx_domains(&u->link, u->link.memory, ORION_UCS_MEMORY_HOST);
 }
 
 void direct_open(orion_engine* e, const char* carriers, char words[160]) {
@@ -97,6 +104,8 @@ void direct_open(orion_engine* e, const char* carriers, char words[160]) {
   }
   // Copies wait for their streams by what this thread has issued: it issues everything then. Nothing has been yet.
   launcher_stop(e);
+  t->is_rdma = orion_ucx_is_rdma(carriers);
+  t->domains = rdma_domains(e);
   t->gives_registrations = link->api.major > 1 || link->api.minor >= CUDA_SINCE_MINOR;
   e->direct = t;
   e->memory_for_rdma = link->has_cuda;
@@ -166,17 +175,23 @@ static direct_memory* register_range(orion_engine* e, const range* r) {
   if (!m) return NULL;
   *m = (direct_memory){
       .serial = r->serial, .base = r->base, .bytes = r->bytes, .gives_registration = t->gives_registrations};
-  const bool is_host = is_host_memory(t, r->base);
-  m->type = is_host ? ORION_UCS_MEMORY_HOST : ORION_UCS_MEMORY_CUDA;
-  if (!is_host && !u->link.has_cuda) {
+  m->type = u->link.has_cuda ? ORION_UCS_MEMORY_CUDA : ORION_UCS_MEMORY_HOST;
+  if (!u->link.has_cuda && !is_host_memory(t, r->base)) {
     refuse(e, "it has no CUDA support");
     return NULL;
   }
   const orion_ucs_status status =
       orion_ucx_map(&u->link, (void*)(uintptr_t)r->base, r->bytes, m->type, &m->registration);
-  if (status == ORION_UCS_OK) return m;
+  if (status != ORION_UCS_OK) {
+    m->registration = NULL;
+    refuse(e, u->link.api.status_string(status));
+    return NULL;
+  }
+  if (!t->is_rdma || (orion_ucx_domains(&u->link, m->registration, m->type) & t->domains)) return m;
+  // UCX would copy at both ends: the client, which has no CUDA, could not, and its session would be lost.
+  (void)u->link.api.mem_unmap(u->link.context, m->registration);
   m->registration = NULL;
-  refuse(e, u->link.api.status_string(status));
+  refuse(e, "the RDMA device cannot reach it (is nvidia_peermem loaded, or dma-buf supported?)");
   return NULL;
 }
 

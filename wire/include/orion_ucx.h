@@ -214,6 +214,8 @@ typedef struct orion_ucx_api {
   void (*request_free)(void* request);
   orion_ucs_status (*mem_map)(void* context, const orion_ucp_mem_map_params* params, void** memory);
   orion_ucs_status (*mem_unmap)(void* context, void* memory);
+  orion_ucs_status (*rkey_pack)(void* context, void* memory, void** key, size_t* bytes);
+  void (*rkey_buffer_release)(void* key);
   const char* (*status_string)(orion_ucs_status status);  // libucs
   unsigned major, minor, release;
 } orion_ucx_api;
@@ -302,6 +304,8 @@ static inline const char* orion_ucx_load(orion_ucx_api* api, orion_ucx_log log, 
       "ucp_request_free",
       "ucp_mem_map",
       "ucp_mem_unmap",
+      "ucp_rkey_pack",
+      "ucp_rkey_buffer_release",
       "ucs_status_string",
   };
   void** const slots = (void**)(void*)api;  // the pointers come first, in this order

@@ -123,6 +123,9 @@ static inline const char* orion_ucx_open(orion_ucx_link* link, const char* devic
   if (!status && except[0] && !getenv("UCX_TLS")) status = api->config_modify(config, "TLS", except);
   if (!status && managers[0] && !getenv("UCX_SOCKADDR_TLS_PRIORITY"))
     status = api->config_modify(config, "SOCKADDR_TLS_PRIORITY", managers);
+  // What passes through buffers of UCX's passes through host memory: a client has no CUDA, and cannot send to those on
+  // a device. (A UCX that does not know the setting has none there.)
+  if (!getenv("UCX_RNDV_FRAG_MEM_TYPES")) (void)api->config_modify(config, "RNDV_FRAG_MEM_TYPES", "host");
   const orion_ucp_params params = {.mask = ORION_UCP_PARAM_FEATURES | ORION_UCP_PARAM_NAME,
                                    .features = ORION_UCP_FEATURE_AM | ORION_UCP_FEATURE_WAKEUP,
                                    .name = "orion"};
@@ -211,30 +214,83 @@ static inline void* orion_ucx_close_ep(const orion_ucx_link* link, void* ep, boo
   return orion_ucs_is_error(request) ? NULL : request;
 }
 
-/// "rc_verbs/rxe0:1 tcp/eth0": what carries an endpoint, as far as UCX tells it; empty otherwise.
-static inline void orion_ucx_describe(const orion_ucx_link* link, void* ep, char* out, size_t capacity) {
+/// Calls back for each lane of an endpoint, as UCX prints them, until it says false: the rest of a line such as
+/// "lane[1]:  6:rc_verbs/rxe0:1.0 md[5] -> ...", from the transport's name. (That of the connection manager has no
+/// number and is left out.)
+static inline void orion_ucx_each_lane(const orion_ucx_link* link, void* ep,
+                                       void (*lane)(const char* line, void* argument), void* argument) {
   char* text = NULL;
   size_t bytes = 0;
-  size_t used = 0;
-  out[0] = 0;
   FILE* stream = open_memstream(&text, &bytes);
   if (!stream) return;
   link->api.ep_print_info(ep, stream);
   fclose(stream);
-  // Lines such as "#   lane[1]:  6:rc_verbs/rxe0:1.0 md[5] -> ..."; that of the connection manager has no number.
   for (const char* at = text ? strstr(text, "lane[") : NULL; at; at = strstr(at, "lane[")) {
     at += strcspn(at, ":\n");
     at += strspn(at, ": ");
     const size_t digits = strspn(at, "0123456789");
-    if (digits == 0 || at[digits] != ':') continue;
-    at += digits + 1;
-    const size_t n = strcspn(at, " .\n");
-    char item[64];
-    snprintf(item, sizeof item, "%.*s", (int)(n < 63 ? n : 63), at);
-    if (!strstr(out, item) && used + n + 2 < capacity)
-      used += (size_t)snprintf(out + used, capacity - used, "%s%s", used ? " " : "", item);
+    if (digits && at[digits] == ':') lane(at + digits + 1, argument);
   }
   free(text);
+}
+
+typedef struct orion_ucx_names {
+  char* out;
+  size_t used, capacity;
+} orion_ucx_names;
+
+static inline void orion_ucx_add_name(const char* line, void* argument) {
+  orion_ucx_names* names = argument;
+  const size_t n = strcspn(line, " .\n");
+  char item[64];
+  snprintf(item, sizeof item, "%.*s", (int)(n < 63 ? n : 63), line);
+  if (strstr(names->out, item) || names->used + n + 2 >= names->capacity) return;
+  names->used +=
+      (size_t)snprintf(names->out + names->used, names->capacity - names->used, "%s%s", names->used ? " " : "", item);
+}
+
+/// "rc_verbs/rxe0:1 tcp/eth0": what carries an endpoint, as far as UCX tells it; empty otherwise.
+static inline void orion_ucx_describe(const orion_ucx_link* link, void* ep, char* out, size_t capacity) {
+  out[0] = 0;
+  orion_ucx_each_lane(link, ep, orion_ucx_add_name, &(orion_ucx_names){out, 0, capacity});
+}
+
+/// Whether a transport's name, or what follows it too, is an RDMA device's.
+static inline bool orion_ucx_names_rdma(const char* name) {
+  return strncmp(name, "rc_", 3) == 0 || strncmp(name, "dc_", 3) == 0 || strncmp(name, "ud_", 3) == 0;
+}
+
+/// Of what orion_ucx_describe told: whether an RDMA device is among it.
+static inline bool orion_ucx_is_rdma(const char* carriers) {
+  for (const char* at = carriers; *at; at += strcspn(at, " "), at += strspn(at, " "))
+    if (orion_ucx_names_rdma(at)) return true;
+  return false;
+}
+
+static inline void orion_ucx_add_domain(const char* line, void* argument) {
+  const char* at = strstr(line, " md[");
+  const unsigned long domain = at && at < line + strcspn(line, "\n") ? strtoul(at + 4, NULL, 10) : 64;
+  if (orion_ucx_names_rdma(line) && domain < 64) *(uint64_t*)argument |= 1ull << domain;
+}
+
+/// A bit for each memory domain of an RDMA device that carries an endpoint.
+static inline uint64_t orion_ucx_rdma_domains(const orion_ucx_link* link, void* ep) {
+  uint64_t domains = 0;
+  orion_ucx_each_lane(link, ep, orion_ucx_add_domain, &domains);
+  return domains;
+}
+
+/// The domains that have registered this memory, of which UCX says nothing but in its remote key: it begins with a bit
+/// for each (8 bytes), then the type of memory. That is not promised: ask it of memory first of which it is known. 0
+/// where the key looks otherwise.
+static inline uint64_t orion_ucx_domains(const orion_ucx_link* link, void* memory, int memory_type) {
+  uint8_t* key = NULL;
+  size_t bytes = 0;
+  uint64_t domains = 0;
+  if (link->api.rkey_pack(link->context, memory, (void**)&key, &bytes) != ORION_UCS_OK) return 0;
+  if (bytes > sizeof domains && key[sizeof domains] == memory_type) memcpy(&domains, key, sizeof domains);
+  link->api.rkey_buffer_release(key);
+  return domains;
 }
 
 /// Of what orion_ucx_describe told: whether nothing but sockets carries it.

@@ -1,0 +1,64 @@
+"""A worker whose UCX has CUDA support: its modules run on softgpu, which is a libcuda. Over UCX's tcp, where copies may
+not go straight: the client's UCX has no CUDA, and would lose the session (docs/rdma.md)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.places import Places
+from benchmarks.rows import NATIVE_DIGESTS
+from benchmarks.ucx_session import Way, check_bytes_and_order, run_rows, ways
+from tests.e2e.transports import CHOSEN
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the module is linked to of NVML; the rest it looks for by name, and does without.
+NVML = 'const char *nvmlErrorString(int result) { return result ? "not supported" : "success"; }'
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(CHOSEN), reason="has a transport of its own")]
+
+
+@pytest.fixture(scope="module")
+def ucx_folder() -> Iterator[Path]:
+    # Where workers, which have uids of their own, may read it.
+    with tempfile.TemporaryDirectory(prefix="orion-ucx-cuda-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        fetch_to(folder)
+        yield folder
+
+
+def fetch_to(folder: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "fetch_ucx.py"), "--copy-to", str(folder)]
+    subprocess.run(command, check=True, timeout=600)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-x", "c", "-", "-o",
+                    str(folder / "lib" / "libnvidia-ml.so.1")], input=NVML, text=True, check=True)  # fmt: skip
+
+
+@pytest.fixture(params=["ucx", "ucx_without_cuda"])
+def way(request: pytest.FixtureRequest, ucx_folder: Path) -> Way:
+    return next(way for way in ways(ucx_folder, ucx_folder) if way.name == request.param)
+
+
+@pytest.fixture
+def places(way: Way, tmp_path: Path) -> Iterator[Places]:
+    with Places("softgpu", (way.place,), tmp_path / "server.log", ("--log-level", "info"), way.server) as running:
+        yield running
+
+
+@pytest.mark.timeout(600)
+def test_copies(way: Way, places: Places, tmp_path: Path) -> None:
+    assert check_bytes_and_order(places, way) == ""
+    names = ["copy_h2d_pinned", "copy_d2h_pageable", "copy_bounce_pinned"]
+    rows = run_rows(places, way, names, 240)
+    assert {name: rows[name].get("digest") for name in names} == {name: NATIVE_DIGESTS[name] for name in names}, rows
+    log = (tmp_path / "server.log").read_text()
+    assert way.says in log, log
+    # Whether it has CUDA support is UCX's word: it warns of a transport that was asked for and is not there.
+    assert "is not available" not in log, log
+    assert places.restarts == 0
