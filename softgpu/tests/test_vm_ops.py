@@ -94,7 +94,7 @@ def div(a: int, b: int) -> int:
 
 
 def rem(a: int, b: int) -> int:
-    return a - b * truncated_div(a, b) if b else a
+    return a - b * truncated_div(a, b) if b else -1
 
 
 ALL = ["u16", "s16", "u32", "s32", "u64", "s64"]

@@ -42,13 +42,13 @@ struct Neg { template <class T> static T f(T a) { return static_cast<T>(Wrap<T>(
 struct MulLo { template <class T> static T f(T a, T b) { return static_cast<T>(Wrap<T>(a) * Wrap<T>(b)); } };
 struct MulHi { template <class T> static T f(T a, T b) {
   return static_cast<T>((Twice<T>(a) * Twice<T>(b)) >> kBits<T>); } };
-// CUDA leaves division by zero open; NVIDIA's code sequences give all ones and the dividend.
+// PTX leaves division by zero open; NVIDIA's code sequences give all ones as quotient and as remainder.
 struct Div { template <class T> static T f(T a, T b) {
   if (b == T(0)) return static_cast<T>(~Unsigned<T>(0));
   if (std::is_signed_v<T> && b == static_cast<T>(-1)) return Neg::f<T>(a);
   return static_cast<T>(a / b); } };
 struct Rem { template <class T> static T f(T a, T b) {
-  if (b == T(0)) return a;
+  if (b == T(0)) return static_cast<T>(~Unsigned<T>(0));
   if (std::is_signed_v<T> && b == static_cast<T>(-1)) return T(0);
   return static_cast<T>(a % b); } };
 struct Sad { template <class T> static T f(T a, T b, T c) {
