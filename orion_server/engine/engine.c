@@ -25,6 +25,7 @@
 #define SLEEP_OUTSTANDING_NS 2000000ull  // GPU work outstanding: a fault must be found
 #define SLEEP_POLL_MIN_NS 20000ull       // something is parked on a word that nobody announces
 #define SLEEP_POLL_MAX_NS 500000ull
+#define SLEEP_POLL_PART 16u         // of the time since anything moved: how much too late the end of a wait is seen
 #define SLEEP_TURN_MAX_NS 50000ull  // others may wait for what runs to end
 
 uint64_t engine_now_ns(void) {
@@ -211,7 +212,7 @@ static uint64_t sleep_time(const orion_engine* e, uint64_t idle_ns) {
   const bool polls = close || e->swap.moving || e->swap.has_ticket || (e->first_parked && !park_waits_for_server(e)) ||
                      e->first_query || e->first_batch || e->maps_first || (e->net && net_busy(e));
   if (polls) {
-    const uint64_t growing = idle_ns / 4, most = close ? SLEEP_TURN_MAX_NS : SLEEP_POLL_MAX_NS;
+    const uint64_t growing = idle_ns / SLEEP_POLL_PART, most = close ? SLEEP_TURN_MAX_NS : SLEEP_POLL_MAX_NS;
     if (growing < SLEEP_POLL_MIN_NS) return SLEEP_POLL_MIN_NS;
     return growing < most ? growing : most;
   }

@@ -4,6 +4,8 @@
 
 #include "internal.h"
 
+// Between two looks passes a part of the time that the newest waiter has waited, which is how much too late it hears.
+#define POLL_PART 16u
 #define POLL_MIN_NS 20000ull
 #define POLL_MAX_NS 200000ull
 #define POLL_PARK_NS 100000000ull
@@ -16,7 +18,7 @@ static void* watch(void* argument) {
     uint32_t word;
     uint64_t value, at_ns;
   } told[ORION_WAITERS] = {0};
-  uint64_t poll_ns = POLL_MIN_NS, news_at_ns = 0;
+  uint64_t news_at_ns = 0;
   prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   while (!atomic_load_explicit(&e->watcher_stop, memory_order_relaxed)) {
     const uint32_t wake = atomic_load_explicit(&s->watcher_wake, memory_order_acquire);
@@ -40,24 +42,21 @@ static void* watch(void* argument) {
       atomic_fetch_add_explicit(&s->client_wake, 1, memory_order_release);
       engine_futex_wake(&s->client_wake);
     }
-    if (news) {
-      news_at_ns = now_ns;
-      poll_ns = POLL_MIN_NS;
-    }
+    if (news) news_at_ns = now_ns;
     if (!posted) {
       atomic_store_explicit(&s->watcher_parked, 1, memory_order_seq_cst);
       atomic_thread_fence(memory_order_seq_cst);
       engine_futex_wait(&s->watcher_wake, wake, POLL_PARK_NS);
       atomic_store_explicit(&s->watcher_parked, 0, memory_order_relaxed);
-      poll_ns = POLL_MIN_NS;
     } else if (e->spin_allowed && now_ns - news_at_ns < e->spin_ns) {
       engine_pause(32);
     } else {
       // Sleeping on the futex, so that a new waiter is looked at as soon as it is posted.
+      const uint64_t part = (now_ns - news_at_ns) / POLL_PART;
+      const uint64_t poll_ns = part < POLL_MIN_NS ? POLL_MIN_NS : part < POLL_MAX_NS ? part : POLL_MAX_NS;
       atomic_store_explicit(&s->watcher_parked, 1, memory_order_seq_cst);
       engine_futex_wait(&s->watcher_wake, wake, poll_ns);
       atomic_store_explicit(&s->watcher_parked, 0, memory_order_relaxed);
-      poll_ns = poll_ns * 3 / 2 < POLL_MAX_NS ? poll_ns * 3 / 2 : POLL_MAX_NS;
     }
   }
   return NULL;
