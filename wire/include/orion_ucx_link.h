@@ -123,9 +123,6 @@ static inline const char* orion_ucx_open(orion_ucx_link* link, const char* devic
   if (!status && except[0] && !getenv("UCX_TLS")) status = api->config_modify(config, "TLS", except);
   if (!status && managers[0] && !getenv("UCX_SOCKADDR_TLS_PRIORITY"))
     status = api->config_modify(config, "SOCKADDR_TLS_PRIORITY", managers);
-  // What passes through buffers of UCX's passes through host memory: a client has no CUDA, and cannot send to those on
-  // a device. (A UCX that does not know the setting has none there.)
-  if (!getenv("UCX_RNDV_FRAG_MEM_TYPES")) (void)api->config_modify(config, "RNDV_FRAG_MEM_TYPES", "host");
   const orion_ucp_params params = {.mask = ORION_UCP_PARAM_FEATURES | ORION_UCP_PARAM_NAME,
                                    .features = ORION_UCP_FEATURE_AM | ORION_UCP_FEATURE_WAKEUP,
                                    .name = "orion"};
