@@ -621,7 +621,9 @@ static const char* open_listener(orion_engine* e, ucx_lanes* u, char* endpoint) 
   status = u->link.api.listener_query(u->listener, &attr);
   if (status) return orion_ucx_why(&u->link, "UCX does not tell where it listens", status);
   memcpy(&address, &attr.address, sizeof address);
-  snprintf(endpoint, 64, "ucx://%s:%u", e->net->address, (unsigned)ntohs(address.sin_port));
+  // With this UCX's release, which the client compares with its own.
+  snprintf(endpoint, 64, "ucx://%s:%u#%u.%u", e->net->address, (unsigned)ntohs(address.sin_port), u->link.api.major,
+           u->link.api.minor);
   return NULL;
 }
 

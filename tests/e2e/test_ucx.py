@@ -259,8 +259,13 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> str:
                            str(sodium))  # fmt: skip
 
 
+def port_of(attached: control.Attached) -> str:
+    """Of "ucx://127.0.0.1:PORT#RELEASE"."""
+    return attached.ucx.rpartition(":")[2].partition("#")[0]
+
+
 def greet(stranger: str, attached: control.Attached, token: bytes, *more: str) -> str:
-    port = attached.ucx.rpartition(":")[2]
+    port = port_of(attached)
     done = subprocess.run([stranger, port, token.hex(), *more], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.strip()
 
@@ -280,7 +285,7 @@ def test_garbage_at_its_port_ends_that_session_at_most(
 ) -> None:
     """UCX 1.13's tcp ends the process that gets it, before the client has come."""
     attached = by_hand.open()
-    with socket.create_connection(("127.0.0.1", int(attached.ucx.rpartition(":")[2]))) as garbage:
+    with socket.create_connection(("127.0.0.1", int(port_of(attached)))) as garbage:
         garbage.sendall(b"\xff" * 4096)
     result = run(own_server.address, "ucx", sys.executable, "-m", "benchmarks.rows", "launch_and_sync")
     assert result.returncode == 0, result.stderr

@@ -1,5 +1,6 @@
 """A worker whose UCX has CUDA support: its modules run on softgpu, which is a libcuda. Over UCX's tcp, where copies may
-not go straight: the client's UCX has no CUDA, and would lose the session (docs/rdma.md)."""
+not go straight: the client's UCX has no CUDA, and would lose the session (docs/rdma.md). And a client whose UCX is of
+another release, Debian's."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.places import Places
 from benchmarks.rows import NATIVE_DIGESTS
-from benchmarks.ucx_session import Way, check_bytes_and_order, run_rows, ways
+from benchmarks.ucx_session import Way, check_bytes_and_order, run, run_rows, ways
 from tests.e2e.transports import CHOSEN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,3 +64,12 @@ def test_copies(way: Way, places: Places, tmp_path: Path) -> None:
     # Whether it has CUDA support is UCX's word: it warns of a transport that was asked for and is not there.
     assert "is not available" not in log, log
     assert places.restarts == 0
+
+
+@pytest.mark.parametrize("way", ["ucx_without_cuda"], indirect=True)
+def test_another_release_is_not_tried(way: Way, places: Places) -> None:
+    theirs = {name: value for name, value in way.client.items() if name != "ORION_UCX_TEST_LIBRARIES"}
+    row = ["-m", "benchmarks.rows", "copy_h2d_pinned@1048576"]
+    outcome = run(places, replace(way, client=theirs), row, 60)
+    assert not outcome.good
+    assert "the worker's UCX is 1.22 and this one 1.13: both need the same release" in outcome.stderr, outcome.stderr

@@ -11,6 +11,7 @@
 #include "../session/internal.h"
 
 enum { IDLE_NS = 100000000, CLOSE_LIMIT_NS = 250000000, PROGRESS_MOST = 64 };
+enum { MIXED_SINCE_MINOR = 22 };  // 1.22 and 1.23 worked together
 
 // ------------------------------------------------------------------------------------------------- one round
 
@@ -211,6 +212,18 @@ static const char* await_welcome(ucx_lanes* ucx, uint64_t deadline_ns) {
   return NULL;
 }
 
+// UCX of two releases may not connect (1.13 and 1.18), or connect and fail at the first large copy (1.18 and 1.23).
+static const char* other_release(ucx_lanes* ucx, const char* theirs) {
+  orion_ucx_link* link = &ucx->link;
+  unsigned major = 0, minor = 0;
+  const bool known = sscanf(theirs, "%u.%u", &major, &minor) == 2 && major == link->api.major;
+  const unsigned older = minor < link->api.minor ? minor : link->api.minor;
+  if (known && (minor == link->api.minor || older >= MIXED_SINCE_MINOR)) return NULL;
+  snprintf(link->why, sizeof link->why, "the worker's UCX is %.16s and this one %u.%u: both need the same release",
+           theirs, link->api.major, link->api.minor);
+  return link->why;
+}
+
 static const char* open_lanes(tcp_state* state, const char* const endpoints[2], const uint8_t token[32],
                               uint64_t deadline_ns) {
   ucx_lanes* ucx = calloc(1, sizeof *ucx);
@@ -229,8 +242,13 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
     ucx->slots[i]->ucx = ucx;
     ucx->slots[i]->busy = false;
   }
+  char endpoint[320];
+  snprintf(endpoint, sizeof endpoint, "%s", endpoints[0]);
+  const char* release = "";
+  char* hash = strchr(endpoint, '#');
+  if (hash) *hash = 0, release = hash + 1;
   struct sockaddr_in address;
-  const char* why = orion_tcp_address(state, "ucx", endpoints[0], &address);
+  const char* why = orion_tcp_address(state, "ucx", endpoint, &address);
   if (why) return why;
   char text[INET_ADDRSTRLEN] = "";
   (void)inet_ntop(AF_INET, &address.sin_addr, text, sizeof text);
@@ -239,6 +257,7 @@ static const char* open_lanes(tcp_state* state, const char* const endpoints[2], 
   // No CUDA here: UCX would find this very library.
   why = orion_ucx_open(&ucx->link, state->ucx_devices, "^cuda,rocm,gdr_copy", orion_ucx_managers(text), orion_ucx_take,
                        ucx, on_log);
+  if (!why) why = other_release(ucx, release);
   if (!why && state->ucx_registers)
     why = orion_ucx_register(&ucx->link, state->session->host_base, ORION_STAGING_BYTES);
   for (uint32_t i = 0; i <= state->stripe_count && !why; i++) why = connect_lane(ucx, i, &address);
