@@ -13,8 +13,8 @@
 #   attach      stages from a fresh process to its first result (benchmarks.attach_stages): attach.json
 #   correctness areas, runtime and frameworks side by side (nothing in them is timed), a folder of OUT and a log each
 #   memory      quotas, kill and moved memory (benchmarks.memory_session): memory.json
-#   ucx         UCX's lanes over its tcp, copies through staging and straight to device memory, from a UCX with CUDA
-#               support in ORION_UCX_FOLDER (benchmarks.ucx_session, 120 s): ucx.json
+#   ucx         UCX's lanes over its tcp, with and without its CUDA modules, from a UCX with CUDA
+#               support in ORION_UCX_FOLDER (benchmarks.ucx_session, 140 s; tools/fetch_ucx.py): ucx.json
 #   samples     a checkout of NVIDIA's cuda-samples, its path is the first option (benchmarks.cuda_samples): samples.json
 #
 # Uses what was built here before (build/shim, the engine module) and wheels from the folder WHEELS (default .whl) for
