@@ -4,6 +4,7 @@ another release, Debian's."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -68,8 +69,11 @@ def test_copies(way: Way, places: Places, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["ucx_without_cuda"], indirect=True)
 def test_another_release_is_not_tried(way: Way, places: Places) -> None:
+    """The client's is the system's, of 1.21 or before."""
     theirs = {name: value for name, value in way.client.items() if name != "ORION_UCX_TEST_LIBRARIES"}
     row = ["-m", "benchmarks.rows", "copy_h2d_pinned@1048576"]
     outcome = run(places, replace(way, client=theirs), row, 60)
     assert not outcome.good
-    assert "the worker's UCX is 1.22 and this one 1.13: both need the same release" in outcome.stderr, outcome.stderr
+    assert re.search(r"the worker's UCX is 1\.22 and this one 1\.\d+: both need the same release", outcome.stderr), (
+        outcome
+    )
