@@ -48,6 +48,7 @@ static void* watch(void* argument) {
       atomic_thread_fence(memory_order_seq_cst);
       engine_futex_wait(&s->watcher_wake, wake, POLL_PARK_NS);
       atomic_store_explicit(&s->watcher_parked, 0, memory_order_relaxed);
+      news_at_ns = engine_now_ns();  // who posts next is new, also where the same was waited for before
     } else if (e->spin_allowed && now_ns - news_at_ns < e->spin_ns) {
       engine_pause(32);
     } else {
