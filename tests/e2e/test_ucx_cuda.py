@@ -17,13 +17,12 @@ import pytest
 from benchmarks.places import Places
 from benchmarks.rows import NATIVE_DIGESTS
 from benchmarks.ucx_session import Way, check_bytes_and_order, run, run_rows, ways
-from tests.e2e.transports import CHOSEN
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the module is linked to of NVML; the rest it looks for by name, and does without.
 NVML = 'const char *nvmlErrorString(int result) { return result ? "not supported" : "success"; }'
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(CHOSEN), reason="has a transport of its own")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

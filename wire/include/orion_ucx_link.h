@@ -211,7 +211,7 @@ static inline void* orion_ucx_close_ep(const orion_ucx_link* link, void* ep, boo
   return orion_ucs_is_error(request) ? NULL : request;
 }
 
-/// Calls back for each lane of an endpoint, as UCX prints them, until it says false: the rest of a line such as
+/// Calls back for each lane of an endpoint, as UCX prints them, with all that follows in a line such as
 /// "lane[1]:  6:rc_verbs/rxe0:1.0 md[5] -> ...", from the transport's name. (That of the connection manager has no
 /// number and is left out.)
 static inline void orion_ucx_each_lane(const orion_ucx_link* link, void* ep,
