@@ -5,8 +5,8 @@ has none, both asked for copies straight to device memory.
     python3 -m benchmarks.ucx_session --device nvidia --ucx FOLDER --out DIR
 
 FOLDER holds a UCX with CUDA support (lib/libucp.so.0, lib/ucx/libuct_cuda.so.0). The driver-API rows run natively, over
-plain TCP lanes, ZeroMQ's, and UCX's, each with its digest, large copies in several sizes, in turns; before
-them tests/programs/direct.py over UCX, which checks bytes and order. DIR gets ucx.json and the servers' logs. Exit status 0:
+plain TCP lanes, ZeroMQ's, and UCX's, each with its digest, large copies in several sizes, in turns; before them
+tests/programs/direct.py over UCX, which checks bytes and order. DIR gets ucx.json and the servers' logs. Exit status 0:
 every row ran everywhere with the native digest, the program found nothing, and the worker said what it should of where
 copies go. What it cannot show is RDMA: without it copies go through host memory, for UCX would need CUDA at both ends.
 """
