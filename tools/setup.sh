@@ -31,7 +31,7 @@ need() {
     as_root apt-get update -qq
     APT_UPDATED=1
   fi
-  as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  as_root apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=600 "$@" >/dev/null
 }
 
 usable_python() {
@@ -51,8 +51,7 @@ find_python() {
 
 system_packages() {
   local missing=() tool
-  declare -A package_of=([gcc]=gcc [g++]=g++ [cmake]=cmake [make]=make [ar]=binutils [git]=git [valgrind]=valgrind
-    [chromium]=chromium)
+  declare -A package_of=([gcc]=gcc [g++]=g++ [cmake]=cmake [make]=make [ar]=binutils [git]=git [valgrind]=valgrind)
   for tool in "${!package_of[@]}"; do
     command -v "$tool" >/dev/null || missing+=("${package_of[$tool]}")
   done
@@ -70,25 +69,23 @@ system_packages() {
     need "python$version-dev"
 }
 
-# For the controller's tests, which start servers of their own: the package must neither make nor start one.
-postgresql() {
-  if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then return; fi
-  local folder=/etc/postgresql-common/createcluster.d
-  if [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; then
-    as_root mkdir -p $folder
-    echo 'create_main_cluster = false' | as_root tee $folder/orion-setup.conf >/dev/null
+# What the tests start or build against: a browser, PostgreSQL, UCX with its headers and ucx_perftest.
+test_packages() {
+  local missing=() folder=/etc/postgresql-common/createcluster.d
+  command -v chromium >/dev/null || missing+=(chromium)
+  if ! command -v initdb >/dev/null && ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
+    missing+=(postgresql)
+    # The tests start servers of their own: the package must neither make nor start one.
+    if [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; then
+      as_root mkdir -p $folder
+      echo 'create_main_cluster = false' | as_root tee $folder/orion-setup.conf >/dev/null
+    fi
   fi
-  need postgresql
-  as_root rm -f $folder/orion-setup.conf
-}
-
-# For the tests of UCX's lanes: UCX with its headers and ucx_perftest.
-ucx() {
-  local missing=()
   compgen -G '/usr/lib/*/libucp.so.0' >/dev/null || missing+=(libucx0)
   [ -e /usr/include/ucp/api/ucp.h ] || missing+=(libucx-dev)
   command -v ucx_perftest >/dev/null || missing+=(ucx-utils)
   if [ ${#missing[@]} -gt 0 ]; then need "${missing[@]}"; fi
+  if [ -e $folder/orion-setup.conf ]; then as_root rm -f $folder/orion-setup.conf; fi
 }
 
 # For `make rdma`: what goes into the emulated machine. Its kernel's package is fetched by tests/rdma/image.py.
@@ -125,18 +122,21 @@ virtual_environment() {
   # The build tools first, because the project itself is then installed without a build environment of its own.
   say "installing Python packages"
   quietly $VENV/bin/python -m pip install -q --upgrade 'pip>=24' 'setuptools>=77,<84' 'cffi>=2.0,<3'
+  say "building pycuda beside them (a minute or two on the first run, cached afterwards)"
+  quietly $VENV/bin/python tools/build_pycuda.py &
+  local pycuda=$!
   quietly $VENV/bin/python -m pip install -q --no-build-isolation -e '.[dev]'
-  say "building pycuda (minutes on the first run, cached afterwards)"
+  wait $pycuda || exit 1
   quietly $VENV/bin/python tools/build_pycuda.py --install
 }
 
 # Shows a command's output only when it fails: pip and setuptools warn at length about what is as intended.
 quietly() {
-  local log=$VENV/orion-setup.log
-  if ! "$@" >"$log" 2>&1; then
-    cat "$log" >&2
+  local output
+  output=$("$@" 2>&1) || {
+    printf '%s\n' "$output" >&2
     die "failed: $*"
-  fi
+  }
 }
 
 case "${1:-}" in
@@ -154,8 +154,10 @@ if [ -e $STAMP ] && [ $STAMP -nt pyproject.toml ] && [ $STAMP -nt setup.py ] && 
   exit 0
 fi
 system_packages
-postgresql
-ucx
+trap wait EXIT  # apt is not left alone when something else fails
+test_packages &
+packages=$!
 virtual_environment
+wait $packages
 touch $STAMP
 say "ready"

@@ -8,6 +8,7 @@
 # An input that fails stays in build/fuzz/TARGET: build/fuzz/fuzz_TARGET FILE runs it again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. tests/native/compile.sh
 tools/setup.sh --fuzz
 python=${PYTHON:-.venv/bin/python}
 out=build/fuzz
@@ -15,28 +16,9 @@ mkdir -p "$out"
 common=(-g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=alignment,function,vptr
   -fno-sanitize-recover=all)
 
-# compile OBJECT-PREFIX FLAGS... -- SOURCES...: objects, two at a time, into the array `objects`.
-compile() {
-  local prefix=$1 flags=("${common[@]}" -fsanitize=fuzzer-no-link) jobs=() source
-  shift
-  while [ "$1" != -- ]; do
-    flags+=("$1")
-    shift
-  done
-  shift
-  objects=()
-  for source in "$@"; do
-    local object=$out/${prefix}_$(basename "${source%.*}").o compiler=clang
-    [ "${source##*.}" = cc ] && compiler=clang++
-    objects+=("$object")
-    "$compiler" "${flags[@]}" -c "$source" -o "$object" &
-    jobs+=($!)
-    if [ ${#jobs[@]} -ge 2 ]; then
-      wait "${jobs[0]}"
-      jobs=("${jobs[@]:1}")
-    fi
-  done
-  for source in "${jobs[@]}"; do wait "$source"; done
+# compile_for TARGET FLAGS... -- SOURCES...
+compile_for() {
+  CC=clang CXX=clang++ compile "$out/objects_$1" "${common[@]}" -fsanitize=fuzzer-no-link "${@:2}"
 }
 
 link() {
@@ -62,14 +44,14 @@ frame() {
   for source in orion_server/engine/*.c; do
     case "$(basename "$source")" in _engine* | engine.c) ;; *) sources+=("$source") ;; esac
   done
-  compile frame -O1 -std=c11 -D_GNU_SOURCE -DSODIUM_STATIC -Iwire/include -Iorion_server/engine "-I$zmq/include" \
+  compile_for frame -O1 -std=c11 -D_GNU_SOURCE -DSODIUM_STATIC -Iwire/include -Iorion_server/engine "-I$zmq/include" \
     -- "${sources[@]}"
   link frame "$zmq/lib/libzmq.a" "$zmq/lib/libsodium.a" -lpthread -lrt -ldl
   run frame 12000 -max_len=8192
 }
 
 ptx() {
-  compile ptx -O0 -std=c++17 -fno-strict-aliasing -Isoftgpu/include \
+  compile_for ptx -O0 -std=c++17 -fno-strict-aliasing -Isoftgpu/include \
     -- softgpu/tests/fuzz_ptx.cc softgpu/src/ptx/*.cc softgpu/src/vm/*.cc
   link ptx -lpthread
   "$python" -m softgpu.tests.fuzz_seeds "$out/ptx/seeds"
@@ -77,7 +59,7 @@ ptx() {
 }
 
 fatbin() {
-  compile fatbin -O1 -std=c++17 -Isoftgpu/include \
+  compile_for fatbin -O1 -std=c++17 -Isoftgpu/include \
     -- softgpu/tests/fuzz_fatbin.cc softgpu/src/drv/{fatbin,archive,outline}.cc
   link fatbin -ldl
   run fatbin 300000 -max_len=4096

@@ -2,6 +2,7 @@
 # Builds the session test: build.sh OUTPUT [compiler flags]. ORION_LIBZMQ_DIR names the private libzmq.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../../.." && pwd)
+. "$root/tests/native/compile.sh"
 output=$1
 shift
 libzmq=${ORION_LIBZMQ_DIR:-$("$root/.venv/bin/python" "$root/tools/build_libzmq.py")}
@@ -20,7 +21,8 @@ case " $* " in
     set -- "$@" -Wno-tsan  # fences: only pairs of flag and fence depend on them, which TSan does not follow
     ;;
 esac
-gcc -std=c11 -Wall -Wextra -Werror -O1 -g -fno-omit-frame-pointer "$@" -D_GNU_SOURCE= -DZMQ_STATIC -DSODIUM_STATIC \
-  -I"$root/wire/include" -I"$root/shim/src" -I"$libzmq/include" \
-  "$root"/shim/src/session/*.c "$root"/shim/src/transport/*.c "$root"/tests/shim/native/*.c \
-  "${link[@]}" -lpthread -ldl -lm -lrt -o "$output"
+flags=(-std=c11 -Wall -Wextra -Werror -O1 -g -fno-omit-frame-pointer "$@" -D_GNU_SOURCE= -DZMQ_STATIC -DSODIUM_STATIC
+  -I"$root/wire/include" -I"$root/shim/src" -I"$libzmq/include")
+compile "$output.objects" "${flags[@]}" -- \
+  "$root"/shim/src/session/*.c "$root"/shim/src/transport/*.c "$root"/tests/shim/native/*.c
+gcc "${flags[@]}" "${objects[@]}" "${link[@]}" -lpthread -ldl -lm -lrt -o "$output"

@@ -12,15 +12,33 @@ shift
 both=(calls full bounce staging errors callback death full_death fork sync copies exit)
 raw=(garbage waiters stripes resend words_first held_end close_lane_0 reset_lane_0 reset_stripe fork_wait exit_unsent)
 [ $# -gt 0 ] || set -- shm tcp raw raw-spin
-for transport in "$@"; do
-  scenarios=("${both[@]}")
-  case $transport in shm) scenarios+=(answers) ;; tcp) scenarios+=(garbage) ;; raw*) scenarios+=("${raw[@]}") ;; esac
-  for scenario in "${scenarios[@]}"; do
-    timeout -k 5 120 "$binary" "$transport" "$scenario"
+
+# one TRANSPORT SCENARIO [ACT]: what it printed, in one piece, once it has ended.
+one() {
+  local output status=0
+  [ $# -lt 3 ] || export FAKE_RAW_ACT=$3
+  output=$(timeout -k 5 120 "$binary" "$1" "$2" 2>&1) || status=$?
+  printf '%s\n' "$output"
+  [ $status = 0 ] || printf '%s over %s: FAILED with %d\n' "$2" "$1" $status
+  return $status
+}
+export -f one
+export binary
+
+all() {
+  local transport scenario act
+  for transport in "$@"; do
+    for scenario in "${both[@]}"; do echo "$transport $scenario"; done
+    case $transport in
+      shm) echo "shm answers" ;;
+      tcp) echo "tcp garbage" ;;
+      raw*)
+        for scenario in "${raw[@]}"; do echo "$transport $scenario"; done
+        for act in 4 5 6 7 8 9; do echo "$transport bad_frames $act"; done  # enum fake_raw_act: what no worker sends
+        ;;
+    esac
   done
-  case $transport in
-    raw*)  # enum fake_raw_act: what no worker sends
-      for act in 4 5 6 7 8 9; do FAKE_RAW_ACT=$act timeout -k 5 120 "$binary" "$transport" bad_frames; done
-      ;;
-  esac
-done
+}
+
+# They mostly wait for one another's threads: two for each CPU.
+all "$@" | xargs -P $(($(nproc) * 2)) -L 1 bash -c 'one "$@"' one
