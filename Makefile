@@ -26,7 +26,7 @@ test: build ## the tests, without the slow ones
 test-all: build ## the slow tests
 	$(PYTHON_IN_VENV) -m pytest -q -n 2 --dist loadfile -m "slow and not cluster" --ignore=tests/rdma $(PYTEST_ARGS)
 
-cluster: setup ## the tests on a real Kubernetes (root; the first run builds it, 6 to 15 minutes)
+cluster: setup ## the tests on a real Kubernetes (root; the first run builds it, 3 to 6 minutes)
 	$(PYTHON_IN_VENV) -m pytest -q -s -m cluster tests/cluster $(PYTEST_ARGS)
 
 numba: build ## numba-cuda's own test suite on softgpu, whole (a quarter of an hour on 2 CPUs)

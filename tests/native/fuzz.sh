@@ -73,7 +73,14 @@ for target in "${targets[@]}"; do
     exit 2
     ;;
   esac
+done
+running=()
+for target in "${targets[@]}"; do
   rm -rf "${out:?}/$target"
   mkdir -p "$out/$target/seeds" "$out/$target/found"
-  "$target"
+  "$target" &  # side by side: none uses more than one CPU
+  running+=($!)
 done
+failed=0
+for process in "${running[@]}"; do wait "$process" || failed=1; done
+exit $failed

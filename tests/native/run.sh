@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every native test under the sanitizers: the shim's session side here, then each other script of this folder.
+# Every native test under the sanitizers: the shim's session side here, then the engine's; and the fuzzers.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -10,8 +10,7 @@ for sanitizer in address,undefined thread; do
   echo "== shim sessions ($sanitizer)"
   "$native/run.sh" "$binary"
 done
-for script in "$here"/*.sh; do
-  [ "$script" = "$here/run.sh" ] && continue
-  echo "== $(basename "$script")"
-  bash "$script"
+for script in engine fuzz; do
+  echo "== $script"
+  "$here/$script.sh"
 done
