@@ -465,7 +465,7 @@ class Pool:
         return out
 
     def allocation(self, allocation_id: str) -> Allocation:
-        """By its id, or by the group's name where that has one allocation; Absent."""
+        """By its id, or its group's name where that has one allocation; Absent, or Away if it has yet to come back."""
         found = self.allocations.get(allocation_id)
         if found is not None:
             return found
@@ -475,6 +475,11 @@ class Pool:
         if of_group:
             raise Refused(CUDA_ERROR_INVALID_VALUE, f"the group {allocation_id} has {len(of_group)} allocations",
                           f"name one: {', '.join(sorted(of_group)[:8])}")  # fmt: skip
+        for record in self._absent.values():
+            if allocation_id in (record.id, record.group):
+                names = ", ".join(dict.fromkeys(server for server, _ in record.places))
+                raise Away(f"{allocation_id} is known from before the controller's start, but not yet back: {names}",
+                           "again in a moment: it is back then, or forgotten (orionctl get nodes)")  # fmt: skip
         raise Absent(CUDA_ERROR_INVALID_VALUE, f"there is no group {allocation_id}: it has ended or never was",
                      "orionctl get groups")  # fmt: skip
 

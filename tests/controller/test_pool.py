@@ -15,7 +15,7 @@ from orion_controller import pods
 from orion_controller.allocator import AllocationError
 from orion_controller.api.models import LimitsBody
 from orion_controller.api.pod_models import PodContainer, PodWish
-from orion_controller.pool import Absent, Allocation, Later, Policies, Pool, Refused
+from orion_controller.pool import Absent, Allocation, Away, Later, Policies, Pool, Refused
 from orion_controller.views import gpus, group, node, queue, summary, vgpus_of
 from tests.controller.simulated import SimulatedServer, wish
 from wire import pool as wire
@@ -277,6 +277,11 @@ def test_a_new_controller_learns_from_the_store_and_from_the_servers():
     state = {(g.node, g.ordinal): before.allocator.free(g.node, g.ordinal) for g in gpus(before)}
     after = Pool()
     after.restore([a.record for a in before.allocations.values()], {}, {"b"}, 500.0, 2.0)
+    for name in (running.id, "g"):
+        with pytest.raises(Away, match="not yet back: a"):
+            after.allocation(name)
+    with pytest.raises(Absent):
+        after.allocation("x")
     for server in servers.values():
         server.beat(after, 500.0)
     assert {(g.node, g.ordinal): after.allocator.free(g.node, g.ordinal) for g in gpus(after)} == state
