@@ -166,10 +166,16 @@ class WorkerProcess:
             command += ["--door-fd", str(door_theirs.fileno()), "--seat-fds", *map(str, seat.fds)]
             command += ["--ucx-devices", ucx_devices] if ucx_devices is not None else []
             command += confinement.arguments()
+            environment = confinement.environment(worker_environment(libcuda, devices, client_environment))
+            if ucx_devices is not None:
+                # Which memory is a GPU's UCX's cache hears from hooks of another module of it (libucm_cuda). Where that
+                # cannot be loaded, UCX 1.23 registers nothing of it and says that all is well. The engine tells with
+                # each address what it is.
+                environment.setdefault("UCX_MEMTYPE_CACHE", "n")
             try:
                 process = subprocess.Popen(
                     command,
-                    env=confinement.environment(worker_environment(libcuda, devices, client_environment)),
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log_fd,
                     stderr=log_fd,

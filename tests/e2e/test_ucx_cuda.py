@@ -19,9 +19,6 @@ from benchmarks.rows import NATIVE_DIGESTS
 from benchmarks.ucx_session import Way, check_bytes_and_order, run, run_rows, ways
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the module is linked to of NVML; the rest it looks for by name, and does without.
-NVML = 'const char *nvmlErrorString(int result) { return result ? "not supported" : "success"; }'
-
 pytestmark = pytest.mark.slow
 
 
@@ -31,15 +28,9 @@ def ucx_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="orion-ucx-cuda-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        fetch_to(folder)
+        command = [sys.executable, str(ROOT / "tools" / "fetch_ucx.py"), "--softgpu", "--copy-to", str(folder)]
+        subprocess.run(command, check=True, timeout=600)
         yield folder
-
-
-def fetch_to(folder: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "fetch_ucx.py"), "--copy-to", str(folder)]
-    subprocess.run(command, check=True, timeout=600)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-x", "c", "-", "-o",
-                    str(folder / "lib" / "libnvidia-ml.so.1")], input=NVML, text=True, check=True)  # fmt: skip
 
 
 @pytest.fixture(params=["ucx", "ucx_without_cuda"])

@@ -6,6 +6,7 @@ hold, `ROW {...}` for each measurement, and DONE at the end.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import re
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.rdma.end_of_client import is_end_of_client
@@ -28,6 +30,8 @@ KEY = Path("/tmp/client-key")
 CONFIG = Path("/tmp/server.conf")
 SCRIPTED = OURS / "tests" / "programs" / "scripted.py"
 CARRIERS = "rc_verbs,self"
+# Where the kernel says that network devices can register a GPU's memory. softgpu's is the host's, so soft-RoCE's can.
+PEER_MEMORY = Path("/sys/kernel/mm")
 WANTED = set(os.environ.get("checks", "").split(",")) - {""}  # from the kernel's command line; empty: all
 CHECK_LIMIT_S = 240  # of one check: the slowest takes about a minute
 # Each goes there and back. One is of the whole 256 MiB, as in the table of native digests.
@@ -80,20 +84,44 @@ def await_line(text: str, timeout_s: float = 240.0) -> str:
         time.sleep(0.1)
 
 
+@dataclass(frozen=True)
+class Ucx:
+    """One for server and clients, which must be of one release, and what each is told."""
+
+    folder: str = ""  # empty: the system's
+    server: Mapping[str, str] = field(default_factory=dict)
+    client: Mapping[str, str] = field(default_factory=dict)
+    device: str = "rxe0"  # the server's ibverbs_device
+    lanes: str = "rc_verbs/rxe0:1"
+
+
+OF_THE_SYSTEM = Ucx()
+# It has no rdmacm, and its tcp connects only where a device of its own is allowed too; RDMA is preferred for all lanes.
+_OF_BOTH = {"UCX_SOCKADDR_TLS_PRIORITY": "tcp", "UCX_TLS": f"{CARRIERS},tcp", "UCX_NET_DEVICES": "rxe0:1,eth0"}
+WITH_CUDA = Ucx(
+    "/ucx-cuda/lib",
+    {**_OF_BOTH, "UCX_TLS": f"{CARRIERS},tcp,cuda_copy", "LD_LIBRARY_PATH": "/ucx-cuda/lib"},
+    {**_OF_BOTH, "UCX_MODULES": "^cuda"},  # a client's libcuda is Orion's
+    device="",
+    lanes="rc_verbs/rxe0:1 tcp/eth0",
+)
+
+
 class Machine:
     """A server on all of it, and what its clients are told."""
 
-    def __init__(self, **more: str) -> None:
+    def __init__(self, ucx: Ucx = OF_THE_SYSTEM, **more: str) -> None:
+        self.ucx = ucx
         KEY.write_text(secrets.token_hex(16))
         KEY.chmod(0o644)
         CONFIG.write_text(
-            "[server]\nenable_shm = false\nenable_rdma = true\nibverbs_device = rxe0\nvgpu_count = 0\n"
+            f"[server]\nenable_shm = false\nenable_rdma = true\nibverbs_device = {ucx.device}\nvgpu_count = 0\n"
             "connect_timeout = 60\nworker_start_timeout = 300\n"
         )
         server = [sys.executable, "-P", "-m", "orion_server", "--config", str(CONFIG)]
         self.key = subprocess.run([*server[:4], "key"], check=True, capture_output=True, text=True).stdout.strip()
         options = ["--listen", f"{ADDRESS}:9960", "--client-key-file", str(KEY), "--device", "softgpu"]
-        environment = {**os.environ, "UCX_TLS": CARRIERS, **more}
+        environment = {**os.environ, "UCX_TLS": CARRIERS, **ucx.server, **more}
         with LOG.open("w") as log:
             self.process = subprocess.Popen([*server, *options], stdout=log, stderr=log, env=environment)
 
@@ -105,11 +133,12 @@ class Machine:
         self.process.wait(60)
 
     def environment(self, transport: str = "auto", **more: str) -> dict[str, str]:
-        libraries = OURS / "build" / "shim"
+        libraries = ":".join(filter(None, [str(OURS / "build" / "shim"), self.ucx.folder]))
         return {
             **os.environ, "ORION_SERVER": f"{ADDRESS}:9960", "ORION_SERVER_KEY": self.key,
             "ORION_CLIENT_KEY": KEY.read_text(), "ORION_TRANSPORT": transport, "ORION_LOG": "info",
-            "ORION_ATTACH_TIMEOUT_MS": "30000", "LD_LIBRARY_PATH": str(libraries), "UCX_TLS": CARRIERS, **more,
+            "ORION_ATTACH_TIMEOUT_MS": "30000", "LD_LIBRARY_PATH": libraries, "UCX_TLS": CARRIERS,
+            **self.ucx.client, **more,
         }  # fmt: skip
 
     def run(
@@ -144,7 +173,7 @@ def soft_roce() -> None:
 def rows(machine: Machine, *names: str, timed: bool = False) -> None:
     done = machine.run("-m", "tests.rdma.few_rows", *(["--timed"] if timed else []), *names)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "over ucx (rc_verbs/rxe0:1), not encrypted" in done.stderr, done.stderr
+    assert f"over ucx ({machine.ucx.lanes}), not encrypted" in done.stderr, done.stderr
     from benchmarks.rows import NATIVE_DIGESTS, crc, fill_pattern
 
     pattern = ctypes.create_string_buffer(SMALL_BYTES)
@@ -240,6 +269,22 @@ def direct(machine: Machine) -> None:
     assert sum(int(to) for to, _ in said) > 0 and sum(int(back) for _, back in said) > 0, said
 
 
+def cuda_cannot_be_registered(machine: Machine) -> None:
+    """UCX sees softgpu as a GPU, and that no network device can register its memory."""
+    rows(machine, *SMALL_COPY_ROWS)
+    print(await_line("UCX cannot use device memory, whose copies go through pinned host memory: "))
+    print(await_line("bytes that went straight: 0 to device memory, 0 from it"))
+
+
+def cuda_direct(machine: Machine) -> None:
+    """As where the vendor's driver has made a GPU's memory known to network devices: by itself, without being told."""
+    told = PEER_MEMORY / "memory_peers" / "nv_mem" / "version"
+    subprocess.run(["mount", "-t", "tmpfs", "tmp", str(PEER_MEMORY)], check=True)
+    told.parent.mkdir(parents=True)
+    told.write_text("1\n")
+    direct(machine)
+
+
 def registration_refused(machine: Machine) -> None:
     """The worker may lock no more than it has, so device memory cannot be registered: it goes through host memory."""
     with scripted(machine) as client:
@@ -292,14 +337,18 @@ def main() -> None:
     check("client_vanishes_in_mid_copy", lambda: client_vanishes(machine))
     check("copies", lambda: rows(machine, *COPY_ROWS))
     check("server_ends", machine.end)
-    if not WANTED or {"direct", "registration_refused"} & WANTED:
-        machine.end()  # where `server_ends` was not wanted
-        print("--- server's log\n" + LOG.read_text(errors="replace")[-4000:])
-        second = Machine(ORION_UCX_DIRECT="on")
-        await_line("orion-server 0")
-        check("direct", lambda: direct(second))
-        check("registration_refused", lambda: registration_refused(second))
-        second.end()
+    machine.end()  # where `server_ends` was not wanted
+    for ucx, more, checks in (
+        (OF_THE_SYSTEM, {"ORION_UCX_DIRECT": "on"}, (direct, registration_refused)),
+        (WITH_CUDA, {}, (cuda_cannot_be_registered, cuda_direct)),
+    ):
+        if not WANTED or {what.__name__ for what in checks} & WANTED:
+            print("--- server's log\n" + LOG.read_text(errors="replace")[-4000:])
+            another = Machine(ucx, **more)
+            await_line("orion-server 0")
+            for what in checks:
+                check(what.__name__, functools.partial(what, another))
+            another.end()
     print("--- server's log\n" + LOG.read_text(errors="replace")[-8000:])
     print("DONE", flush=True)
 

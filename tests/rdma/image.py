@@ -120,6 +120,7 @@ class Image:
             self._copy(Path(found).resolve(), Path("/usr/bin") / command)
         self._python()
         self._ucx()
+        self._ucx_with_cuda()
         self._shared_libraries()
         (self.folder / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n")
         (self.folder / "etc" / "group").write_text("root:x:0:\nuser:x:1000:\n")
@@ -191,6 +192,12 @@ class Image:
                 self._copy(file)
         for driver in Path("/etc/libibverbs.d").glob("rxe.driver"):
             self._copy(driver)
+
+    def _ucx_with_cuda(self) -> None:
+        """Another UCX, in /ucx-cuda/lib."""
+        tool = ROOT / "tools" / "fetch_ucx.py"
+        options = ["--verbs", "--softgpu", "--copy-to", str(self.folder / "ucx-cuda")]
+        subprocess.run([sys.executable, str(tool), *options], check=True, stdout=subprocess.DEVNULL)
 
     def _files(self) -> Iterator[Path]:
         for path in self.folder.rglob("*"):

@@ -24,7 +24,8 @@ WANTED = os.environ.get("ORION_RDMA_CHECKS", "")
 CHECKS = (
     "soft_roce", "perftest_am_lat", "perftest_am_bw", "server", "says_its_device", "rows", "server_says_it",
     "small_copies", "copies", "falls_back_to_tcp", "insists_on_ucx", "worker_vanishes_in_mid_copy",
-    "client_vanishes_in_mid_copy", "server_ends", "direct", "registration_refused",
+    "client_vanishes_in_mid_copy", "server_ends", "direct", "registration_refused", "cuda_cannot_be_registered",
+    "cuda_direct",
 )  # fmt: skip
 
 
