@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from image import Image, boot
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-BOOT_LIMIT_S = 800
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1100)]
+BOOT_LIMIT_S = 1000
 WANTED = os.environ.get("ORION_RDMA_CHECKS", "")
 CHECKS = (
     "soft_roce", "perftest_am_lat", "perftest_am_bw", "server", "says_its_device", "rows", "server_says_it",
