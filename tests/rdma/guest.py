@@ -272,7 +272,7 @@ def direct(machine: Machine) -> None:
 def cuda_cannot_be_registered(machine: Machine) -> None:
     """UCX sees softgpu as a GPU, and that no network device can register its memory."""
     rows(machine, *SMALL_COPY_ROWS)
-    print(await_line("UCX cannot use device memory, whose copies go through pinned host memory: "))
+    print(await_line("UCX cannot use device memory, whose copies go through pinned host memory: the RDMA device "))
     print(await_line("bytes that went straight: 0 to device memory, 0 from it"))
 
 
