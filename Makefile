@@ -35,7 +35,7 @@ numba: build ## numba-cuda's own test suite on softgpu, whole (a quarter of an h
 rdma: build ## RDMA over soft-RoCE in QEMU: server, softgpu, clients, real verbs; tests/e2e over UCX's tcp (minutes)
 	@tools/setup.sh --rdma
 	$(PYTHON_IN_VENV) -m pytest -q -s -m slow tests/rdma $(PYTEST_ARGS)
-	ORION_E2E_TRANSPORTS=ucx $(PYTHON_IN_VENV) -m pytest -q -n $(PYTEST_WORKERS) tests/e2e $(PYTEST_ARGS)
+	ORION_E2E_TRANSPORTS=ucx $(PYTHON_IN_VENV) -m pytest -q tests/e2e $(PYTEST_ARGS)
 
 lint: build ## ruff, mypy, clang-format, clang-tidy, stale generated files
 	@tools/lint.sh

@@ -10,7 +10,6 @@ With --softgpu there is a libnvidia-ml.so.1 beside it, without which its CUDA mo
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -50,7 +49,7 @@ def copy_with_verbs_to(folder: Path) -> None:
     for name in MODULES_WITH_VERBS:
         (path,) = (libraries / "ucx").glob(f"{name}.so*")  # with the ending that libucs has, by which it finds them
         _copy_stripped(path, target / "ucx" / path.name)
-    (verbs,) = (path for path in libraries.iterdir() if re.match(r"libibverbs-.*\.so", path.name))
+    (verbs,) = libraries.glob("libibverbs-*.so*")
     (target / verbs.name).symlink_to(VERBS)
 
 

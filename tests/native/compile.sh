@@ -3,8 +3,7 @@
 # compile FOLDER FLAGS... -- SOURCES...: compiles as many at a time as there are CPUs, into the array `objects`.
 # CC and CXX name the compilers (gcc, g++).
 compile() {
-  local folder=$1 flags=() free source compiler object
-  free=$(nproc)
+  local folder=$1 flags=() running=() source compiler object process
   shift
   while [ "$1" != -- ]; do
     flags+=("$1")
@@ -19,8 +18,13 @@ compile() {
     # Two folders may have a file of one name.
     object=$folder/$(basename "$(dirname "$source")")_$(basename "${source%.*}").o
     objects+=("$object")
-    if [ "$free" -gt 0 ]; then free=$((free - 1)); else wait -n; fi
+    rm -f "$object"  # what does not compile shall not be linked as it was
+    if [ ${#running[@]} -ge "$(nproc)" ]; then
+      wait "${running[0]}"
+      running=("${running[@]:1}")
+    fi
     "$compiler" "${flags[@]}" -c "$source" -o "$object" &
+    running+=($!)
   done
-  for object in "${objects[@]}"; do wait -n || [ $? = 127 ]; done
+  for process in "${running[@]}"; do wait "$process"; done  # by name: `wait -n` forgets those that failed early
 }
